@@ -1,0 +1,113 @@
+"""Layers with equalized learning rate: parameters are stored as N(0,1) (over lr_mul) and scaled at run time [S1 App. C]."""
+import math
+from typing import Any
+
+from flax import linen as nn
+import jax.numpy as jnp
+from jax import lax
+
+from sg2jax import ops
+
+NOISE_MODES = ('const', 'random', 'none')
+
+
+class Dense(nn.Module):
+  """act(x @ (weight * lr_mul / sqrt(in)) + bias * lr_mul). x: [N,in] -> [N,features]."""
+  features: int
+  activation: str = 'linear'
+  lr_mul: float = 1
+  bias_init: float = 0
+  use_bias: bool = True
+
+  @nn.compact
+  def __call__(self, x):
+    init = nn.initializers.normal(1 / self.lr_mul)
+    w = self.param('weight', init, (x.shape[-1], self.features))
+    x = jnp.dot(x, w * (self.lr_mul / math.sqrt(x.shape[-1])), precision=lax.Precision.HIGHEST)
+    b = None
+    if self.use_bias:
+      b = self.param('bias', nn.initializers.constant(self.bias_init), (self.features,)) * self.lr_mul
+    return ops.bias_act(x, b, self.activation)
+
+
+class Conv(nn.Module):
+  """Convolution, bias, activation. x: [N,H,W,I] -> [N,H/down,W/down,features]; gain scales result and clamp."""
+  features: int
+  kernel: int
+  activation: str = 'lrelu'
+  up: int = 1
+  down: int = 1
+  use_bias: bool = True
+  gain: float = 1
+  clamp: float | None = None
+  taps: tuple = (1, 3, 3, 1)
+
+  @nn.compact
+  def __call__(self, x):
+    shape = (self.kernel, self.kernel, x.shape[-1], self.features)
+    w = self.param('weight', nn.initializers.normal(1), shape) / math.sqrt(math.prod(shape[:3]))
+    b = self.param('bias', nn.initializers.zeros, (self.features,)) if self.use_bias else None
+    x = ops.conv2d_resample(x, w, taps=self.taps, up=self.up, down=self.down, padding=self.kernel // 2,
+                            flip_weight=self.up == 1)
+    return ops.bias_act(x, b, self.activation, gain=ops.ACTIVATIONS[self.activation][1] * self.gain,
+                        clamp=self.clamp and self.clamp * self.gain)
+
+
+class SynthesisLayer(nn.Module):
+  """Modulated 3x3 convolution, noise, bias, activation [S2 Fig. 2d]. x: [N,H,W,I], w: [N,w_dim] -> [N,H*up,W*up,features].
+
+  Noise [H,W] lives in the collection 'noise' (mode 'const'; a buffer [N,H,W,1] is taken as per-sample noise), or
+  is drawn per sample from the rng 'noise' (mode 'random').
+  """
+  features: int
+  activation: str = 'lrelu'
+  up: int = 1
+  gain: float = 1
+  clamp: float | None = None
+  taps: tuple = (1, 3, 3, 1)
+  use_noise: bool = True
+
+  @nn.compact
+  def __call__(self, x, w, noise_mode):
+    styles = Dense(x.shape[-1], bias_init=1, name='affine')(w)
+    weight = self.param('weight', nn.initializers.normal(1), (3, 3, x.shape[-1], self.features))
+    noise = None
+    if self.use_noise:
+      hw = (x.shape[1] * self.up, x.shape[2] * self.up)
+      const = self.variable('noise', 'noise_const', lambda: jnp.asarray(
+          nn.initializers.normal(1)(self.make_rng('params'), hw)))
+      strength = self.param('noise_strength', nn.initializers.zeros, ())
+      if noise_mode == 'const':
+        noise = const.value if const.value.ndim == 4 else const.value[None, :, :, None]
+      elif noise_mode == 'random':
+        noise = nn.initializers.normal(1)(self.make_rng('noise'), (x.shape[0], *hw, 1), strength.dtype)
+      noise = None if noise is None else noise * strength  # [N|1,H,W,1]
+    x = ops.modulated_conv2d(x, weight, styles, noise=noise, taps=self.taps, up=self.up, padding=1,
+                             flip_weight=self.up == 1)
+    b = self.param('bias', nn.initializers.zeros, (self.features,))
+    return ops.bias_act(x, b, self.activation, gain=ops.ACTIVATIONS[self.activation][1] * self.gain,
+                        clamp=self.clamp and self.clamp * self.gain)
+
+
+class ToRGB(nn.Module):
+  """Modulated 1x1 convolution without demodulation [S2 Fig. 7]. x: [N,H,W,I], w: [N,w_dim] -> [N,H,W,channels]."""
+  channels: int
+  clamp: float | None = None
+
+  @nn.compact
+  def __call__(self, x, w):
+    styles = Dense(x.shape[-1], bias_init=1, name='affine')(w) / math.sqrt(x.shape[-1])
+    weight = self.param('weight', nn.initializers.normal(1), (1, 1, x.shape[-1], self.channels))
+    b = self.param('bias', nn.initializers.zeros, (self.channels,))
+    x = ops.modulated_conv2d(x, weight, styles, demodulate=False)
+    return ops.bias_act(x, b, 'linear', clamp=self.clamp)
+
+
+def full_precision(x):
+  """float32, or x's own dtype where that is wider."""
+  return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+
+
+def cast(x, dtype: Any):
+  """x in `dtype`; None is full precision."""
+  return full_precision(x) if dtype is None else x.astype(dtype)

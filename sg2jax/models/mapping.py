@@ -1,0 +1,45 @@
+"""Mapping network z, c -> w and truncation [S1 3.1; S2 App. B]."""
+from flax import linen as nn
+import jax.numpy as jnp
+
+from sg2jax import ops
+from sg2jax.models.layers import Dense
+
+
+class Mapping(nn.Module):
+  """z [N,z_dim], c [N,c_dim] -> w [N,w_dim]. z_dim 0 maps labels only (the discriminator's), c_dim 0 latents only."""
+  z_dim: int
+  c_dim: int
+  w_dim: int
+  num_layers: int = 8
+  embed_features: int | None = None
+  layer_features: int | None = None
+  activation: str = 'lrelu'
+  lr_mul: float = 0.01
+
+  @nn.compact
+  def __call__(self, z, c):
+    parts = []
+    if self.z_dim:
+      parts.append(ops.normalize_2nd_moment(z))
+    if self.c_dim:
+      embed = Dense(self.embed_features or self.w_dim, name='embed')(c)
+      parts.append(ops.normalize_2nd_moment(embed))
+    x = jnp.concatenate(parts, axis=-1)
+    for i in range(self.num_layers):
+      features = self.w_dim if i == self.num_layers - 1 else self.layer_features or self.w_dim
+      x = Dense(features, self.activation, self.lr_mul, name=f'fc{i}')(x)
+    return x
+
+
+def broadcast(w, num_ws):
+  """w [N,w_dim] -> ws [N,num_ws,w_dim], the same for every layer."""
+  return jnp.broadcast_to(w[:, None], (w.shape[0], num_ws, w.shape[1]))
+
+
+def truncate(ws, w_avg, psi=1.0, cutoff=None):
+  """w_avg + psi (w - w_avg) for the first `cutoff` layers (None: all) [S1 App. B]. ws: [N,num_ws,w_dim] or [N,w_dim]."""
+  truncated = w_avg + psi * (ws - w_avg)
+  if cutoff is None:
+    return truncated
+  return jnp.where(jnp.arange(ws.shape[1])[:, None] < cutoff, truncated, ws)

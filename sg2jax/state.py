@@ -1,0 +1,45 @@
+"""TrainState: what training changes and a checkpoint holds. Arrays only."""
+from typing import Any
+
+from flax import struct
+import jax
+import jax.numpy as jnp
+import optax
+
+from sg2jax import schedule
+
+
+@struct.dataclass
+class TrainState:
+  """Everything that a step reads and writes; nested dicts under NVIDIA's names."""
+  step: jax.Array  # [] int32, minibatches so far
+  nimg: jax.Array  # [] int32, images so far: the clock
+  g: Any  # generator parameters
+  d: Any  # discriminator parameters
+  g_ema: Any  # exponential moving average of g
+  g_opt: Any  # Adam moments and count, shared by g and g_reg
+  d_opt: Any  # the same for d and d_reg
+  noise: Any  # constant noise maps of the synthesis network, {..., 'noise_const': [H,W]}
+  w_avg: jax.Array  # [w_dim], moving average of w
+  pl_mean: jax.Array  # [], moving average of path lengths
+
+
+def adam(lr, beta1, beta2, eps, interval):
+  """Adam shared by a loss and its regularizer at every `interval` minibatches (0: not lazy) [S2 App. B]."""
+  c = schedule.lazy_correction(interval)
+  return optax.adam(lr * c, beta1 ** c, beta2 ** c, eps)
+
+
+def init(key, generator, discriminator, g_tx, d_tx, dtype=jnp.float32):
+  """A fresh TrainState. Weights and noise maps are N(0,1) draws from `key`; dtype of every float array."""
+  key_g, key_d = jax.random.split(key)
+  mapping, synthesis = generator.mapping, generator.synthesis
+  z, c = jnp.zeros((1, mapping.z_dim)), jnp.zeros((1, mapping.c_dim))
+  img = jnp.zeros((1, *synthesis.resolution, synthesis.img_channels))
+  g = generator.init(key_g, z, c, noise_mode='const')
+  d = discriminator.init(key_d, img, jnp.zeros((1, discriminator.c_dim)))
+  g, d = jax.tree.map(lambda x: x.astype(dtype), (g, d))
+  return TrainState(
+      step=jnp.zeros((), jnp.int32), nimg=jnp.zeros((), jnp.int32), g=g['params'], d=d['params'],
+      g_ema=jax.tree.map(jnp.copy, g['params']), g_opt=g_tx.init(g['params']), d_opt=d_tx.init(d['params']),
+      noise=g.get('noise', {}), w_avg=jnp.zeros(mapping.w_dim, dtype), pl_mean=jnp.zeros((), dtype))
