@@ -235,15 +235,17 @@ def conv2d_resample(x, w, *, taps=(1, 3, 3, 1), up=1, down=1, padding=0, flip_we
   if down > 1:
     p0, p1 = p0 + (n - down + 1) // 2, p1 + (n - down) // 2
   fir = partial(upfirdn2d, f=f, gain=up ** 2)
-  if k == 1:  # the 1x1 product where there are fewer pixels
-    if up > 1:
-      return fir(_dot1x1(x, w), up=up, down=down, padding=(p0, p1, p0, p1))
+  if up > 1:
+    if k == 1:  # the 1x1 product where there are fewer pixels
+      x = fir(_dot1x1(x, w), up=up, padding=(p0, p1, p0, p1))
+    else:  # zero insertion and convolution in one, then the filter; linear, so the order is free
+      size = tuple((m - 1) * up + k for m in x.shape[1:3])
+      x = _conv_t(x, jnp.swapaxes(w[::-1, ::-1], 2, 3), up, 0, size)
+      q0, q1 = p0 - k + 1, p1 - up + 1  # the transposed convolution has added k-1 in front, and no trailing zeros
+      x = fir(x, padding=(q0, q1, q0, q1))
+    return x if down == 1 else upfirdn2d(x, f, down=down)  # with both, one filter for each change of rate
+  if k == 1:
     return _dot1x1(fir(x, down=down, padding=(p0, p1, p0, p1)), w)
-  if up > 1:  # zero insertion and convolution in one, then the filter; linear, so the order is free
-    size = tuple((m - 1) * up + k for m in x.shape[1:3])
-    x = _conv_t(x, jnp.swapaxes(w[::-1, ::-1], 2, 3), up, 0, size)
-    q0, q1 = p0 - k + 1, p1 - up + 1  # the transposed convolution has added k-1 in front, and no trailing zeros
-    return fir(x, down=down, padding=(q0, q1, q0, q1))
   return _conv(fir(x, padding=(p0, p1, p0, p1)), w, down, 0)
 
 

@@ -102,18 +102,21 @@ class Steps:
     grads, (w_avg, pl_mean), aux = _accumulate(loss, state.g, (state.w_avg, state.pl_mean), draws)
     return _apply('g', self.g_tx, state, grads, aux, w_avg=w_avg, pl_mean=pl_mean)
 
-  def d_update(self, state, draws, reals):
-    """Logistic loss of the discriminator in two passes, then the EMA of g and the clock. reals: [R,M,H,W,C] in [-1,1]."""
+  def d_update(self, state, draws, reals, labels):
+    """Logistic loss of the discriminator in two passes, then the EMA of g and the clock.
+
+    reals: [R,M,H,W,C] in [-1,1], labels: theirs [R,M,c_dim]; the fakes have those of `draws`.
+    """
     def loss(d, w_avg, x):
       ws, w_avg = self._ws(state.g, w_avg, x['z'], x['c'], x.get('mix'))
       fakes = jax.lax.stop_gradient(self._synthesize(state.g, state.noise, x['noise'], ws))
-      net = lambda img: self.discriminator.apply({'params': d}, img, x['c'])
-      real_logits, fake_logits = net(x['reals']), net(fakes)
+      net = partial(self.discriminator.apply, {'params': d})
+      real_logits, fake_logits = net(x['reals'], x['real_c']), net(fakes, x['c'])
       loss_real, loss_fake = (v.mean() for v in losses.d_logistic(real_logits, fake_logits))
       aux = {'loss_d': loss_real + loss_fake, 'loss_d_real': loss_real, 'loss_d_fake': loss_fake,
              'logits_real': real_logits.mean()}
       return loss_real + loss_fake, (w_avg, aux)
-    grads, w_avg, aux = _accumulate(loss, state.d, state.w_avg, draws | {'reals': reals})
+    grads, w_avg, aux = _accumulate(loss, state.d, state.w_avg, draws | {'reals': reals, 'real_c': labels})
     batch = reals.shape[0] * reals.shape[1]
     beta = schedule.ema_beta(state.nimg, batch, self.ema_kimg, self.ema_rampup, state.pl_mean.dtype)
     ema = jax.tree.map(lambda p, e: p + (e - p) * beta, state.g, state.g_ema)
@@ -140,7 +143,8 @@ class Steps:
 
   def d(self, key, state, batch):
     """Discriminator step; advances the clock."""
-    return self.d_update(state, self.draw(_phase(key, state, 'd'), batch)[0], to_float(batch['image'], state))
+    draws, _ = self.draw(_phase(key, state, 'd'), batch)
+    return self.d_update(state, draws, to_float(batch['image'], state), batch['label'])
 
   def d_reg(self, key, state, batch):
     """R1 step, on the reals of the same minibatch; draws nothing."""

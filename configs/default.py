@@ -1,0 +1,73 @@
+"""Every field of a run, with unit and source. The values are config F of StyleGAN2 at 256 px [S2 Table 1].
+
+[S2] Karras et al. 2020, arXiv 1912.04958. [ADA] Karras et al. 2020, arXiv 2006.06676. Presets change only what differs.
+Any field can be set on the command line: `--config.loss.r1_gamma=2`.
+"""
+from ml_collections import ConfigDict
+
+
+def get_config():
+  """The configuration that all presets start from."""
+  c = ConfigDict()
+  c.resolution = 256  # pixels; an int, or (height, width), both h0*2^k with the longer of h0, w0 in 4..7
+  c.total_kimg = 25_000.0  # thousands of training images [S2 App. B]
+  c.batch = 32  # images per minibatch, over all devices [S2 App. B]
+  c.microbatch = 0  # images per round of gradient accumulation, over all devices; 0: the whole batch
+  c.seed = 0  # of weights, latents, noise and data order
+  c.device = ''  # what must be there: 'gpu', 'tpu', 'accelerator' (either); '': whatever JAX finds
+  c.tick_kimg = 4.0  # thousands of images between status lines
+  c.snapshot_kimg = 200.0  # thousands of images between image grids, SWD and checkpoints
+  c.keep = 2  # number of latest checkpoints that are kept, besides the best by SWD
+  c.swd_images = 2048  # images in the sliced Wasserstein distance of a snapshot; 0: off
+
+  c.data = ConfigDict()
+  c.data.name = ''  # a TFDS name ('digits' is bundled); '': the data set in data.dir, as `sg2jax.tools.prepare` writes it
+  c.data.dir = ''  # directory of the data set, or TFDS data_dir; '': TFDS's default
+  c.data.channels = 3  # of an image: 1 grey, 3 RGB, 4 RGBA
+  c.data.labels = False  # condition on the data set's labels [ADA App. D]
+  c.data.mirror = False  # flip each image horizontally with probability 1/2 (FFHQ: yes) [S2 App. B]
+
+  c.g = ConfigDict()
+  c.g.architecture = 'skip'  # orig, skip, resnet [S2 Fig. 7]
+  c.g.fmap_base = 16_384  # feature maps at res pixels: min(2 fmap_base / res, fmap_max) (configs A-E: 8192)
+  c.g.fmap_max = 512
+  c.g.z_dim = 512
+  c.g.w_dim = 512
+  c.g.mapping_layers = 8  # [S1 3.1]
+  c.g.mapping_lr_mul = 0.01  # [S1 App. C]
+  c.g.num_bf16_res = 0  # number of upper resolutions computed in bfloat16
+  c.g.clamp = 0.0  # activations are clamped to +-clamp; 0: not at all [ADA App. D: 256 with 16-bit floats]
+  c.g.remat = False  # recompute blocks in the backward pass: less memory, about a third more time
+  c.g.noise = True  # per-pixel noise inputs [S1 3.2]
+
+  c.d = ConfigDict()
+  c.d.architecture = 'resnet'
+  c.d.fmap_base = 16_384
+  c.d.fmap_max = 512
+  c.d.mapping_layers = 8  # of the label embedding, where labels are used
+  c.d.mbstd_group_size = 4  # images per minibatch-stddev group, of one round
+  c.d.mbstd_num_channels = 1
+  c.d.num_bf16_res = 0
+  c.d.clamp = 0.0
+  c.d.remat = False
+
+  c.loss = ConfigDict()
+  c.loss.r1_gamma = 10.0  # R1 weight [S2 App. B]; a heuristic for a new data set: 0.0002 resolution^2 / batch [ADA]
+  c.loss.r1_interval = 16  # minibatches between R1 steps [S2 3.1]
+  c.loss.pl_weight = 2.0  # path length weight; 0: off [S2 3.2]
+  c.loss.pl_decay = 0.01  # of the moving average of path lengths
+  c.loss.pl_interval = 4  # minibatches between path length steps [S2 3.1]
+  c.loss.pl_shrink = 2  # path lengths use 1/pl_shrink of the minibatch
+  c.loss.mixing_prob = 0.9  # probability of style mixing [S1 3.1]
+
+  c.opt = ConfigDict()
+  c.opt.g_lr = 0.002  # Adam, before the correction for lazy regularization [S2 App. B]
+  c.opt.d_lr = 0.002
+  c.opt.beta1 = 0.0
+  c.opt.beta2 = 0.99
+  c.opt.eps = 1e-8
+
+  c.ema = ConfigDict()
+  c.ema.kimg = 10.0  # half-life of the generator's moving average, thousands of images [S2 App. B]
+  c.ema.rampup = 0.0  # half-life is at most rampup * images so far; 0: no ramp [ADA App. F]
+  return c

@@ -1,0 +1,37 @@
+"""One 1-D mesh ('data',) and its two shardings. The only file that says "device"."""
+import jax
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+
+def make_mesh(devices=None):
+  """All devices (or the given ones) in one axis, 'data'."""
+  devices = jax.devices() if devices is None else devices
+  return jax.make_mesh((len(devices),), ('data',), axis_types=(AxisType.Auto,), devices=devices)
+
+
+def replicated(mesh):
+  """Sharding of the state: the same on every device."""
+  return NamedSharding(mesh, PartitionSpec())
+
+
+def batched(mesh):
+  """Sharding of a batch [R,M,...]: M is divided, so that every round of accumulation uses every device."""
+  return NamedSharding(mesh, PartitionSpec(None, 'data'))
+
+
+def to_global(mesh, batch):
+  """Host arrays [R,M/processes,...] -> global arrays [R,M,...]."""
+  return jax.tree.map(lambda x: jax.make_array_from_process_local_data(batched(mesh), x), batch)
+
+
+def constrain(mesh):
+  """A function that divides [R,M,...] over the devices inside jit; an M that doesn't divide is left to the compiler."""
+  def place(x):
+    return jax.lax.with_sharding_constraint(x, batched(mesh)) if x.shape[1] % mesh.size == 0 else x
+  return place
+
+
+def jit_step(step, mesh):
+  """jit of `(key, state, batch) -> (state, aux)`: state donated and replicated, batch divided."""
+  same = replicated(mesh)
+  return jax.jit(step, in_shardings=(same, same, batched(mesh)), out_shardings=(same, same), donate_argnums=1)

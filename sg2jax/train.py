@@ -1,0 +1,268 @@
+"""The run: build, restore, loop, maintenance. The only reader of the clock."""
+from concurrent import futures
+import contextlib
+import fcntl
+import json
+import os
+import pathlib
+import signal
+import threading
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from sg2jax import build, data, report, sharding
+from sg2jax.checkpoint import Checkpoints
+from sg2jax.faults import Interrupted, NonFiniteError, Preempted, UsageError
+from sg2jax.metrics.swd import swd
+
+GRID = 64  # fixed latents shown in every snapshot
+# Fields that may differ from the run that a workdir holds: they change how long or how it is watched, not what is computed.
+FREE = ('total_kimg', 'tick_kimg', 'snapshot_kimg', 'keep', 'swd_images', 'device', 'data.dir')
+
+
+def train(config, workdir):
+  """Trains `config` in `workdir` until total_kimg, from its latest checkpoint if there is one.
+
+  Raises: the Faults of faults.py, each with its exit code; nothing that was saved is lost.
+  """
+  build.check(config)
+  workdir = pathlib.Path(workdir)
+  values = config.to_dict()
+  check_workdir(values, workdir)
+  with Stop() as stop:
+    devices = jax.devices()
+    build.check_devices(config, devices)
+    source = data.load(config.data.name, config.data.dir, build.resolution(config), config.data.channels,
+                       config.data.labels)
+    if len(source) < config.batch:
+      raise UsageError(f'--config.batch={config.batch}, but {source.place} has {len(source)} images; use fewer')
+    values |= {'c_dim': source.c_dim, 'data_hash': source.hash}
+    check_workdir(values, workdir)
+    with locked(workdir):
+      report.save_run(workdir, values)
+      run(config, workdir, source, sharding.make_mesh(devices), stop)
+
+
+def run(config, workdir, source, mesh, stop):
+  """Everything after the checks: compile, restore, loop."""
+  steps = build.steps(config, source.c_dim, sharding.constrain(mesh))
+  same = sharding.replicated(mesh)
+  with contextlib.ExitStack() as stack:
+    checkpoints = stack.enter_context(contextlib.closing(
+        Checkpoints(workdir, keep=config.keep, meta={'data_hash': source.hash})))
+    abstract = jax.eval_shape(lambda: build.init_state(config, steps, None))
+    state = checkpoints.restore_latest(
+        jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=same), abstract))
+    fresh = state is None
+    if fresh:
+      state = build.init_state(config, steps, same)
+    step, nimg = int(state.step), int(state.nimg)
+    log = stack.enter_context(contextlib.closing(report.Report(workdir, step, config.total_kimg)))
+    log.say(describe(config, state, source, mesh, step))
+    batches = stack.enter_context(contextlib.closing(data.batches(
+        source, batch=config.batch, microbatch=build.microbatch(config), seed=config.seed, mirror=config.data.mirror,
+        nimg=nimg, process_index=jax.process_index(), process_count=jax.process_count())))
+    compiled, seconds = compile_steps(steps, state, mesh, config, source, stop)
+    log.say(f'compiled in {seconds:.0f} s')
+    snapshot = Snapshot(config, steps, source, mesh, log)
+    key = jax.device_put(jax.random.key(config.seed), same)
+    if fresh:
+      log.images('reals', snapshot.reals[:GRID], 0)
+      log.tick(0, 0, snapshot(state), 0, 0)
+    loop(config, steps, compiled, state, key, batches, mesh, checkpoints, log, snapshot, stop)
+
+
+def loop(config, steps, compiled, state, key, batches, mesh, checkpoints, log, snapshot, stop):
+  """Minibatches until total_kimg or a signal. Only maintenance waits for the device."""
+  step, nimg, total = int(state.step), int(state.nimg), config.total_kimg * 1000
+  pending, tick_time, tick_nimg = [], time.monotonic(), nimg
+  while nimg < total and not stop:
+    batch, last = sharding.to_global(mesh, next(batches)), pending[-1:]
+    for name in steps.due(step):
+      state, aux = compiled[name](key, state, batch)
+      pending.append(aux)
+    jax.block_until_ready(last)  # the device is one minibatch behind at most: a signal is heard in time
+    step, before, nimg = step + 1, nimg, nimg + config.batch
+    log.progress(nimg)
+    done = nimg >= total
+    crossed = lambda kimg: done or nimg // (kimg * 1000) > before // (kimg * 1000)
+    if crossed(config.tick_kimg) or crossed(config.snapshot_kimg):
+      metrics = fetch(pending, step)
+      now = time.monotonic()  # the time of training only, not of the snapshot below
+      seconds, images = now - tick_time, nimg - tick_nimg
+      if crossed(config.snapshot_kimg):
+        metrics |= snapshot(state)
+        checkpoints.save(state, score=metrics.get('swd'))
+      log.tick(step, nimg, metrics, seconds, images / seconds)
+      pending, tick_time, tick_nimg = [], time.monotonic(), nimg
+  if stop and nimg < total:
+    fetch(pending, step)
+    checkpoints.save(state)
+    checkpoints.wait()
+    stop.leave(f'saved step {step} ({nimg / 1000:g} kimg)')
+  checkpoints.wait()
+
+
+def fetch(pending, step):
+  """Means of the aux of a tick, in one transfer. Raises NonFiniteError if an update was held back in it."""
+  rows = jax.device_get(pending)
+  values = {name: np.array([row[name] for row in rows if name in row], np.float64)
+            for name in sorted({name for row in rows for name in row})}
+  for name, v in values.items():
+    if name.startswith('grad_norm') and not np.isfinite(v).all():
+      raise NonFiniteError(
+          f'{(~np.isfinite(v)).sum()} of {len(v)} gradients of {name[-1].upper()} before step {step} are not finite; they '
+          'were not applied, and the last checkpoint is sound. Lower the learning rate or raise loss.r1_gamma, and with '
+          'bfloat16 set g.clamp and d.clamp to 256')
+  return {name: v.mean() for name, v in values.items()}
+
+
+class Snapshot:
+  """Grid of fixed latents and SWD of the EMA generator against reals that don't change; all from the seed."""
+
+  def __init__(self, config, steps, source, mesh, log):
+    self.log, self.seed, self.constrain = log, config.seed, steps.constrain
+    generator, self.batch = steps.generator, max(mesh.size, 32 // mesh.size * mesh.size)
+    count = max(GRID, min(config.swd_images, len(source)) if config.swd_images else 0)
+    self.compare = bool(config.swd_images)
+    order = np.random.default_rng([config.seed, 0]).permutation(len(source))[:count]
+    samples = [source[int(i)] for i in order]
+    self.reals = np.stack([s['image'] for s in samples])
+    self.labels = np.resize(np.stack([s['label'] for s in samples]), (count, source.c_dim))
+    self.z = np.random.RandomState(config.seed).randn(count, generator.mapping.z_dim)
+
+    def sample(state, z, c):
+      images = generator.apply({'params': state.g_ema, 'noise': state.noise}, z[0], c[0], noise_mode='const')
+      return to_uint8(images)
+    same = sharding.replicated(mesh)
+    self.sample = jax.jit(sample, in_shardings=(same, *[sharding.batched(mesh)] * 2), out_shardings=same)
+
+  def images(self, state, count):
+    """`count` images of the EMA generator, uint8 [count,H,W,C]."""
+    dtype, images = state.pl_mean.dtype, []
+    for i in range(0, count, self.batch):
+      part = np.arange(i, i + self.batch) % len(self.z)
+      z, c = (x[part][None].astype(dtype) for x in (self.z, self.labels))
+      images.append(np.asarray(self.sample(state, z, c)))
+    return np.concatenate(images)[:count]
+
+  def __call__(self, state):
+    """Writes the grid; returns {'swd', 'swd_<level>'}, or nothing where it is off."""
+    fakes = self.images(state, len(self.z) if self.compare else GRID)
+    self.log.images(f'fakes_{int(state.nimg) // 1000:06d}', fakes[:GRID], int(state.step))
+    if not self.compare:
+      return {}
+    levels = swd(self.reals, fakes[:len(self.reals)], self.seed)
+    return {'swd': levels.pop('mean')} | {f'swd_{k}': v for k, v in levels.items()}
+
+
+def to_uint8(images):
+  """Network output in [-1,1] -> uint8: truncate(clip(127.5 x + 128, 0, 255)) [S2 metrics]. Any shape."""
+  return jnp.clip(images * 127.5 + 128, 0, 255).astype(jnp.uint8)
+
+
+def compile_steps(steps, state, mesh, config, source, stop):
+  """The steps, compiled side by side before the first minibatch. -> ({name: compiled}, seconds)."""
+  rounds, micro = config.batch // build.microbatch(config), build.microbatch(config)
+  spec = lambda *shape, dtype: jax.ShapeDtypeStruct((rounds, micro, *shape), dtype, sharding=sharding.batched(mesh))
+  batch = {'image': spec(*source.shape, dtype=np.uint8), 'label': spec(source.c_dim, dtype=state.pl_mean.dtype)}
+  key = jax.eval_shape(lambda: jax.random.key(0))
+  start = time.monotonic()
+  pool = futures.ThreadPoolExecutor(4)
+  jobs = {name: pool.submit(lambda f: f.lower(key, state, batch).compile(), sharding.jit_step(getattr(steps, name), mesh))
+          for name in ('g_reg', 'g', 'd', 'd_reg') if name in steps.due(0)}
+  while futures.wait(jobs.values(), timeout=0.2, return_when=futures.FIRST_EXCEPTION).not_done:
+    if stop:  # compilation can't be interrupted, and nothing new has been computed that could be lost
+      stop.leave('stopped while compiling; nothing to save', hard=True)
+    if any(job.done() and job.exception() for job in jobs.values()):
+      break
+  return {name: job.result() for name, job in jobs.items()}, time.monotonic() - start
+
+
+class Stop:
+  """True once SIGTERM or Ctrl-C was received. A context manager; the second signal acts as usual."""
+
+  def __enter__(self):
+    self.signal, self.old = None, {}
+    if threading.current_thread() is threading.main_thread():
+      self.old = {s: signal.signal(s, self._receive) for s in (signal.SIGTERM, signal.SIGINT)}
+    return self
+
+  def __exit__(self, *_):
+    for s, handler in self.old.items():
+      signal.signal(s, handler)
+
+  def _receive(self, number, _):
+    self.signal = number
+    signal.signal(number, self.old[number])
+
+  def __bool__(self):
+    return self.signal is not None
+
+  def leave(self, text, hard=False):
+    """Raises the Fault of the signal; `hard` leaves the process at once, past threads that can't be joined."""
+    fault = Preempted if self.signal == signal.SIGTERM else Interrupted
+    text = f'{signal.Signals(self.signal).name}: {text}; the same command goes on from there'
+    if hard:
+      os.write(2, f'{text}\n'.encode())
+      os._exit(fault.code)
+    raise fault(text)
+
+
+def check_workdir(values, workdir):
+  """Raises UsageError if the workdir holds a run of another configuration or data set. Creates nothing."""
+  path = workdir / 'config.json'
+  if workdir.exists() and not workdir.is_dir():
+    raise UsageError(f'--workdir={workdir} is a file; name a directory')
+  if not path.exists():
+    return
+  try:
+    old = flat(json.loads(path.read_text()))
+  except ValueError:
+    raise UsageError(f'{path} is not readable as JSON; restore it or use another --workdir') from None
+  new = flat(json.loads(json.dumps(values)))
+  changed = [f'{k}: {old.get(k)} there, {new.get(k)} here' for k in sorted(new) if k not in FREE and old.get(k) != new.get(k)]
+  if changed:
+    raise UsageError(f'--workdir={workdir} holds a run of another configuration ({"; ".join(changed)}); use another '
+                     'workdir, or the configuration of that run')
+
+
+def flat(tree, prefix=''):
+  """Nested dict -> {'a.b': value}."""
+  items = {}
+  for k, v in tree.items():
+    items |= flat(v, f'{prefix}{k}.') if isinstance(v, dict) else {prefix + k: v}
+  return items
+
+
+@contextlib.contextmanager
+def locked(workdir):
+  """Holds the workdir for this process; the system releases it however the process ends."""
+  with report._writing(workdir):
+    workdir.mkdir(parents=True, exist_ok=True)
+    f = open(workdir / '.lock', 'a+')
+  with f:
+    try:
+      fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+      f.seek(0)
+      raise UsageError(f'--workdir={workdir} is in use by process {f.read().strip()}; use another, or stop that one') from None
+    f.truncate(0)
+    f.write(f'{os.getpid()} on {os.uname().nodename}')
+    f.flush()
+    yield
+
+
+def describe(config, state, source, mesh, step):
+  """Two lines on what is about to run."""
+  count = lambda tree: sum(x.size for x in jax.tree.leaves(tree)) / 1e6
+  device = mesh.devices.flat[0]
+  height, width, channels = source.shape
+  return (f'{source.name}: {len(source)} images {height}x{width}x{channels}, {source.c_dim} label components; '
+          f'G {config.g.architecture} {count(state.g):.2f}M, D {config.d.architecture} {count(state.d):.2f}M parameters; '
+          f'{mesh.size} x {device.device_kind}\n'
+          + (f'resuming at step {step}, {int(state.nimg) / 1000:g} kimg' if step else 'starting from scratch')
+          + f'; to {config.total_kimg:g} kimg')

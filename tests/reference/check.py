@@ -1,0 +1,182 @@
+"""What all cases share: reading a manifest, comparing with its tolerances, one report line per case.
+
+A case is computed by a function `Subcase -> {name: array}`; every expected array of the manifest is looked up in that
+dict. What nothing computes, an unread config field and an exception are failures of the sub-case.
+"""
+import dataclasses
+import json
+import pathlib
+import time
+import traceback
+
+import jax
+import numpy as np
+
+
+class Config:
+  """A config of the manifest that knows which of its fields were read. Indexing is strict, `get` has a default."""
+
+  def __init__(self, values, path=''):
+    self._values, self._path, self._unread = values, path, set(values)
+
+  def __contains__(self, key):
+    return key in self._values
+
+  def __getitem__(self, key):
+    if key not in self._values:
+      raise KeyError(f'config lacks {self._path}{key}')
+    self._unread.discard(key)
+    return self._values[key]
+
+  def get(self, key, default=None):
+    """The value of an optional field."""
+    return self[key] if key in self else default
+
+  def sub(self, key):
+    """An optional dict as a Config. What it has unread counts here."""
+    value = self._values.get(key)
+    if not isinstance(value, Config):
+      value = self._values[key] = Config(dict(value or {}), f'{self._path}{key}.')
+    self._unread.discard(key)
+    return value
+
+  def expect(self, key, value):
+    """Checks a derived field where it is given."""
+    if key in self and self[key] != value:
+      raise ValueError(f'config has {self._path}{key}={self[key]!r}, the code has {value!r}')
+
+  def ignore(self, *keys):
+    """Marks fields that can't change a number here; the caller says why."""
+    self._unread.difference_update(keys)
+
+  def unread(self):
+    """Paths of the fields that nobody read."""
+    subs = (v for v in self._values.values() if isinstance(v, Config))
+    return sorted([f'{self._path}{key}' for key in self._unread] + [k for s in subs for k in s.unread()])
+
+
+@dataclasses.dataclass
+class Subcase:
+  """One sub-case: config, given arrays (floats in the working precision) and the names of the expected arrays."""
+  id: str
+  config: Config
+  given: dict
+  wanted: list
+
+  def under(self, prefix):
+    """{rest: array} of the given arrays whose name begins with prefix."""
+    return {k[len(prefix):]: v for k, v in self.given.items() if k.startswith(prefix)}
+
+
+@dataclasses.dataclass
+class Report:
+  """Outcome of a case. worst: the largest |error| / tolerance and where; failures: sub-case id -> messages."""
+  id: str
+  total: int = 0
+  worst: tuple = (0.0, '')
+  failures: dict = dataclasses.field(default_factory=dict)
+  seconds: float = 0.0
+
+  @property
+  def passed(self):
+    return not self.failures
+
+  def __str__(self):
+    good = self.total - len(set(self.failures) - {''})
+    head = (f'{self.id:<22}{good:>4}/{self.total} sub-cases  worst {self.worst[0]:8.2g} of tolerance'
+            f'  {self.seconds:6.1f} s  {"ok" if self.passed else "FAILED"}')
+    lines = [f'    {sub or self.id}: {m}' for sub, messages in self.failures.items() for m in _abridge(messages)]
+    return '\n'.join([head] + lines + ([f'    worst at {self.worst[1]}'] if self.failures and self.worst[1] else []))
+
+
+def _abridge(messages, most=5):
+  return messages[:most] + ([f'... and {len(messages) - most} more'] if len(messages) > most else [])
+
+
+def read_manifest(folder):
+  """The cases of a folder. Raises: FileNotFoundError, ValueError if it has no manifest of this format."""
+  path = pathlib.Path(folder, 'manifest.json')
+  manifest = json.loads(path.read_text())
+  if not isinstance(manifest, dict) or not isinstance(manifest.get('cases'), list):
+    raise ValueError(f'{path} has no list `cases`')
+  return manifest['cases']
+
+
+def _split(case):
+  """{sub-case id: [(array name within it, key)]}, the shared keys, and the expected keys that belong to no sub-case."""
+  ids = list(case.get('subcases') or {'': {}})
+  own, shared = {sub: [] for sub in ids}, []
+  for key in case['arrays']:
+    owners = [s for s in ids if not s or key == s or key.startswith(s + '/')]
+    if owners:
+      sub = max(owners, key=len)
+      own[sub].append((key[len(sub):].lstrip('/') if sub else key, key))
+    else:
+      shared.append(key)
+  strays = [key for key in shared if case['arrays'][key]['role'] == 'expected']
+  return own, [key for key in shared if key not in strays], strays
+
+
+def run_case(case, folder, compute, float32=False):
+  """Computes and compares every sub-case. compute: Subcase -> {name: array}. -> Report."""
+  report, start = Report(case['id']), time.perf_counter()
+  own, shared, strays = _split(case)
+  report.total = len(own)
+  if strays:
+    report.failures[''] = [f'expected array {key} belongs to no sub-case' for key in strays]
+  with jax.enable_x64(not float32), jax.default_matmul_precision('highest'), \
+      np.load(pathlib.Path(folder, case['file'])) as data:
+    for sub, names in own.items():
+      try:
+        messages = _run(case, sub, names, shared, data, compute, float32, report)
+      except Exception as e:  # a fault of one sub-case must not end the run
+        place = traceback.extract_tb(e.__traceback__)[-1]
+        messages = [f'{type(e).__name__}: {str(e)[:300]} ({pathlib.Path(place.filename).name}:{place.lineno})']
+      if messages:
+        report.failures[sub] = messages
+  report.seconds = time.perf_counter() - start
+  return report
+
+
+def _run(case, sub, names, shared, data, compute, float32, report):
+  info = case['arrays']
+  config = Config(dict(((case.get('subcases') or {}).get(sub) or case).get('config') or {}))
+  wide = np.float32 if float32 else np.float64
+  def cast(key):
+    return data[key].astype(wide) if data[key].dtype.kind == 'f' else data[key]
+  given = {name: cast(key) for name, key in [(k, k) for k in shared] + names if info[key]['role'] != 'expected'}
+  wanted = {name: key for name, key in names if info[key]['role'] == 'expected'}
+  results = compute(Subcase(sub, config, given, list(wanted)))
+  messages = [f'config field {key} is not understood' for key in config.unread()]
+  for name, key in wanted.items():
+    if name not in results:
+      messages.append(f'{name}: nothing computes this expected array')
+      continue
+    error, message = compare(results[name], data[key], info[key].get('tol'), float32)
+    report.worst = max(report.worst, (error, key))
+    messages += [f'{name}: {message}'] if message else []
+  return messages
+
+
+def compare(actual, expected, tol, float32):
+  """(largest |actual - expected| / tolerance, message or None). Without bounds in the manifest: identical, or +-1 level."""
+  actual = np.asarray(actual)
+  if actual.shape != expected.shape:
+    return np.inf, f'shape {list(actual.shape)}, expected {list(expected.shape)}'
+  if isinstance(tol, dict):
+    bits = '32' if float32 else '64'
+    bound = tol['atol' + bits] + tol['rtol' + bits] * np.abs(expected)
+  elif isinstance(tol, str) and 'exact' in tol:
+    bound = np.ones(expected.shape) if '+-1' in tol else np.zeros(expected.shape)
+  else:
+    raise ValueError(f'tolerance {tol!r} is not understood')
+  error = np.abs(actual.astype(np.float64) - expected.astype(np.float64))
+  with np.errstate(divide='ignore', invalid='ignore'):
+    ratio = np.where(error == 0, 0, error / bound)
+  ratio = np.where(np.isnan(ratio) & ~(np.isnan(actual) & np.isnan(expected)), np.inf, np.nan_to_num(ratio, posinf=np.inf))
+  worst = float(ratio.max(initial=0))
+  if worst <= 1:
+    return worst, None
+  at = np.unravel_index(ratio.argmax(), ratio.shape)
+  return worst, (f'{np.count_nonzero(ratio > 1)} of {ratio.size} differ, worst {worst:.3g} times the tolerance at '
+                 f'{[int(i) for i in at]}: {actual[at]:.9g}, expected {expected[at]:.9g}')
