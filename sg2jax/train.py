@@ -52,7 +52,7 @@ def run(config, workdir, source, mesh, stop):
   same = sharding.replicated(mesh)
   with contextlib.ExitStack() as stack:
     checkpoints = stack.enter_context(contextlib.closing(
-        Checkpoints(workdir, keep=config.keep, meta={'data_hash': source.hash})))
+        Checkpoints(workdir, keep=config.keep, meta={'data_hash': source.hash, 'config': config.to_dict()})))
     abstract = jax.eval_shape(lambda: build.init_state(config, steps, None))
     state = checkpoints.restore_latest(
         jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=same), abstract))

@@ -1,1 +1,215 @@
-CASES = {}
+"""Reference cases of training: the gradients of every phase and whole trajectories, both through sg2jax.steps.Steps."""
+from functools import partial
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from sg2jax import losses, schedule, state as state_lib
+from sg2jax.models.stylegan2 import block_sizes
+from sg2jax.steps import Steps, to_float
+from tests.reference.cases_nets import read_discriminator, read_generator
+from tests.reference.names import load, nchw, nhwc, store
+
+# An "optimizer" whose state is the last gradient, so that a whole update of Steps yields its gradient.
+RECORD = optax.GradientTransformation(lambda p: jax.tree.map(jnp.zeros_like, p), lambda g, s, p=None: (g, g))
+
+
+def _state(steps, params, pl_mean):
+  """TrainState at step 0 from {'G/key', 'D/key'} arrays; also the size of the first block."""
+  size = block_sizes(steps.discriminator.resolution)[0]
+  g, noise, w_avg = load({k[2:]: v for k, v in params.items() if k.startswith('G/')}, size)
+  d, _, _ = load({k[2:]: v for k, v in params.items() if k.startswith('D/')}, size)
+  zero = np.zeros((), np.int32)
+  return jax.tree.map(jnp.asarray, state_lib.TrainState(
+      step=zero, nimg=zero, g=g, d=d, g_ema=g, g_opt=steps.g_tx.init(g), d_opt=steps.d_tx.init(d), noise=noise,
+      w_avg=w_avg, pl_mean=pl_mean)), size
+
+
+def _draws(z, c, **more):
+  """Draws of one phase: z [R,M,z_dim], c [R,M,c_dim] or None. Noise is constant, so its keys are never used."""
+  c = np.zeros((*z.shape[:2], 0), z.dtype) if c is None else c
+  return {'z': z, 'c': c, 'noise': np.zeros(len(z))} | more
+
+
+# ---- losses
+
+def _per_sample(steps, phase, state, draws, reals, labels):
+  """The values of one phase image by image, which Steps only averages. All in theirs names; draws have R = 1."""
+  x = jax.tree.map(lambda v: v[0], draws)
+  ws, _ = steps._ws(state.g, state.w_avg, x['z'], x['c'], x.get('mix'))
+  synthesize = partial(steps._synthesize, state.g, state.noise, None)
+  discriminate = partial(steps.discriminator.apply, {'params': state.d})
+  if phase == 'Greg':
+    lengths = losses.path_lengths(synthesize, ws, x['pl'])
+    penalty, _ = losses.path_length_penalty(lengths, state.pl_mean, steps.pl_decay)
+    _, h, w, _ = x['pl'].shape
+    grads = jax.grad(lambda ws: jnp.sum(synthesize(ws) * x['pl'] / np.sqrt(h * w)))(ws)
+    return {'pl_lengths': lengths, 'pl_penalty': penalty, 'loss_Gpl': penalty * steps.pl_weight, 'pl_grads': grads, 'ws': ws}
+  if phase == 'Dreg':
+    penalty, logits = losses.r1_penalty(lambda img: discriminate(img, labels[0]), reals[0])
+    grads = jax.grad(lambda img: discriminate(img, labels[0]).sum())(reals[0])
+    return {'r1_penalty': penalty, 'loss_Dr1': penalty * steps.r1_gamma / 2, 'real_logits': logits,
+            'r1_grads': jnp.moveaxis(grads, -1, 1)}
+  img = synthesize(ws)
+  logits = discriminate(img, x['c'])
+  results = {'gen_logits': logits, 'gen_img': jnp.moveaxis(img, -1, 1), 'ws': ws}
+  if phase == 'Gmain':
+    return results | {'loss': losses.g_nonsaturating(logits)}
+  real_logits = discriminate(reals[0], labels[0])
+  loss_real, loss_fake = losses.d_logistic(real_logits, logits)
+  return results | {'real_logits': real_logits, 'loss_Dreal': loss_real, 'loss_Dgen': loss_fake}
+
+
+def _phase(steps, phase, state, draws, reals, labels, size):
+  """Every result of a phase under their names: per-sample values, gradients, w_avg and pl_mean."""
+  @jax.jit
+  def run(state, draws, reals, labels):
+    if phase == 'Gmain':
+      new, _ = steps.g_update(state, draws)
+    elif phase == 'Greg':
+      new, _ = steps.g_reg_update(state, draws)
+    elif phase == 'Dmain':
+      new, _ = steps.d_update(state, draws, reals, labels)
+    else:
+      new, _ = steps.d_reg_update(state, reals, labels)
+    return _per_sample(steps, phase, state, draws, reals, labels), new
+  results, new = run(state, draws, reals, labels)
+  grads = new.g_opt if phase[0] == 'G' else new.d_opt
+  return results | store(grads, size, 'grad/') | {'w_avg_after': new.w_avg, 'pl_mean_after': new.pl_mean}
+
+
+def loss_phases(sub):
+  """Losses and gradients of each phase `<phase>[_mixing][_shrink<k>]` that has expected arrays."""
+  config, given = sub.config, sub.given
+  net, beta = read_generator(config.sub('G'))
+  config.expect('batch', len(given['z']))
+  config.expect('num_ws', net.synthesis.num_ws)
+  shrink, cutoff = config['pl_batch_shrink'], config.get('style_mixing_cutoff')
+  make = partial(Steps, net, read_discriminator(config.sub('D')), RECORD, RECORD, r1_gamma=config['r1_gamma'],
+                 r1_interval=1, pl_weight=config['pl_weight'], pl_decay=config['pl_decay'], pl_interval=1,
+                 mixing_prob=0, ema_kimg=1, ema_rampup=None, w_avg_beta=beta, noise_mode='const')
+  state, size = _state(make(pl_shrink=shrink), sub.given, given['pl_mean_before'])
+  reals = nhwc(given['real_img'])[None]
+  labels = given['real_c'][None] if 'real_c' in given else np.zeros((*reals.shape[:2], 0))
+  results = {}
+  for full in dict.fromkeys(name.split('/')[0] for name in sub.wanted):
+    match = re.fullmatch(r'(Gmain|Greg|Dmain|Dreg)(_mixing)?(_shrink(\d+))?', full)
+    if not match:
+      continue  # its arrays will be reported as computed by nothing
+    phase, mixing, other_shrink = match[1], match[2], match[3]
+    divide = int(match[4]) if other_shrink else shrink
+    count = len(given['z']) // (divide if phase == 'Greg' else 1)
+    more = {'pl': nhwc(given['pl_noise_raw' + (other_shrink or '')])[None]} if phase == 'Greg' else {}
+    if mixing:
+      more['mix'] = {'z': given['z_mix'][None, :count], 'cutoff': np.full((1, count), cutoff)}
+    draws = _draws(given['z'][None, :count], given['gen_c'][None, :count] if 'gen_c' in given else None, **more)
+    out = _phase(make(pl_shrink=divide), phase, state, draws, reals, labels, size)
+    results |= {f'{full}/{name}': value for name, value in out.items()}
+  return results
+
+
+# ---- training_trajectory
+
+PHASES = {'Gmain': 'g', 'Greg': 'g_reg', 'Dmain': 'd', 'Dreg': 'd_reg'}
+
+
+def _read_training(config):
+  """Config of a trajectory -> Steps. What this code base can't do is an error."""
+  g, beta = read_generator(config.sub('G'))
+  d = read_discriminator(config.sub('D'))
+  g_interval, d_interval = config['G_reg_interval'], config['D_reg_interval']
+  for key, value in (('optimizer', 'Adam'), ('real_image_scaling', 'x/127.5 - 1'), ('style_mixing_prob', 0),
+                     ('phases', list(PHASES))):
+    config.expect(key, value)
+  (b1, b2), lr, eps = config['betas'], config['lr'], config['eps']
+  for name, interval in (('G', g_interval), ('D', d_interval)):
+    effective, ratio = config.sub('effective').sub(name), schedule.lazy_correction(interval)
+    effective.expect('mb_ratio', ratio)
+    effective.ignore('lr', 'betas')  # follow from it
+  config.ignore('float64_sensitivity')  # a remark
+  gamma, weight = config['r1_gamma'], config['pl_weight']
+  # Weight 0 switches a regularizer off, its bookkeeping included, but leaves Adam's correction.
+  return Steps(g, d, state_lib.adam(lr, b1, b2, eps, g_interval), state_lib.adam(lr, b1, b2, eps, d_interval),
+               r1_gamma=gamma, r1_interval=d_interval if gamma else 0, pl_weight=weight, pl_decay=config['pl_decay'],
+               pl_interval=g_interval if weight else 0, pl_shrink=config['pl_batch_shrink'], mixing_prob=0,
+               ema_kimg=config['ema_kimg'], ema_rampup=config['ema_rampup'], w_avg_beta=beta, noise_mode='const')
+
+
+def _lengths(steps, state, draws):
+  """Path lengths [R,M/s] at `state`, image by image."""
+  def one(x):
+    ws, _ = steps._ws(state.g, state.w_avg, x['z'], x['c'], None)
+    return losses.path_lengths(partial(steps._synthesize, state.g, state.noise, None), ws, x['pl'])
+  return jax.lax.map(one, draws)
+
+
+def _sumsq(tree):
+  return sum(jnp.sum(x ** 2) for x in jax.tree.leaves(tree))
+
+
+def _end_of_iteration(state, beta):
+  return {'pl_mean': state.pl_mean, 'w_avg_norm': jnp.linalg.norm(state.w_avg), 'G_param_sumsq': _sumsq(state.g),
+          'D_param_sumsq': _sumsq(state.d), 'G_ema_param_sumsq': _sumsq(state.g_ema), 'ema_beta': beta}
+
+
+def _snapshot(state, size, prefix):
+  nets = {'G': state.g, 'D': state.d, 'G_ema': state.g_ema}
+  results = {f'{prefix}/w_avg': state.w_avg, f'{prefix}/pl_mean': state.pl_mean}
+  for name, params in nets.items():
+    results |= store(params, size, f'{prefix}/{name}/')
+  return results
+
+
+# Their trace <- our aux, of each phase.
+TRACES = {'g': {'loss_Gmain': 'loss_g', 'scores_fake_Gmain': 'logits_fake'}, 'g_reg': {'pl_penalty_mean': 'pl_penalty'},
+          'd': {'loss_Dgen': 'loss_d_fake', 'loss_Dreal': 'loss_d_real', 'scores_real': 'logits_real'},
+          'd_reg': {'r1_penalty_mean': 'r1'}}
+
+
+def training_trajectory(sub):
+  """The loop over minibatches from stored draws: traces, the state after some iterations and at the end."""
+  config, given = sub.config, sub.given
+  steps = _read_training(config)
+  iterations, batch, micro = config['iterations'], config['batch_size'], config['batch_gpu']
+  due = [steps.due(i) for i in range(iterations)]
+  for theirs, ours in (('Greg', 'g_reg'), ('Dreg', 'd_reg')):
+    config.sub('regularisation_iterations').expect(theirs, [i for i in range(iterations) if ours in due[i]])
+  state, size = _state(steps, sub.under('init/'), np.zeros((), given['z'].dtype))
+  rounds = lambda x: x.reshape(batch // micro, micro, *x.shape[1:])
+  images = nhwc(given['real_img_uint8'])
+  update = {name: jax.jit(getattr(steps, f'{name}_update')) for name in PHASES.values()}
+  lengths, end, beta_at = jax.jit(partial(_lengths, steps)), jax.jit(_end_of_iteration), jax.jit(
+      lambda nimg, dtype=given['z'].dtype: schedule.ema_beta(nimg, batch, steps.ema_kimg, steps.ema_rampup, dtype))
+  trace, results, regs = {}, {}, 0
+  def note(values):
+    for key, value in values.items():
+      trace.setdefault(key, []).append(value)
+  for i in range(iterations):
+    reals = to_float(rounds(images[i]), state)
+    labels = rounds(given['real_c'][i]) if 'real_c' in given else np.zeros((*reals.shape[:2], 0))
+    beta = beta_at(state.nimg)
+    for phase, name in enumerate(PHASES.values()):
+      if name not in due[i]:
+        continue
+      c = rounds(given['gen_c'][i, phase]) if 'gen_c' in given else None
+      draws = _draws(rounds(given['z'][i, phase]), c)
+      if name == 'g_reg':
+        draws = {k: v[:, :micro // steps.pl_shrink] if v.ndim > 1 else v for k, v in draws.items()}
+        draws['pl'] = nhwc(given['pl_noise_raw'][regs])
+        regs += 1
+        note({'pl_lengths': lengths(state, draws)})
+      args = {'g': (draws,), 'g_reg': (draws,), 'd': (draws, reals, labels), 'd_reg': (reals, labels)}[name]
+      state, aux = update[name](state, *args)
+      note({theirs: aux[ours] for theirs, ours in TRACES[name].items()})
+    note(end(state, beta))
+    results |= _snapshot(state, size, f'iter{i + 1}')
+  results |= _snapshot(state, size, 'final') | {f'trace/{key}': np.stack(values) for key, values in trace.items()}
+  z, c = given['z'][0, 0], given['gen_c'][0, 0] if 'gen_c' in given else None
+  img = jax.jit(partial(steps.generator.apply, noise_mode='const'))({'params': state.g_ema, 'noise': state.noise}, z, c)
+  return results | {'final/G_ema_img': nchw(img)}
+
+
+CASES = {'losses': loss_phases, 'training_trajectory': training_trajectory}

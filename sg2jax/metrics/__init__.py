@@ -1,0 +1,1 @@
+"""Quality figures: features of images and the numbers made of them."""

@@ -1,0 +1,47 @@
+"""The command line. `run` starts every tool: flags in; exit code and one line of error out."""
+
+import os
+import sys
+from collections.abc import Callable
+
+from absl import app, flags, logging
+
+from sg2jax import faults
+
+_DEBUG = flags.DEFINE_bool('debug', False, 'Show the traceback of an expected error.')
+
+
+def run(main: Callable[[list[str]], None]):
+  """Parses absl flags, runs `main(argv)` and exits.
+
+  With 0, with 2 for bad flags, or with a Fault's code; the message is on stderr, the traceback only
+  with --debug.
+  """
+  logging.set_verbosity(logging.WARNING)  # orbax tells every save at length; --verbosity=0 shows it
+  app.run(lambda argv: _guard(main, argv), flags_parser=_parse)
+
+
+def _fail(message: object, code: int):
+  print(f'{os.path.basename(sys.argv[0])}: {message}', file=sys.stderr)
+  sys.exit(code)
+
+
+def _parse(argv: list[str]) -> list[str]:
+  try:
+    return flags.FLAGS(argv)
+  # ml_collections raises the last three for an unknown --config.key, with the nearest name.
+  except (flags.Error, AttributeError, KeyError, TypeError) as err:
+    if '--debug' in argv:
+      raise
+    _fail(' '.join(str(err).replace('"\'', '').strip('"\' ').split()), faults.UsageError.code)
+
+
+def _guard(main: Callable[[list[str]], None], argv: list[str]):
+  try:
+    if len(argv) > 1:
+      raise faults.UsageError(f'unexpected argument {argv[1]!r}; flags are written --name=value')
+    main(argv)
+  except faults.Fault as fault:
+    if _DEBUG.value:
+      raise
+    _fail(fault, fault.code)

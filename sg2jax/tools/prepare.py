@@ -1,0 +1,72 @@
+"""Turns a folder or zip of pictures into a data set for training.
+
+  python -m sg2jax.tools.prepare --source=FOLDER|ZIP --dest=DIR --resolution=R
+
+DIR becomes a TFDS data set in array_record format, to be used as --config.data.name=
+--config.data.dir=DIR, and DIR/report.json names every file that was left out, with the reason. The
+rules are stated in sg2jax/data/images.py (pictures) and sg2jax/data/sources.py (files, labels).
+"""
+
+import re
+
+from absl import flags
+from PIL import ImageColor
+
+from sg2jax import faults, tools
+from sg2jax.data import images, prepare, sources
+
+_SOURCE = flags.DEFINE_string('source', None, 'Folder or zip of pictures.')
+_DEST = flags.DEFINE_string('dest', None, 'Folder to make.')
+_RESOLUTION = flags.DEFINE_string('resolution', None, 'Pixels: R, or HEIGHTxWIDTH such as 384x512.')
+_FIT = flags.DEFINE_enum('fit', 'center', images.FITS,
+                         'center: crop the middle; wide: crop the middle rows, black bars above '
+                         'and below, giving WIDTHxWIDTH; pad: keep all, fill with --background.')
+_FILTER = flags.DEFINE_enum('filter', 'box', sorted(images.FILTERS), 'Resampling filter.')
+_CHANNELS = flags.DEFINE_enum('channels', '3', ('3', '1'), '3: RGB, 1: grey.')
+_LABELS = flags.DEFINE_enum('labels', 'none', sources.LABELS,
+                            'Class labels from folder names or dataset.json.')
+_BACKGROUND = flags.DEFINE_string('background', 'white',
+                                  'Colour behind transparent pixels: a CSS name or #rrggbb.')
+_UPSCALE = flags.DEFINE_bool('allow_upscale', False,
+                             'Enlarge pictures that are too small instead of refusing them.')
+_WORKERS = flags.DEFINE_integer('workers', None, 'Threads; default: one per core.', lower_bound=1)
+
+
+def _resolution(text: str) -> tuple[int, int]:
+  match = re.fullmatch(r'([1-9]\d*)(?:x([1-9]\d*))?', text)
+  if not match or max(int(x or 0) for x in match.groups()) > 16384:
+    raise faults.UsageError(f'--resolution={text}: must be R or HEIGHTxWIDTH in pixels, such as 64 '
+                            'or 384x512')
+  return int(match[1]), int(match[2] or match[1])
+
+
+def _background(text: str) -> tuple[int, int, int]:
+  try:
+    return ImageColor.getrgb(text)[:3]
+  except ValueError:
+    raise faults.UsageError(f'--background={text}: must be a CSS colour name or #rrggbb') from None
+
+
+def main(argv: list[str]):
+  del argv
+  for flag in (_SOURCE, _DEST, _RESOLUTION):
+    if not flag.value:
+      raise faults.UsageError(f'--{flag.name} is missing; usage: python -m sg2jax.tools.prepare '
+                              '--source=FOLDER|ZIP --dest=DIR --resolution=R')
+  height, width = _resolution(_RESOLUTION.value)
+  if _FIT.value == 'wide' and width < height:
+    raise faults.UsageError(f'--fit=wide --resolution={height}x{width}: the width must be the '
+                            'larger side')
+  options = prepare.Options(
+      height, width, int(_CHANNELS.value), _FIT.value, _FILTER.value,
+      _background(_BACKGROUND.value), _UPSCALE.value, _LABELS.value)
+  report = prepare.build(_SOURCE.value, _DEST.value, options, _WORKERS.value)
+  print(prepare.summary(report))
+  if not report['images']:
+    raise faults.DatasetError(f'--source={_SOURCE.value}: no usable picture in it (the reasons are '
+                              'above); nothing was made')
+  print(f'{_DEST.value}: ready; the report is {_DEST.value}/{prepare.REPORT}')
+
+
+if __name__ == '__main__':
+  tools.run(main)

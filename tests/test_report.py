@@ -1,0 +1,248 @@
+"""The log of a run: resuming, torn lines, non-finite numbers, event files, grids, failing disks."""
+import json
+import math
+import os
+import pty
+import re
+import subprocess
+import sys
+import types
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from sg2jax import faults, report
+
+ROOT = report.pathlib.Path(__file__).resolve().parents[1]
+
+
+def records(workdir):
+  return [json.loads(line) for line in (workdir / 'metrics.jsonl').read_text().splitlines()]
+
+
+def run(workdir, start, stop, metrics=None):
+  """Logs a tick at every step of (start, stop], as a run resumed from `start` would."""
+  log = report.Report(workdir, start, total_kimg=4)
+  for step in range(start + 1, stop + 1):
+    log.tick(step, step * 32, metrics or {'loss_g': 0.5 + step}, 2.0, 16.0)
+  log.close()
+
+
+def test_resumed_run_logs_each_step_once(tmp_path):
+  run(tmp_path / 'whole', 0, 7)
+  run(tmp_path / 'parts', 0, 5)  # killed after 5; the last checkpoint is of step 3
+  run(tmp_path / 'parts', 3, 7)
+  kept = [[(r['step'], r['nimg'], r['loss_g']) for r in records(tmp_path / name)]
+          for name in ('whole', 'parts')]
+  assert kept[0] == kept[1]
+  assert [step for step, *_ in kept[1]] == [1, 2, 3, 4, 5, 6, 7]
+
+
+def test_fresh_run_starts_an_empty_log(tmp_path):
+  for stop in (3, 2):
+    run(tmp_path, -1, stop)  # logs step 0 too; negative starts are as fresh as 0
+  assert [r['step'] for r in records(tmp_path)] == [0, 1, 2]
+  report.Report(tmp_path, 0, 4).close()
+  assert records(tmp_path) == []
+
+
+@pytest.mark.parametrize('size', range(1, 60, 7))
+def test_torn_last_line_is_dropped(tmp_path, size):
+  run(tmp_path, 0, 2)
+  log = tmp_path / 'metrics.jsonl'
+  whole = log.read_bytes()
+  log.write_bytes(whole + whole.splitlines()[-1][:size])
+  run(tmp_path, 2, 3)
+  assert [r['step'] for r in records(tmp_path)] == [1, 2, 3]
+
+
+def test_line_that_lacks_only_its_newline_is_kept(tmp_path):
+  run(tmp_path, 0, 2)
+  log = tmp_path / 'metrics.jsonl'
+  log.write_bytes(log.read_bytes()[:-1])
+  run(tmp_path, 2, 3)
+  assert [r['step'] for r in records(tmp_path)] == [1, 2, 3]
+
+
+def test_non_finite_numbers_are_valid_json(tmp_path, capsys):
+  run(tmp_path, 0, 1, {'loss_g': math.nan, 'loss_d': math.inf, 'r1': -np.float32(np.inf)})
+  def refuse(name):
+    raise AssertionError(f'{name} is not JSON')
+  record = json.loads((tmp_path / 'metrics.jsonl').read_text(), parse_constant=refuse)
+  assert (record['loss_g'], record['loss_d'], record['r1']) == ('nan', 'inf', '-inf')
+  assert 'G nan' in capsys.readouterr().out
+
+
+def test_status_lines_are_aligned_and_leave_out_what_is_absent(tmp_path, capsys):
+  log = report.Report(tmp_path, 0, total_kimg=400)
+  log.tick(1, 4000, {'loss_g': 0.816, 'loss_d': 1.307, 'r1': 0.0123, 'other': 5}, 3.2, 78)
+  log.tick(2, 248000, {'loss_g': 12.5, 'loss_d': 0.02}, 123.456, 1234.5)
+  first, second = capsys.readouterr().out.splitlines()
+  assert re.match(r'tick 0 +kimg +4\.0/400 +3\.20 s/tick +78\.0 img/s +left 1h 24m +G 0\.816 ',
+                  first)
+  assert 'D 1.31' in first and 'r1 0.012' in first and ' pl ' not in first and 'other' not in first
+  assert re.search(r'mem \d+\.\d GB$', first) and 'device' not in first  # CPU
+  for name in ('kimg', 's/tick', 'img/s', 'left', 'G ', 'D ', 'r1', 'mem'):
+    assert first.index(name) == second.index(name), (first, second)
+
+
+def test_event_file_is_what_tensorboard_reads(tmp_path):
+  accumulator = pytest.importorskip('tensorboard.backend.event_processing.event_accumulator')
+  run(tmp_path, 0, 5)
+  log = report.Report(tmp_path, 3, total_kimg=4)
+  log.tick(4, 128, {'loss_g': 40.0}, 2.0, 16.0)
+  log.images('fakes_000048', np.full([2, 16, 16, 1], 7, np.uint8), 4)
+  log.close()
+  events = accumulator.EventAccumulator(str(tmp_path / 'tensorboard'))
+  events.Reload()
+  # Steps 4 and 5 of the interrupted run are forgotten, 1 to 3 are not.
+  assert [(e.step, e.value) for e in events.Scalars('loss_g')] == [
+      (1, 1.5), (2, 2.5), (3, 3.5), (4, 40.0)]
+  (image,) = events.Images('fakes')
+  assert (image.step, image.width, image.height) == (4, 128, 64)
+
+
+def test_training_never_loads_tensorflow(tmp_path):
+  """Not even where it is installed: a fake package stands for it that can't be imported."""
+  (tmp_path / 'tensorflow').mkdir()
+  (tmp_path / 'tensorflow' / '__init__.py').write_text('raise SystemExit("imported")')
+  code = ('from sg2jax import report; import sys\n'
+          'log = report.Report(sys.argv[1], 0, 4)\n'
+          'log.tick(1, 32, {"loss_g": 1.0}, 2.0, 16.0); log.close()')
+  env = os.environ | {'PYTHONPATH': f'{tmp_path}:{ROOT}', 'JAX_PLATFORMS': 'cpu'}
+  done = subprocess.run([sys.executable, '-c', code, str(tmp_path / 'run')], env=env,
+                        capture_output=True, text=True, check=False)
+  assert done.returncode == 0, done.stderr
+  assert len(records(tmp_path / 'run')) == 1
+
+
+def test_clu_writes_where_tensorflow_is_loaded(tmp_path, monkeypatch):
+  calls = []
+  class SummaryWriter:
+    def __init__(self, logdir):
+      calls.append(logdir)
+    def write_scalars(self, step, scalars):
+      calls.append((step, scalars['loss_g']))
+    def flush(self):
+      pass
+    close = flush
+  monkeypatch.setitem(sys.modules, 'tensorflow', types.ModuleType('tensorflow'))
+  clu = types.ModuleType('clu.metric_writers')
+  clu.SummaryWriter = SummaryWriter
+  monkeypatch.setitem(sys.modules, 'clu', types.ModuleType('clu'))
+  monkeypatch.setitem(sys.modules, 'clu.metric_writers', clu)
+  run(tmp_path, 0, 1)
+  assert calls == [str(tmp_path / 'tensorboard'), (1, 1.5)]
+
+
+def test_works_without_clu_and_tensorboard(tmp_path, monkeypatch, capsys):
+  for name in [*sys.modules, 'tensorboard', 'clu']:
+    if name.split('.')[0] in ('tensorboard', 'clu'):
+      monkeypatch.setitem(sys.modules, name, None)
+  run(tmp_path, 0, 2)
+  assert capsys.readouterr().out.count('TensorBoard logging is off') == 1
+  assert len(records(tmp_path)) == 2 and not (tmp_path / 'tensorboard').exists()
+
+
+def test_other_processes_write_nothing(tmp_path, monkeypatch, capsys):
+  monkeypatch.setattr(report.jax, 'process_index', lambda: 1)
+  log = report.Report(tmp_path / 'run', 0, 4)
+  log.tick(1, 32, {}, 1.0, 1.0)
+  log.images('reals', np.zeros([1, 8, 8, 3], np.uint8), 1)
+  log.say('x')
+  log.close()
+  report.save_run(tmp_path / 'run', {})
+  assert not (tmp_path / 'run').exists() and not capsys.readouterr().out
+
+
+@pytest.mark.parametrize('n, cols', [(1, 1), (2, 2), (3, 2), (5, 3), (6, 3), (7, 3), (16, 4),
+                                     (32, 8), (40, 8), (64, 8)])
+def test_image_grid_holds_every_image_once(n, cols):
+  images = np.random.default_rng(0).integers(0, 256, (n, 4, 6, 3)).astype(np.uint8)
+  grid = report.image_grid(images)
+  assert grid.dtype == np.uint8 and grid.shape == (-(-n // cols) * 4, cols * 6, 3)
+  for i in range(n):
+    y, x = i // cols * 4, i % cols * 6
+    np.testing.assert_array_equal(grid[y:y + 4, x:x + 6], images[i])
+  assert grid.sum() == images.sum()  # gaps are black
+
+
+@pytest.mark.parametrize('channels, mode', [
+    (1, 'L'), (2, 'L'), (3, 'RGB'), (4, 'RGBA'), (5, 'RGB')])
+@pytest.mark.parametrize('size, factor', [
+    ((8, 12), 8), ((32, 32), 2), ((48, 64), 1), ((64, 64), 1)])
+def test_png(tmp_path, channels, mode, size, factor):
+  images = np.random.default_rng(0).integers(0, 256, (2, *size, channels)).astype(np.uint8)
+  log = report.Report(tmp_path, 0, 4)
+  log.images('fakes_000001', images, 1)
+  log.close()
+  png = Image.open(tmp_path / 'images' / 'fakes_000001.png')
+  assert png.mode == mode and os.listdir(tmp_path / 'images') == ['fakes_000001.png']
+  pixels = np.asarray(png).reshape(size[0] * factor, 2 * size[1] * factor, -1)
+  expected = np.concatenate(list(images), axis=1)[..., :pixels.shape[2]]
+  np.testing.assert_array_equal(pixels[::factor, ::factor], expected)
+
+
+def test_save_run(tmp_path):
+  for batch in (8, 16):
+    report.save_run(tmp_path / 'run', {'z': 1, 'batch': batch, 'data': {'name': 'digits'}})
+  config = (tmp_path / 'run' / 'config.json').read_text()
+  assert json.loads(config) == {'z': 1, 'batch': 16, 'data': {'name': 'digits'}}
+  assert config.index('"batch"') < config.index('"z"')
+  starts = json.loads((tmp_path / 'run' / 'environment.json').read_text())
+  assert len(starts) == 2 and starts[0]['devices'] >= 1 and starts[0]['jax'] and starts[0]['python']
+  assert sorted(os.listdir(tmp_path / 'run')) == ['config.json', 'environment.json']
+
+
+def test_failing_file_system_is_a_write_error(tmp_path, monkeypatch):
+  (tmp_path / 'file').write_text('')
+  for act in (lambda d: report.Report(d, 0, 4), lambda d: report.save_run(d, {})):
+    with pytest.raises(faults.WriteError, match=r'file.run.*bytes are free'):
+      act(tmp_path / 'file' / 'run')
+  log = report.Report(tmp_path, 0, 4)
+  log._log = report.pathlib.Path('/dev/full')
+  with pytest.raises(faults.WriteError, match='/dev/full: No space left'):
+    log.tick(1, 32, {}, 1.0, 1.0)
+
+
+def test_interrupted_write_keeps_the_old_file(tmp_path, monkeypatch):
+  report.write_atomic(tmp_path / 'a', 'old')
+  def full(*_):
+    raise OSError(28, 'No space left on device')
+  monkeypatch.setattr(report.os, 'fsync', full)
+  with pytest.raises(faults.WriteError, match='No space left'):
+    report.write_atomic(tmp_path / 'a', 'new')
+  assert (tmp_path / 'a').read_text() == 'old' and os.listdir(tmp_path) == ['a']
+
+
+def test_progress_bar_only_on_a_terminal(tmp_path, monkeypatch, capsys):
+  log = report.Report(tmp_path, 0, 4)
+  log.progress(1000)
+  assert capsys.readouterr().err == ''
+  master, slave = pty.openpty()
+  monkeypatch.setattr(sys, 'stderr', os.fdopen(slave, 'w'))
+  for _ in range(5):
+    log.progress(1000)
+  shown = os.read(master, 1000).decode()
+  assert shown.count('\r') == 1 and '25%' in shown and '1.0/4 kimg' in shown
+
+
+@pytest.mark.parametrize('seconds, text', [
+    (0, '0s'), (59.4, '59s'), (59.6, '1m 00s'), (3599.6, '1h 00m'), (4320, '1h 12m'),
+    (86400 * 3 + 3600 * 4, '3d 04h')])
+def test_duration(seconds, text):
+  assert report.duration(seconds) == text
+
+
+@pytest.mark.parametrize('value, text', [
+    (0.0, '0.000'), (0.0123, '0.012'), (-1.309, '-1.31'), (61.24, '61.2'), (1234.5, '1234'),
+    (3.2e-5, '3e-05'), (2e7, '2e+07'), (math.nan, 'nan'), (-math.inf, '-inf')])
+def test_number(value, text):
+  assert report.number(value) == text
+
+
+def test_host_memory_is_that_of_this_process():
+  before = report.host_memory()
+  ballast = np.ones(2**26, np.uint8)
+  assert 0.9 * ballast.nbytes < report.host_memory() - before < 1.5 * ballast.nbytes

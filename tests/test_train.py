@@ -1,0 +1,165 @@
+"""The run as a user starts it: subprocesses of `python -m sg2jax.main` on a tiny network, and what interrupts them."""
+import json
+import os
+import pathlib
+import random
+import signal
+import subprocess
+import sys
+import time
+
+from PIL import Image
+import pytest
+
+ROOT = pathlib.Path(__file__).parent.parent
+TINY = dict(resolution=16, batch=8, total_kimg=0.256, tick_kimg=0.064, snapshot_kimg=0.032, swd_images=64, **{
+    'g.fmap_base': 64, 'd.fmap_base': 64, 'g.z_dim': 16, 'g.w_dim': 16, 'g.mapping_layers': 1, 'data.mirror': True})
+LAST = 32  # total_kimg / batch
+
+
+@pytest.fixture(scope='session')
+def home(tmp_path_factory):
+  """Data set, compile cache and a package `tensorflow` that fails when imported, shared by all runs."""
+  home = tmp_path_factory.mktemp('home')
+  (home / 'poison').mkdir()
+  (home / 'poison' / 'tensorflow.py').write_text('raise RuntimeError("TensorFlow was imported")\n')
+  return home
+
+
+def start(home, workdir, **fields):
+  """The running process. Fields are --config.<name>."""
+  command = [sys.executable, '-m', 'sg2jax.main', '--config=configs/quickstart.py', f'--workdir={workdir}']
+  command += [f'--config.{k}={v}' for k, v in ({'data.dir': home / 'data'} | TINY | fields).items()]
+  env = os.environ | {'JAX_COMPILATION_CACHE_DIR': str(home / 'cache'), 'JAX_PLATFORMS': 'cpu',
+                      'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0.2', 'PYTHONPATH': str(home / 'poison')}
+  return subprocess.Popen(command, cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def finish(process, code=0, timeout=300):
+  """Waits for the process; its output and errors."""
+  out, err = process.communicate(timeout=timeout)
+  assert process.returncode == code, out + err
+  return out, err
+
+
+def content(workdir, step=LAST):
+  """{file: bytes} of a checkpoint."""
+  root = workdir / 'checkpoints' / str(step)
+  return {str(p.relative_to(root)): p.read_bytes() for p in root.rglob('*') if p.is_file()}
+
+
+def log(workdir):
+  """The lines of metrics.jsonl without what depends on the clock and the machine."""
+  lines = [json.loads(line) for line in (workdir / 'metrics.jsonl').read_text().splitlines()]
+  return [{k: v for k, v in line.items() if k not in ('time', 'sec_per_tick', 'img_per_sec', 'host_bytes')} for line in lines]
+
+
+@pytest.fixture(scope='session')
+def whole(home, tmp_path_factory):
+  """A run that nothing interrupted."""
+  workdir = tmp_path_factory.mktemp('whole')
+  out, err = finish(start(home, workdir))
+  assert 'Traceback' not in err
+  return workdir, out
+
+
+def test_run_leaves_what_scripts_rely_on(whole):
+  workdir, out = whole
+  lines = log(workdir)
+  assert [line['step'] for line in lines] == list(range(0, LAST + 1, 4))
+  assert all(line['nimg'] == 8 * line['step'] for line in lines)
+  assert {'loss_g', 'loss_d', 'pl_length', 'r1', 'swd'} <= set(lines[-1]) | set(lines[4])
+  assert Image.open(workdir / 'images' / 'reals.png').size == Image.open(workdir / 'images' / 'fakes_000000.png').size
+  assert json.loads((workdir / 'config.json').read_text())['loss']['r1_gamma'] == 0.5
+  assert (workdir / 'checkpoints' / str(LAST) / 'state').is_dir() and list((workdir / 'tensorboard').iterdir())
+  assert 'img/s' in out and 'compiled in' in out
+
+
+def test_finished_run_starts_and_ends_at_once(home, whole):
+  before = content(whole[0])
+  finish(start(home, whole[0]))
+  assert content(whole[0]) == before
+
+
+def kill_and_resume(home, workdir, delays):
+  """Starts a run as often as there are delays, kills it after each, counted from its first line of output."""
+  for delay in delays:
+    process = start(home, workdir)
+    process.stdout.readline()
+    time.sleep(delay)
+    process.kill()
+    process.communicate()
+  return finish(start(home, workdir))
+
+
+def test_killed_run_ends_with_the_same_bytes(home, whole, tmp_path):
+  draw = random.Random(1)
+  kill_and_resume(home, tmp_path / 'run', [draw.uniform(1, 6) for _ in range(3)])
+  assert content(tmp_path / 'run') == content(whole[0])
+  assert log(tmp_path / 'run') == log(whole[0])
+
+
+@pytest.mark.slow
+def test_run_killed_twenty_times_ends_with_the_same_bytes(home, whole, tmp_path):
+  draw = random.Random(2)
+  kill_and_resume(home, tmp_path / 'run', [draw.uniform(0, 8) for _ in range(20)])
+  assert content(tmp_path / 'run') == content(whole[0])
+
+
+@pytest.mark.parametrize('number, code', [(signal.SIGTERM, 75), (signal.SIGINT, 130)])
+def test_signal_saves_the_last_step_and_the_run_goes_on(home, whole, tmp_path, number, code):
+  process = start(home, tmp_path, snapshot_kimg=10)
+  while 'tick 1' not in process.stdout.readline():
+    assert process.poll() is None
+  process.send_signal(number)
+  _, err = finish(process, code, timeout=30)
+  assert 'saved step' in err and len(err.splitlines()) == 1
+  assert sorted(int(p.name) for p in (tmp_path / 'checkpoints').iterdir())[-1] >= 8
+  finish(start(home, tmp_path, snapshot_kimg=10))
+  state = lambda files: {k: v for k, v in files.items() if k.startswith('state')}
+  assert state(content(tmp_path)) == state(content(whole[0]))
+
+
+def test_signal_while_compiling_leaves_at_once(home, tmp_path):
+  process = start(home, tmp_path, **{'g.fmap_base': 80})  # not in the compile cache
+  process.stdout.readline()
+  time.sleep(2)
+  process.send_signal(signal.SIGTERM)
+  began = time.monotonic()
+  _, err = finish(process, 75)
+  assert time.monotonic() - began < 10 and 'compiling' in err
+
+
+def test_second_run_in_a_workdir_and_another_configuration_are_refused(home, whole, tmp_path):
+  first = start(home, tmp_path, total_kimg=100)
+  first.stdout.readline()
+  _, err = finish(start(home, tmp_path, total_kimg=100), 2)
+  assert str(first.pid) in err
+  first.kill()
+  first.communicate()
+  _, err = finish(start(home, whole[0], batch=16), 2)
+  assert 'batch: 8 there, 16 here' in err
+
+
+@pytest.mark.parametrize('fields, code, said', [
+    ({'loss.r1_gama': 1}, 2, 'r1_gamma'),
+    ({'batch': 'many'}, 2, 'batch'),
+    ({'batch': 30, 'd.mbstd_group_size': 4}, 2, 'try 28 or 32'),
+    ({'data.name': '', 'data.dir': '/nowhere'}, 3, 'sg2jax.tools.prepare'),
+    ({'device': 'gpu'}, 2, 'jax[cuda'),
+    ({'data.channels': 3}, 3, 'channels'),
+])
+def test_bad_input_is_one_line_and_creates_nothing(home, tmp_path, fields, code, said):
+  _, err = finish(start(home, tmp_path / 'run', **fields), code)
+  assert said in err and 'Traceback' not in err
+  assert not (tmp_path / 'run').exists()
+
+
+def test_conditional_rectangular_accumulated_bf16_run(home, tmp_path):
+  """The options that the tiny run leaves out, together: labels, height x width, microbatch, bfloat16, remat, orig/skip."""
+  out, _ = finish(start(home, tmp_path, **{
+      'resolution': '(16, 24)', 'data.labels': True, 'microbatch': 4, 'g.num_bf16_res': 1, 'd.num_bf16_res': 1,
+      'g.remat': True, 'd.remat': True, 'g.clamp': 256, 'd.clamp': 256, 'g.architecture': 'resnet',
+      'd.architecture': 'skip', 'd.mapping_layers': 1, 'ema.rampup': 0.05, 'total_kimg': 0.064}))
+  assert '10 label components' in out
+  assert log(tmp_path)[-1]['step'] == 8
