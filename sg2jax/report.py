@@ -53,7 +53,7 @@ class Report:
     if not self._active:
       return
     self._log = self._workdir / 'metrics.jsonl'
-    with _writing(self._log):
+    with writing(self._log):
       self._workdir.mkdir(parents=True, exist_ok=True)
       old = self._log.read_bytes() if self._log.exists() else b''
     kept = [line + b'\n' for line in old.split(b'\n') if 0 < step >= _step_of(line)]
@@ -62,7 +62,7 @@ class Report:
       dropped = len(old.splitlines()) - len(kept)
       self.say(f'{self._log}: dropped {dropped} line(s) from after step {step}')
     self._ticks, self._columns = len(kept), set()
-    with _writing(self._workdir / 'tensorboard'):
+    with writing(self._workdir / 'tensorboard'):
       self._writer = _tensorboard_writer(self._workdir / 'tensorboard', step)
     if not self._writer:
       self.say('TensorBoard logging is off: the package "tensorboard" is not installed')
@@ -82,14 +82,14 @@ class Report:
     scalars = {'sec_per_tick': sec_per_tick, 'img_per_sec': img_per_sec, **metrics,
                'host_bytes': host_memory(), 'device_bytes': device_memory(jax.local_devices()[0])}
     scalars = {name: float(value) for name, value in scalars.items() if value is not None}
-    with _writing(self._log), open(self._log, 'a') as f:
+    with writing(self._log), open(self._log, 'a') as f:
       json_safe = {k: v if math.isfinite(v) else str(v) for k, v in scalars.items()}
       f.write(json.dumps({'step': int(step), 'nimg': int(nimg), 'time': time.time(), **json_safe}))
       f.write('\n')
       f.flush()
       os.fsync(f.fileno())
     if self._writer:
-      with _writing(self._workdir / 'tensorboard'):
+      with writing(self._workdir / 'tensorboard'):
         self._writer.write_scalars(int(step), {'kimg': nimg / 1000, **scalars})
         self._writer.flush()
     self.say(self._status(nimg / 1000, scalars))
@@ -111,7 +111,7 @@ class Report:
     grid = grid[..., :{1: 1, 2: 1, 4: 4}.get(grid.shape[2], 3)]
     write_atomic(self._workdir / 'images' / f'{name}.png', _png(grid))
     if self._writer:
-      with _writing(self._workdir / 'tensorboard'):
+      with writing(self._workdir / 'tensorboard'):
         self._writer.write_images(int(step), {re.sub(r'_\d+$', '', name): grid[None, ..., :3]})
         self._writer.flush()
 
@@ -234,7 +234,7 @@ def save_run(workdir, config):
     return
   path = pathlib.Path(workdir) / 'environment.json'
   write_atomic(path.with_name('config.json'), json.dumps(config, indent=2, sort_keys=True) + '\n')
-  with _writing(path):
+  with writing(path):
     text = path.read_text() if path.exists() else '[]'
   try:
     starts = json.loads(text)
@@ -312,7 +312,7 @@ def write_atomic(path, data):
   """
   path = pathlib.Path(path)
   temporary = path.with_name(f'.{path.name}.{os.getpid()}')
-  with _writing(path):
+  with writing(path):
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
       with open(temporary, 'wb') as f:
@@ -326,7 +326,7 @@ def write_atomic(path, data):
 
 
 @contextlib.contextmanager
-def _writing(path):
+def writing(path):
   """Turns a failure of the file system into WriteError."""
   try:
     yield

@@ -241,7 +241,7 @@ def flat(tree, prefix=''):
 @contextlib.contextmanager
 def locked(workdir):
   """Holds the workdir for this process; the system releases it however the process ends."""
-  with report._writing(workdir):
+  with report.writing(workdir):
     workdir.mkdir(parents=True, exist_ok=True)
     f = open(workdir / '.lock', 'a+')
   with f:

@@ -31,6 +31,7 @@ def start(home, workdir, **fields):
   command = [sys.executable, '-m', 'sg2jax.main', '--config=configs/quickstart.py', f'--workdir={workdir}']
   command += [f'--config.{k}={v}' for k, v in ({'data.dir': home / 'data'} | TINY | fields).items()]
   env = os.environ | {'JAX_COMPILATION_CACHE_DIR': str(home / 'cache'), 'JAX_PLATFORMS': 'cpu',
+                      'XLA_FLAGS': '--xla_backend_optimization_level=0',  # compiles three times as fast
                       'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0.2', 'PYTHONPATH': str(home / 'poison')}
   return subprocess.Popen(command, cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
@@ -68,7 +69,7 @@ def test_run_leaves_what_scripts_rely_on(whole):
   lines = log(workdir)
   assert [line['step'] for line in lines] == list(range(0, LAST + 1, 4))
   assert all(line['nimg'] == 8 * line['step'] for line in lines)
-  assert {'loss_g', 'loss_d', 'pl_length', 'r1', 'swd'} <= set(lines[-1]) | set(lines[4])
+  assert {'loss_g', 'loss_d', 'pl_length', 'r1', 'swd'} <= set().union(*lines)
   assert Image.open(workdir / 'images' / 'reals.png').size == Image.open(workdir / 'images' / 'fakes_000000.png').size
   assert json.loads((workdir / 'config.json').read_text())['loss']['r1_gamma'] == 0.5
   assert (workdir / 'checkpoints' / str(LAST) / 'state').is_dir() and list((workdir / 'tensorboard').iterdir())
