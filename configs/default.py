@@ -3,13 +3,14 @@
 [S2] Karras et al. 2020, arXiv 1912.04958. [ADA] Karras et al. 2020, arXiv 2006.06676. Presets change only what differs.
 Any field can be set on the command line: `--config.loss.r1_gamma=2`.
 """
-from ml_collections import ConfigDict
+from ml_collections import ConfigDict, FieldReference
 
 
 def get_config():
   """The configuration that all presets start from."""
   c = ConfigDict()
-  c.resolution = 256  # pixels; an int, or (height, width), both h0*2^k with the longer of h0, w0 in 4..7
+  # Pixels: an int, or (height, width); both sides h0*2^k, with the longer of h0, w0 in 4..7.
+  c.resolution = FieldReference(256, field_type=object)
   c.total_kimg = 25_000.0  # thousands of training images [S2 App. B]
   c.batch = 32  # images per minibatch, over all devices [S2 App. B]
   c.microbatch = 0  # images per round of gradient accumulation, over all devices; 0: the whole batch

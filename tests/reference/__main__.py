@@ -7,7 +7,7 @@ its sub-cases with the reason. The last line counts cases: a case has passed if 
 import argparse
 import sys
 
-from tests.reference import cases_ops, cases_nets, cases_train
+from tests.reference import cases_nets, cases_ops, cases_train
 from tests.reference.check import read_manifest, run_case
 
 CASES = cases_ops.CASES | cases_nets.CASES | cases_train.CASES
@@ -18,7 +18,9 @@ def main(argv=None):
   parser = argparse.ArgumentParser(prog='python -m tests.reference', description=__doc__,
                                    formatter_class=argparse.RawDescriptionHelpFormatter)
   parser.add_argument('dir', metavar='DIR', help='folder with manifest.json and its .npz files')
-  parser.add_argument('--float32', action='store_true', help='run in float32, with the float32 tolerances (default: float64)')
+  parser.add_argument('--float32', action='store_true',
+                      help='run in float32, with those tolerances (default float64). Long trajectories may then '
+                      'diverge rightly: Adam with beta1 = 0 amplifies rounding of tiny gradients')
   parser.add_argument('--case', action='append', metavar='ID', help='only this case; may be repeated')
   args = parser.parse_args(argv)
   try:
@@ -28,7 +30,8 @@ def main(argv=None):
     return 2
   unknown = set(args.case or ()) - {case['id'] for case in cases}
   if unknown:
-    print(f'{args.dir} has no case {", ".join(sorted(unknown))}; it has {", ".join(c["id"] for c in cases)}', file=sys.stderr)
+    print(f'{args.dir} has no case {", ".join(sorted(unknown))}; it has {", ".join(c["id"] for c in cases)}',
+          file=sys.stderr)
     return 2
   cases = [case for case in cases if not args.case or case['id'] in args.case]
   reports, skipped = [], [case['id'] for case in cases if case['id'] not in CASES]

@@ -7,9 +7,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from sg2jax.models import stylegan2
 from sg2jax.models.mapping import Mapping, broadcast, truncate
-from sg2jax.models.stylegan2 import (Discriminator, DiscriminatorBlock, Generator, Synthesis, SynthesisBlock,
-                                     block_sizes, fmaps)
+from sg2jax.models.stylegan2 import block_sizes, fmaps
 from sg2jax.steps import Steps
 from tests.reference.names import load, nchw, nhwc, store
 
@@ -38,18 +38,18 @@ def _check_channels(config, sizes, fmap_base, fmap_max):
 
 
 def read_generator(config):
-  """Their generator config -> (Generator, w_avg_beta)."""
+  """Their generator config -> (stylegan2.Generator, w_avg_beta)."""
   mapping, beta = read_mapping(config.sub('mapping_kwargs'), config['z_dim'], config['c_dim'], config['w_dim'])
   options = config.sub('synthesis_kwargs')
   options.ignore(*PRECISION)
-  net = Synthesis(
+  net = stylegan2.Synthesis(
       _size(config), config['img_channels'], options.get('channel_base', 32768) / 2, options.get('channel_max', 512),
       options.get('architecture', 'skip'), clamp=options.get('conv_clamp'),
       taps=tuple(options.get('resample_filter', (1, 3, 3, 1))), activation=options.get('activation', 'lrelu'),
       use_noise=options.get('use_noise', True))
   _check_channels(config, block_sizes(net.resolution), net.fmap_base, net.fmap_max)
   config.expect('num_ws', net.num_ws)
-  return Generator(mapping, net), beta
+  return stylegan2.Generator(mapping, net), beta
 
 
 def read_discriminator(config):
@@ -60,7 +60,7 @@ def read_discriminator(config):
   activation = block.get('activation', 'lrelu')
   if epilogue.get('activation', 'lrelu') != activation:
     raise NotImplementedError(f'blocks with {activation} and an epilogue with {epilogue.get("activation", "lrelu")}')
-  net = Discriminator(
+  net = stylegan2.Discriminator(
       _size(config), config.get('channel_base', 32768) / 2, config.get('channel_max', 512), config['c_dim'],
       config.get('architecture', 'resnet'), clamp=config.get('conv_clamp'),
       taps=tuple(block.get('resample_filter', (1, 3, 3, 1))), activation=activation,
@@ -127,10 +127,13 @@ def _w_avg_updates(wanted, net, beta, params, w_avg, z, c):
   return results
 
 
-def _blocks(captured, cls_name='__call__'):
+def _blocks(captured):
   """{'block/b8/x': ..., 'block/b8/img': ...} of captured (x, img) results."""
-  pairs = {res: out[cls_name][0] for res, out in captured.items() if cls_name in out}
-  return {f'block/{res}/{name}': v for res, pair in pairs.items() for name, v in zip(('x', 'img'), pair) if v is not None}
+  results = {}
+  for res, out in captured.items():
+    x, img = out['__call__'][0]
+    results |= {f'block/{res}/x': x} | ({} if img is None else {f'block/{res}/img': img})
+  return results
 
 
 def _variant(name, pattern):
@@ -161,7 +164,7 @@ def generator(sub):
     module = net.clone(synthesis=net.synthesis.clone(clamp=clamp))
     def function(ws, noise):
       img, captured = module.apply({'params': params, 'noise': noise}, ws, mode, method='synthesize',
-                                   capture_intermediates=lambda m, _: isinstance(m, SynthesisBlock),
+                                   capture_intermediates=lambda m, _: isinstance(m, stylegan2.SynthesisBlock),
                                    mutable=['intermediates'])
       return img, _blocks(captured['intermediates']['synthesis'])
     return function
@@ -201,7 +204,7 @@ def discriminator(sub):
     def function(img):
       logits, captured = module.apply(
           {'params': params}, img, c, mutable=['intermediates'],
-          capture_intermediates=lambda m, _: isinstance(m, (DiscriminatorBlock, Mapping)))
+          capture_intermediates=lambda m, _: isinstance(m, (stylegan2.DiscriminatorBlock, Mapping)))
       return logits, captured['intermediates'] if 'intermediates' in captured else {}
     def everything(img, dy):
       logits, pull, captured = jax.vjp(function, img, has_aux=True)

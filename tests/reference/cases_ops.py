@@ -33,10 +33,10 @@ def upfirdn2d(sub):
   op = config.get('op', 'upfirdn2d')
   f = config.get('f')
   f = given['filter_raw'] if 'filter_raw' in given else f
+  prepare = partial(ops.setup_filter, normalize=config.get('normalize', True), separable=config.get('separable'))
   if op == 'setup_filter':
-    return {'filter': ops.setup_filter(f, normalize=config.get('normalize', True), flip=config.get('flip_filter', False),
-                                       gain=config.get('gain', 1), separable=config.get('separable'))}
-  f = None if f is None else ops.setup_filter(f, normalize=config.get('normalize', True), separable=config.get('separable'))
+    return {'filter': prepare(f, flip=config.get('flip_filter', False), gain=config.get('gain', 1))}
+  f = None if f is None else prepare(f)
   options = {key: config[key] for key in ('up', 'down', 'padding', 'flip_filter', 'gain') if key in config}
   function = {'upfirdn2d': ops.upfirdn2d, 'filter2d': ops.filter2d, 'upsample2d': ops.upsample2d,
               'downsample2d': ops.downsample2d}[op]
@@ -51,16 +51,18 @@ def upfirdn2d(sub):
 def bias_act(sub):
   """bias_act with first and second derivatives; our channels are the last axis, theirs config.dim."""
   config, given = sub.config, sub.given
-  config.ignore('effective_gain', 'effective_alpha')  # what null stands for
-  dim, act, alpha = config.get('dim', 1), config['act'], config.get('alpha')
-  function = partial(ops.bias_act, act=act, gain=config.get('gain'), clamp=config.get('clamp'),
+  dim, act, gain, alpha = config.get('dim', 1), config['act'], config.get('gain'), config.get('alpha')
+  config.expect('effective_gain', ops.ACTIVATIONS[act][1] if gain is None else gain)
+  config.ignore('effective_alpha')  # alpha, or the default that the arrays check
+  function = partial(ops.bias_act, act=act, gain=gain, clamp=config.get('clamp'),
                      **({} if alpha is None else {'alpha': alpha}))
   inward, outward = (lambda x: np.moveaxis(x, dim, -1)), (lambda x: np.moveaxis(np.asarray(x), -1, dim))
   x = (inward(given['x']),) + ((given['b'],) if 'b' in given else ())
   dy = inward(given.get('dy', np.zeros_like(given['x'])))
   v = inward(given.get('v', np.zeros_like(given['x'])))
   y, grads, (by_dy, *by_x) = _second_order(function, x, dy, v)
-  results = {'y': outward(y), 'grad_x': outward(grads[0]), 'gradgrad_dy': outward(by_dy), 'gradgrad_x': outward(by_x[0])}
+  results = {'y': outward(y), 'grad_x': outward(grads[0]), 'gradgrad_dy': outward(by_dy),
+             'gradgrad_x': outward(by_x[0])}
   return results | ({'grad_b': grads[1], 'gradgrad_b': by_x[1]} if 'b' in given else {})
 
 
@@ -125,7 +127,7 @@ def minibatch_stddev(sub):
   """Minibatch standard deviation and its gradient."""
   config, given = sub.config, sub.given
   config.expect('batch', len(given['x']))
-  function = partial(ops.minibatch_stddev, group_size=config.get('group_size'), num_channels=config.get('num_channels', 1))
+  function = partial(ops.minibatch_stddev, group_size=config['group_size'], num_channels=config['num_channels'])
   def everything(x, dy):
     y, pull = jax.vjp(function, x)
     return y, *pull(dy)
@@ -134,7 +136,7 @@ def minibatch_stddev(sub):
 
 
 def image_preprocessing(sub):
-  """Crop and resize of the data set tool. The sub-case's id ends in the name of its input; its own array has no name."""
+  """Crop and resize of the data set tool. The sub-case's id ends in its input's name; its own array has no name."""
   config = sub.config
   image = transform_image(sub.given[sub.id.rsplit('/', 1)[-1]], config['transform'], config['output_width'],
                           config['output_height'], config['resize_filter'])

@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from sg2jax import losses, schedule, state as state_lib
+from sg2jax import losses, schedule
+from sg2jax import state as state_lib
 from sg2jax.models.stylegan2 import block_sizes
 from sg2jax.steps import Steps, to_float
 from tests.reference.cases_nets import read_discriminator, read_generator
@@ -37,7 +38,7 @@ def _draws(z, c, **more):
 # ---- losses
 
 def _per_sample(steps, phase, state, draws, reals, labels):
-  """The values of one phase image by image, which Steps only averages. All in theirs names; draws have R = 1."""
+  """The values of one phase image by image, which Steps only averages. All under their names; draws have R = 1."""
   x = jax.tree.map(lambda v: v[0], draws)
   ws, _ = steps._ws(state.g, state.w_avg, x['z'], x['c'], x.get('mix'))
   synthesize = partial(steps._synthesize, state.g, state.noise, None)
@@ -47,7 +48,8 @@ def _per_sample(steps, phase, state, draws, reals, labels):
     penalty, _ = losses.path_length_penalty(lengths, state.pl_mean, steps.pl_decay)
     _, h, w, _ = x['pl'].shape
     grads = jax.grad(lambda ws: jnp.sum(synthesize(ws) * x['pl'] / np.sqrt(h * w)))(ws)
-    return {'pl_lengths': lengths, 'pl_penalty': penalty, 'loss_Gpl': penalty * steps.pl_weight, 'pl_grads': grads, 'ws': ws}
+    return {'pl_lengths': lengths, 'pl_penalty': penalty, 'loss_Gpl': penalty * steps.pl_weight, 'pl_grads': grads,
+            'ws': ws}
   if phase == 'Dreg':
     penalty, logits = losses.r1_penalty(lambda img: discriminate(img, labels[0]), reals[0])
     grads = jax.grad(lambda img: discriminate(img, labels[0]).sum())(reals[0])
@@ -205,7 +207,8 @@ def training_trajectory(sub):
       state, aux = update[name](state, *args)
       note({theirs: aux[ours] for theirs, ours in TRACES[name].items()})
     note(end(state, beta))
-    results |= _snapshot(state, size, f'iter{i + 1}')
+    if any(name.startswith(f'iter{i + 1}/') for name in sub.wanted):
+      results |= _snapshot(state, size, f'iter{i + 1}')
   results |= _snapshot(state, size, 'final') | {f'trace/{key}': np.stack(values) for key, values in trace.items()}
   z, c = given['z'][0, 0], given['gen_c'][0, 0] if 'gen_c' in given else None
   img = jax.jit(partial(steps.generator.apply, noise_mode='const'))({'params': state.g_ema, 'noise': state.noise}, z, c)

@@ -3,6 +3,7 @@
 A case is computed by a function `Subcase -> {name: array}`; every expected array of the manifest is looked up in that
 dict. What nothing computes, an unread config field and an exception are failures of the sub-case.
 """
+import contextlib
 import dataclasses
 import json
 import pathlib
@@ -11,6 +12,8 @@ import traceback
 
 import jax
 import numpy as np
+
+WHOLE = 'whole case'  # where a failure stands that belongs to no sub-case
 
 
 class Config:
@@ -82,10 +85,10 @@ class Report:
     return not self.failures
 
   def __str__(self):
-    good = self.total - len(set(self.failures) - {''})
+    good = self.total - len(set(self.failures) - {WHOLE})
     head = (f'{self.id:<22}{good:>4}/{self.total} sub-cases  worst {self.worst[0]:8.2g} of tolerance'
             f'  {self.seconds:6.1f} s  {"ok" if self.passed else "FAILED"}')
-    lines = [f'    {sub or self.id}: {m}' for sub, messages in self.failures.items() for m in _abridge(messages)]
+    lines = [f'    {sub}: {m}' for sub, messages in self.failures.items() for m in _abridge(messages)]
     return '\n'.join([head] + lines + ([f'    worst at {self.worst[1]}'] if self.failures and self.worst[1] else []))
 
 
@@ -117,23 +120,38 @@ def _split(case):
   return own, [key for key in shared if key not in strays], strays
 
 
+@contextlib.contextmanager
+def _precision(float32):
+  """64 bits and exact products, or 32; and little optimization, since here compiling takes longer than running."""
+  name = 'jax_disable_most_optimizations'
+  before = jax.config.values[name]
+  jax.config.update(name, True)
+  try:
+    with jax.enable_x64(not float32), jax.default_matmul_precision('highest'):
+      yield
+  finally:
+    jax.config.update(name, before)
+
+
 def run_case(case, folder, compute, float32=False):
   """Computes and compares every sub-case. compute: Subcase -> {name: array}. -> Report."""
   report, start = Report(case['id']), time.perf_counter()
-  own, shared, strays = _split(case)
-  report.total = len(own)
-  if strays:
-    report.failures[''] = [f'expected array {key} belongs to no sub-case' for key in strays]
-  with jax.enable_x64(not float32), jax.default_matmul_precision('highest'), \
-      np.load(pathlib.Path(folder, case['file'])) as data:
-    for sub, names in own.items():
-      try:
-        messages = _run(case, sub, names, shared, data, compute, float32, report)
-      except Exception as e:  # a fault of one sub-case must not end the run
-        place = traceback.extract_tb(e.__traceback__)[-1]
-        messages = [f'{type(e).__name__}: {str(e)[:300]} ({pathlib.Path(place.filename).name}:{place.lineno})']
-      if messages:
-        report.failures[sub] = messages
+  def guard(sub, function, *args):  # a fault of one sub-case must not end the run
+    try:
+      messages = function(*args)
+    except Exception as e:
+      place = traceback.extract_tb(e.__traceback__)[-1]
+      messages = [f'{type(e).__name__}: {str(e)[:300]} ({pathlib.Path(place.filename).name}:{place.lineno})']
+    if messages:
+      report.failures[sub] = messages
+  def all_subcases():
+    own, shared, strays = _split(case)
+    report.total = len(own)
+    with _precision(float32), np.load(pathlib.Path(folder, case['file'])) as data:
+      for sub, names in own.items():
+        guard(sub, _run, case, sub, names, shared, data, compute, float32, report)
+    return [f'expected array {key} belongs to no sub-case' for key in strays]
+  guard(WHOLE, all_subcases)
   report.seconds = time.perf_counter() - start
   return report
 
@@ -148,6 +166,8 @@ def _run(case, sub, names, shared, data, compute, float32, report):
   wanted = {name: key for name, key in names if info[key]['role'] == 'expected'}
   results = compute(Subcase(sub, config, given, list(wanted)))
   messages = [f'config field {key} is not understood' for key in config.unread()]
+  if results and not wanted:
+    messages.append('nothing is expected of it')
   for name, key in wanted.items():
     if name not in results:
       messages.append(f'{name}: nothing computes this expected array')
@@ -159,7 +179,7 @@ def _run(case, sub, names, shared, data, compute, float32, report):
 
 
 def compare(actual, expected, tol, float32):
-  """(largest |actual - expected| / tolerance, message or None). Without bounds in the manifest: identical, or +-1 level."""
+  """(largest |actual - expected| / tolerance, message or None). tol: bounds, 'exact' or 'exact ... +-1 level'."""
   actual = np.asarray(actual)
   if actual.shape != expected.shape:
     return np.inf, f'shape {list(actual.shape)}, expected {list(expected.shape)}'
@@ -173,7 +193,7 @@ def compare(actual, expected, tol, float32):
   error = np.abs(actual.astype(np.float64) - expected.astype(np.float64))
   with np.errstate(divide='ignore', invalid='ignore'):
     ratio = np.where(error == 0, 0, error / bound)
-  ratio = np.where(np.isnan(ratio) & ~(np.isnan(actual) & np.isnan(expected)), np.inf, np.nan_to_num(ratio, posinf=np.inf))
+  ratio = np.where(np.isnan(ratio), np.inf, ratio)
   worst = float(ratio.max(initial=0))
   if worst <= 1:
     return worst, None

@@ -1,4 +1,4 @@
-"""The border to the reference vectors: NVIDIA's state_dict keys and NCHW / OIHW layouts <-> our nested dicts, NHWC / HWIO."""
+"""The border to the reference vectors: NVIDIA's keys and NCHW / OIHW layouts <-> nested dicts, NHWC / HWIO."""
 from flax import traverse_util
 import numpy as np
 
@@ -37,7 +37,7 @@ def _layout(path, array, size, inward):
 
 
 def load(arrays, size=(4, 4)):
-  """state_dict {key: array} -> (parameters, noise buffers, w_avg or None). size: of the first block, (height, width)."""
+  """{key: array} -> (parameters, noise buffers, w_avg or None). size: (height, width) of the first block."""
   flat = {tuple(key.split('.')): array for key, array in arrays.items()}
   params = {p: _layout(p, a, size, True) for p, a in flat.items() if p[-1] not in BUFFERS}
   noise = {p: a for p, a in flat.items() if p[-1] == 'noise_const'}

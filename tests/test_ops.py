@@ -1,0 +1,196 @@
+"""Operators: hand-written transposes against jax's own differentiation of plain forms, precision, group rules."""
+from functools import partial
+import math
+
+import jax
+from jax import lax
+from jax.test_util import check_grads
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from sg2jax import ops
+
+pytestmark = pytest.mark.usefixtures('quick_compile')
+
+
+@pytest.fixture
+def x64():
+  with jax.enable_x64(True):
+    yield
+
+
+def draw(seed, *shape):
+  return np.random.default_rng(seed).standard_normal(shape)
+
+
+# ---- plain forms: one lax convolution, differentiated by jax
+
+def plain_upfirdn2d(x, f, *, up=1, down=1, padding=0, flip_filter=False, gain=1):
+  """Zero insertion, padding, correlation, decimation, a channel at a time."""
+  f = np.outer(f, f) if f.ndim == 1 else f
+  (ux, uy), (dx, dy), (x0, x1, y0, y1) = ops._pair(up), ops._pair(down), ops._pad4(padding)
+  f = (f if flip_filter else f[::-1, ::-1]) * gain
+  n, h, w, c = x.shape
+  x = jnp.moveaxis(x, 3, 1).reshape(n * c, h, w, 1)
+  x = lax.pad(x, jnp.zeros((), x.dtype), ((0, 0, 0), (y0, y1 + uy - 1, uy - 1), (x0, x1 + ux - 1, ux - 1), (0, 0, 0)))
+  y = lax.conv_general_dilated(x, jnp.asarray(f, x.dtype)[:, :, None, None], (dy, dx), 'VALID',
+                               dimension_numbers=ops._DIMS)
+  return jnp.moveaxis(y.reshape(n, c, *y.shape[1:3]), 1, 3)
+
+
+def plain_conv2d_resample(x, w, *, taps, up=1, down=1, padding=0, flip_weight=True):
+  """Up-sampling, convolution, down-sampling one after the other."""
+  f, n = np.asarray(taps) / np.sum(taps), len(taps)
+  p0 = padding + (n + up - 1) // 2 * (up > 1) + (n - down + 1) // 2 * (down > 1)
+  p1 = padding + (n - up) // 2 * (up > 1) + (n - down) // 2 * (down > 1)
+  w = w if flip_weight else w[::-1, ::-1]
+  if up > 1:
+    x = plain_upfirdn2d(x, f, up=up, padding=(p0, p1, p0, p1), gain=up ** 2)
+    x = lax.conv_general_dilated(x, w, (1, 1), 'VALID', dimension_numbers=ops._DIMS)
+    return plain_upfirdn2d(x, f, down=down) if down > 1 else x
+  if down > 1:
+    x = plain_upfirdn2d(x, f, padding=(p0, p1, p0, p1))
+    return lax.conv_general_dilated(x, w, (down, down), 'VALID', dimension_numbers=ops._DIMS)
+  return lax.conv_general_dilated(x, w, (1, 1), [(padding, padding)] * 2, dimension_numbers=ops._DIMS)
+
+
+def derivatives(function, args):
+  """Value and first, second and third derivatives along fixed directions of a nonlinear functional of `function`."""
+  def loss(args):
+    y = function(*args)
+    return jnp.sum(jnp.sin(y + 0.3 * y ** 2))
+  def along(f, seed):
+    directions = [draw(seed + i, *np.shape(a)) for i, a in enumerate(args)]
+    return lambda args: sum(jnp.vdot(g, d) for g, d in zip(jax.grad(f)(args), directions, strict=True))
+  first = along(loss, 100)
+  second = along(first, 200)
+  return jax.jit(lambda args: (function(*args), jax.grad(loss)(args), jax.grad(first)(args), jax.grad(second)(args)))(args)
+
+
+def check_same(f, plain, args):
+  for ours, theirs in zip(jax.tree.leaves(derivatives(f, args)), jax.tree.leaves(derivatives(plain, args)), strict=True):
+    assert ours.dtype == np.float64
+    np.testing.assert_allclose(ours, theirs, rtol=1e-9, atol=1e-9 * np.abs(theirs).max())
+
+
+@pytest.mark.parametrize('size, filter_shape, options', [
+    ((4, 5), (4,), dict(up=2, padding=(2, 1, 2, 1), gain=4)),
+    ((5, 4), (3,), dict(down=2, padding=1, flip_filter=True)),
+    ((5, 6), (3, 4), dict(up=(2, 3), down=(3, 2), padding=(3, -1, 0, 2))),
+    ((7, 6), (2, 1), dict(padding=(-2, 1, 3, -1)))])
+def test_fir_transposes(x64, size, filter_shape, options):
+  f = draw(1, *filter_shape)
+  check_same(partial(ops.upfirdn2d, f=f, **options), partial(plain_upfirdn2d, f=f, **options), (draw(0, 1, *size, 2),))
+
+
+@pytest.mark.parametrize('size, kernel, options', [
+    ((4, 5), 3, dict(padding=1)), ((5, 4), 3, dict(up=2, padding=1, flip_weight=False)),
+    ((6, 5), 3, dict(down=2, padding=1)), ((5, 6), 3, dict(down=3)), ((4, 3), 2, dict(up=3, padding=1)),
+    ((4, 3), 1, dict(up=2)), ((4, 6), 1, dict(down=2)), ((4, 6), 1, dict(padding=1)),
+    ((4, 5), 3, dict(up=2, down=2, padding=1)), ((4, 4), 1, dict(up=2, down=2))])
+def test_convolution_triad(x64, size, kernel, options):
+  options['taps'] = (1, 3, 2)
+  args = (draw(0, 2, *size, 2), draw(1, kernel, kernel, 2, 3))
+  check_same(partial(ops.conv2d_resample, **options), partial(plain_conv2d_resample, **options), args)
+
+
+def test_derivatives_against_differences(x64):
+  f = lambda x, w, s: ops.modulated_conv2d(x, w, s, up=2, padding=1, flip_weight=False)
+  args = (draw(0, 1, 3, 2, 2), draw(1, 3, 3, 2, 2), draw(2, 1, 2))
+  check_grads(lambda *a: jnp.sin(f(*a)), args, order=2, modes=['rev'], rtol=1e-4)
+
+
+@pytest.mark.parametrize('stride', [1, 2, 3])
+@pytest.mark.parametrize('h, w', [(6, 6), (7, 5), (4, 9)])
+@pytest.mark.parametrize('k, pad', [(1, 0), (3, 0), (3, 1), (3, 2)])
+def test_weight_gradient_is_the_same_on_every_platform(x64, stride, h, w, k, pad):
+  size = [(n + 2 * pad - k) // stride + 1 for n in (h, w)]
+  x, y = draw(0, 2, h, w, 2), draw(1, 2, *size, 3)
+  forms = [form(jnp.asarray(x), jnp.asarray(y), stride, pad, k, jnp.float64)
+           for form in (ops._conv_w_matmul, ops._conv_w_conv)]
+  np.testing.assert_allclose(*forms, rtol=1e-12, atol=1e-12)
+
+
+# ---- precision
+
+def wide_images(function, *args):
+  """Shapes of the float32 values of rank 4 with more than one pixel that `function` computes on the way."""
+  def walk(jaxpr):
+    for eqn in jaxpr.eqns:
+      yield from (v.aval for v in eqn.outvars)
+      for inner in jax.tree.leaves(eqn.params, is_leaf=lambda p: hasattr(p, 'eqns') or hasattr(p, 'jaxpr')):
+        if hasattr(inner, 'eqns') or hasattr(inner, 'jaxpr'):
+          yield from walk(getattr(inner, 'jaxpr', inner))
+  avals = walk(jax.make_jaxpr(function)(*args).jaxpr)
+  return [a.shape for a in avals if a.dtype == jnp.float32 and a.ndim == 4 and a.shape[1] > 3]
+
+
+BF16 = jnp.ones((2, 8, 8, 4), jnp.bfloat16)
+W = jnp.ones((3, 3, 4, 4))
+STYLES = jnp.ones((2, 4))
+
+
+@pytest.mark.parametrize('function', [
+    lambda x: ops.bias_act(x, jnp.ones(4), 'lrelu', clamp=256.0), lambda x: ops.bias_act(x, jnp.ones(4), 'swish'),
+    lambda x: ops.upsample2d(x, ops.setup_filter([1, 3, 3, 1])), lambda x: ops.downsample2d(x, np.ones((3, 4))),
+    lambda x: ops.conv2d_resample(x, W, padding=1), lambda x: ops.conv2d_resample(x, W, up=2, padding=1),
+    lambda x: ops.conv2d_resample(x, W, down=2, padding=1), lambda x: ops.conv2d_resample(x, W[:1, :1], up=2),
+    lambda x: ops.modulated_conv2d(x, W, STYLES, padding=1, noise=jnp.ones((2, 8, 8, 1)))])
+def test_bfloat16_stays(function):
+  assert function(BF16).dtype == jnp.bfloat16
+  assert not wide_images(function, BF16)
+  loss = lambda x: function(x).sum()
+  assert jax.eval_shape(jax.grad(loss), BF16).dtype == jnp.bfloat16
+  assert not wide_images(jax.grad(loss), BF16)
+
+
+def test_weight_gradients_are_float32():
+  loss = lambda w: ops.conv2d_resample(BF16, w, down=2, padding=1).sum().astype(jnp.float32)
+  assert jax.eval_shape(jax.grad(loss), W).dtype == jnp.float32
+
+
+def test_wide_images_sees_a_cast():
+  assert wide_images(jax.jit(lambda x: (x.astype(jnp.float32) * 2).astype(x.dtype)), BF16)
+
+
+# ---- rules
+
+def test_minibatch_stddev_groups_are_strided():
+  x = draw(0, 6, 2, 3, 4).astype(np.float32)
+  y = np.asarray(ops.minibatch_stddev(x, group_size=3, num_channels=2))
+  np.testing.assert_array_equal(y[..., :4], x)
+  for i in range(6):
+    members = x[i % 2::2].reshape(3, 2, 3, 2, 2)  # samples i, i+2, i+4; channels in two blocks
+    np.testing.assert_allclose(y[i, ..., 4:], np.broadcast_to(members.std(axis=0).mean(axis=(0, 1, 3)), (2, 3, 2)), rtol=1e-5)
+
+
+def test_minibatch_stddev_names_both_numbers_and_the_remedy():
+  with pytest.raises(ValueError, match='batch of 6 .* groups of 4; use a multiple of 4'):
+    ops.minibatch_stddev(jnp.zeros((6, 4, 4, 2)), group_size=4)
+
+
+def test_demodulated_convolution_has_unit_variance():
+  """[S2 2.2]: with unit input, whatever the styles and weights."""
+  x = draw(0, 8, 16, 16, 16)
+  y = ops.modulated_conv2d(x, 7 * draw(1, 3, 3, 16, 16), 1 + 3 * np.abs(draw(2, 8, 16)), padding=1)
+  assert abs(float(jnp.std(y[:, 1:-1, 1:-1])) - 1) < 0.05
+
+
+def test_resampling_keeps_brightness():
+  x = jnp.ones((1, 8, 8, 1))
+  f = ops.setup_filter([1, 3, 3, 1])
+  for y in (ops.upsample2d(x, f), ops.downsample2d(x, f), ops.filter2d(x, f)):
+    np.testing.assert_allclose(y[:, 2:-2, 2:-2], 1, rtol=1e-6)
+
+
+@pytest.mark.parametrize('act', ops.ACTIVATIONS)
+def test_activation_gains_are_python_floats(act):
+  assert type(ops.ACTIVATIONS[act][1]) in (int, float)  # a NumPy scalar would widen bfloat16
+
+
+def test_clamped_values_have_no_gradient():
+  x = jnp.array([[-9.0, -0.1, 0.1, 9.0]])
+  y, pull = jax.vjp(partial(ops.bias_act, clamp=1.0), x)
+  np.testing.assert_allclose(y, [[-1, -0.02 * math.sqrt(2), 0.1 * math.sqrt(2), 1]], rtol=1e-6)
+  np.testing.assert_allclose(pull(jnp.ones_like(y))[0], [[0, 0.2 * math.sqrt(2), math.sqrt(2), 0]], rtol=1e-6)
