@@ -251,7 +251,7 @@ def conv2d_resample(x, w, *, taps=(1, 3, 3, 1), up=1, down=1, padding=0, flip_we
     else:  # zero insertion and convolution in one, then the filter; linear, so the order is free
       size = tuple((m - 1) * up + k for m in x.shape[1:3])
       x = _conv_t(x, jnp.swapaxes(w[::-1, ::-1], 2, 3), up, 0, size)
-      q0, q1 = p0 - k + 1, p1 - up + 1  # the transposed convolution has added k-1 in front, and no trailing zeros
+      q0, q1 = p0 - k + 1, p1 - k + up  # it has added k-1 at both ends, but not the up-1 trailing zeros
       x = fir(x, padding=(q0, q1, q0, q1))
     return x if down == 1 else upfirdn2d(x, f, down=down)  # with both, one filter for each change of rate
   if k == 1:

@@ -170,17 +170,20 @@ def _phase(key, state, name):
 def _accumulate(loss, params, carry, xs):
   """Sums gradients over rounds, as the reference does (each a mean over its micro-batch); aux is averaged."""
   grad = jax.grad(loss, has_aux=True)
-  first, rest = jax.tree.map(lambda x: x[0], xs), jax.tree.map(lambda x: x[1:], xs)
-  grads, (carry, aux) = grad(params, carry, first)
   rounds = jax.tree.leaves(xs)[0].shape[0]
-  if rounds > 1:
-    def body(total, x):
-      grads, carry, aux = total
-      new_grads, (carry, new_aux) = grad(params, carry, x)
-      return (*jax.tree.map(jnp.add, (grads,), (new_grads,)), carry, jax.tree.map(jnp.add, aux, new_aux)), None
-    (grads, carry, aux), _ = jax.lax.scan(body, (grads, carry, aux), rest)
-    aux = jax.tree.map(lambda x: x / rounds, aux)
-  return grads, carry, aux
+  one = jax.tree.map(lambda x: x[0], xs)
+  if rounds == 1:
+    grads, (carry, aux) = grad(params, carry, one)
+    return grads, carry, aux
+
+  def add(total, x):
+    sums, carry = total
+    grads, (carry, aux) = grad(params, carry, x)
+    return (jax.tree.map(jnp.add, sums, (grads, aux)), carry), None
+  grads, (_, aux) = jax.eval_shape(grad, params, carry, one)
+  zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), (grads, aux))
+  ((grads, aux), carry), _ = jax.lax.scan(add, (zeros, carry), xs)
+  return grads, carry, jax.tree.map(lambda x: x / rounds, aux)
 
 
 def _apply(net, tx, state, grads, aux, **changes):
@@ -188,7 +191,7 @@ def _apply(net, tx, state, grads, aux, **changes):
 
   aux gains `grad_norm_<net>`, which is how the host learns of it: nothing is ever replaced silently.
   """
-  norm = optax.global_norm(grads)
+  norm = optax.tree.norm(grads)
   old = {net: getattr(state, net), f'{net}_opt': getattr(state, f'{net}_opt')}
   updates, opt = tx.update(grads, old[f'{net}_opt'], old[net])
   new = {net: optax.apply_updates(old[net], updates), f'{net}_opt': opt} | changes

@@ -33,7 +33,7 @@ def test_float32():
 
 @pytest.fixture
 def folder(tmp_path):
-  """A folder with minibatch_stddev of two sub-cases and a case that nobody knows; `edit` changes manifest and arrays."""
+  """Writes minibatch_stddev with two sub-cases, after a change of manifest and arrays, and a case that nobody knows."""
   case = json.loads(json.dumps(PUBLIC['minibatch_stddev']))
   case['subcases'] = {sub: case['subcases'][sub] for sub in ('s2', 's5')}
   case['arrays'] = {k: v for k, v in case['arrays'].items() if k.split('/')[0] in case['subcases']}

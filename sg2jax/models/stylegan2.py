@@ -172,9 +172,10 @@ class DiscriminatorEpilogue(nn.Module):
 
   @nn.compact
   def __call__(self, x, img):
+    if x is None or self.architecture == 'skip':  # None: there is no other block
+      y = Conv(self.features, 1, self.activation, name='fromrgb')(full_precision(img))
+      x = y if x is None else full_precision(x) + y
     x = full_precision(x)
-    if self.architecture == 'skip':
-      x = x + Conv(self.features, 1, self.activation, name='fromrgb')(full_precision(img))
     if self.mbstd_num_channels:
       x = ops.minibatch_stddev(x, self.mbstd_group_size, self.mbstd_num_channels)
     x = Conv(self.features, 3, self.activation, clamp=self.clamp, name='conv')(x)

@@ -48,6 +48,7 @@ def _background(text: str) -> tuple[int, int, int]:
 
 
 def main(argv: list[str]):
+  """Builds the data set; exits 3 if no picture was usable."""
   del argv
   for flag in (_SOURCE, _DEST, _RESOLUTION):
     if not flag.value:

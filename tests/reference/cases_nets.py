@@ -198,8 +198,7 @@ def discriminator(sub):
   img, c = nhwc(given['img']), _labels(given, 'c', len(given['img']), 0)
   sub.config.expect('img_channels', img.shape[-1])
 
-  @cache
-  def outputs(clamp):
+  def outputs(clamp, wanted):
     module = net.clone(clamp=clamp)
     def function(img):
       logits, captured = module.apply(
@@ -211,15 +210,20 @@ def discriminator(sub):
       cmap = {'cmap': captured.pop('mapping')['__call__'][0]} if 'mapping' in captured else {}
       results = {'logits': logits} | cmap | {k: jnp.moveaxis(v, -1, 1) for k, v in _blocks(captured).items()}
       for name, cotangent in (('grad_img', jnp.ones_like(logits)), ('grad_img_dy', dy)):
-        results[name] = jnp.moveaxis(pull(cotangent)[0], -1, 1)
+        if name in wanted:
+          results[name] = jnp.moveaxis(pull(cotangent)[0], -1, 1)
       return results
     return jax.jit(everything)(img, given['dy'])
 
-  results = dict(outputs(net.clamp))
+  results = outputs(net.clamp, sub.wanted)
+  variants = {}
   for name in sub.wanted:
     if '_conv_clamp_' in name:
       v = _variant(name, r'(?P<base>.+)_conv_clamp_(?P<clamp>[\d.]+)')
-      results |= {name: outputs(float(v['clamp']))[v['base']]}
+      variants.setdefault(v['clamp'], []).append(v['base'])
+  for clamp, names in variants.items():
+    clamped = outputs(float(clamp), names)
+    results |= {f'{name}_conv_clamp_{clamp}': clamped[name] for name in names}
   return results
 
 

@@ -65,22 +65,18 @@ def _per_sample(steps, phase, state, draws, reals, labels):
   return results | {'real_logits': real_logits, 'loss_Dreal': loss_real, 'loss_Dgen': loss_fake}
 
 
-def _phase(steps, phase, state, draws, reals, labels, size):
-  """Every result of a phase under their names: per-sample values, gradients, w_avg and pl_mean."""
-  @jax.jit
-  def run(state, draws, reals, labels):
-    if phase == 'Gmain':
-      new, _ = steps.g_update(state, draws)
-    elif phase == 'Greg':
-      new, _ = steps.g_reg_update(state, draws)
-    elif phase == 'Dmain':
-      new, _ = steps.d_update(state, draws, reals, labels)
-    else:
-      new, _ = steps.d_reg_update(state, reals, labels)
-    return _per_sample(steps, phase, state, draws, reals, labels), new
-  results, new = run(state, draws, reals, labels)
-  grads = new.g_opt if phase[0] == 'G' else new.d_opt
-  return results | store(grads, size, 'grad/') | {'w_avg_after': new.w_avg, 'pl_mean_after': new.pl_mean}
+@partial(jax.jit, static_argnums=(0, 1))
+def _phase(steps, phase, state, draws, reals, labels):
+  """Per-sample values of a phase and the state after it, whose optimizer states are the gradients."""
+  if phase == 'Gmain':
+    new, _ = steps.g_update(state, draws)
+  elif phase == 'Greg':
+    new, _ = steps.g_reg_update(state, draws)
+  elif phase == 'Dmain':
+    new, _ = steps.d_update(state, draws, reals, labels)
+  else:
+    new, _ = steps.d_reg_update(state, reals, labels)
+  return _per_sample(steps, phase, state, draws, reals, labels), new
 
 
 def loss_phases(sub):
@@ -105,10 +101,13 @@ def loss_phases(sub):
     divide = int(match[4]) if other_shrink else shrink
     count = len(given['z']) // (divide if phase == 'Greg' else 1)
     more = {'pl': nhwc(given['pl_noise_raw' + (other_shrink or '')])[None]} if phase == 'Greg' else {}
-    if mixing:
-      more['mix'] = {'z': given['z_mix'][None, :count], 'cutoff': np.full((1, count), cutoff)}
+    # As in training, an unmixed pass is one whose cutoff is num_ws: one compilation for both.
+    until = cutoff if mixing else net.synthesis.num_ws
+    more['mix'] = {'z': given.get('z_mix', given['z'])[None, :count], 'cutoff': np.full((1, count), until)}
     draws = _draws(given['z'][None, :count], given['gen_c'][None, :count] if 'gen_c' in given else None, **more)
-    out = _phase(make(pl_shrink=divide), phase, state, draws, reals, labels, size)
+    out, new = _phase(make(pl_shrink=shrink), phase, state, draws, reals, labels)
+    grads = new.g_opt if phase[0] == 'G' else new.d_opt
+    out |= store(grads, size, 'grad/') | {'w_avg_after': new.w_avg, 'pl_mean_after': new.pl_mean}
     results |= {f'{full}/{name}': value for name, value in out.items()}
   return results
 

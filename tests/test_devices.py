@@ -1,0 +1,74 @@
+"""The number of devices is not in the mathematics: 1 and 8 forced CPU devices, and what the compiler makes of it.
+
+Runs itself in a subprocess, because the device count is fixed when JAX starts.
+"""
+import os
+import pathlib
+import re
+import subprocess
+import sys
+
+ROOT = pathlib.Path(__file__).parent.parent
+
+
+def test_one_and_eight_devices_agree():
+  env = os.environ | {'JAX_PLATFORMS': 'cpu', 'JAX_ENABLE_X64': '1', 'PYTHONPATH': str(ROOT),
+         'JAX_DISABLE_MOST_OPTIMIZATIONS': '1', 'XLA_FLAGS': '--xla_force_host_platform_device_count=8'}
+  run = subprocess.run([sys.executable, __file__], env=env, capture_output=True, text=True, timeout=500)
+  assert run.returncode == 0, run.stdout + run.stderr
+
+
+def main():
+  """20 minibatches with all four steps in float64 on 1 and on 8 devices, from the same state and images."""
+  import jax
+  import numpy as np
+
+  from configs import default
+  from sg2jax import build, sharding
+  config = default.get_config()
+  config.update_from_flattened_dict({
+      'resolution': 16, 'batch': 32, 'microbatch': 16, 'data.dir': '-', 'g.fmap_base': 64, 'd.fmap_base': 64,
+      'g.z_dim': 16, 'g.w_dim': 16, 'g.mapping_layers': 2, 'd.mapping_layers': 1, 'd.architecture': 'skip',
+      'ema.rampup': 0.05})
+  images = np.random.default_rng(0).integers(0, 256, (20, 2, 16, 16, 16, 3), np.uint8)
+  labels = np.eye(4)[np.random.default_rng(1).integers(0, 4, (20, 2, 16))]
+  ends = []
+  for devices in (jax.devices()[:1], jax.devices()):
+    mesh = sharding.make_mesh(devices)
+    same = sharding.replicated(mesh)
+    steps = build.steps(config, 4, sharding.constrain(mesh))
+    state = jax.tree.map(lambda x: x.astype('float64') if x.dtype == 'float32' else x,
+                         build.init_state(config, steps, same))
+    key = jax.device_put(jax.random.key(7), same)
+    batch = sharding.to_global(mesh, {'image': images[0], 'label': labels[0]})
+    compiled = {name: sharding.jit_step(getattr(steps, name), mesh).lower(key, state, batch).compile()
+                for name in steps.due(0)}
+    for i in range(20):
+      batch = sharding.to_global(mesh, {'image': images[i], 'label': labels[i]})
+      for name in steps.due(i):
+        state, aux = compiled[name](key, state, batch)
+    ends.append(jax.device_get(state))
+  check_collectives(compiled['d'].as_text())
+  assert ends[0].step == 20 and ends[0].nimg == 640
+  worst = 0
+  for (path, a), b in zip(jax.tree_util.tree_leaves_with_path(ends[0]), jax.tree.leaves(ends[1]), strict=True):
+    error = np.abs(a - b).max() / max(np.abs(a).max(), 1e-300)
+    assert error < 1e-5, f'{jax.tree_util.keystr(path)} differs by {error:.1e}'
+    worst = max(worst, error)
+  print(f'worst relative difference of a leaf {worst:.1e}')
+
+
+def check_collectives(hlo):
+  """All-reduces, and no all-gather of anything as large as an activation."""
+  assert 'all-reduce' in hlo
+  for shape in re.findall(r'= \w+\[([\d,]*)\][^=]* all-gather', hlo):
+    size = 1
+    for n in shape.split(','):
+      size *= int(n or 1)
+    assert size <= 32 * 16, f'the d step gathers [{shape}]'
+  print('all-reduces:', len(re.findall(r' all-reduce(-start)?\(', hlo)), 'all-gathers:',
+        re.findall(r'= \w+\[([\d,]*)\][^=]* all-gather', hlo))
+
+
+if __name__ == '__main__':
+  main()

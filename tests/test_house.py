@@ -1,0 +1,116 @@
+"""The rules of the house, as tests: who imports whom, sizes, names, docstrings, no TensorFlow."""
+import ast
+import importlib
+import os
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parent.parent
+FILES = sorted((ROOT / 'sg2jax').rglob('*.py'))
+FLOORS = {  # a file imports only from floors below its own, or from its own room
+    0: ('faults', 'ops', 'schedule', 'sharding'), 1: ('models',), 2: ('losses', 'metrics'), 3: ('state', 'steps'),
+    4: ('data', 'checkpoint', 'report', 'build'), 5: ('train',), 6: ('tools',), 7: ('main',)}
+FLOOR = {room: floor for floor, rooms in FLOORS.items() for room in rooms}
+
+
+def room(module):
+  """sg2jax.models.layers -> models; the package itself, which holds only the version, -> None."""
+  parts = module.split('.')
+  return parts[1] if len(parts) > 1 else None
+
+
+def imports(path):
+  """Modules that a file names in imports, anywhere in it."""
+  for node in ast.walk(ast.parse(path.read_text())):
+    if isinstance(node, ast.Import):
+      yield from (a.name for a in node.names)
+    elif isinstance(node, ast.ImportFrom):
+      yield from ([f'{node.module}.{a.name}' for a in node.names] if node.module == 'sg2jax' else [node.module])
+
+
+@pytest.mark.parametrize('path', FILES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_imports_go_down_and_files_stay_small(path):
+  here = path.relative_to(ROOT / 'sg2jax').with_suffix('').parts[0]
+  for module in imports(path):
+    assert not module.startswith(('tensorflow.', 'configs')) and module != 'tensorflow', module
+    if module.startswith('sg2jax.') and here != '__init__' and room(module) not in (here, '__version__'):
+      assert FLOOR[room(module)] < FLOOR[here], f'{path.name} imports {module}'
+  text = path.read_text()
+  assert len(text.splitlines()) <= 400
+  for node in ast.walk(ast.parse(text)):
+    if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and not node.name.startswith('_'):
+      if isinstance(node, ast.FunctionDef):
+        assert node.end_lineno - node.lineno < 60, f'{node.name} is too long'
+  for node in ast.parse(text).body:
+    if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and not node.name.startswith('_'):
+      assert ast.get_docstring(node), f'{path.name}: {node.name} has no docstring'
+  if FLOOR.get(here, 7) <= 3:
+    names = {n.id for n in ast.walk(ast.parse(text)) if isinstance(n, ast.Name)}
+    assert not names & {'config', 'print', 'open', 'time'}, f'{path.name}: floors 0-3 see no config, file or clock'
+
+
+def test_configs_and_package_do_not_know_each_other():
+  for path in (ROOT / 'configs').glob('*.py'):
+    assert not any(m.startswith('sg2jax') for m in imports(path)), path
+
+
+@pytest.mark.parametrize('name', [p.stem for p in (ROOT / 'configs').glob('*.py') if p.stem not in ('__init__', 'default')])
+def test_presets_are_small_and_pass_the_checks(name):
+  from sg2jax import build
+  module = importlib.import_module(f'configs.{name}')
+  assert '--config=configs/' in module.__doc__
+  config = module.get_config()
+  config.data.dir = 'somewhere'
+  build.check(config)
+  generator, discriminator = build.networks(config, 3 if config.data.labels else 0)
+  assert generator.synthesis.resolution == discriminator.resolution == build.resolution(config)
+
+
+@pytest.mark.parametrize('arg, g, d, gamma', [('e', 'skip', 'resnet', 100), ('f', 'skip', 'resnet', 10)] + [
+    (f'e:G{g}-D{d}', g, d, 100) for g in ('orig', 'skip', 'resnet') for d in ('orig', 'skip', 'resnet')])
+def test_paper_configurations(arg, g, d, gamma):
+  from configs import paper
+  c = paper.get_config(arg)
+  assert (c.g.architecture, c.d.architecture, c.loss.r1_gamma) == (g, d, gamma)
+  assert c.g.fmap_base == c.d.fmap_base == (16_384 if arg == 'f' else 8192)
+
+
+def test_unknown_paper_configuration_is_refused():
+  from configs import paper
+  with pytest.raises(ValueError, match='e:Gskip-Dresnet'):
+    paper.get_config('e:Gskip-Dmsg')
+
+
+@pytest.mark.parametrize('arg, batch, gamma, base', [
+    ('256', 16, 0.8192, 8192), ('256,8', 64, 0.2048, 8192), ('1024,8', 32, 6.5536, 16_384), ('64', 32, 0.0256, 8192)])
+def test_custom_follows_the_auto_heuristics(arg, batch, gamma, base):
+  from configs import custom
+  c = custom.get_config(arg)
+  assert (c.batch, c.loss.r1_gamma, c.g.fmap_base) == (batch, pytest.approx(gamma), base)
+
+
+@pytest.mark.parametrize('fields, said', [
+    ({'resolution': 30}, '--config.resolution=30'), ({'resolution': (16, 0)}, 'resolution'), ({'batch': 0}, 'batch=0'),
+    ({'batch': 30}, 'try 28 or 32'), ({'batch': 32, 'microbatch': 12}, 'microbatch=12'), ({'total_kimg': -1.0}, 'total_kimg'),
+    ({'tick_kimg': float('nan')}, 'tick_kimg'), ({'loss.r1_gamma': -1.0}, 'r1_gamma'), ({'loss.mixing_prob': 1.5}, '[0, 1]'),
+    ({'g.architecture': 'msg'}, 'orig, skip, resnet'), ({'device': 'npu'}, 'device=npu'), ({'data.dir': ''}, 'prepare'),
+    ({'loss.pl_shrink': 3}, 'pl_shrink=3'), ({'data.channels': 0}, 'channels'), ({'opt.beta2': 1.0}, 'beta2')])
+def test_bad_values_name_the_field_and_the_remedy(fields, said):
+  from configs import default
+  from sg2jax import build
+  from sg2jax.faults import UsageError
+  config = default.get_config()
+  config.update_from_flattened_dict({'data.dir': 'somewhere'} | fields)
+  with pytest.raises(UsageError) as e:
+    build.check(config)
+  assert said in str(e.value)
+
+
+def test_importing_main_imports_no_tensorflow(tmp_path):
+  (tmp_path / 'tensorflow.py').write_text('raise RuntimeError("TensorFlow was imported")\n')
+  code = 'import sg2jax.main, sys; assert "tensorflow" not in sys.modules'
+  env = os.environ | {'PYTHONPATH': f'{tmp_path}:{ROOT}', 'JAX_PLATFORMS': 'cpu'}
+  subprocess.run([sys.executable, '-c', code], check=True, env=env)
