@@ -1,8 +1,9 @@
-"""Handwritten digits at 32 px: minutes on two CPU cores, no network, nothing to download.
+"""Handwritten digits at 32 px, class-conditional: minutes on two CPU cores, no network, nothing to download.
 
     python -m sg2jax.main --config=configs/quickstart.py --workdir=runs/quickstart
 
-Expected: TODO
+Expected: about 7 minutes on two cores, SWD from 208 to about 20 (two halves of the real images are 8 apart), and digits
+that a person can read.
 """
 from configs import default
 
@@ -11,16 +12,18 @@ def get_config():
   """A narrow StyleGAN2 for the bundled digits."""
   c = default.get_config()
   c.resolution = 32
-  c.total_kimg = 24.0
+  c.total_kimg = 36.0
   c.batch = 16
   c.tick_kimg = 1.0
   c.snapshot_kimg = 4.0
   c.data.name = 'digits'
   c.data.channels = 1
-  c.g.fmap_base = c.d.fmap_base = 512
+  c.data.labels = True
+  c.g.fmap_base = c.d.fmap_base = 256
   c.g.fmap_max = c.d.fmap_max = 64
   c.g.z_dim = c.g.w_dim = 64
-  c.g.mapping_layers = 2
-  c.loss.r1_gamma = 0.5
+  c.g.mapping_layers = c.d.mapping_layers = 2
+  c.loss.r1_gamma = 0.05
+  c.opt.g_lr = c.opt.d_lr = 0.0025
   c.ema.kimg = 1.0
   return c

@@ -18,11 +18,11 @@ import re
 import shutil
 import threading
 
+from absl import logging
 import jax
+from jax.experimental import multihost_utils
 import numpy as np
 import orbax.checkpoint as ocp
-from absl import logging
-from jax.experimental import multihost_utils
 
 from sg2jax.faults import CheckpointError, UsageError, WriteError
 

@@ -9,8 +9,8 @@ from functools import partial
 import math
 
 import jax
-import jax.numpy as jnp
 from jax import lax
+import jax.numpy as jnp
 import numpy as np
 
 SQRT2 = math.sqrt(2)  # Python floats throughout: a NumPy scalar would widen bfloat16

@@ -5,9 +5,10 @@ Each is `(key, state, batch) -> (state, aux)`, pure, and is jitted by itself on 
 global batch R*M. The random draws come first (`draw_*`) and the updates take them as arrays, so that a reference
 trajectory can supply its own.
 """
+from collections.abc import Callable
 import dataclasses
 from functools import partial
-from typing import Any, Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp

@@ -87,13 +87,13 @@ def loop(config, steps, compiled, state, key, batches, mesh, checkpoints, log, s
     jax.block_until_ready(last)  # the device is one minibatch behind at most: a signal is heard in time
     step, before, nimg = step + 1, nimg, nimg + config.batch
     log.progress(nimg)
-    done = nimg >= total
-    crossed = lambda kimg: done or nimg // (kimg * 1000) > before // (kimg * 1000)
-    if crossed(config.tick_kimg) or crossed(config.snapshot_kimg):
+    tick, snap = (nimg >= total or nimg // (1000 * kimg) > before // (1000 * kimg)
+                  for kimg in (config.tick_kimg, config.snapshot_kimg))
+    if tick or snap:
       metrics = fetch(pending, step)
       now = time.monotonic()  # the time of training only, not of the snapshot below
       seconds, images = now - tick_time, nimg - tick_nimg
-      if crossed(config.snapshot_kimg):
+      if snap:
         metrics |= snapshot(state)
         checkpoints.save(state, score=metrics.get('swd'))
       log.tick(step, nimg, metrics, seconds, images / seconds)

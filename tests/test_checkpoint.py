@@ -11,6 +11,7 @@ import shutil
 import subprocess
 import sys
 
+from absl import logging
 import flax.struct
 import jax
 import jax.numpy as jnp
@@ -18,7 +19,6 @@ import numpy as np
 import optax
 import orbax.checkpoint as ocp
 import pytest
-from absl import logging
 
 from sg2jax import checkpoint
 from sg2jax.checkpoint import Checkpoints

@@ -8,9 +8,9 @@ import subprocess
 import sys
 
 import numpy as np
+from PIL import Image
 import pytest
 import tensorflow_datasets as tfds
-from PIL import Image
 
 from sg2jax import data, faults
 from sg2jax.data import digits, prepare

@@ -11,8 +11,8 @@ import zipfile
 import zlib
 
 import numpy as np
-import pytest
 from PIL import Image
+import pytest
 
 from sg2jax import data, faults
 from sg2jax.data import images, prepare

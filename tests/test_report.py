@@ -9,8 +9,8 @@ import sys
 import types
 
 import numpy as np
-import pytest
 from PIL import Image
+import pytest
 
 from sg2jax import faults, report
 

@@ -13,7 +13,7 @@ import pytest
 
 ROOT = pathlib.Path(__file__).parent.parent
 TINY = dict(resolution=16, batch=8, total_kimg=0.256, tick_kimg=0.064, snapshot_kimg=0.032, swd_images=64, **{
-    'g.fmap_base': 64, 'd.fmap_base': 64, 'g.z_dim': 16, 'g.w_dim': 16, 'g.mapping_layers': 1, 'data.mirror': True})
+    'g.fmap_base': 64, 'd.fmap_base': 64, 'g.z_dim': 16, 'g.w_dim': 16, 'g.mapping_layers': 1, 'd.mapping_layers': 1, 'data.mirror': True})
 LAST = 32  # total_kimg / batch
 
 
@@ -71,7 +71,7 @@ def test_run_leaves_what_scripts_rely_on(whole):
   assert all(line['nimg'] == 8 * line['step'] for line in lines)
   assert {'loss_g', 'loss_d', 'pl_length', 'r1', 'swd'} <= set().union(*lines)
   assert Image.open(workdir / 'images' / 'reals.png').size == Image.open(workdir / 'images' / 'fakes_000000.png').size
-  assert json.loads((workdir / 'config.json').read_text())['loss']['r1_gamma'] == 0.5
+  assert json.loads((workdir / 'config.json').read_text())['loss']['r1_gamma'] == 0.05
   assert (workdir / 'checkpoints' / str(LAST) / 'state').is_dir() and list((workdir / 'tensorboard').iterdir())
   assert 'img/s' in out and 'compiled in' in out
 
@@ -156,11 +156,11 @@ def test_bad_input_is_one_line_and_creates_nothing(home, tmp_path, fields, code,
   assert not (tmp_path / 'run').exists()
 
 
-def test_conditional_rectangular_accumulated_bf16_run(home, tmp_path):
-  """The options that the tiny run leaves out, together: labels, height x width, microbatch, bfloat16, remat, orig/skip."""
+def test_rectangular_accumulated_bf16_run(home, tmp_path):
+  """The options that the tiny run leaves out, together: height x width, microbatch, bfloat16, remat, orig/skip."""
   out, _ = finish(start(home, tmp_path, **{
-      'resolution': '(16, 24)', 'data.labels': True, 'microbatch': 4, 'g.num_bf16_res': 1, 'd.num_bf16_res': 1,
+      'resolution': '(16, 24)', 'microbatch': 4, 'g.num_bf16_res': 1, 'd.num_bf16_res': 1,
       'g.remat': True, 'd.remat': True, 'g.clamp': 256, 'd.clamp': 256, 'g.architecture': 'resnet',
-      'd.architecture': 'skip', 'd.mapping_layers': 1, 'ema.rampup': 0.05, 'total_kimg': 0.064}))
-  assert '10 label components' in out
+      'd.architecture': 'skip', 'data.labels': False, 'ema.rampup': 0.05, 'total_kimg': 0.064}))
+  assert '16x24x1, 0 label components' in out
   assert log(tmp_path)[-1]['step'] == 8

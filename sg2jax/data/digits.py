@@ -14,10 +14,10 @@ import pathlib
 import shutil
 import tempfile
 
-import numpy as np
-import tensorflow_datasets as tfds
 from absl import logging
+import numpy as np
 from PIL import Image
+import tensorflow_datasets as tfds
 
 from sg2jax import faults
 from sg2jax.data import images

@@ -5,17 +5,17 @@ number of processes or the point of resumption: position p is in epoch p // len(
 epoch has its own permutation, and whether a sample is mirrored is drawn per position.
 """
 
+from collections.abc import Iterator
 import hashlib
 import io
 import os
 import sys
-from collections.abc import Iterator
 
+from etils import epath
 import grain
 import numpy as np
-import tensorflow_datasets as tfds
-from etils import epath
 from PIL import Image
+import tensorflow_datasets as tfds
 from tensorflow_datasets.proto import tf_example_pb2
 
 from sg2jax import faults

@@ -4,6 +4,7 @@ Which files are looked at is stated in `sources.py`, what is done to a picture i
 """
 
 import collections
+from collections.abc import Callable, Iterator
 import concurrent.futures
 import dataclasses
 import hashlib
@@ -13,12 +14,11 @@ import pathlib
 import shutil
 import sys
 import warnings
-from collections.abc import Callable, Iterator
 
+from array_record.python.array_record_module import ArrayRecordWriter
 import numpy as np
 import tensorflow_datasets as tfds
 import tqdm
-from array_record.python.array_record_module import ArrayRecordWriter
 
 from sg2jax import faults
 from sg2jax.data import images, sources

@@ -5,14 +5,14 @@ of the path starts with a dot), `__MACOSX`, `Thumbs.db`, `desktop.ini` and `data
 files are followed, links to folders are not. Nothing of a zip is ever unpacked to disk.
 """
 
+from collections.abc import Callable
 import json
 import os
 import pathlib
 import threading
+from typing import NamedTuple
 import zipfile
 import zlib
-from collections.abc import Callable
-from typing import NamedTuple
 
 from sg2jax import faults
 from sg2jax.data import images

@@ -3,8 +3,8 @@ import math
 from typing import Any
 
 from flax import linen as nn
-import jax.numpy as jnp
 from jax import lax
+import jax.numpy as jnp
 
 from sg2jax import ops
 

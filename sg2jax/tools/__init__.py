@@ -1,8 +1,8 @@
 """The command line. `run` starts every tool: flags in; exit code and one line of error out."""
 
+from collections.abc import Callable
 import os
 import sys
-from collections.abc import Callable
 
 from absl import app, flags, logging
 
