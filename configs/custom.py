@@ -19,7 +19,8 @@ def get_config(arg='256'):
     if not 1 <= len(sides) <= 2 or n < 1:
       raise ValueError
   except ValueError:
-    raise ValueError(f'configs/custom.py:{arg} must be RESOLUTION[,DEVICES], such as custom.py:256 or custom.py:384x512,8') from None
+    raise ValueError(f'configs/custom.py:{arg} must be RESOLUTION[,DEVICES], such as custom.py:256 or '
+                     'custom.py:384x512,8') from None
   c = default.get_config()
   c.resolution = res if len(sides) == 1 else tuple(sides)
   c.batch = max(min(n * min(4096 // res, 32), 64), n)

@@ -13,7 +13,8 @@ import pytest
 
 ROOT = pathlib.Path(__file__).parent.parent
 TINY = dict(resolution=16, batch=8, total_kimg=0.256, tick_kimg=0.064, snapshot_kimg=0.032, swd_images=64, **{
-    'g.fmap_base': 64, 'd.fmap_base': 64, 'g.z_dim': 16, 'g.w_dim': 16, 'g.mapping_layers': 1, 'd.mapping_layers': 1, 'data.mirror': True})
+    'g.fmap_base': 64, 'd.fmap_base': 64, 'g.z_dim': 16, 'g.w_dim': 16, 'g.mapping_layers': 1,
+    'd.mapping_layers': 1, 'data.mirror': True})
 LAST = 32  # total_kimg / batch
 
 
@@ -164,3 +165,39 @@ def test_rectangular_accumulated_bf16_run(home, tmp_path):
       'd.architecture': 'skip', 'data.labels': False, 'ema.rampup': 0.05, 'total_kimg': 0.064}))
   assert '16x24x1, 0 label components' in out
   assert log(tmp_path)[-1]['step'] == 8
+
+
+def test_restoring_every_checkpoint_of_32_steps_changes_nothing(quick_compile, tmp_path):
+  """Save and restore after each of steps 1..32, going on from what was restored: bit-equal to no saving at all."""
+  import contextlib
+
+  import jax
+  import numpy as np
+
+  from configs import default
+  from sg2jax import build, sharding
+  from sg2jax.checkpoint import Checkpoints
+  config = default.get_config()
+  config.update_from_flattened_dict({
+      'resolution': 8, 'batch': 4, 'data.dir': '-', 'g.fmap_base': 16, 'd.fmap_base': 16, 'g.z_dim': 8, 'g.w_dim': 8,
+      'g.mapping_layers': 1})
+  mesh = sharding.make_mesh()
+  same = sharding.replicated(mesh)
+  steps = build.steps(config, 0, sharding.constrain(mesh))
+  images = np.random.default_rng(0).integers(0, 256, (32, 1, 4, 8, 8, 3), np.uint8)
+  key, jitted = jax.random.key(3), {name: sharding.jit_step(getattr(steps, name), mesh) for name in steps.due(0)}
+
+  def run(checkpoints=None):
+    state = build.init_state(config, steps, same)
+    for i in range(32):
+      for name in steps.due(i):
+        state, _ = jitted[name](key, state, sharding.to_global(mesh, {'image': images[i], 'label': np.zeros((1, 4, 0), 'f')}))
+      if checkpoints:
+        checkpoints.save(state)
+        before, state = jax.device_get(state), checkpoints.restore_latest(state)
+        assert int(state.step) == i + 1
+        jax.tree.map(np.testing.assert_array_equal, before, jax.device_get(state))
+    return jax.device_get(state)
+
+  with contextlib.closing(Checkpoints(tmp_path, keep=2, meta={})) as checkpoints:
+    jax.tree.map(np.testing.assert_array_equal, run(), run(checkpoints))
