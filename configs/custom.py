@@ -16,14 +16,15 @@ def get_config(arg='256'):
     size, _, devices = arg.partition(',')
     sides, n = [int(s) for s in size.split('x')], int(devices or 1)
     res = max(sides)
-    if not 1 <= len(sides) <= 2 or n < 1:
+    if not 1 <= len(sides) <= 2 or n < 1 or min(sides) < 4:
       raise ValueError
   except ValueError:
     raise ValueError(f'configs/custom.py:{arg} must be RESOLUTION[,DEVICES], such as custom.py:256 or '
                      'custom.py:384x512,8') from None
   c = default.get_config()
   c.resolution = res if len(sides) == 1 else tuple(sides)
-  c.batch = max(min(n * min(4096 // res, 32), 64), n)
+  c.batch = max(min(n * min(4096 // res, 32), 64), 4)
+  c.batch = -(-c.batch // n) * n  # a multiple of the devices
   c.g.fmap_base = c.d.fmap_base = 16_384 if res >= 512 else 8192
   c.g.mapping_layers = 2
   c.d.mbstd_group_size = min(c.batch // n, 4)

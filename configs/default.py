@@ -19,7 +19,7 @@ def get_config():
   c.tick_kimg = 4.0  # thousands of images between status lines
   c.snapshot_kimg = 200.0  # thousands of images between image grids, SWD and checkpoints
   c.keep = 2  # number of latest checkpoints that are kept, besides the best by SWD
-  c.swd_images = 2048  # images in the sliced Wasserstein distance of a snapshot; 0: off
+  c.swd_images = 512  # images in the sliced Wasserstein distance of a snapshot, at 128 px at most; 0: off
 
   c.data = ConfigDict()
   c.data.name = ''  # a TFDS name ('digits' is bundled); '': the data set in data.dir, as `sg2jax.tools.prepare` writes it

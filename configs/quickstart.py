@@ -16,6 +16,7 @@ def get_config():
   c.batch = 16
   c.tick_kimg = 1.0
   c.snapshot_kimg = 4.0
+  c.swd_images = 1797  # all
   c.data.name = 'digits'
   c.data.channels = 1
   c.data.labels = True

@@ -6,7 +6,7 @@ import jax
 from sg2jax import state as state_lib
 from sg2jax.faults import UsageError
 from sg2jax.models.mapping import Mapping
-from sg2jax.models.stylegan2 import ARCHITECTURES, Discriminator, Generator, Synthesis, block_sizes
+from sg2jax.models.stylegan2 import ARCHITECTURES, Discriminator, Generator, Synthesis, block_sizes, fmaps
 from sg2jax.steps import Steps
 
 
@@ -35,15 +35,18 @@ def check(config):
       need(ok(value), name, value, rule)
 
   try:
-    block_sizes(resolution(config))
+    if not all(isinstance(side, int) for side in resolution(config)) or len(resolution(config)) != 2:
+      raise TypeError('must be a whole number of pixels, or (height, width)')
+    sizes = block_sizes(resolution(config))
   except (ValueError, TypeError) as e:
     raise UsageError(f'--config.resolution={config.resolution}: {e}') from None
-  each('total_kimg tick_kimg snapshot_kimg opt.g_lr opt.d_lr opt.eps ema.kimg',
+  each('total_kimg tick_kimg snapshot_kimg g.mapping_lr_mul opt.g_lr opt.d_lr opt.eps ema.kimg',
        lambda v: math.isfinite(v) and v > 0, 'must be a finite number above 0')
   each('loss.r1_gamma loss.pl_weight ema.rampup g.clamp d.clamp',
        lambda v: math.isfinite(v) and v >= 0, 'must be a finite number, 0 or more')
-  each('loss.mixing_prob loss.pl_decay opt.beta1', lambda v: 0 <= v <= 1, 'must lie in [0, 1]')
-  each('opt.beta2', lambda v: 0 < v < 1, 'must lie in (0, 1)')
+  each('loss.mixing_prob loss.pl_decay', lambda v: 0 <= v <= 1, 'must lie in [0, 1]')
+  each('opt.beta1 opt.beta2', lambda v: 0 <= v < 1, 'must lie in [0, 1)')
+  each('seed', lambda v: v < 2 ** 32, 'must be less than 2^32')
   each('batch keep data.channels g.fmap_base g.fmap_max g.z_dim g.w_dim g.mapping_layers d.fmap_base d.fmap_max '
        'd.mapping_layers d.mbstd_group_size loss.r1_interval loss.pl_interval loss.pl_shrink',
        lambda v: v >= 1, 'must be 1 or more')
@@ -59,6 +62,9 @@ def check(config):
        f'try {math.ceil(config.batch / micro) * micro}')
   name = 'microbatch' if config.microbatch else 'batch'
   if config.d.mbstd_num_channels:
+    width = fmaps(max(sizes[0]), config.d.fmap_base, config.d.fmap_max)
+    need(width % config.d.mbstd_num_channels == 0, 'd.mbstd_num_channels', config.d.mbstd_num_channels,
+         f'must divide the {width} feature maps of the last block; use 1')
     need(micro % group == 0, name, micro, f'must be a multiple of mbstd_group_size={group}; try {_near(micro, group)}')
   if config.loss.pl_weight:
     need(micro % config.loss.pl_shrink == 0, name, micro,

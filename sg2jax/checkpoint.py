@@ -193,7 +193,7 @@ def find(path) -> pathlib.Path:
   Raises:
     CheckpointError: there is none, it is damaged, or its format is too new.
   """
-  path = pathlib.Path(path).absolute()
+  path = pathlib.Path(path).expanduser().absolute()
   if (path / 'state').exists() or (path / 'manifest.json').exists():
     try:
       _verify(path)

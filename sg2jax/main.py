@@ -18,7 +18,7 @@ def main(_):
   if not jax.config.jax_compilation_cache_dir:
     cache = os.environ.get('XDG_CACHE_HOME') or pathlib.Path.home() / '.cache'
     jax.config.update('jax_compilation_cache_dir', str(pathlib.Path(cache) / 'sg2jax'))
-  train(CONFIG.value, WORKDIR.value)
+  train(CONFIG.value, os.path.expanduser(WORKDIR.value))
 
 
 if __name__ == '__main__':

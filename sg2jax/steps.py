@@ -101,7 +101,7 @@ class Steps:
       aux = {'pl_length': lengths.mean(), 'pl_penalty': penalty.mean()}
       return penalty.mean() * self.pl_weight * self.pl_interval, ((w_avg, pl_mean), aux)
     grads, (w_avg, pl_mean), aux = _accumulate(loss, state.g, (state.w_avg, state.pl_mean), draws)
-    return _apply('g', self.g_tx, state, grads, aux, w_avg=w_avg, pl_mean=pl_mean)
+    return _apply('g_reg', self.g_tx, state, grads, aux, w_avg=w_avg, pl_mean=pl_mean)
 
   def d_update(self, state, draws, reals, labels):
     """Logistic loss of the discriminator in two passes, then the EMA of g and the clock.
@@ -130,7 +130,7 @@ class Steps:
       penalty, _ = losses.r1_penalty(lambda img: self.discriminator.apply({'params': d}, img, x['c']), x['reals'])
       return penalty.mean() * (self.r1_gamma / 2 * self.r1_interval), (carry, {'r1': penalty.mean()})
     grads, _, aux = _accumulate(loss, state.d, (), {'reals': reals, 'c': labels})
-    return _apply('d', self.d_tx, state, grads, aux)
+    return _apply('d_reg', self.d_tx, state, grads, aux)
 
   # ---- steps
 
@@ -187,15 +187,15 @@ def _accumulate(loss, params, carry, xs):
   return grads, carry, jax.tree.map(lambda x: x / rounds, aux)
 
 
-def _apply(net, tx, state, grads, aux, **changes):
-  """One Adam step on `net` ('g' or 'd') and the given field changes; none of it if a gradient isn't finite.
+def _apply(phase, tx, state, grads, aux, **changes):
+  """One Adam step on the network of `phase` and the given field changes; none of it if a gradient isn't finite.
 
-  aux gains `grad_norm_<net>`, which is how the host learns of it: nothing is ever replaced silently.
+  aux gains `grad_norm_<phase>`, which is how the host learns of it: nothing is ever replaced silently.
   """
-  norm = optax.tree.norm(grads)
+  net, norm = phase[0], optax.tree.norm(grads)
   old = {net: getattr(state, net), f'{net}_opt': getattr(state, f'{net}_opt')}
   updates, opt = tx.update(grads, old[f'{net}_opt'], old[net])
   new = {net: optax.apply_updates(old[net], updates), f'{net}_opt': opt} | changes
   old |= {name: getattr(state, name) for name in changes}
   kept = jax.tree.map(partial(jnp.where, jnp.isfinite(norm)), new, old)
-  return state.replace(**kept), aux | {f'grad_norm_{net}': norm}
+  return state.replace(**kept), aux | {f'grad_norm_{phase}': norm}

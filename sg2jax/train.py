@@ -20,7 +20,8 @@ from sg2jax.metrics.swd import swd
 
 GRID = 64  # fixed latents shown in every snapshot
 # Fields that may differ from the run that a workdir holds: they change how long or how it is watched, not what is computed.
-FREE = ('total_kimg', 'tick_kimg', 'snapshot_kimg', 'keep', 'swd_images', 'device', 'data.dir')
+FREE = ('total_kimg', 'tick_kimg', 'snapshot_kimg', 'keep', 'swd_images', 'device', 'data.dir', 'g.remat', 'd.remat')
+SWD_SIDE = 128  # px; larger images are box-filtered to it before the SWD, which takes a second for four megapixels
 
 
 def train(config, workdir):
@@ -37,11 +38,10 @@ def train(config, workdir):
     build.check_devices(config, devices)
     source = data.load(config.data.name, config.data.dir, build.resolution(config), config.data.channels,
                        config.data.labels)
-    if len(source) < config.batch:
-      raise UsageError(f'--config.batch={config.batch}, but {source.place} has {len(source)} images; use fewer')
+    data.check_size(source, config.batch)
     values |= {'c_dim': source.c_dim, 'data_hash': source.hash}
-    check_workdir(values, workdir)
     with locked(workdir):
+      check_workdir(values, workdir)
       report.save_run(workdir, values)
       run(config, workdir, source, sharding.make_mesh(devices), stop)
 
@@ -56,8 +56,7 @@ def run(config, workdir, source, mesh, stop):
     abstract = jax.eval_shape(lambda: build.init_state(config, steps, None))
     state = checkpoints.restore_latest(
         jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=same), abstract))
-    fresh = state is None
-    if fresh:
+    if state is None:
       state = build.init_state(config, steps, same)
     step, nimg = int(state.step), int(state.nimg)
     log = stack.enter_context(contextlib.closing(report.Report(workdir, step, config.total_kimg)))
@@ -67,10 +66,10 @@ def run(config, workdir, source, mesh, stop):
         nimg=nimg, process_index=jax.process_index(), process_count=jax.process_count())))
     compiled, seconds = compile_steps(steps, state, mesh, config, source, stop)
     log.say(f'compiled in {seconds:.0f} s')
-    snapshot = Snapshot(config, steps, source, mesh, log)
+    snapshot = Snapshot(config, steps, source, mesh, log, stop)
     key = jax.device_put(jax.random.key(config.seed), same)
-    if fresh:
-      log.images('reals', snapshot.reals[:GRID], 0)
+    if not step:
+      log.images('reals', np.stack([source[i]['image'] for i in snapshot.order[:GRID]]), 0)
       log.tick(0, 0, snapshot(state), 0, 0)
     loop(config, steps, compiled, state, key, batches, mesh, checkpoints, log, snapshot, stop)
 
@@ -95,8 +94,9 @@ def loop(config, steps, compiled, state, key, batches, mesh, checkpoints, log, s
       seconds, images = now - tick_time, nimg - tick_nimg
       if snap:
         metrics |= snapshot(state)
+      log.tick(step, nimg, metrics, seconds, images / seconds)  # before the checkpoint: a kill between loses nothing
+      if snap:
         checkpoints.save(state, score=metrics.get('swd'))
-      log.tick(step, nimg, metrics, seconds, images / seconds)
       pending, tick_time, tick_nimg = [], time.monotonic(), nimg
   if stop and nimg < total:
     fetch(pending, step)
@@ -123,16 +123,21 @@ def fetch(pending, step):
 class Snapshot:
   """Grid of fixed latents and SWD of the EMA generator against reals that don't change; all from the seed."""
 
-  def __init__(self, config, steps, source, mesh, log):
-    self.log, self.seed, self.constrain = log, config.seed, steps.constrain
+  def __init__(self, config, steps, source, mesh, log, stop):
+    self.log, self.seed, self.stop = log, config.seed, stop
     generator, self.batch = steps.generator, max(mesh.size, 32 // mesh.size * mesh.size)
-    count = max(GRID, min(config.swd_images, len(source)) if config.swd_images else 0)
-    self.compare = bool(config.swd_images)
-    order = np.random.default_rng([config.seed, 0]).permutation(len(source))[:count]
-    samples = [source[int(i)] for i in order]
-    self.reals = np.stack([s['image'] for s in samples])
-    self.labels = np.resize(np.stack([s['label'] for s in samples]), (count, source.c_dim))
-    self.z = np.random.RandomState(config.seed).randn(count, generator.mapping.z_dim)
+    compare = config.swd_images if min(source.shape[:2]) >= 7 else 0  # SWD takes 7x7 patches
+    count = max(min(GRID, len(source)), min(compare, len(source)))
+    self.order = np.random.default_rng([config.seed, 0]).permutation(len(source))[:count].tolist()
+    self.factor = -(-max(source.shape[:2]) // SWD_SIDE)
+    self.reals, labels = [], []
+    for i in self.order:
+      sample = source[i]
+      labels.append(sample['label'])
+      if compare:
+        self.reals.append(shrink(sample['image'][None], self.factor)[0])
+    self.labels = np.stack(labels)
+    self.z = np.random.RandomState(config.seed).randn(max(count, GRID), generator.mapping.z_dim)
 
     def sample(state, z, c):
       images = generator.apply({'params': state.g_ema, 'noise': state.noise}, z[0], c[0], noise_mode='const')
@@ -140,23 +145,33 @@ class Snapshot:
     same = sharding.replicated(mesh)
     self.sample = jax.jit(sample, in_shardings=(same, *[sharding.batched(mesh)] * 2), out_shardings=same)
 
-  def images(self, state, count):
-    """`count` images of the EMA generator, uint8 [count,H,W,C]."""
-    dtype, images = state.pl_mean.dtype, []
-    for i in range(0, count, self.batch):
-      part = np.arange(i, i + self.batch) % len(self.z)
-      z, c = (x[part][None].astype(dtype) for x in (self.z, self.labels))
-      images.append(np.asarray(self.sample(state, z, c)))
-    return np.concatenate(images)[:count]
-
   def __call__(self, state):
-    """Writes the grid; returns {'swd', 'swd_<level>'}, or nothing where it is off."""
-    fakes = self.images(state, len(self.z) if self.compare else GRID)
-    self.log.images(f'fakes_{int(state.nimg) // 1000:06d}', fakes[:GRID], int(state.step))
-    if not self.compare:
+    """Writes the grid; returns {'swd', 'swd_<level>'}, or nothing where it is off or the run is being stopped."""
+    dtype, grid, fakes = state.pl_mean.dtype, [], []
+    for first in range(0, len(self.z), self.batch):
+      if self.stop:
+        return {}
+      part = np.arange(first, first + self.batch)
+      z, c = (x[part % len(x)][None].astype(dtype) for x in (self.z, self.labels))
+      images = np.asarray(self.sample(state, z, c))
+      if first < GRID:
+        grid.append(images)
+      if self.reals:
+        fakes.append(shrink(images, self.factor))
+    self.log.images(f'fakes_{int(state.nimg) // 1000:06d}', np.concatenate(grid)[:GRID], int(state.step))
+    if not self.reals:
       return {}
-    levels = swd(self.reals, fakes[:len(self.reals)], self.seed)
-    return {'swd': levels.pop('mean')} | {f'swd_{k}': v for k, v in levels.items()}
+    levels = swd(np.stack(self.reals), np.concatenate(fakes)[:len(self.reals)], self.seed, self.stop)
+    return {'swd' if k == 'mean' else f'swd_{k}': v for k, v in levels.items()}
+
+
+def shrink(images, factor):
+  """Box filter: uint8 [N,H,W,C] -> uint8 [N,H/factor,W/factor,C], rounded; sides are cut to multiples of `factor`."""
+  if factor == 1:
+    return images
+  n, h, w, c = images.shape[0], images.shape[1] // factor, images.shape[2] // factor, images.shape[3]
+  x = images[:, :h * factor, :w * factor].reshape(n, h, factor, w, factor, c).astype(np.float32)
+  return (x.mean((2, 4)) + 0.5).astype(np.uint8)
 
 
 def to_uint8(images):
@@ -217,14 +232,15 @@ def check_workdir(values, workdir):
   path = workdir / 'config.json'
   if workdir.exists() and not workdir.is_dir():
     raise UsageError(f'--workdir={workdir} is a file; name a directory')
-  if not path.exists():
-    return
+  if not path.exists() or not any((workdir / 'checkpoints').glob('*')):
+    return  # nothing has been trained yet
   try:
     old = flat(json.loads(path.read_text()))
   except ValueError:
     raise UsageError(f'{path} is not readable as JSON; restore it or use another --workdir') from None
   new = flat(json.loads(json.dumps(values)))
-  changed = [f'{k}: {old.get(k)} there, {new.get(k)} here' for k in sorted(new) if k not in FREE and old.get(k) != new.get(k)]
+  changed = [f'{k}: {old[k]} there, {new[k]} here' for k in sorted(new)
+             if k not in FREE and k in old and old[k] != new[k]]
   if changed:
     raise UsageError(f'--workdir={workdir} holds a run of another configuration ({"; ".join(changed)}); use another '
                      'workdir, or the configuration of that run')

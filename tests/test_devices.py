@@ -27,10 +27,10 @@ def main():
   from sg2jax import build, sharding
   config = default.get_config()
   config.update_from_flattened_dict({
-      'resolution': 16, 'batch': 32, 'microbatch': 16, 'data.dir': '-', 'g.fmap_base': 64, 'd.fmap_base': 64,
-      'g.z_dim': 16, 'g.w_dim': 16, 'g.mapping_layers': 2, 'd.mapping_layers': 1, 'd.architecture': 'skip',
+      'resolution': 8, 'batch': 32, 'microbatch': 16, 'data.dir': '-', 'g.fmap_base': 32, 'd.fmap_base': 32,
+      'g.z_dim': 16, 'g.w_dim': 16, 'g.mapping_layers': 1, 'd.mapping_layers': 1, 'd.architecture': 'skip',
       'ema.rampup': 0.05})
-  images = np.random.default_rng(0).integers(0, 256, (20, 2, 16, 16, 16, 3), np.uint8)
+  images = np.random.default_rng(0).integers(0, 256, (20, 2, 16, 8, 8, 3), np.uint8)
   labels = np.eye(4)[np.random.default_rng(1).integers(0, 4, (20, 2, 16))]
   ends = []
   for devices in (jax.devices()[:1], jax.devices()):

@@ -217,7 +217,7 @@ def test_gradients_of_rounds_are_summed():
   """As in the reference: two rounds of the same images give twice the gradient, not a mean."""
   one = batch(1, 4)
   two = {k: np.concatenate([v, v]) for k, v in one.items()}
-  norms = [run('d_reg')(KEY, initial(), b)[1]['grad_norm_d'] for b in (one, two)]
+  norms = [run('d_reg')(KEY, initial(), b)[1]['grad_norm_d_reg'] for b in (one, two)]
   assert float(norms[1] / norms[0]) == pytest.approx(2, rel=1e-5)
 
 
@@ -230,7 +230,7 @@ def test_a_step_with_a_gradient_that_is_not_finite_changes_no_weight(name):
   else:
     broken.d['b4']['fc']['weight'] = broken.d['b4']['fc']['weight'].at[0, 0].set(jnp.inf)
   after, aux = run(name)(KEY, broken, batch())
-  assert not np.isfinite(aux[f'grad_norm_{net}'])
+  assert not np.isfinite(aux[f'grad_norm_{name}'])
   for field in (net, f'{net}_opt', 'w_avg', 'pl_mean'):
     for x, y in zip(jax.tree.leaves(getattr(after, field)), jax.tree.leaves(getattr(broken, field)), strict=True):
       np.testing.assert_array_equal(x, y)

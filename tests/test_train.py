@@ -149,7 +149,7 @@ def test_second_run_in_a_workdir_and_another_configuration_are_refused(home, who
     ({'batch': 30, 'd.mbstd_group_size': 4}, 2, 'try 28 or 32'),
     ({'data.name': '', 'data.dir': '/nowhere'}, 3, 'sg2jax.tools.prepare'),
     ({'device': 'gpu'}, 2, 'jax[cuda'),
-    ({'data.channels': 3}, 3, 'channels'),
+    ({'data.channels': 5}, 3, 'data.channels=1'),
 ])
 def test_bad_input_is_one_line_and_creates_nothing(home, tmp_path, fields, code, said):
   _, err = finish(start(home, tmp_path / 'run', **fields), code)

@@ -89,7 +89,7 @@ class Source:
       return self._records[i]
     except Exception as err:  # array_record raises RuntimeError, ValueError, IndexError, OSError
       raise faults.DatasetError(
-          f'{self.place}: record {i} is unreadable ({str(err).splitlines()[0]}); '
+          f'{self.place}: record {i} is unreadable ({str(err).split(chr(10))[0]}); '
           'delete the data set and make it again') from err
 
   def __getitem__(self, i: int) -> dict[str, np.ndarray]:
@@ -109,7 +109,11 @@ class Source:
           'bring the pictures to one size with python -m sg2jax.tools.prepare')
     label = np.zeros(self.c_dim, np.float32)
     if self.c_dim and self._one_hot:
-      label[features['label'].int64_list.value[0]] = 1
+      index = features['label'].int64_list.value[0]
+      if not 0 <= index < self.c_dim:
+        raise faults.DatasetError(f'{self.place}: image {i} has class {index} of {self.c_dim}; set '
+                                  'data.labels=False or label it')
+      label[index] = 1
     elif self.c_dim:
       label[:] = features['label'].float_list.value or features['label'].int64_list.value
     return {'image': image, 'label': label}
@@ -142,10 +146,12 @@ def load(name: str, data_dir: str, resolution: tuple[int, int], channels: int,
         f'{source.place}: its images are {_size(source.shape)}, resolution says '
         f'{_size(resolution)}; set resolution=({source.shape[0]}, {source.shape[1]}) or prepare '
         f'it again with --resolution={_size(resolution)}')
+  if name == 'digits' and channels in _MODES:
+    source.shape = (*source.shape[:2], channels)  # grey, in whatever mode is asked for
   if source.shape[2] != channels:
     raise faults.DatasetError(
         f'{source.place}: its images have {source.shape[2]} channels, the configuration says '
-        f'{channels}; set channels={source.shape[2]} or prepare it again with '
+        f'{channels}; set data.channels={source.shape[2]} or prepare it again with '
         f'--channels={channels}')
   return source
 
@@ -215,6 +221,13 @@ def _mirror(sample: dict[str, np.ndarray], rng: np.random.Generator) -> dict[str
   return sample
 
 
+def check_size(source: Source, batch: int):
+  """Raises DatasetError if the data set has fewer images than a batch."""
+  if len(source) < batch:
+    raise faults.DatasetError(f'{source.place}: {len(source)} images, fewer than batch={batch}; '
+                              f'set batch to {len(source)} or less')
+
+
 def batches(source: Source, *, batch: int, microbatch: int, seed: int, mirror: bool, nimg: int,
             process_index: int = 0, process_count: int = 1) -> Iterator[dict[str, np.ndarray]]:
   """The endless stream of batches from position `nimg` on; reads and decodes ahead in threads.
@@ -237,9 +250,7 @@ def batches(source: Source, *, batch: int, microbatch: int, seed: int, mirror: b
   Raises:
     DatasetError: fewer images than a batch.
   """
-  if len(source) < batch:
-    raise faults.DatasetError(f'{source.place}: {len(source)} images, fewer than batch={batch}; '
-                              f'set batch to {len(source)} or less')
+  check_size(source, batch)
   if batch % microbatch or microbatch % process_count:
     raise faults.UsageError(f'batch={batch} must be a multiple of microbatch={microbatch}, and '
                             f'that of the number of processes, {process_count}')

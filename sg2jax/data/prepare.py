@@ -103,6 +103,7 @@ def build(source: str, dest: str, options: Options, workers: int | None = None) 
 def summary(report: dict, most: int = 20) -> str:
   """The report for people: the counts, then the first `most` unusable files with their reasons."""
   bad = report['unusable']
+  most = most if report['images'] else len(bad)  # then there is no report.json that names them all
   lines = [f"{report['images']} images, {len(bad)} unusable files"]
   lines += [f"  {e['file']}: {e['reason']}" for e in bad[:most]]
   if len(bad) > most:

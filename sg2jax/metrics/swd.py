@@ -91,7 +91,7 @@ def _level(sets, key, lowest):
   return 1e3 * total / DIRECTIONS, [x_next, y_next]
 
 
-def swd(reals, fakes, seed=0):
+def swd(reals, fakes, seed=0, stop=False):
   """Sliced Wasserstein distance of two sets of images, level by level (Karras et al. 2018, 5).
 
   Args:
@@ -99,6 +99,7 @@ def swd(reals, fakes, seed=0):
     fakes: uint8 [M,H,W,C]; if N != M, a random subset of the larger set is taken, because samples
       of unlike size have unlike floors.
     seed: int; places, directions and subset follow from it.
+    stop: anything; once it is true, the next level is not begun and {} is returned.
 
   Returns:
     dict: '<H>x<W>' of each level -> distance x 1e3, >= 0, finest first, then 'mean' of the levels.
@@ -116,6 +117,8 @@ def swd(reals, fakes, seed=0):
   sets = [s if len(s) == n else s[subset] for s in (reals, fakes)]
   result, lowest = {}, False
   while not lowest:
+    if stop:
+      return {}
     height, width = sets[0].shape[1:3]
     lowest = min(height, width) < 2 * SMALLEST
     result[f'{height}x{width}'], sets = _level(sets, key, lowest)

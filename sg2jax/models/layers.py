@@ -72,6 +72,8 @@ class SynthesisLayer(nn.Module):
     styles = Dense(x.shape[-1], bias_init=1, name='affine')(w)
     weight = self.param('weight', nn.initializers.normal(1), (3, 3, x.shape[-1], self.features))
     noise = None
+    if noise_mode not in NOISE_MODES:
+      raise ValueError(f'noise_mode={noise_mode!r} is unknown; choose from {", ".join(NOISE_MODES)}')
     if self.use_noise:
       hw = (x.shape[1] * self.up, x.shape[2] * self.up)
       const = self.variable('noise', 'noise_const', lambda: jnp.asarray(

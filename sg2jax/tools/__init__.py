@@ -29,11 +29,13 @@ def _fail(message: object, code: int):
 def _parse(argv: list[str]) -> list[str]:
   try:
     return flags.FLAGS(argv)
-  # ml_collections raises the last three for an unknown --config.key, with the nearest name.
-  except (flags.Error, AttributeError, KeyError, TypeError) as err:
+  # Whatever a configuration file or an unknown --config.key raises; ml_collections wraps it in tracebacks.
+  except Exception as err:
     if '--debug' in argv:
       raise
-    _fail(' '.join(str(err).replace('"\'', '').strip('"\' ').split()), faults.UsageError.code)
+    lines = [line for line in str(err).replace('"\'', '').strip('"\' \n').splitlines() if line.strip()]
+    text = lines[-1].split('Error: ', 1)[-1] if 'Traceback' in str(err) else ' '.join(lines)
+    _fail(' '.join(text.split()), faults.UsageError.code)
 
 
 def _guard(main: Callable[[list[str]], None], argv: list[str]):
