@@ -187,23 +187,19 @@ def _conv_w(x, y, stride, pad, k):
 
 
 def _conv_w_matmul(x, y, stride, pad, k, dtype):
-  """k*k matmuls of shifted inputs, by chunks of rows that stay in the cache: 10x as fast as XLA's form on a CPU."""
+  """One matmul of y with all shifts of x, by chunks of rows that stay in the cache: 10x as fast as XLA's form on a CPU."""
   (n, p, q, o), i = y.shape, x.shape[3]
   x = jnp.pad(x, [(0, 0), (pad, pad), (pad, pad), (0, 0)])
-  h = max(d for d in range(1, p + 1) if p % d == 0 and (d == 1 or n * d * q <= 2048))  # rows of y in a chunk
+  h = max(d for d in range(1, p + 1) if p % d == 0 and (d == 1 or n * d * q <= 1024))  # rows of y in a chunk
   span = lambda m: (m - 1) * stride + 1
 
   def chunk(r, total):
     yt = lax.dynamic_slice_in_dim(y, r * h, h, 1).transpose(3, 0, 1, 2).reshape(o, -1)
     rows = lax.dynamic_slice_in_dim(x, r * h * stride, span(h) + k - 1, 1)
-
-    def tap(t, total):
-      xs = lax.dynamic_slice(rows, (0, t // k, t % k, 0), (n, span(h), span(q), i))[:, ::stride, ::stride]
-      product = jnp.dot(yt, xs.reshape(-1, i), preferred_element_type=dtype)
-      return lax.dynamic_update_index_in_dim(total, total[t] + product, t, 0)
-    return lax.fori_loop(0, k * k, tap, total)
-  total = lax.fori_loop(0, p // h, chunk, jnp.zeros((k * k, o, i), dtype))
-  return jnp.swapaxes(total.reshape(k, k, o, i), 2, 3)
+    shifts = [rows[:, a:a + span(h):stride, b:b + span(q):stride].reshape(-1, i) for a in range(k) for b in range(k)]
+    return total + jnp.dot(yt, jnp.concatenate(shifts, axis=1), preferred_element_type=dtype)
+  total = lax.fori_loop(0, p // h, chunk, jnp.zeros((o, k * k * i), dtype))
+  return total.reshape(o, k, k, i).transpose(1, 2, 3, 0)
 
 
 def _conv_w_conv(x, y, stride, pad, k, dtype):
