@@ -157,6 +157,15 @@ def test_bad_input_is_one_line_and_creates_nothing(home, tmp_path, fields, code,
   assert not (tmp_path / 'run').exists()
 
 
+@pytest.mark.parametrize('config, said', [
+    ('configs/nope.py', 'no file'), ('configs/custom.py:0', 'RESOLUTION'), ('configs/paper.py:g', 'e:Gskip-Dresnet')])
+def test_unknown_configuration_is_one_line(tmp_path, config, said):
+  run = subprocess.run([sys.executable, '-m', 'sg2jax.main', f'--config={config}', f'--workdir={tmp_path / "run"}'],
+                       cwd=ROOT, env=os.environ | {'JAX_PLATFORMS': 'cpu'}, capture_output=True, text=True)
+  assert run.returncode == 2 and said in run.stderr and len(run.stderr.splitlines()) == 1, run.stderr
+  assert not (tmp_path / 'run').exists()
+
+
 def test_rectangular_accumulated_bf16_run(home, tmp_path):
   """The options that the tiny run leaves out, together: height x width, microbatch, bfloat16, remat, orig/skip."""
   out, _ = finish(start(home, tmp_path, **{

@@ -27,6 +27,10 @@ def _fail(message: object, code: int):
 
 
 def _parse(argv: list[str]) -> list[str]:
+  for arg in argv:
+    path = arg.split('=', 1)[-1].split(':')[0]
+    if arg.startswith('--config=') and not os.path.exists(path):
+      _fail(f'{arg}: there is no file {path}; run from the folder that holds configs/', faults.UsageError.code)
   try:
     return flags.FLAGS(argv)
   # Whatever a configuration file or an unknown --config.key raises; ml_collections wraps it in tracebacks.
