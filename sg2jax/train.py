@@ -114,9 +114,9 @@ def fetch(pending, step):
   for name, v in values.items():
     if name.startswith('grad_norm') and not np.isfinite(v).all():
       raise NonFiniteError(
-          f'{(~np.isfinite(v)).sum()} of {len(v)} gradients of {name[-1].upper()} before step {step} are not finite; they '
-          'were not applied, and the last checkpoint is sound. Lower the learning rate or raise loss.r1_gamma, and with '
-          'bfloat16 set g.clamp and d.clamp to 256')
+          f'{(~np.isfinite(v)).sum()} of the last {len(v)} gradients of phase {name.removeprefix("grad_norm_")}, up to step '
+          f'{step}, are not finite; they were not applied, and the last checkpoint is sound. Lower the learning rate or '
+          'raise loss.r1_gamma; with bfloat16 set g.clamp and d.clamp to 256')
   return {name: v.mean() for name, v in values.items()}
 
 

@@ -157,6 +157,17 @@ def test_bad_input_is_one_line_and_creates_nothing(home, tmp_path, fields, code,
   assert not (tmp_path / 'run').exists()
 
 
+def test_non_finite_gradients_stop_the_run_and_name_the_phase():
+  import numpy as np
+
+  from sg2jax.faults import NonFiniteError
+  from sg2jax.train import fetch
+  good = {'loss_d': np.float32(1), 'grad_norm_d': np.float32(2)}
+  assert fetch([good, good], 2) == {'loss_d': 1, 'grad_norm_d': 2}
+  with pytest.raises(NonFiniteError, match='1 of the last 1 gradients of phase d_reg, up to step 7'):
+    fetch([good, {'grad_norm_d_reg': np.float32('nan')}], 7)
+
+
 @pytest.mark.parametrize('config, said', [
     ('configs/nope.py', 'no file'), ('configs/custom.py:0', 'RESOLUTION'), ('configs/paper.py:g', 'e:Gskip-Dresnet')])
 def test_unknown_configuration_is_one_line(tmp_path, config, said):
