@@ -83,29 +83,35 @@ def test_finished_run_starts_and_ends_at_once(home, whole):
   assert content(whole[0]) == before
 
 
-def kill_and_resume(home, workdir, delays):
-  """Starts a run as often as there are delays, kills it after each, counted from its first line of output."""
-  for delay in delays:
-    process = start(home, workdir)
-    process.stdout.readline()
+def kill_and_resume(home, workdir, delays, **fields):
+  """Starts a run as often as there are delays and kills it so long after compilation, every third time after its start."""
+  for i, delay in enumerate(delays):
+    process = start(home, workdir, **fields)
+    line = process.stdout.readline()
+    while i % 3 and 'compiled' not in line:
+      line = process.stdout.readline()
+      assert line, process.stderr.read()
     time.sleep(delay)
+    assert process.poll() is None, 'the run ended before it could be killed'
     process.kill()
     process.communicate()
-  return finish(start(home, workdir))
+  return finish(start(home, workdir, **fields))
 
 
 def test_killed_run_ends_with_the_same_bytes(home, whole, tmp_path):
   draw = random.Random(1)
-  kill_and_resume(home, tmp_path / 'run', [draw.uniform(1, 6) for _ in range(3)])
+  kill_and_resume(home, tmp_path / 'run', [draw.uniform(0, 0.6) for _ in range(3)])
   assert content(tmp_path / 'run') == content(whole[0])
   assert log(tmp_path / 'run') == log(whole[0])
 
 
 @pytest.mark.slow
-def test_run_killed_twenty_times_ends_with_the_same_bytes(home, whole, tmp_path):
-  draw = random.Random(2)
-  kill_and_resume(home, tmp_path / 'run', [draw.uniform(0, 8) for _ in range(20)])
-  assert content(tmp_path / 'run') == content(whole[0])
+def test_run_killed_twenty_times_ends_with_the_same_bytes(home, tmp_path):
+  draw, longer = random.Random(2), {'total_kimg': 6.144, 'snapshot_kimg': 0.128, 'tick_kimg': 0.128}
+  finish(start(home, tmp_path / 'whole', **longer))
+  kill_and_resume(home, tmp_path / 'run', [draw.uniform(0, 3) for _ in range(20)], **longer)
+  assert content(tmp_path / 'run', 768) == content(tmp_path / 'whole', 768)
+  assert log(tmp_path / 'run') == log(tmp_path / 'whole')
 
 
 @pytest.mark.parametrize('number, code', [(signal.SIGTERM, 75), (signal.SIGINT, 130)])
