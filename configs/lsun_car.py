@@ -7,16 +7,12 @@ The images must be prepared once, from a folder or zip of the LSUN Car pictures 
 
 Cost: 1.2 TFLOP per image trained, 7e19 for the run.
 """
-from configs import default
+from configs import lsun_cat
 
 
 def get_config():
-  """Config F, 512x384 (width x height)."""
-  c = default.get_config()
+  """Cat's, at 512x384 (width x height)."""
+  c = lsun_cat.get_config()
   c.resolution = (384, 512)
   c.total_kimg = 57_000.0
-  c.device = 'accelerator'
-  c.loss.r1_gamma = 10.0
-  c.g.num_bf16_res = c.d.num_bf16_res = 4
-  c.g.clamp = c.d.clamp = 256.0
   return c

@@ -7,16 +7,11 @@ The images must be prepared once, from a folder or zip of the LSUN Horse picture
 
 Cost: 1.2 TFLOP per image trained, 1.2e20 for the run.
 """
-from configs import default
+from configs import lsun_church
 
 
 def get_config():
-  """Config F, 256x256."""
-  c = default.get_config()
-  c.resolution = 256
+  """Church's, for 100,000 kimg."""
+  c = lsun_church.get_config()
   c.total_kimg = 100_000.0
-  c.device = 'accelerator'
-  c.loss.r1_gamma = 100.0
-  c.g.num_bf16_res = c.d.num_bf16_res = 4
-  c.g.clamp = c.d.clamp = 256.0
   return c

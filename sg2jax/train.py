@@ -126,10 +126,10 @@ class Snapshot:
   def __init__(self, config, steps, source, mesh, log, stop):
     self.log, self.seed, self.stop = log, config.seed, stop
     generator, self.batch = steps.generator, max(mesh.size, 32 // mesh.size * mesh.size)
-    compare = config.swd_images if min(source.shape[:2]) >= 7 else 0  # SWD takes 7x7 patches
+    self.factor = -(-max(source.shape[:2]) // SWD_SIDE)
+    compare = config.swd_images if min(source.shape[:2]) // self.factor >= 7 else 0  # SWD takes 7x7 patches
     count = max(min(GRID, len(source)), min(compare, len(source)))
     self.order = np.random.default_rng([config.seed, 0]).permutation(len(source))[:count].tolist()
-    self.factor = -(-max(source.shape[:2]) // SWD_SIDE)
     self.reals, labels = [], []
     for i in self.order:
       sample = source[i]
