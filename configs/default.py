@@ -1,6 +1,6 @@
 """Every field of a run, with unit and source. The values are config F of StyleGAN2 at 256 px [S2 Table 1].
 
-[S2] Karras et al. 2020, arXiv 1912.04958. [ADA] Karras et al. 2020, arXiv 2006.06676. Presets change only what differs.
+[S1] arXiv 1812.04948. [S2] arXiv 1912.04958. [ADA] arXiv 2006.06676. [MSG] arXiv 1903.06048. Presets change only what differs.
 Any field can be set on the command line: `--config.loss.r1_gamma=2`.
 """
 from ml_collections import ConfigDict, FieldReference
@@ -29,7 +29,8 @@ def get_config():
   c.data.mirror = False  # flip each image horizontally with probability 1/2 (FFHQ: yes) [S2 App. B]
 
   c.g = ConfigDict()
-  c.g.architecture = 'skip'  # orig, skip, resnet [S2 Fig. 7]
+  # orig, skip, resnet [S2 Fig. 7], msg [MSG; only with d.architecture msg], revised (configs B-D), stylegan1 (config A)
+  c.g.architecture = 'skip'
   c.g.fmap_base = 16_384  # feature maps at res pixels: min(2 fmap_base / res, fmap_max) (configs A-E: 8192)
   c.g.fmap_max = 512
   c.g.z_dim = 512
@@ -42,7 +43,7 @@ def get_config():
   c.g.noise = True  # per-pixel noise inputs [S1 3.2]
 
   c.d = ConfigDict()
-  c.d.architecture = 'resnet'
+  c.d.architecture = 'resnet'  # as g.architecture
   c.d.fmap_base = 16_384
   c.d.fmap_max = 512
   c.d.mapping_layers = 8  # of the label embedding, where labels are used
@@ -54,10 +55,10 @@ def get_config():
 
   c.loss = ConfigDict()
   c.loss.r1_gamma = 10.0  # R1 weight [S2 App. B]; a heuristic for a new data set: 0.0002 resolution^2 / batch [ADA]
-  c.loss.r1_interval = 16  # minibatches between R1 steps [S2 3.1]
+  c.loss.r1_interval = 16  # minibatches between R1 steps [S2 3.1]; 0: R1 is added to the main loss of every minibatch
   c.loss.pl_weight = 2.0  # path length weight; 0: off [S2 3.2]
   c.loss.pl_decay = 0.01  # of the moving average of path lengths
-  c.loss.pl_interval = 4  # minibatches between path length steps [S2 3.1]
+  c.loss.pl_interval = 4  # minibatches between path length steps [S2 3.1]; 0: added to the main loss of every minibatch
   c.loss.pl_shrink = 2  # path lengths use 1/pl_shrink of the minibatch
   c.loss.mixing_prob = 0.9  # probability of style mixing [S1 3.1]
 
@@ -67,8 +68,20 @@ def get_config():
   c.opt.beta1 = 0.0
   c.opt.beta2 = 0.99
   c.opt.eps = 1e-8
+  c.opt.lr_rampup_kimg = 0.0  # thousands of images over which the learning rate rises from 0
+  # Of details that the two reference implementations do differently. 'tensorflow' (S2's): Adam adds eps before it corrects
+  # the bias, gradients of accumulation rounds are averaged; 'pytorch' (ADA's): after it, summed.
+  c.opt.formulation = 'pytorch'
 
   c.ema = ConfigDict()
   c.ema.kimg = 10.0  # half-life of the generator's moving average, thousands of images [S2 App. B]
   c.ema.rampup = 0.0  # half-life is at most rampup * images so far; 0: no ramp [ADA App. F]
+
+  c.grow = ConfigDict()  # progressive growing of the architectures revised and stylegan1 [S1; S2 Table 1 A-D]
+  c.grow.start_res = 0  # pixels of the longer side at the start, 4, 8, 16 ... (configs A-D: 8); 0: no growing
+  c.grow.hold_kimg = 600.0  # thousands of images at each resolution
+  c.grow.fade_kimg = 600.0  # and in the cross-fade to the next
+  c.grow.batch = ()  # ((pixels of the longer side, images per minibatch), ...); others: `batch`
+  c.grow.lr = ()  # ((pixels of the longer side, learning rate of G and D), ...); others: opt.g_lr, opt.d_lr
+  c.grow.repeats = 4  # minibatches between looks at this schedule
   return c

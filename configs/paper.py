@@ -3,8 +3,10 @@
     python -m sg2jax.main --config=configs/paper.py:f --config.data.dir=DIR --config.resolution=R --workdir=RUN
     ... --config=configs/paper.py:e:Gorig-Dskip     one of the nine architecture pairs of Table 2, at config E's size
 
-e: new architectures (G skip, D resnet), fmap_base 8192, gamma 100. f: e with fmap_base 16384, gamma 10.
-FFHQ at 1024, FID in Table 1: E 3.31, F 2.84. Cost in `docs/performance.md`.
+a: StyleGAN (AdaIN, growing). b: a with weight demodulation. c: b with lazy regularization. d: c with path length
+regularization. e: no growing, new architectures (G skip, D resnet), gamma 100. f: e with fmap_base 16384, gamma 10.
+msg: e with MSG-GAN's connections [S2 Fig. 7a]. FFHQ at 1024, FID in Table 1: A 4.40, B 4.39, C 4.38, D 4.34, E 3.31,
+F 2.84. Cost in `docs/performance.md`.
 """
 import re
 
@@ -12,14 +14,29 @@ from configs import default
 
 
 def get_config(arg='f'):
-  """arg: 'e' or 'f', optionally ':G{orig,skip,resnet}-D{orig,skip,resnet}'."""
-  match = re.fullmatch(r'(e|f)(?::G(orig|skip|resnet)-D(orig|skip|resnet))?', arg)
+  """arg: 'a' ... 'f', 'msg', or 'e:G{orig,skip,resnet}-D{orig,skip,resnet}'."""
+  match = re.fullmatch(r'([a-f]|msg)|(e|f):G(orig|skip|resnet)-D(orig|skip|resnet)', arg)
   if not match:
-    raise ValueError(f"configs/paper.py:{arg} is unknown; use e, f, or e:Gskip-Dresnet with orig, skip or resnet")
-  name, g, d = match.groups()
+    raise ValueError(f'configs/paper.py:{arg} is unknown; use a, b, c, d, e, f, msg, or e:Gskip-Dresnet with orig, skip '
+                     'or resnet')
+  name = match[1] or match[2]
   c = default.get_config()
-  c.g.architecture, c.d.architecture = g or 'skip', d or 'resnet'
-  c.g.fmap_base = c.d.fmap_base = {'e': 8192, 'f': 16_384}[name]
-  c.loss.r1_gamma = {'e': 100.0, 'f': 10.0}[name]
   c.data.mirror = True
+  c.g.fmap_base = c.d.fmap_base = 16_384 if name == 'f' else 8192
+  if name in 'abcd':
+    c.g.architecture = c.d.architecture = 'stylegan1' if name == 'a' else 'revised'
+    c.opt.g_lr = c.opt.d_lr = 0.001
+    c.opt.formulation = 'tensorflow'
+    c.grow.start_res = 8
+    c.grow.batch = ((8, 256), (16, 128), (32, 64))
+    c.grow.lr = ((128, 0.0015), (256, 0.002), (512, 0.003), (1024, 0.003))
+    if name in 'ab':
+      c.loss.r1_interval = c.loss.pl_interval = 0
+    if name != 'd':
+      c.loss.pl_weight = 0.0
+    return c
+  c.g.architecture, c.d.architecture = (match[3], match[4]) if match[3] else ('skip', 'resnet')
+  c.loss.r1_gamma = 10.0 if name == 'f' else 100.0
+  if name == 'msg':
+    c.g.architecture = c.d.architecture = 'msg'
   return c

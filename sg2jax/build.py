@@ -2,12 +2,17 @@
 import math
 
 import jax
+import numpy as np
 
+from sg2jax import schedule
 from sg2jax import state as state_lib
 from sg2jax.faults import UsageError
+from sg2jax.models import stylegan2
 from sg2jax.models.mapping import Mapping
-from sg2jax.models.stylegan2 import ARCHITECTURES, Discriminator, Generator, Synthesis, block_sizes, fmaps
+from sg2jax.models.stylegan2 import ARCHITECTURES, GROWING, Discriminator, Generator, Synthesis, block_sizes, fmaps
 from sg2jax.steps import Steps
+
+FORMULATIONS = ('pytorch', 'tensorflow')
 
 
 def resolution(config):
@@ -16,9 +21,14 @@ def resolution(config):
   return (r, r) if isinstance(r, int) else tuple(r)
 
 
-def microbatch(config):
-  """Images per round of gradient accumulation."""
-  return config.microbatch or config.batch
+def microbatch(config, batch):
+  """Images per round of gradient accumulation of a minibatch of `batch`."""
+  return config.microbatch or batch
+
+
+def batches(config):
+  """{minibatch size: name of the field that says so}, of all stages."""
+  return {batch: f'grow.batch[{side}]' for side, batch in config.grow.batch} | {config.batch: 'batch'}
 
 
 def check(config):
@@ -40,48 +50,73 @@ def check(config):
     sizes = block_sizes(resolution(config))
   except (ValueError, TypeError) as e:
     raise UsageError(f'--config.resolution={config.resolution}: {e}') from None
-  each('total_kimg tick_kimg snapshot_kimg g.mapping_lr_mul opt.g_lr opt.d_lr opt.eps ema.kimg',
+  each('total_kimg tick_kimg snapshot_kimg g.mapping_lr_mul opt.g_lr opt.d_lr opt.eps ema.kimg grow.fade_kimg',
        lambda v: math.isfinite(v) and v > 0, 'must be a finite number above 0')
-  each('loss.r1_gamma loss.pl_weight ema.rampup g.clamp d.clamp',
+  each('loss.r1_gamma loss.pl_weight ema.rampup g.clamp d.clamp opt.lr_rampup_kimg grow.hold_kimg',
        lambda v: math.isfinite(v) and v >= 0, 'must be a finite number, 0 or more')
   each('loss.mixing_prob loss.pl_decay', lambda v: 0 <= v <= 1, 'must lie in [0, 1]')
   each('opt.beta1 opt.beta2', lambda v: 0 <= v < 1, 'must lie in [0, 1)')
   each('seed', lambda v: v < 2 ** 32, 'must be less than 2^32')
   each('batch keep data.channels g.fmap_base g.fmap_max g.z_dim g.w_dim g.mapping_layers d.fmap_base d.fmap_max '
-       'd.mapping_layers d.mbstd_group_size loss.r1_interval loss.pl_interval loss.pl_shrink',
+       'd.mapping_layers d.mbstd_group_size loss.pl_shrink grow.repeats',
        lambda v: v >= 1, 'must be 1 or more')
-  each('microbatch seed swd_images g.num_bf16_res d.num_bf16_res d.mbstd_num_channels',
+  each('loss.r1_interval loss.pl_interval grow.start_res microbatch seed swd_images g.num_bf16_res d.num_bf16_res '
+       'd.mbstd_num_channels',
        lambda v: v >= 0, 'must be 0 or more')
   each('g.architecture d.architecture', lambda v: v in ARCHITECTURES, f'is unknown; choose from {", ".join(ARCHITECTURES)}')
+  each('opt.formulation', lambda v: v in FORMULATIONS, f'is unknown; choose from {", ".join(FORMULATIONS)}')
   each('device', lambda v: v in ('', 'cpu', 'gpu', 'tpu', 'accelerator'),
        'is unknown; choose from gpu, tpu, accelerator, cpu, or leave it empty')
   need(config.data.name or config.data.dir, 'data.dir', "''",
        'names no data set: give the directory that `python -m sg2jax.tools.prepare` wrote, or --config.data.name=digits')
-  micro, group = microbatch(config), min(config.d.mbstd_group_size, microbatch(config))
-  need(config.batch % micro == 0, 'batch', config.batch, f'must be a multiple of microbatch={micro}; '
-       f'try {math.ceil(config.batch / micro) * micro}')
-  name = 'microbatch' if config.microbatch else 'batch'
+  _check_growth(config, sizes, need)
   if config.d.mbstd_num_channels:
     width = fmaps(max(sizes[0]), config.d.fmap_base, config.d.fmap_max)
     need(width % config.d.mbstd_num_channels == 0, 'd.mbstd_num_channels', config.d.mbstd_num_channels,
          f'must divide the {width} feature maps of the last block; use 1')
-    need(micro % group == 0, name, micro, f'must be a multiple of mbstd_group_size={group}; try {_near(micro, group)}')
-  if config.loss.pl_weight:
-    need(micro % config.loss.pl_shrink == 0, name, micro,
-         f'must be a multiple of pl_shrink={config.loss.pl_shrink}; try {_near(micro, config.loss.pl_shrink)}')
+  for batch, name in batches(config).items():
+    micro = microbatch(config, batch)
+    group = min(config.d.mbstd_group_size, micro)
+    need(batch % micro == 0, name, batch, f'must be a multiple of microbatch={micro}; try {math.ceil(batch / micro) * micro}')
+    name = 'microbatch' if config.microbatch else name
+    if config.d.mbstd_num_channels:
+      need(micro % group == 0, name, micro, f'must be a multiple of mbstd_group_size={group}; try {_near(micro, group)}')
+    if config.loss.pl_weight:
+      need(micro % config.loss.pl_shrink == 0, name, micro,
+           f'must be a multiple of pl_shrink={config.loss.pl_shrink}; try {_near(micro, config.loss.pl_shrink)}')
+
+
+def _check_growth(config, sizes, need):
+  """The checks of architectures that only go together, and of the fields of config.grow."""
+  g, d, grow = config.g.architecture, config.d.architecture, config.grow
+  need((g == 'msg') == (d == 'msg'), 'd.architecture', d, f'does not fit g.architecture={g}: msg needs msg in both')
+  if not grow.start_res:
+    return
+  starts = [4 << i for i in range(len(sizes))]
+  need(grow.start_res in starts, 'grow.start_res', grow.start_res, f'must be one of {", ".join(map(str, starts))}, or 0')
+  for name in ('g', 'd'):
+    need(config[name].architecture in GROWING, f'{name}.architecture', config[name].architecture,
+         f'cannot grow; use {" or ".join(GROWING)}, or set grow.start_res=0')
+  for name in ('batch', 'lr'):
+    for pair in grow[name]:
+      need(np.ndim(pair) == 1 and len(pair) == 2 and pair[1] > 0, f'grow.{name}', grow[name],
+           'must be pairs (pixels of the longer side, value above 0), such as ((8, 256), (16, 128))')
+  need(all(isinstance(batch, int) for _, batch in grow.batch), 'grow.batch', grow.batch, 'must hold whole numbers')
 
 
 def check_devices(config, devices):
   """Raises UsageError if the devices aren't of the kind that was asked for, or don't divide the batch."""
-  kind, micro, n = devices[0].platform, microbatch(config), len(devices)
+  kind, n = devices[0].platform, len(devices)
   wanted = {'gpu': ('gpu', 'cuda', 'rocm'), 'tpu': ('tpu',), 'cpu': ('cpu',), '': (kind,),
             'accelerator': tuple({kind} - {'cpu'})}[config.device]
   if kind not in wanted:
     raise UsageError(f'--config.device={config.device}, but JAX sees only {n} {kind} device(s); install the JAX build for '
                      f'your accelerator (pip install "jax[cuda13]" or "jax[tpu]"), or say --config.device=cpu')
-  if micro % n:
-    raise UsageError(f'--config.{"microbatch" if config.microbatch else "batch"}={micro} must be a multiple of the {n} '
-                     f'devices; try {_near(micro, n)}')
+  for batch, name in batches(config).items():
+    micro = microbatch(config, batch)
+    if micro % n:
+      raise UsageError(f'--config.{"microbatch" if config.microbatch else name}={micro} must be a multiple of the {n} '
+                       f'devices; try {_near(micro, n)}')
 
 
 def _near(value, multiple):
@@ -89,11 +124,22 @@ def _near(value, multiple):
   return f'{low} or {low + multiple}' if low else f'{multiple}'
 
 
+def growth(config):
+  """The schedule.Growth of a configuration; without growing it has 0 levels, and one stage for ever."""
+  grow, opt, sizes = config.grow, config.opt, block_sizes(resolution(config))
+  levels = len(sizes) - 1 - int(math.log2(grow.start_res / 4)) if grow.start_res else 0
+  pairs = lambda name: tuple(map(tuple, grow[name]))
+  return schedule.Growth(
+      max(resolution(config)), levels, grow.hold_kimg, grow.fade_kimg, config.batch, opt.g_lr, opt.d_lr,
+      pairs('batch'), pairs('lr'), pairs('lr'), grow.repeats if levels else 1)
+
+
 def networks(config, c_dim):
   """(Generator, Discriminator) for labels of c_dim components."""
   g, d, size = config.g, config.d, resolution(config)
   generator = Generator(
-      Mapping(g.z_dim, c_dim, g.w_dim, g.mapping_layers, lr_mul=g.mapping_lr_mul),
+      Mapping(g.z_dim, c_dim, g.w_dim, g.mapping_layers, lr_mul=g.mapping_lr_mul, joint=g.architecture in GROWING,
+              bias_gain=stylegan2.HALF if g.architecture == 'stylegan1' else 1),
       Synthesis(size, config.data.channels, g.fmap_base, g.fmap_max, g.architecture, g.num_bf16_res, g.clamp or None,
                 use_noise=g.noise, remat=g.remat))
   discriminator = Discriminator(
@@ -103,19 +149,19 @@ def networks(config, c_dim):
   return generator, discriminator
 
 
-def steps(config, c_dim, constrain):
-  """The Steps of a configuration; `constrain` from sharding.py."""
+def steps(config, c_dim, constrain, stage=None):
+  """The Steps of a configuration in a stage of its growth (None: the first); `constrain` from sharding.py."""
   generator, discriminator = networks(config, c_dim)
-  loss, opt = config.loss, config.opt
+  loss, opt, grows = config.loss, config.opt, growth(config)
+  stage, tensorflow = stage or grows.stage(0), opt.formulation == 'tensorflow'
   # Adam is corrected for the interval even if the regularizer's weight is 0, as in config C [S2 Table 1].
+  adam = lambda lr, interval: state_lib.adam(lr, opt.beta1, opt.beta2, opt.eps, interval, tensorflow)
   return Steps(
-      generator, discriminator,
-      g_tx=state_lib.adam(opt.g_lr, opt.beta1, opt.beta2, opt.eps, loss.pl_interval),
-      d_tx=state_lib.adam(opt.d_lr, opt.beta1, opt.beta2, opt.eps, loss.r1_interval),
-      r1_gamma=loss.r1_gamma, r1_interval=loss.r1_interval if loss.r1_gamma else 0,
-      pl_weight=loss.pl_weight, pl_decay=loss.pl_decay, pl_interval=loss.pl_interval if loss.pl_weight else 0,
-      pl_shrink=loss.pl_shrink, mixing_prob=loss.mixing_prob, ema_kimg=config.ema.kimg,
-      ema_rampup=config.ema.rampup or None, constrain=constrain)
+      generator, discriminator, g_tx=adam(stage.g_lr, loss.pl_interval), d_tx=adam(stage.d_lr, loss.r1_interval),
+      r1_gamma=loss.r1_gamma, r1_interval=loss.r1_interval, pl_weight=loss.pl_weight, pl_decay=loss.pl_decay,
+      pl_interval=loss.pl_interval, pl_shrink=loss.pl_shrink, mixing_prob=loss.mixing_prob, ema_kimg=config.ema.kimg,
+      ema_rampup=config.ema.rampup or None, constrain=constrain, lr_rampup_kimg=opt.lr_rampup_kimg,
+      mean_rounds=tensorflow, growth=grows if grows.levels else None, stage=stage)
 
 
 def init_state(config, steps_, sharding):

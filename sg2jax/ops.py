@@ -13,6 +13,7 @@ from jax import lax
 import jax.numpy as jnp
 import numpy as np
 
+BOX = np.array([0.5, 0.5])  # filter of the growing path and of image pyramids
 SQRT2 = math.sqrt(2)  # Python floats throughout: a NumPy scalar would widen bfloat16
 
 # name -> (function of (x, alpha), default gain), S2's `lrelu` and the others of the reference vectors.
@@ -152,6 +153,16 @@ def downsample2d(x, f, down=2, *, padding=0, flip_filter=False, gain=1):
   return upfirdn2d(x, f, down=down, padding=p, flip_filter=flip_filter, gain=gain)
 
 
+def half(x):
+  """The mean of each 2x2: [N,H,W,C] -> [N,H/2,W/2,C]."""
+  return downsample2d(x, BOX)
+
+
+def nearest(x, factor=2):
+  """Every pixel `factor` x `factor` times: [N,H,W,C] -> [N,H*factor,W*factor,C]."""
+  return x if factor == 1 else jnp.repeat(jnp.repeat(x, factor, 1), factor, 2)
+
+
 def _taps2(f):
   f = np.ones(1) if f is None else np.asarray(f)
   return (f.shape[0], f.shape[-1])
@@ -253,6 +264,22 @@ def conv2d_resample(x, w, *, taps=(1, 3, 3, 1), up=1, down=1, padding=0, flip_we
   if k == 1:
     return _dot1x1(fir(x, down=down, padding=(p0, p1, p0, p1)), w)
   return _conv(fir(x, padding=(p0, p1, p0, p1)), w, down, 0)
+
+
+def nearest_conv2d(x, w):
+  """Nearest-neighbour up-sampling by 2, then a 3x3 correlation [S1], in one strided product. x: [N,H,W,I] -> [N,2H,2W,O]."""
+  size = (2 * x.shape[1], 2 * x.shape[2])
+  return _conv_t(x, _shifts(jnp.swapaxes(w[::-1, ::-1], 2, 3)), 2, 1, size)
+
+
+def conv2d_mean(x, w):
+  """3x3 correlation, then the mean of each 2x2 [S1], in one strided product. x: [N,H,W,I] -> [N,H/2,W/2,O]."""
+  return _conv(x, _shifts(w) / 4, 2, 1)
+
+
+def _shifts(w):
+  """The sum of the four one-pixel shifts of a kernel: [3,3,I,O] -> [4,4,I,O]."""
+  return sum(jnp.pad(w, [(a, 1 - a), (b, 1 - b), (0, 0), (0, 0)]) for a in (0, 1) for b in (0, 1))
 
 
 def _dot1x1(x, w):

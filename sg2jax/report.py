@@ -31,7 +31,7 @@ from PIL import Image
 from sg2jax import __version__, faults
 
 # Metrics of the status line, in this order, and their names there. metrics.jsonl has all metrics.
-SHOWN = {'loss_g': 'G', 'loss_d': 'D', 'pl_length': 'pl', 'r1': 'r1', 'ada_p': 'p', 'swd': 'swd'}
+SHOWN = {'lod': 'lod', 'loss_g': 'G', 'loss_d': 'D', 'pl_length': 'pl', 'r1': 'r1', 'ada_p': 'p', 'swd': 'swd'}
 READABLE = 64  # px; smaller images are enlarged in PNG files
 PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'numpy')
 

@@ -1,5 +1,79 @@
-"""Pure numbers: the lazy Adam correction and the EMA of the generator."""
+"""Pure numbers from the clock: progressive growing, learning rates, the lazy Adam correction, the EMA of the generator."""
+import dataclasses
+import math
+
 import jax.numpy as jnp
+
+
+@dataclasses.dataclass(frozen=True)
+class Stage:
+  """What is static between two changes of resolution."""
+  level: int = 0  # number of upper resolutions that aren't there yet: floor(lod)
+  batch: int = 0  # images per minibatch
+  g_lr: float = 0.0
+  d_lr: float = 0.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Growth:
+  """Progressive growing [Karras et al. 2018, S1 App. C, S2 Table 1 A-D]: each resolution fades in, then holds.
+
+  lod, the level of detail, falls from `levels` to 0: during a fade it is fractional and floor(lod) is the new resolution,
+  whose batch and learning rates apply. The schedule is looked at every `repeats` minibatches.
+  """
+  side: int  # px, the longer one at full resolution
+  levels: int  # resolutions missing at the start; 0: nothing grows
+  hold_kimg: float  # thousands of images at a resolution
+  fade_kimg: float  # and on the way to the next
+  batch: int  # images per minibatch, where batches doesn't say otherwise
+  g_lr: float
+  d_lr: float
+  batches: tuple = ()  # (longer side in px, images per minibatch), ...
+  g_lrs: tuple = ()  # (longer side in px, learning rate), ...
+  d_lrs: tuple = ()
+  repeats: int = 1
+
+  def lod(self, nimg):
+    """Level of detail after `nimg` images, a float in [0, levels]."""
+    kimg, phase = nimg / 1000, self.hold_kimg + self.fade_kimg
+    if not self.levels:
+      return 0.0
+    done = math.floor(kimg / phase)
+    return max(self.levels - done - max(kimg - done * phase - self.hold_kimg, 0) / self.fade_kimg, 0.0)
+
+  def stage(self, nimg):
+    """The Stage that `nimg` images fall in."""
+    level = math.floor(self.lod(nimg))
+    side = self.side >> level
+    return Stage(level, at_side(self.batches, side, self.batch), at_side(self.g_lrs, side, self.g_lr),
+                 at_side(self.d_lrs, side, self.d_lr))
+
+  def resets(self, before, after):
+    """True if Adam starts afresh between schedule looks at `before` and at `after` images: a fade begins or ends."""
+    ends = lambda nimg: (math.floor(self.lod(nimg)), math.ceil(self.lod(nimg)))
+    return ends(before) != ends(after)
+
+  def alpha(self, stage, step, nimg, dtype=jnp.float32):
+    """1 - (lod - floor(lod)) in `stage`, [] of dtype: how far its resolution is faded in. step, nimg: int32 [], traced.
+
+    Both count from 0; nimg is taken as it was at the last look at the schedule.
+    """
+    if stage.level == self.levels:
+      return jnp.ones((), dtype)
+    phase = self.hold_kimg + self.fade_kimg
+    start = round(1000 * ((self.levels - stage.level - 1) * phase + self.hold_kimg))
+    seen = nimg - step % self.repeats * stage.batch - start
+    return jnp.clip(seen.astype(dtype) / (1000 * self.fade_kimg), 0, 1)
+
+
+def at_side(pairs, side, default):
+  """The value of `side` in ((side, value), ...)."""
+  return dict(pairs).get(side, default)
+
+
+def ramp(nimg, kimg):
+  """Factor of the learning rate, rising from 0 to 1 in `kimg` thousand images; kimg 0: 1."""
+  return jnp.minimum(nimg / (1000 * kimg), 1) if kimg else 1
 
 
 def lazy_correction(interval):

@@ -24,10 +24,25 @@ class TrainState:
   pl_mean: jax.Array  # [], moving average of path lengths
 
 
-def adam(lr, beta1, beta2, eps, interval):
-  """Adam shared by a loss and its regularizer at every `interval` minibatches (0: not lazy) [S2 App. B]."""
+def adam(lr, beta1, beta2, eps, interval, eps_hat=False):
+  """Adam shared by a loss and its regularizer at every `interval` minibatches (0: not lazy) [S2 App. B].
+
+  eps_hat: eps is added to sqrt(v) before the correction of the bias, as TensorFlow does (Kingma & Ba 2015, end of section 2).
+  """
   c = schedule.lazy_correction(interval)
-  return optax.adam(lr * c, beta1 ** c, beta2 ** c, eps)
+  lr, beta1, beta2 = lr * c, beta1 ** c, beta2 ** c
+  if not eps_hat:
+    return optax.adam(lr, beta1, beta2, eps)
+  def update(grads, state, params=None):
+    corrected = eps / jnp.sqrt(1 - beta2 ** (state.count + 1))
+    return optax.scale_by_adam(beta1, beta2, corrected).update(grads, state, params)
+  return optax.chain(optax.GradientTransformation(optax.scale_by_adam(beta1, beta2, eps).init, update),
+                     optax.scale_by_learning_rate(lr))
+
+
+def reset_adam(state):
+  """The state with Adam's moments and counts of both networks at 0."""
+  return state.replace(**jax.tree.map(jnp.zeros_like, {'g_opt': state.g_opt, 'd_opt': state.d_opt}))
 
 
 def init(key, generator, discriminator, g_tx, d_tx, dtype=jnp.float32):

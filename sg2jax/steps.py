@@ -1,5 +1,8 @@
 """The four updates of a minibatch, in this order: g, g_reg (path length), d (with EMA and clock), d_reg (R1) [S2 App. B].
 
+A regularizer of interval k is a step of its own at every k-th minibatch, with k times its weight; one of interval 0 is
+added to the main loss of every minibatch (configs A and B); one of weight 0 doesn't exist.
+
 Each is `(key, state, batch) -> (state, aux)`, pure, and is jitted by itself on a donated state. A batch is
 {'image': uint8 [R,M,H,W,C], 'label': float32 [R,M,c_dim]}: R rounds of gradient accumulation over M images, on the
 global batch R*M. The random draws come first (`draw_*`) and the updates take them as arrays, so that a reference
@@ -14,15 +17,16 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from sg2jax import losses, schedule
+from sg2jax import losses, ops, schedule
 from sg2jax.models.mapping import broadcast
+from sg2jax.models.stylegan2 import largest
 
 PHASES = ('g', 'g_reg', 'd', 'd_reg')
 
 
 @dataclasses.dataclass(frozen=True)
 class Steps:
-  """Networks, optimizers and constants of training; the methods are the steps. Intervals 0: that regularizer is off."""
+  """Networks, optimizers and constants of training; the methods are the steps. When growing, one for each stage."""
   generator: Any
   discriminator: Any
   g_tx: optax.GradientTransformation
@@ -39,6 +43,10 @@ class Steps:
   w_avg_beta: float = 0.995
   noise_mode: str = 'random'
   constrain: Callable = lambda x: x  # shards [R,M,...] over M; from sharding.py
+  lr_rampup_kimg: float = 0
+  mean_rounds: bool = False  # gradients of rounds are averaged (TensorFlow's S2) instead of summed (PyTorch's)
+  growth: schedule.Growth | None = None
+  stage: schedule.Stage = schedule.Stage()
 
   # ---- networks in training mode
 
@@ -53,9 +61,17 @@ class Steps:
       ws = jnp.where(layer < mix['cutoff'][:, None, None], ws, net(mix['z'], c)[:, None])
     return ws, w_avg
 
-  def _synthesize(self, g, noise, key, ws):
+  def _synthesize(self, state, g, key, ws):
     rngs = {'noise': key} if self.noise_mode == 'random' else None
-    return self.generator.apply({'params': g, 'noise': noise}, ws, self.noise_mode, rngs=rngs, method='synthesize')
+    return self.generator.apply({'params': g, 'noise': state.noise}, ws, self.noise_mode, self.stage.level,
+                                self.alpha(state), rngs=rngs, method='synthesize')
+
+  def _discriminate(self, state, d, img, c):
+    return self.discriminator.apply({'params': d}, img, c, self.alpha(state))
+
+  def alpha(self, state):
+    """How far the newest resolution is faded in, [] in [0,1]; None for networks that don't grow."""
+    return self.growth and self.growth.alpha(self.stage, state.step, state.nimg, state.pl_mean.dtype)
 
   # ---- random draws
 
@@ -68,7 +84,7 @@ class Steps:
     latents = lambda k: self.constrain(jax.random.normal(k, (*shape, self.generator.mapping.z_dim), dtype))
     draws = {'z': latents(keys['z']), 'c': batch['label'][:, :shape[1]], 'noise': jax.random.split(keys['noise'], rounds)}
     if self.mixing_prob:
-      num_ws = self.generator.synthesis.num_ws
+      num_ws = self.generator.synthesis.num_ws - 2 * self.stage.level
       cutoff = jax.random.randint(keys['cutoff'], shape, 1, num_ws)
       mixed = jax.random.bernoulli(keys['mix'], self.mixing_prob, shape)
       draws['mix'] = {'z': latents(keys['z_mix']), 'cutoff': jnp.where(mixed, cutoff, num_ws)}
@@ -80,63 +96,92 @@ class Steps:
     size = (*draws['z'].shape[:2], *batch['image'].shape[2:])
     return draws | {'pl': self.constrain(jax.random.normal(key, size, draws['z'].dtype))}
 
+  # ---- losses of one round x: (params, (w_avg, pl_mean), x) -> (value, ((w_avg, pl_mean), aux))
+
+  def _g_loss(self, state, g, carry, x):
+    """Non-saturating loss."""
+    ws, w_avg = self._ws(g, carry[0], x['z'], x['c'], x.get('mix'))
+    logits = self._discriminate(state, state.d, self._synthesize(state, g, x['noise'], ws), x['c'])
+    value = losses.g_nonsaturating(logits).mean()
+    return value, ((w_avg, carry[1]), {'loss_g': value, 'logits_fake': logits.mean()})
+
+  def _pl_loss(self, state, g, carry, x):
+    """Path length penalty of the full-size image, times its interval; w_avg is tracked here too."""
+    ws, w_avg = self._ws(g, carry[0], x['z'], x['c'], x.get('mix'))
+    lengths = losses.path_lengths(lambda ws: largest(self._synthesize(state, g, x['noise'], ws)), ws, x['pl'])
+    penalty, pl_mean = losses.path_length_penalty(lengths, carry[1], self.pl_decay)
+    aux = {'pl_length': lengths.mean(), 'pl_penalty': penalty.mean()}
+    return penalty.mean() * (self.pl_weight * (self.pl_interval or 1)), ((w_avg, pl_mean), aux)
+
+  def _d_loss(self, state, d, carry, x):
+    """Logistic loss in two passes."""
+    ws, w_avg = self._ws(state.g, carry[0], x['z'], x['c'], x.get('mix'))
+    fakes = jax.lax.stop_gradient(self._synthesize(state, state.g, x['noise'], ws))
+    net = partial(self._discriminate, state, d)
+    real_logits, fake_logits = net(x['reals'], x['real_c']), net(fakes, x['c'])
+    loss_real, loss_fake = (v.mean() for v in losses.d_logistic(real_logits, fake_logits))
+    aux = {'loss_d': loss_real + loss_fake, 'loss_d_real': loss_real, 'loss_d_fake': loss_fake,
+           'logits_real': real_logits.mean()}
+    return loss_real + loss_fake, ((w_avg, carry[1]), aux)
+
+  def _r1_loss(self, state, d, carry, x):
+    """R1 on the reals, times its interval; 4^-level makes it that of the image enlarged to full size, as the paper's was."""
+    penalty, _ = losses.r1_penalty(lambda img: self._discriminate(state, d, img, x['real_c']), x['reals'])
+    penalty = penalty.mean() * 4.0 ** -self.stage.level
+    return penalty * (self.r1_gamma / 2 * (self.r1_interval or 1)), (carry, {'r1': penalty})
+
   # ---- updates from draws
 
-  def g_update(self, state, draws):
-    """Non-saturating loss of the generator."""
-    def loss(g, w_avg, x):
-      ws, w_avg = self._ws(g, w_avg, x['z'], x['c'], x.get('mix'))
-      logits = self.discriminator.apply({'params': state.d}, self._synthesize(g, state.noise, x['noise'], ws), x['c'])
-      value = losses.g_nonsaturating(logits).mean()
-      return value, (w_avg, {'loss_g': value, 'logits_fake': logits.mean()})
-    grads, w_avg, aux = _accumulate(loss, state.g, state.w_avg, draws)
-    return _apply('g', self.g_tx, state, grads, aux, w_avg=w_avg)
+  def g_update(self, state, draws, pl_draws=None):
+    """Generator step; pl_draws: those of a path length that isn't lazy."""
+    return self._update('g', state, [(self._g_loss, draws), (self._pl_loss, pl_draws)])
 
   def g_reg_update(self, state, draws):
-    """Path length regularization, times its interval; w_avg is tracked here too."""
-    def loss(g, carry, x):
-      ws, w_avg = self._ws(g, carry[0], x['z'], x['c'], x.get('mix'))
-      lengths = losses.path_lengths(partial(self._synthesize, g, state.noise, x['noise']), ws, x['pl'])
-      penalty, pl_mean = losses.path_length_penalty(lengths, carry[1], self.pl_decay)
-      aux = {'pl_length': lengths.mean(), 'pl_penalty': penalty.mean()}
-      return penalty.mean() * self.pl_weight * self.pl_interval, ((w_avg, pl_mean), aux)
-    grads, (w_avg, pl_mean), aux = _accumulate(loss, state.g, (state.w_avg, state.pl_mean), draws)
-    return _apply('g_reg', self.g_tx, state, grads, aux, w_avg=w_avg, pl_mean=pl_mean)
+    """Path length step."""
+    return self._update('g_reg', state, [(self._pl_loss, draws)])
 
   def d_update(self, state, draws, reals, labels):
-    """Logistic loss of the discriminator in two passes, then the EMA of g and the clock.
+    """Discriminator step, then the EMA of g and the clock.
 
     reals: [R,M,H,W,C] in [-1,1], labels: theirs [R,M,c_dim]; the fakes have those of `draws`.
     """
-    def loss(d, w_avg, x):
-      ws, w_avg = self._ws(state.g, w_avg, x['z'], x['c'], x.get('mix'))
-      fakes = jax.lax.stop_gradient(self._synthesize(state.g, state.noise, x['noise'], ws))
-      net = partial(self.discriminator.apply, {'params': d})
-      real_logits, fake_logits = net(x['reals'], x['real_c']), net(fakes, x['c'])
-      loss_real, loss_fake = (v.mean() for v in losses.d_logistic(real_logits, fake_logits))
-      aux = {'loss_d': loss_real + loss_fake, 'loss_d_real': loss_real, 'loss_d_fake': loss_fake,
-             'logits_real': real_logits.mean()}
-      return loss_real + loss_fake, (w_avg, aux)
-    grads, w_avg, aux = _accumulate(loss, state.d, state.w_avg, draws | {'reals': reals, 'real_c': labels})
-    batch = reals.shape[0] * reals.shape[1]
+    reals = {'reals': reals, 'real_c': labels}
+    eager = self.r1_gamma and not self.r1_interval
+    batch = labels.shape[0] * labels.shape[1]
     beta = schedule.ema_beta(state.nimg, batch, self.ema_kimg, self.ema_rampup, state.pl_mean.dtype)
     ema = jax.tree.map(lambda p, e: p + (e - p) * beta, state.g, state.g_ema)
-    state, aux = _apply('d', self.d_tx, state, grads, aux, w_avg=w_avg)
+    state, aux = self._update('d', state, [(self._d_loss, draws | reals), (self._r1_loss, reals if eager else None)])
     return state.replace(step=state.step + 1, nimg=state.nimg + batch, g_ema=ema), aux
 
   def d_reg_update(self, state, reals, labels):
-    """R1 on the reals, times its interval."""
-    def loss(d, carry, x):
-      penalty, _ = losses.r1_penalty(lambda img: self.discriminator.apply({'params': d}, img, x['c']), x['reals'])
-      return penalty.mean() * (self.r1_gamma / 2 * self.r1_interval), (carry, {'r1': penalty.mean()})
-    grads, _, aux = _accumulate(loss, state.d, (), {'reals': reals, 'c': labels})
-    return _apply('d_reg', self.d_tx, state, grads, aux)
+    """R1 step."""
+    before = _minibatch(state, labels)
+    after, aux = self._update('d_reg', before, [(self._r1_loss, {'reals': reals, 'real_c': labels})])
+    return after.replace(step=state.step, nimg=state.nimg), aux
+
+  def _update(self, phase, state, terms):
+    """One Adam step on the sum of the losses [(loss, what it takes of each round [R,...] or None: not now)]."""
+    terms = [(loss, xs) for loss, xs in terms if xs is not None]
+
+    def total(params, carry, xs):
+      value, aux = 0, {}
+      for (loss, _), x in zip(terms, xs):
+        term, (carry, more) = loss(state, params, carry, x)
+        value, aux = value + term, aux | more
+      return value, (carry, aux)
+    net, xs = phase[0], [xs for _, xs in terms]
+    grads, (w_avg, pl_mean), aux = _accumulate(total, getattr(state, net), (state.w_avg, state.pl_mean), xs, self.mean_rounds)
+    nimg = state.nimg - (state.step % self.growth.repeats * self.stage.batch if self.growth else 0)
+    ramp = schedule.ramp(nimg, self.lr_rampup_kimg)
+    return _apply(phase, self.g_tx if net == 'g' else self.d_tx, state, grads, aux, ramp, w_avg=w_avg, pl_mean=pl_mean)
 
   # ---- steps
 
   def g(self, key, state, batch):
     """Generator step."""
-    return self.g_update(state, self.draw(_phase(key, state, 'g'), batch)[0])
+    eager = self.pl_weight and not self.pl_interval
+    return self.g_update(state, self.draw(_phase(key, state, 'g'), batch)[0],
+                         self.draw_pl(_phase(key, state, 'g_reg'), batch) if eager else None)
 
   def g_reg(self, key, state, batch):
     """Path length step."""
@@ -145,22 +190,26 @@ class Steps:
   def d(self, key, state, batch):
     """Discriminator step; advances the clock."""
     draws, _ = self.draw(_phase(key, state, 'd'), batch)
-    return self.d_update(state, draws, to_float(batch['image'], state), batch['label'])
+    return self.d_update(state, draws, self.reals(state, batch['image']), batch['label'])
 
   def d_reg(self, key, state, batch):
     """R1 step, on the reals of the same minibatch; draws nothing."""
     del key
-    return self.d_reg_update(state, to_float(batch['image'], state), batch['label'])
+    return self.d_reg_update(state, self.reals(_minibatch(state, batch['label']), batch['image']), batch['label'])
+
+  def reals(self, state, images):
+    """uint8 [R,M,H,W,C] at the size of the stage -> [-1,1] in the dtype of the state, faded like the fakes."""
+    x = images.astype(state.pl_mean.dtype) / 127.5 - 1
+    alpha = self.alpha(state)
+    if alpha is None or self.stage.level == self.growth.levels:
+      return x
+    flat = x.reshape(-1, *x.shape[2:])
+    return x + (ops.nearest(ops.half(flat)).reshape(x.shape) - x) * (1 - alpha)
 
   def due(self, step):
     """Names of the steps that minibatch number `step` runs, in order."""
-    every = {'g': 1, 'g_reg': self.pl_interval, 'd': 1, 'd_reg': self.r1_interval}
+    every = {'g': 1, 'g_reg': self.pl_weight and self.pl_interval, 'd': 1, 'd_reg': self.r1_gamma and self.r1_interval}
     return [name for name in PHASES if every[name] and step % every[name] == 0]
-
-
-def to_float(images, state):
-  """uint8 images -> [-1,1] in the dtype of the state."""
-  return images.astype(state.pl_mean.dtype) / 127.5 - 1
 
 
 def _phase(key, state, name):
@@ -168,8 +217,13 @@ def _phase(key, state, name):
   return jax.random.fold_in(jax.random.fold_in(key, state.step), PHASES.index(name))
 
 
-def _accumulate(loss, params, carry, xs):
-  """Sums gradients over rounds, as the reference does (each a mean over its micro-batch); aux is averaged."""
+def _minibatch(state, labels):
+  """The state with the clock of this minibatch, which the d step has moved on. labels: [R,M,c_dim]."""
+  return state.replace(step=state.step - 1, nimg=state.nimg - labels.shape[0] * labels.shape[1])
+
+
+def _accumulate(loss, params, carry, xs, mean):
+  """Sums gradients over rounds, as the reference does (each a mean over its micro-batch), or averages; aux is averaged."""
   grad = jax.grad(loss, has_aux=True)
   rounds = jax.tree.leaves(xs)[0].shape[0]
   one = jax.tree.map(lambda x: x[0], xs)
@@ -184,10 +238,11 @@ def _accumulate(loss, params, carry, xs):
   grads, (_, aux) = jax.eval_shape(grad, params, carry, one)
   zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), (grads, aux))
   ((grads, aux), carry), _ = jax.lax.scan(add, (zeros, carry), xs)
-  return grads, carry, jax.tree.map(lambda x: x / rounds, aux)
+  average = lambda tree: jax.tree.map(lambda x: x / rounds, tree)
+  return average(grads) if mean else grads, carry, average(aux)
 
 
-def _apply(phase, tx, state, grads, aux, **changes):
+def _apply(phase, tx, state, grads, aux, ramp, **changes):
   """One Adam step on the network of `phase` and the given field changes; none of it if a gradient isn't finite.
 
   aux gains `grad_norm_<phase>`, which is how the host learns of it: nothing is ever replaced silently.
@@ -195,6 +250,7 @@ def _apply(phase, tx, state, grads, aux, **changes):
   net, norm = phase[0], optax.tree.norm(grads)
   old = {net: getattr(state, net), f'{net}_opt': getattr(state, f'{net}_opt')}
   updates, opt = tx.update(grads, old[f'{net}_opt'], old[net])
+  updates = jax.tree.map(lambda u: u * ramp, updates)
   new = {net: optax.apply_updates(old[net], updates), f'{net}_opt': opt} | changes
   old |= {name: getattr(state, name) for name in changes}
   kept = jax.tree.map(partial(jnp.where, jnp.isfinite(norm)), new, old)

@@ -2,6 +2,7 @@
 from concurrent import futures
 import contextlib
 import fcntl
+from functools import partial
 import json
 import os
 import pathlib
@@ -14,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from sg2jax import build, data, report, sharding
+from sg2jax import state as state_lib
 from sg2jax.checkpoint import Checkpoints
 from sg2jax.faults import Interrupted, NonFiniteError, Preempted, UsageError
 from sg2jax.metrics.swd import swd
@@ -38,7 +40,7 @@ def train(config, workdir):
     build.check_devices(config, devices)
     source = data.load(config.data.name, config.data.dir, build.resolution(config), config.data.channels,
                        config.data.labels)
-    data.check_size(source, config.batch)
+    data.check_size(source, max(build.batches(config)))
     values |= {'c_dim': source.c_dim, 'data_hash': source.hash}
     with locked(workdir):
       check_workdir(values, workdir)
@@ -47,49 +49,61 @@ def train(config, workdir):
 
 
 def run(config, workdir, source, mesh, stop):
-  """Everything after the checks: compile, restore, loop."""
-  steps = build.steps(config, source.c_dim, sharding.constrain(mesh))
-  same = sharding.replicated(mesh)
+  """Everything after the checks: restore, then stage by stage (one, unless the networks grow) compile and train."""
+  growth, same = build.growth(config), sharding.replicated(mesh)
+  make_steps = partial(build.steps, config, source.c_dim, sharding.constrain(mesh))
   with contextlib.ExitStack() as stack:
     checkpoints = stack.enter_context(contextlib.closing(
         Checkpoints(workdir, keep=config.keep, meta={'data_hash': source.hash, 'config': config.to_dict()})))
-    abstract = jax.eval_shape(lambda: build.init_state(config, steps, None))
+    abstract = jax.eval_shape(lambda: build.init_state(config, make_steps(), None))
     state = checkpoints.restore_latest(
         jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=same), abstract))
     if state is None:
-      state = build.init_state(config, steps, same)
+      state = build.init_state(config, make_steps(), same)
     step, nimg = int(state.step), int(state.nimg)
     log = stack.enter_context(contextlib.closing(report.Report(workdir, step, config.total_kimg)))
     log.say(describe(config, state, source, mesh, step))
-    batches = stack.enter_context(contextlib.closing(data.batches(
-        source, batch=config.batch, microbatch=build.microbatch(config), seed=config.seed, mirror=config.data.mirror,
-        nimg=nimg, process_index=jax.process_index(), process_count=jax.process_count())))
-    compiled, seconds = compile_steps(steps, state, mesh, config, source, stop)
-    log.say(f'compiled in {seconds:.0f} s')
-    snapshot = Snapshot(config, steps, source, mesh, log, stop)
+    snapshot = Snapshot(config, source, mesh, log, stop)
     key = jax.device_put(jax.random.key(config.seed), same)
-    if not step:
-      log.images('reals', np.stack([source[i]['image'] for i in snapshot.order[:GRID]]), 0)
-      log.tick(0, 0, snapshot(state), 0, 0)
-    loop(config, steps, compiled, state, key, batches, mesh, checkpoints, log, snapshot, stop)
+    while nimg < config.total_kimg * 1000 and not stop:
+      stage = growth.stage(nimg)
+      steps, images = make_steps(stage), data.Shrunk(source, 2 ** stage.level) if stage.level else source
+      compiled, seconds = compile_steps(steps, state, mesh, config, images, stop)
+      log.say(f'{"x".join(map(str, images.shape))}, batch {stage.batch}: compiled in {seconds:.0f} s')
+      snapshot.enter(steps)
+      if not step:
+        log.images('reals', np.stack([source[i]['image'] for i in snapshot.order[:GRID]]), 0)
+        log.tick(0, 0, snapshot(state), 0, 0)
+      with contextlib.closing(data.batches(
+          images, batch=stage.batch, microbatch=build.microbatch(config, stage.batch), seed=config.seed,
+          mirror=config.data.mirror, nimg=nimg, process_index=jax.process_index(),
+          process_count=jax.process_count())) as batches:
+        state = loop(config, growth, steps, compiled, state, key, batches, mesh, checkpoints, log, snapshot, stop)
+      step, nimg = int(state.step), int(state.nimg)
+      checkpoints.wait()
 
 
-def loop(config, steps, compiled, state, key, batches, mesh, checkpoints, log, snapshot, stop):
-  """Minibatches until total_kimg or a signal. Only maintenance waits for the device."""
-  step, nimg, total = int(state.step), int(state.nimg), config.total_kimg * 1000
+def loop(config, growth, steps, compiled, state, key, batches, mesh, checkpoints, log, snapshot, stop):
+  """Minibatches until the stage ends, total_kimg or a signal. Only maintenance waits for the device. -> state."""
+  step, nimg, total, stage = int(state.step), int(state.nimg), config.total_kimg * 1000, steps.stage
   pending, tick_time, tick_nimg = [], time.monotonic(), nimg
-  while nimg < total and not stop:
-    batch, last = sharding.to_global(mesh, next(batches)), pending[-1:]
-    for name in steps.due(step):
-      state, aux = compiled[name](key, state, batch)
-      pending.append(aux)
-    jax.block_until_ready(last)  # the device is one minibatch behind at most: a signal is heard in time
-    step, before, nimg = step + 1, nimg, nimg + config.batch
-    log.progress(nimg)
-    tick, snap = (nimg >= total or nimg // (1000 * kimg) > before // (1000 * kimg)
+  while nimg < total and not stop and growth.stage(nimg) == stage:
+    before = nimg
+    for _ in range(growth.repeats):
+      batch, last = sharding.to_global(mesh, next(batches)), pending[-1:]
+      for name in steps.due(step):
+        state, aux = compiled[name](key, state, batch)
+        pending.append(aux)
+      jax.block_until_ready(last)  # the device is one minibatch behind at most: a signal is heard in time
+      step, nimg = step + 1, nimg + stage.batch
+      log.progress(nimg)
+    if growth.resets(before, nimg):
+      state = jax.jit(state_lib.reset_adam, donate_argnums=0, out_shardings=sharding.replicated(mesh))(state)
+    over = nimg >= total or growth.stage(nimg) != stage
+    tick, snap = (over or nimg // (1000 * kimg) > before // (1000 * kimg)
                   for kimg in (config.tick_kimg, config.snapshot_kimg))
     if tick or snap:
-      metrics = fetch(pending, step)
+      metrics = fetch(pending, step) | ({'lod': growth.lod(nimg)} if growth.levels else {})
       now = time.monotonic()  # the time of training only, not of the snapshot below
       seconds, images = now - tick_time, nimg - tick_nimg
       if snap:
@@ -103,7 +117,7 @@ def loop(config, steps, compiled, state, key, batches, mesh, checkpoints, log, s
     checkpoints.save(state)
     checkpoints.wait()
     stop.leave(f'saved step {step} ({nimg / 1000:g} kimg)')
-  checkpoints.wait()
+  return state
 
 
 def fetch(pending, step):
@@ -123,9 +137,9 @@ def fetch(pending, step):
 class Snapshot:
   """Grid of fixed latents and SWD of the EMA generator against reals that don't change; all from the seed."""
 
-  def __init__(self, config, steps, source, mesh, log, stop):
-    self.log, self.seed, self.stop = log, config.seed, stop
-    generator, self.batch = steps.generator, max(mesh.size, 32 // mesh.size * mesh.size)
+  def __init__(self, config, source, mesh, log, stop):
+    self.log, self.seed, self.stop, self.mesh = log, config.seed, stop, mesh
+    self.batch = max(mesh.size, 32 // mesh.size * mesh.size)
     self.factor = -(-max(source.shape[:2]) // SWD_SIDE)
     compare = config.swd_images if min(source.shape[:2]) // self.factor >= 7 else 0  # SWD takes 7x7 patches
     count = max(min(GRID, len(source)), min(compare, len(source)))
@@ -135,15 +149,17 @@ class Snapshot:
       sample = source[i]
       labels.append(sample['label'])
       if compare:
-        self.reals.append(shrink(sample['image'][None], self.factor)[0])
+        self.reals.append(data.shrink(sample['image'], self.factor))
     self.labels = np.stack(labels)
-    self.z = np.random.RandomState(config.seed).randn(max(count, GRID), generator.mapping.z_dim)
+    self.z = np.random.RandomState(config.seed).randn(max(count, GRID), config.g.z_dim)
 
+  def enter(self, steps):
+    """Takes the images of this stage from now on."""
     def sample(state, z, c):
-      images = generator.apply({'params': state.g_ema, 'noise': state.noise}, z[0], c[0], noise_mode='const')
-      return to_uint8(images)
-    same = sharding.replicated(mesh)
-    self.sample = jax.jit(sample, in_shardings=(same, *[sharding.batched(mesh)] * 2), out_shardings=same)
+      return to_uint8(steps.generator.apply({'params': state.g_ema, 'noise': state.noise}, z[0], c[0], noise_mode='const',
+                                            stage=steps.stage.level, alpha=steps.alpha(state)))
+    same = sharding.replicated(self.mesh)
+    self.sample = jax.jit(sample, in_shardings=(same, *[sharding.batched(self.mesh)] * 2), out_shardings=same)
 
   def __call__(self, state):
     """Writes the grid; returns {'swd', 'swd_<level>'}, or nothing where it is off or the run is being stopped."""
@@ -157,21 +173,12 @@ class Snapshot:
       if first < GRID:
         grid.append(images)
       if self.reals:
-        fakes.append(shrink(images, self.factor))
+        fakes.append(data.shrink(images, self.factor))
     self.log.images(f'fakes_{int(state.nimg) // 1000:06d}', np.concatenate(grid)[:GRID], int(state.step))
     if not self.reals:
       return {}
     levels = swd(np.stack(self.reals), np.concatenate(fakes)[:len(self.reals)], self.seed, self.stop)
     return {'swd' if k == 'mean' else f'swd_{k}': v for k, v in levels.items()}
-
-
-def shrink(images, factor):
-  """Box filter: uint8 [N,H,W,C] -> uint8 [N,H/factor,W/factor,C], rounded; sides are cut to multiples of `factor`."""
-  if factor == 1:
-    return images
-  n, h, w, c = images.shape[0], images.shape[1] // factor, images.shape[2] // factor, images.shape[3]
-  x = images[:, :h * factor, :w * factor].reshape(n, h, factor, w, factor, c).astype(np.float32)
-  return (x.mean((2, 4)) + 0.5).astype(np.uint8)
 
 
 def to_uint8(images):
@@ -181,7 +188,8 @@ def to_uint8(images):
 
 def compile_steps(steps, state, mesh, config, source, stop):
   """The steps, compiled side by side before the first minibatch. -> ({name: compiled}, seconds)."""
-  rounds, micro = config.batch // build.microbatch(config), build.microbatch(config)
+  micro = build.microbatch(config, steps.stage.batch)
+  rounds = steps.stage.batch // micro
   spec = lambda *shape, dtype: jax.ShapeDtypeStruct((rounds, micro, *shape), dtype, sharding=sharding.batched(mesh))
   batch = {'image': spec(*source.shape, dtype=np.uint8), 'label': spec(source.c_dim, dtype=state.pl_mean.dtype)}
   key = jax.eval_shape(lambda: jax.random.key(0))

@@ -11,3 +11,12 @@ def quick_compile():
   jax.config.update(name, True)
   yield
   jax.config.update(name, before)
+
+
+@pytest.fixture(scope='session')
+def home(tmp_path_factory):
+  """Data set, compile cache and a package `tensorflow` that fails when imported, shared by all runs."""
+  home = tmp_path_factory.mktemp('home')
+  (home / 'poison').mkdir()
+  (home / 'poison' / 'tensorflow.py').write_text('raise RuntimeError("TensorFlow was imported")\n')
+  return home

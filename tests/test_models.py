@@ -219,14 +219,14 @@ def test_bfloat16_blocks_agree_and_end_in_float32(architecture):
     assert 1e-6 < error < 0.05  # bfloat16 has 8 bits: different, but not by much
   dtypes = {k.split('/')[-1]: x.dtype for k, (x, _) in blocks.items()}
   assert dtypes == {'b4': jnp.float32, 'b8': jnp.bfloat16, 'b16': jnp.bfloat16}
-  assert all(x.dtype == jnp.bfloat16 for x, _ in d_blocks.values())
+  assert all(x.dtype == jnp.bfloat16 for x in d_blocks.values())
 
 
 def test_first_block_is_never_bfloat16():
   assert stylegan2._dtypes(block_sizes((16, 16)), 99) == [None, jnp.bfloat16, jnp.bfloat16]
 
 
-@pytest.mark.parametrize('architecture', ARCHITECTURES)
+@pytest.mark.parametrize('architecture', [a for a in ARCHITECTURES if a != 'stylegan1'])  # which normalizes after it
 def test_clamp_reaches_every_layer(architecture):
   g, d = make(architecture=architecture, clamp=0.01), make_d(architecture=architecture, clamp=0.01)
   g_layers = captured(g, (SynthesisLayer, ToRGB), variables(g), z(), jnp.zeros((2, 0)), noise_mode='const')

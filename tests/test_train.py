@@ -1,7 +1,6 @@
 """The run as a user starts it: subprocesses of `python -m sg2jax.main` on a tiny network, and what interrupts them."""
 import json
 import os
-import pathlib
 import random
 import signal
 import subprocess
@@ -11,49 +10,7 @@ import time
 from PIL import Image
 import pytest
 
-ROOT = pathlib.Path(__file__).parent.parent
-TINY = dict(resolution=16, batch=8, total_kimg=0.256, tick_kimg=0.064, snapshot_kimg=0.032, swd_images=64, **{
-    'g.fmap_base': 64, 'd.fmap_base': 64, 'g.z_dim': 16, 'g.w_dim': 16, 'g.mapping_layers': 1,
-    'd.mapping_layers': 1, 'data.mirror': True})
-LAST = 32  # total_kimg / batch
-
-
-@pytest.fixture(scope='session')
-def home(tmp_path_factory):
-  """Data set, compile cache and a package `tensorflow` that fails when imported, shared by all runs."""
-  home = tmp_path_factory.mktemp('home')
-  (home / 'poison').mkdir()
-  (home / 'poison' / 'tensorflow.py').write_text('raise RuntimeError("TensorFlow was imported")\n')
-  return home
-
-
-def start(home, workdir, **fields):
-  """The running process. Fields are --config.<name>."""
-  command = [sys.executable, '-m', 'sg2jax.main', '--config=configs/quickstart.py', f'--workdir={workdir}']
-  command += [f'--config.{k}={v}' for k, v in ({'data.dir': home / 'data'} | TINY | fields).items()]
-  env = os.environ | {'JAX_COMPILATION_CACHE_DIR': str(home / 'cache'), 'JAX_PLATFORMS': 'cpu',
-                      'JAX_DISABLE_MOST_OPTIMIZATIONS': '1',  # compiles three times as fast
-                      'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0.2', 'PYTHONPATH': str(home / 'poison')}
-  return subprocess.Popen(command, cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-
-
-def finish(process, code=0, timeout=300):
-  """Waits for the process; its output and errors."""
-  out, err = process.communicate(timeout=timeout)
-  assert process.returncode == code, out + err
-  return out, err
-
-
-def content(workdir, step=LAST):
-  """{file: bytes} of a checkpoint."""
-  root = workdir / 'checkpoints' / str(step)
-  return {str(p.relative_to(root)): p.read_bytes() for p in root.rglob('*') if p.is_file()}
-
-
-def log(workdir):
-  """The lines of metrics.jsonl without what depends on the clock and the machine."""
-  lines = [json.loads(line) for line in (workdir / 'metrics.jsonl').read_text().splitlines()]
-  return [{k: v for k, v in line.items() if k not in ('time', 'sec_per_tick', 'img_per_sec', 'host_bytes')} for line in lines]
+from tests.runs import LAST, ROOT, content, finish, kill_and_resume, log, start
 
 
 @pytest.fixture(scope='session')
@@ -81,21 +38,6 @@ def test_finished_run_starts_and_ends_at_once(home, whole):
   before = content(whole[0])
   finish(start(home, whole[0]))
   assert content(whole[0]) == before
-
-
-def kill_and_resume(home, workdir, delays, **fields):
-  """Starts a run as often as there are delays and kills it so long after compilation, every third time after its start."""
-  for i, delay in enumerate(delays):
-    process = start(home, workdir, **fields)
-    line = process.stdout.readline()
-    while i % 3 and 'compiled' not in line:
-      line = process.stdout.readline()
-      assert line, process.stderr.read()
-    time.sleep(delay)
-    assert process.poll() is None, 'the run ended before it could be killed'
-    process.kill()
-    process.communicate()
-  return finish(start(home, workdir, **fields))
 
 
 def test_killed_run_ends_with_the_same_bytes(home, whole, tmp_path):

@@ -85,6 +85,19 @@ def decode(data: bytes, channels: int = 3,
     raise Unusable(f'{word}: {str(err) or type(err).__name__}') from err
 
 
+def shrink(images: np.ndarray, factor: int) -> np.ndarray:
+  """Mean of each factor x factor box: uint8 [...,H,W,C] -> uint8 [...,H/factor,W/factor,C], rounded half to even.
+
+  Sides are cut to multiples of `factor` (bottom and right).
+  """
+  if factor == 1:
+    return images
+  *n, h, w, c = images.shape
+  h, w = h // factor, w // factor
+  boxes = images[..., :h * factor, :w * factor, :].reshape(*n, h, factor, w, factor, c)
+  return np.rint(boxes.mean((-4, -2), dtype=np.float32)).astype(np.uint8)
+
+
 def _what_else(data: bytes) -> str:
   """Names a file that is no picture we read."""
   for signature, words in _SIGNATURES:

@@ -19,7 +19,7 @@ import tensorflow_datasets as tfds
 from tensorflow_datasets.proto import tf_example_pb2
 
 from sg2jax import faults
-from sg2jax.data import digits
+from sg2jax.data import digits, images
 
 _MODES = {1: 'L', 2: 'LA', 3: 'RGB', 4: 'RGBA'}
 _PREPARE = ('own pictures: `python -m sg2jax.tools.prepare --source=FOLDER|ZIP --dest=DIR '
@@ -117,6 +117,37 @@ class Source:
     elif self.c_dim:
       label[:] = features['label'].float_list.value or features['label'].int64_list.value
     return {'image': image, 'label': label}
+
+
+class Shrunk:
+  """A Source at 1/factor of its size, by box means, for the early stages of a network that grows.
+
+  Decoding a large picture for a few pixels of it would dwarf training, so what fits into MEMORY is kept.
+  """
+
+  MEMORY = 2**30  # bytes
+
+  def __init__(self, source: Source, factor: int):
+    height, width, channels = source.shape
+    self._source, self._factor, self._kept = source, factor, {}
+    self.shape, self.c_dim = (height // factor, width // factor, channels), source.c_dim
+    self._keep = len(source) * int(np.prod(self.shape)) <= self.MEMORY
+    self.place = source.place
+
+  def __repr__(self) -> str:
+    return f'Shrunk({self._source}, {self._factor})'
+
+  def __len__(self) -> int:
+    return len(self._source)
+
+  def __getitem__(self, i: int) -> dict[str, np.ndarray]:
+    sample = self._kept.get(i)
+    if sample is None:
+      sample = self._source[i]
+      sample = {**sample, 'image': images.shrink(sample['image'], self._factor)}
+      if self._keep:
+        self._kept[i] = sample
+    return sample
 
 
 def load(name: str, data_dir: str, resolution: tuple[int, int], channels: int,
@@ -221,14 +252,14 @@ def _mirror(sample: dict[str, np.ndarray], rng: np.random.Generator) -> dict[str
   return sample
 
 
-def check_size(source: Source, batch: int):
+def check_size(source: Source | Shrunk, batch: int):
   """Raises DatasetError if the data set has fewer images than a batch."""
   if len(source) < batch:
     raise faults.DatasetError(f'{source.place}: {len(source)} images, fewer than batch={batch}; '
                               f'set batch to {len(source)} or less')
 
 
-def batches(source: Source, *, batch: int, microbatch: int, seed: int, mirror: bool, nimg: int,
+def batches(source: Source | Shrunk, *, batch: int, microbatch: int, seed: int, mirror: bool, nimg: int,
             process_index: int = 0, process_count: int = 1) -> Iterator[dict[str, np.ndarray]]:
   """The endless stream of batches from position `nimg` on; reads and decodes ahead in threads.
 

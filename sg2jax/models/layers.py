@@ -12,11 +12,12 @@ NOISE_MODES = ('const', 'random', 'none')
 
 
 class Dense(nn.Module):
-  """act(x @ (weight * lr_mul / sqrt(in)) + bias * lr_mul). x: [N,in] -> [N,features]."""
+  """act(x @ (weight * lr_mul / sqrt(in)) + bias * lr_mul * bias_gain). x: [N,in] -> [N,features]."""
   features: int
   activation: str = 'linear'
   lr_mul: float = 1
   bias_init: float = 0
+  bias_gain: float = 1
   use_bias: bool = True
 
   @nn.compact
@@ -26,12 +27,15 @@ class Dense(nn.Module):
     x = jnp.dot(x, w * (self.lr_mul / math.sqrt(x.shape[-1])), precision=lax.Precision.HIGHEST)
     b = None
     if self.use_bias:
-      b = self.param('bias', nn.initializers.constant(self.bias_init), (self.features,)) * self.lr_mul
+      b = self.param('bias', nn.initializers.constant(self.bias_init), (self.features,)) * (self.lr_mul * self.bias_gain)
     return ops.bias_act(x, b, self.activation)
 
 
 class Conv(nn.Module):
-  """Convolution, bias, activation. x: [N,H,W,I] -> [N,H/down,W/down,features]; gain scales result and clamp."""
+  """Convolution, bias, activation. x: [N,H,W,I] -> [N,H/down,W/down,features]; gain scales result and clamp.
+
+  mean: down-samples as StyleGAN does, by filter, convolution and 2x2 mean, instead of filter and strided convolution.
+  """
   features: int
   kernel: int
   activation: str = 'lrelu'
@@ -41,24 +45,44 @@ class Conv(nn.Module):
   gain: float = 1
   clamp: float | None = None
   taps: tuple = (1, 3, 3, 1)
+  bias_gain: float = 1
+  mean: bool = False
 
   @nn.compact
   def __call__(self, x):
     shape = (self.kernel, self.kernel, x.shape[-1], self.features)
     w = self.param('weight', nn.initializers.normal(1), shape) / math.sqrt(math.prod(shape[:3]))
-    b = self.param('bias', nn.initializers.zeros, (self.features,)) if self.use_bias else None
-    x = ops.conv2d_resample(x, w, taps=self.taps, up=self.up, down=self.down, padding=self.kernel // 2,
-                            flip_weight=self.up == 1)
+    b = self.param('bias', nn.initializers.zeros, (self.features,)) * self.bias_gain if self.use_bias else None
+    if self.mean:
+      x = ops.conv2d_mean(ops.filter2d(x, ops.setup_filter(self.taps)), w)
+    else:
+      x = ops.conv2d_resample(x, w, taps=self.taps, up=self.up, down=self.down, padding=self.kernel // 2,
+                              flip_weight=self.up == 1)
     return ops.bias_act(x, b, self.activation, gain=ops.ACTIVATIONS[self.activation][1] * self.gain,
                         clamp=self.clamp and self.clamp * self.gain)
 
 
-class SynthesisLayer(nn.Module):
-  """Modulated 3x3 convolution, noise, bias, activation [S2 Fig. 2d]. x: [N,H,W,I], w: [N,w_dim] -> [N,H*up,W*up,features].
+def scaled_noise(layer, mode, batch, size, channels=()):
+  """strength * noise of a layer, [N|1,H,W,1] or with a strength per channel [N|1,H,W,C]; None in mode 'none'.
 
   Noise [H,W] lives in the collection 'noise' (mode 'const'; a buffer [N,H,W,1] is taken as per-sample noise), or
-  is drawn per sample from the rng 'noise' (mode 'random').
+  is drawn per sample from the rng 'noise' (mode 'random'). To be called in the layer's compact method.
+  Raises: ValueError for another mode.
   """
+  if mode not in NOISE_MODES:
+    raise ValueError(f'noise_mode={mode!r} is unknown; choose from {", ".join(NOISE_MODES)}')
+  const = layer.variable('noise', 'noise_const', lambda: jnp.asarray(
+      nn.initializers.normal(1)(layer.make_rng('params'), size)))
+  strength = layer.param('noise_strength', nn.initializers.zeros, channels)
+  if mode == 'none':
+    return None
+  if mode == 'random':
+    return nn.initializers.normal(1)(layer.make_rng('noise'), (batch, *size, 1), strength.dtype) * strength
+  return (const.value if const.value.ndim == 4 else const.value[None, :, :, None]) * strength
+
+
+class SynthesisLayer(nn.Module):
+  """Modulated 3x3 convolution, noise, bias, activation [S2 Fig. 2d]. x: [N,H,W,I], w: [N,w_dim] -> [N,H*up,W*up,features]."""
   features: int
   activation: str = 'lrelu'
   up: int = 1
@@ -71,19 +95,8 @@ class SynthesisLayer(nn.Module):
   def __call__(self, x, w, noise_mode):
     styles = Dense(x.shape[-1], bias_init=1, name='affine')(w)
     weight = self.param('weight', nn.initializers.normal(1), (3, 3, x.shape[-1], self.features))
-    noise = None
-    if noise_mode not in NOISE_MODES:
-      raise ValueError(f'noise_mode={noise_mode!r} is unknown; choose from {", ".join(NOISE_MODES)}')
-    if self.use_noise:
-      hw = (x.shape[1] * self.up, x.shape[2] * self.up)
-      const = self.variable('noise', 'noise_const', lambda: jnp.asarray(
-          nn.initializers.normal(1)(self.make_rng('params'), hw)))
-      strength = self.param('noise_strength', nn.initializers.zeros, ())
-      if noise_mode == 'const':
-        noise = const.value if const.value.ndim == 4 else const.value[None, :, :, None]
-      elif noise_mode == 'random':
-        noise = nn.initializers.normal(1)(self.make_rng('noise'), (x.shape[0], *hw, 1), strength.dtype)
-      noise = None if noise is None else noise * strength  # [N|1,H,W,1]
+    hw = (x.shape[1] * self.up, x.shape[2] * self.up)
+    noise = scaled_noise(self, noise_mode, x.shape[0], hw) if self.use_noise else None
     x = ops.modulated_conv2d(x, weight, styles, noise=noise, taps=self.taps, up=self.up, padding=1,
                              flip_weight=self.up == 1)
     b = self.param('bias', nn.initializers.zeros, (self.features,))

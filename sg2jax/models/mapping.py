@@ -7,7 +7,10 @@ from sg2jax.models.layers import Dense
 
 
 class Mapping(nn.Module):
-  """z [N,z_dim], c [N,c_dim] -> w [N,w_dim]. z_dim 0 maps labels only (the discriminator's), c_dim 0 latents only."""
+  """z [N,z_dim], c [N,c_dim] -> w [N,w_dim]. z_dim 0 maps labels only (the discriminator's), c_dim 0 latents only.
+
+  joint: as in StyleGAN and configs A-D, labels pass a plain matrix [c_dim,z_dim] and are normalised together with z.
+  """
   z_dim: int
   c_dim: int
   w_dim: int
@@ -16,19 +19,20 @@ class Mapping(nn.Module):
   layer_features: int | None = None
   activation: str = 'lrelu'
   lr_mul: float = 0.01
+  joint: bool = False
+  bias_gain: float = 1
 
   @nn.compact
   def __call__(self, z, c):
-    parts = []
-    if self.z_dim:
-      parts.append(ops.normalize_2nd_moment(z))
-    if self.c_dim:
-      embed = Dense(self.embed_features or self.w_dim, name='embed')(c)
-      parts.append(ops.normalize_2nd_moment(embed))
-    x = jnp.concatenate(parts, axis=-1)
+    if self.joint:
+      embed = [c @ self.param('embed', nn.initializers.normal(1), (self.c_dim, self.z_dim))] if self.c_dim else []
+      x = ops.normalize_2nd_moment(jnp.concatenate([z, *embed], axis=-1))
+    else:
+      embed = [Dense(self.embed_features or self.w_dim, name='embed')(c)] if self.c_dim else []
+      x = jnp.concatenate([ops.normalize_2nd_moment(v) for v in ([z] if self.z_dim else []) + embed], axis=-1)
     for i in range(self.num_layers):
       features = self.w_dim if i == self.num_layers - 1 else self.layer_features or self.w_dim
-      x = Dense(features, self.activation, self.lr_mul, name=f'fc{i}')(x)
+      x = Dense(features, self.activation, self.lr_mul, bias_gain=self.bias_gain, name=f'fc{i}')(x)
     return x
 
 

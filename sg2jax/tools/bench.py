@@ -44,9 +44,11 @@ def main(_):
 def measure(config, rounds):
   """All figures of `config`, as a dict of JSON values: seconds, images/s, bytes, FLOP."""
   mesh, c_dim = sharding.make_mesh(), 10 if config.data.labels else 0  # as many classes as digits and CIFAR-10
-  steps = build.steps(config, c_dim, sharding.constrain(mesh))
+  stage = build.growth(config).stage(10 ** 12)  # fully grown
+  steps = build.steps(config, c_dim, sharding.constrain(mesh), stage)
   state = build.init_state(config, steps, sharding.replicated(mesh))
-  shape = (config.batch // build.microbatch(config), build.microbatch(config))
+  micro = build.microbatch(config, stage.batch)
+  shape = (stage.batch // micro, micro)
   images = np.random.default_rng(0).integers(0, 256, (*shape, *build.resolution(config), config.data.channels), np.uint8)
   batch = sharding.to_global(mesh, {'image': images, 'label': np.zeros((*shape, c_dim), np.float32)})
   key = jax.device_put(jax.random.key(0), sharding.replicated(mesh))
@@ -75,23 +77,23 @@ def measure(config, rounds):
       if i:
         seconds[name].append(time.perf_counter() - start)
   t = {name: statistics.median(v) for name, v in seconds.items()}
-  lazy = t['g'] + t['d'] + (t['g_reg'] / steps.pl_interval if 'g_reg' in t else 0) + (
-      t['d_reg'] / steps.r1_interval if 'd_reg' in t else 0)
+  every = {'g': 1, 'd': 1, 'g_reg': steps.pl_interval, 'd_reg': steps.r1_interval}
+  lazy = sum(t[name] / every[name] for name in names)
   eager = sum(t[name] for name in names)
   per_image = flop_per_image(config, state, steps)
   device = jax.devices()[0]
   return {
       'device': device.device_kind, 'devices': mesh.size, 'jax': jax.__version__,
-      'resolution': list(build.resolution(config)), 'batch': config.batch,
+      'resolution': list(build.resolution(config)), 'batch': stage.batch,
       **{f'sec_{name}': t[name] for name in t if name != 'matmul'},
-      'img_per_sec_lazy': config.batch / lazy, 'img_per_sec_eager': config.batch / eager, 'lazy_over_eager': eager / lazy,
+      'img_per_sec_lazy': stage.batch / lazy, 'img_per_sec_eager': stage.batch / eager, 'lazy_over_eager': eager / lazy,
       'img_per_sec_synthesis': shape[1] / t['synthesis'],
       **times, 'temp_bytes': max(c.memory_analysis().temp_size_in_bytes for c in compiled.values()),
       'state_bytes': sum(x.nbytes for x in jax.tree.leaves(state)),
       'device_peak_bytes': (device.memory_stats() or {}).get('peak_bytes_in_use'),
-      **per_image, 'flop_per_sec': per_image['flop_lazy'] * config.batch / lazy,
+      **per_image, 'flop_per_sec': per_image['flop_lazy'] * stage.batch / lazy,
       'peak_dtype': jnp.dtype(peak_dtype).name, 'peak_flop_per_sec': flop * mesh.size / min(seconds['matmul']),
-      'share_of_peak': per_image['flop_lazy'] * config.batch / lazy / (flop * mesh.size / min(seconds['matmul']))}
+      'share_of_peak': per_image['flop_lazy'] * stage.batch / lazy / (flop * mesh.size / min(seconds['matmul']))}
 
 
 def matmul_probe(dtype):
@@ -115,10 +117,10 @@ def flop_per_image(config, state, steps):
     return total
   g, d = forward(state.g, ('conv0', 'skip')), forward(state.d, ('conv1', 'skip'))
   lazy = 4 * g + 8 * d  # g: 3G + 2D, d: G + 6D
-  if steps.pl_interval:
-    lazy += 6 * g / steps.pl_shrink / steps.pl_interval
-  if steps.r1_interval:
-    lazy += 6 * d / steps.r1_interval
+  if steps.pl_weight:
+    lazy += 6 * g / steps.pl_shrink / (steps.pl_interval or 1)
+  if steps.r1_gamma:
+    lazy += 6 * d / (steps.r1_interval or 1)
   return {'flop_g': g, 'flop_d': d, 'flop_lazy': lazy}
 
 

@@ -200,15 +200,23 @@ def discriminator(sub):
 
   def outputs(clamp, wanted):
     module = net.clone(clamp=clamp)
+    layers = (stylegan2.DiscriminatorBlock, Mapping, stylegan2.Discriminator)
     def function(img):
       logits, captured = module.apply(
           {'params': params}, img, c, mutable=['intermediates'],
-          capture_intermediates=lambda m, _: isinstance(m, (stylegan2.DiscriminatorBlock, Mapping)))
-      return logits, captured['intermediates'] if 'intermediates' in captured else {}
+          capture_intermediates=lambda m, method: isinstance(m, layers) and method in ('__call__', '_images'))
+      return logits, captured['intermediates']
     def everything(img, dy):
       logits, pull, captured = jax.vjp(function, img, has_aux=True)
-      cmap = {'cmap': captured.pop('mapping')['__call__'][0]} if 'mapping' in captured else {}
-      results = {'logits': logits} | cmap | {k: jnp.moveaxis(v, -1, 1) for k, v in _blocks(captured).items()}
+      results = {'logits': logits}
+      if 'mapping' in captured:
+        results['cmap'] = captured['mapping']['__call__'][0]
+      for i, size in enumerate(block_sizes(net.resolution)):
+        if i:
+          block, images = f'b{max(size)}', captured['_images'][0]
+          results[f'block/{block}/x'] = jnp.moveaxis(captured[block]['__call__'][0], -1, 1)
+          if i - 1 in images:  # theirs leave a block with the image of the next
+            results[f'block/{block}/img'] = jnp.moveaxis(images[i - 1], -1, 1)
       for name, cotangent in (('grad_img', jnp.ones_like(logits)), ('grad_img_dy', dy)):
         if name in wanted:
           results[name] = jnp.moveaxis(pull(cotangent)[0], -1, 1)
