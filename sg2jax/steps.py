@@ -203,8 +203,8 @@ class Steps:
     alpha = self.alpha(state)
     if alpha is None or self.stage.level == self.growth.levels:
       return x
-    flat = x.reshape(-1, *x.shape[2:])
-    return x + (ops.nearest(ops.half(flat)).reshape(x.shape) - x) * (1 - alpha)
+    coarse = jax.vmap(lambda x: ops.nearest(ops.half(x)))(x)
+    return x + (coarse - x) * (1 - alpha)
 
   def due(self, step):
     """Names of the steps that minibatch number `step` runs, in order."""

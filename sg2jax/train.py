@@ -14,11 +14,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sg2jax import build, data, report, sharding
+from sg2jax import build, data, ops, report, sharding
 from sg2jax import state as state_lib
 from sg2jax.checkpoint import Checkpoints
 from sg2jax.faults import Interrupted, NonFiniteError, Preempted, UsageError
+from sg2jax.metrics import artifacts
 from sg2jax.metrics.swd import swd
+from sg2jax.models.mapping import broadcast
+from sg2jax.models.stylegan2 import largest
 
 GRID = 64  # fixed latents shown in every snapshot
 # Fields that may differ from the run that a workdir holds: they change how long or how it is watched, not what is computed.
@@ -154,31 +157,37 @@ class Snapshot:
     self.z = np.random.RandomState(config.seed).randn(max(count, GRID), config.g.z_dim)
 
   def enter(self, steps):
-    """Takes the images of this stage from now on."""
+    """Takes the images of this stage from now on, and with several torgb layers what each contributes [S2 Fig. 8]."""
+    generator, parts = steps.generator, steps.generator.synthesis.architecture in artifacts.PARTS
     def sample(state, z, c):
-      return to_uint8(steps.generator.apply({'params': state.g_ema, 'noise': state.noise}, z[0], c[0], noise_mode='const',
-                                            stage=steps.stage.level, alpha=steps.alpha(state)))
+      variables = {'params': state.g_ema, 'noise': state.noise}
+      ws = broadcast(generator.apply(variables, z[0], c[0], method='map'), generator.synthesis.num_ws)
+      images = generator.apply(variables, ws, 'const', steps.stage.level, steps.alpha(state), method='synthesize')
+      images = ops.nearest(largest(images), 2 ** steps.stage.level)
+      return to_uint8(images), artifacts.contribution(generator, variables, ws) if parts else {}
     same = sharding.replicated(self.mesh)
     self.sample = jax.jit(sample, in_shardings=(same, *[sharding.batched(self.mesh)] * 2), out_shardings=same)
 
   def __call__(self, state):
-    """Writes the grid; returns {'swd', 'swd_<level>'}, or nothing where it is off or the run is being stopped."""
-    dtype, grid, fakes = state.pl_mean.dtype, [], []
+    """Writes the grid; returns {'contribution_b4', ..., 'swd', 'swd_<level>'}, less what doesn't apply or was stopped."""
+    dtype, grid, fakes, metrics = state.pl_mean.dtype, [], [], {}
     for first in range(0, len(self.z), self.batch):
       if self.stop:
         return {}
       part = np.arange(first, first + self.batch)
       z, c = (x[part % len(x)][None].astype(dtype) for x in (self.z, self.labels))
-      images = np.asarray(self.sample(state, z, c))
+      images, shares = jax.device_get(self.sample(state, z, c))
       if first < GRID:
         grid.append(images)
+      if not first:
+        metrics = {f'contribution_{name}': float(shares[name]) for name in sorted(shares, key=artifacts.resolution)}
       if self.reals:
         fakes.append(data.shrink(images, self.factor))
     self.log.images(f'fakes_{int(state.nimg) // 1000:06d}', np.concatenate(grid)[:GRID], int(state.step))
-    if not self.reals:
-      return {}
-    levels = swd(np.stack(self.reals), np.concatenate(fakes)[:len(self.reals)], self.seed, self.stop)
-    return {'swd' if k == 'mean' else f'swd_{k}': v for k, v in levels.items()}
+    if self.reals:
+      levels = swd(np.stack(self.reals), np.concatenate(fakes)[:len(self.reals)], self.seed, self.stop)
+      metrics |= {'swd' if k == 'mean' else f'swd_{k}': v for k, v in levels.items()}
+    return metrics
 
 
 def to_uint8(images):

@@ -8,18 +8,24 @@ import re
 import subprocess
 import sys
 
+import pytest
+
 ROOT = pathlib.Path(__file__).parent.parent
 
 
-def test_one_and_eight_devices_agree():
+@pytest.mark.parametrize('network', ['skip', pytest.param('growing', marks=pytest.mark.slow)])
+def test_one_and_eight_devices_agree(network):
   env = os.environ | {'JAX_PLATFORMS': 'cpu', 'JAX_ENABLE_X64': '1', 'PYTHONPATH': str(ROOT),
          'JAX_DISABLE_MOST_OPTIMIZATIONS': '1', 'XLA_FLAGS': '--xla_force_host_platform_device_count=8'}
-  run = subprocess.run([sys.executable, __file__], env=env, capture_output=True, text=True, timeout=500)
+  run = subprocess.run([sys.executable, __file__, network], env=env, capture_output=True, text=True, timeout=500)
   assert run.returncode == 0, run.stdout + run.stderr
 
 
-def main():
-  """20 minibatches with all four steps in float64 on 1 and on 8 devices, from the same state and images."""
+def main(network):
+  """20 minibatches with all four steps in float64 on 1 and on 8 devices, from the same state and images.
+
+  network: 'skip', or 'growing': config D from 4 px on, in the fade to 8 px, which is half done after 10 minibatches.
+  """
   import jax
   import numpy as np
 
@@ -30,13 +36,16 @@ def main():
       'resolution': 8, 'batch': 32, 'microbatch': 16, 'data.dir': '-', 'g.fmap_base': 32, 'd.fmap_base': 32,
       'g.z_dim': 16, 'g.w_dim': 16, 'g.mapping_layers': 1, 'd.mapping_layers': 1, 'd.architecture': 'skip',
       'ema.rampup': 0.05})
+  if network == 'growing':
+    config.g.architecture = config.d.architecture = 'revised'
+    config.grow.start_res, config.grow.hold_kimg, config.grow.fade_kimg = 4, 0.0, 0.64
   images = np.random.default_rng(0).integers(0, 256, (20, 2, 16, 8, 8, 3), np.uint8)
   labels = np.eye(4)[np.random.default_rng(1).integers(0, 4, (20, 2, 16))]
   ends = []
   for devices in (jax.devices()[:1], jax.devices()):
     mesh = sharding.make_mesh(devices)
     same = sharding.replicated(mesh)
-    steps = build.steps(config, 4, sharding.constrain(mesh))
+    steps = build.steps(config, 4, sharding.constrain(mesh), build.growth(config).stage(1))
     state = jax.tree.map(lambda x: x.astype('float64') if x.dtype == 'float32' else x,
                          build.init_state(config, steps, same))
     key = jax.device_put(jax.random.key(7), same)
@@ -48,6 +57,7 @@ def main():
       for name in steps.due(i):
         state, aux = compiled[name](key, state, batch)
     ends.append(jax.device_get(state))
+  assert steps.stage.level == 0
   check_collectives(compiled['d'].as_text())
   assert ends[0].step == 20 and ends[0].nimg == 640
   worst = 0
@@ -71,4 +81,4 @@ def check_collectives(hlo):
 
 
 if __name__ == '__main__':
-  main()
+  main(sys.argv[1])

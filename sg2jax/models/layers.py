@@ -82,7 +82,10 @@ def scaled_noise(layer, mode, batch, size, channels=()):
 
 
 class SynthesisLayer(nn.Module):
-  """Modulated 3x3 convolution, noise, bias, activation [S2 Fig. 2d]. x: [N,H,W,I], w: [N,w_dim] -> [N,H*up,W*up,features]."""
+  """Modulated 3x3 convolution, noise, bias, activation [S2 Fig. 2d]. x: [N,H,W,I], w: [N,w_dim] -> [N,H*up,W*up,features].
+
+  equalized: weights are scaled by 1/sqrt(fan-in) first, as in S2's own code; after demodulation only its epsilon tells.
+  """
   features: int
   activation: str = 'lrelu'
   up: int = 1
@@ -90,11 +93,14 @@ class SynthesisLayer(nn.Module):
   clamp: float | None = None
   taps: tuple = (1, 3, 3, 1)
   use_noise: bool = True
+  equalized: bool = False
 
   @nn.compact
   def __call__(self, x, w, noise_mode):
     styles = Dense(x.shape[-1], bias_init=1, name='affine')(w)
     weight = self.param('weight', nn.initializers.normal(1), (3, 3, x.shape[-1], self.features))
+    if self.equalized:
+      weight = weight / math.sqrt(math.prod(weight.shape[:3]))
     hw = (x.shape[1] * self.up, x.shape[2] * self.up)
     noise = scaled_noise(self, noise_mode, x.shape[0], hw) if self.use_noise else None
     x = ops.modulated_conv2d(x, weight, styles, noise=noise, taps=self.taps, up=self.up, padding=1,

@@ -70,7 +70,7 @@ class SynthesisBlock(nn.Module):
     adain, resnet = self.architecture == 'stylegan1', self.architecture == 'resnet' and not self.first
     layer = dict(clamp=self.clamp, use_noise=self.use_noise)
     if not adain:
-      layer |= dict(activation=self.activation, taps=self.taps)
+      layer |= dict(activation=self.activation, taps=self.taps, equalized=self.architecture == 'revised')
     layer = partial(StyleLayer if adain else SynthesisLayer, self.features, **layer)
     if self.first:
       init = nn.initializers.ones if adain else nn.initializers.normal(1)

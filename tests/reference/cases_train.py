@@ -10,8 +10,9 @@ import optax
 from sg2jax import losses, schedule
 from sg2jax import state as state_lib
 from sg2jax.models.stylegan2 import block_sizes
-from sg2jax.steps import Steps, to_float
+from sg2jax.steps import Steps
 from tests.reference.cases_nets import read_discriminator, read_generator
+from tests.reference.check import jit
 from tests.reference.names import load, nchw, nhwc, store
 
 # An "optimizer" whose state is the last gradient, so that a whole update of Steps yields its gradient.
@@ -29,7 +30,7 @@ def _state(steps, params, pl_mean):
       w_avg=w_avg, pl_mean=pl_mean)), size
 
 
-def _draws(z, c, **more):
+def make_draws(z, c, **more):
   """Draws of one phase: z [R,M,z_dim], c [R,M,c_dim] or None. Noise is constant, so its keys are never used."""
   c = np.zeros((*z.shape[:2], 0), z.dtype) if c is None else c
   return {'z': z, 'c': c, 'noise': np.zeros(len(z))} | more
@@ -37,46 +38,59 @@ def _draws(z, c, **more):
 
 # ---- losses
 
-def _per_sample(steps, phase, state, draws, reals, labels):
+def _per_sample(steps, phase, state, draws, pl_draws, reals, labels):
   """The values of one phase image by image, which Steps only averages. All under their names; draws have R = 1."""
+  results = {}
+  if phase in ('Greg', 'Gboth'):
+    results |= _path_lengths(steps, state, jax.tree.map(lambda v: v[0], pl_draws))
+  if phase in ('Dreg', 'Dboth'):
+    discriminate = lambda img: steps._discriminate(state, state.d, img, labels[0])
+    penalty, logits = losses.r1_penalty(discriminate, reals[0])
+    penalty = penalty * 4.0 ** -steps.stage.level  # of the image enlarged to full size
+    grads = jax.grad(lambda img: discriminate(img).sum())(reals[0])
+    results |= {'r1_penalty': penalty, 'loss_Dr1': penalty * steps.r1_gamma / 2, 'real_logits': logits,
+                'r1_grads': jnp.moveaxis(grads, -1, 1)}
+  if phase in ('Greg', 'Dreg'):
+    return results
   x = jax.tree.map(lambda v: v[0], draws)
   ws, _ = steps._ws(state.g, state.w_avg, x['z'], x['c'], x.get('mix'))
-  synthesize = partial(steps._synthesize, state.g, state.noise, None)
-  discriminate = partial(steps.discriminator.apply, {'params': state.d})
-  if phase == 'Greg':
-    lengths = losses.path_lengths(synthesize, ws, x['pl'])
-    penalty, _ = losses.path_length_penalty(lengths, state.pl_mean, steps.pl_decay)
-    _, h, w, _ = x['pl'].shape
-    grads = jax.grad(lambda ws: jnp.sum(synthesize(ws) * x['pl'] / np.sqrt(h * w)))(ws)
-    return {'pl_lengths': lengths, 'pl_penalty': penalty, 'loss_Gpl': penalty * steps.pl_weight, 'pl_grads': grads,
-            'ws': ws}
-  if phase == 'Dreg':
-    penalty, logits = losses.r1_penalty(lambda img: discriminate(img, labels[0]), reals[0])
-    grads = jax.grad(lambda img: discriminate(img, labels[0]).sum())(reals[0])
-    return {'r1_penalty': penalty, 'loss_Dr1': penalty * steps.r1_gamma / 2, 'real_logits': logits,
-            'r1_grads': jnp.moveaxis(grads, -1, 1)}
-  img = synthesize(ws)
-  logits = discriminate(img, x['c'])
-  results = {'gen_logits': logits, 'gen_img': jnp.moveaxis(img, -1, 1), 'ws': ws}
-  if phase == 'Gmain':
+  img = steps._synthesize(state, state.g, None, ws)
+  logits = steps._discriminate(state, state.d, img, x['c'])
+  results |= {'gen_logits': logits, 'gen_img': jnp.moveaxis(img, -1, 1), 'ws': ws}
+  if phase[0] == 'G':
     return results | {'loss': losses.g_nonsaturating(logits)}
-  real_logits = discriminate(reals[0], labels[0])
+  real_logits = steps._discriminate(state, state.d, reals[0], labels[0])
   loss_real, loss_fake = losses.d_logistic(real_logits, logits)
   return results | {'real_logits': real_logits, 'loss_Dreal': loss_real, 'loss_Dgen': loss_fake}
 
 
-@partial(jax.jit, static_argnums=(0, 1))
-def _phase(steps, phase, state, draws, reals, labels):
-  """Per-sample values of a phase and the state after it, whose optimizer states are the gradients."""
-  if phase == 'Gmain':
-    new, _ = steps.g_update(state, draws)
+def _path_lengths(steps, state, x):
+  """What Greg makes of each image."""
+  ws, _ = steps._ws(state.g, state.w_avg, x['z'], x['c'], x.get('mix'))
+  synthesize = partial(steps._synthesize, state, state.g, None)
+  lengths = losses.path_lengths(synthesize, ws, x['pl'])
+  penalty, _ = losses.path_length_penalty(lengths, state.pl_mean, steps.pl_decay)
+  _, h, w, _ = x['pl'].shape
+  grads = jax.grad(lambda ws: jnp.sum(synthesize(ws) * x['pl'] / np.sqrt(h * w)))(ws)
+  return {'pl_lengths': lengths, 'pl_penalty': penalty, 'loss_Gpl': penalty * steps.pl_weight, 'pl_grads': grads, 'ws': ws}
+
+
+@partial(jit, static_argnums=(0, 1))
+def run_phase(steps, phase, state, draws, pl_draws, reals, labels):
+  """Per-sample values of a phase, those that Steps lacks, and the state after it, whose optimizer states are the gradients.
+
+  Gboth and Dboth: the regularizer isn't lazy, and the intervals of `steps` are 0. Arguments that a phase lacks are None.
+  """
+  if phase in ('Gmain', 'Gboth'):
+    new, _ = steps.g_update(state, draws, pl_draws)
   elif phase == 'Greg':
-    new, _ = steps.g_reg_update(state, draws)
-  elif phase == 'Dmain':
+    new, _ = steps.g_reg_update(state, pl_draws)
+  elif phase in ('Dmain', 'Dboth'):
     new, _ = steps.d_update(state, draws, reals, labels)
-  else:
-    new, _ = steps.d_reg_update(state, reals, labels)
-  return _per_sample(steps, phase, state, draws, reals, labels), new
+  else:  # which follows d, and d has moved the clock
+    batch = labels.shape[0] * labels.shape[1]
+    new, _ = steps.d_reg_update(state.replace(step=state.step + 1, nimg=state.nimg + batch), reals, labels)
+  return _per_sample(steps, phase, state, draws, pl_draws, reals, labels), new
 
 
 def loss_phases(sub):
@@ -87,26 +101,30 @@ def loss_phases(sub):
   config.expect('num_ws', net.synthesis.num_ws)
   shrink, cutoff = config['pl_batch_shrink'], config.get('style_mixing_cutoff')
   make = partial(Steps, net, read_discriminator(config.sub('D')), RECORD, RECORD, r1_gamma=config['r1_gamma'],
-                 r1_interval=1, pl_weight=config['pl_weight'], pl_decay=config['pl_decay'], pl_interval=1,
-                 mixing_prob=0, ema_kimg=1, ema_rampup=None, w_avg_beta=beta, noise_mode='const')
-  state, size = _state(make(pl_shrink=shrink), sub.given, given['pl_mean_before'])
+                 pl_weight=config['pl_weight'], pl_decay=config['pl_decay'], pl_shrink=shrink, mixing_prob=0, ema_kimg=1,
+                 ema_rampup=None, w_avg_beta=beta, noise_mode='const')
+  lazy, eager = (make(r1_interval=k, pl_interval=k) for k in (1, 0))
+  state, size = _state(lazy, sub.given, given['pl_mean_before'])
   reals = nhwc(given['real_img'])[None]
   labels = given['real_c'][None] if 'real_c' in given else np.zeros((*reals.shape[:2], 0))
   results = {}
   for full in dict.fromkeys(name.split('/')[0] for name in sub.wanted):
-    match = re.fullmatch(r'(Gmain|Greg|Dmain|Dreg)(_mixing)?(_shrink(\d+))?', full)
+    match = re.fullmatch(r'(([GD])(?:main|reg|both))(_mixing)?(_shrink(\d+))?', full)
     if not match:
       continue  # its arrays will be reported as computed by nothing
-    phase, mixing, other_shrink = match[1], match[2], match[3]
-    divide = int(match[4]) if other_shrink else shrink
-    count = len(given['z']) // (divide if phase == 'Greg' else 1)
-    more = {'pl': nhwc(given['pl_noise_raw' + (other_shrink or '')])[None]} if phase == 'Greg' else {}
+    phase, net_name, mixing, other, divide = match.groups()
     # As in training, an unmixed pass is one whose cutoff is num_ws: one compilation for both.
     until = cutoff if mixing else net.synthesis.num_ws
-    more['mix'] = {'z': given.get('z_mix', given['z'])[None, :count], 'cutoff': np.full((1, count), until)}
-    draws = _draws(given['z'][None, :count], given['gen_c'][None, :count] if 'gen_c' in given else None, **more)
-    out, new = _phase(make(pl_shrink=shrink), phase, state, draws, reals, labels)
-    grads = new.g_opt if phase[0] == 'G' else new.d_opt
+    def first(count, until=until, **more):
+      mix = {'z': given.get('z_mix', given['z'])[None, :count], 'cutoff': np.full((1, count), until)}
+      return make_draws(given['z'][None, :count], given['gen_c'][None, :count] if 'gen_c' in given else None, mix=mix, **more)
+    draws = None if phase in ('Greg', 'Dreg') else first(len(given['z']))
+    pl_draws = None
+    if phase in ('Greg', 'Gboth'):
+      pl_draws = first(len(given['z']) // int(divide or shrink), pl=nhwc(given['pl_noise_raw' + (other or '')])[None])
+    given_reals = (reals, labels) if net_name == 'D' else (None, None)
+    out, new = run_phase(eager if phase.endswith('both') else lazy, phase, state, draws, pl_draws, *given_reals)
+    grads = new.g_opt if net_name == 'G' else new.d_opt
     out |= store(grads, size, 'grad/') | {'w_avg_after': new.w_avg, 'pl_mean_after': new.pl_mean}
     results |= {f'{full}/{name}': value for name, value in out.items()}
   return results
@@ -114,36 +132,38 @@ def loss_phases(sub):
 
 # ---- training_trajectory
 
-PHASES = {'Gmain': 'g', 'Greg': 'g_reg', 'Dmain': 'd', 'Dreg': 'd_reg'}
+NAMES = {'Gmain': 'g', 'Greg': 'g_reg', 'Gboth': 'g', 'Dmain': 'd', 'Dreg': 'd_reg', 'Dboth': 'd'}
 
 
 def _read_training(config):
-  """Config of a trajectory -> Steps. What this code base can't do is an error."""
+  """Config of a trajectory -> Steps, phases. What this code base can't do is an error."""
   g, beta = read_generator(config.sub('G'))
   d = read_discriminator(config.sub('D'))
-  g_interval, d_interval = config['G_reg_interval'], config['D_reg_interval']
+  intervals = {name: config[f'{name}_reg_interval'] or 0 for name in 'GD'}  # None: not lazy
+  phases = [phase for name, k in intervals.items() for phase in ([f'{name}main', f'{name}reg'] if k else [f'{name}both'])]
   for key, value in (('optimizer', 'Adam'), ('real_image_scaling', 'x/127.5 - 1'), ('style_mixing_prob', 0),
-                     ('phases', list(PHASES))):
+                     ('phases', phases)):
     config.expect(key, value)
   (b1, b2), lr, eps = config['betas'], config['lr'], config['eps']
-  for name, interval in (('G', g_interval), ('D', d_interval)):
+  for name, interval in intervals.items():
     effective, ratio = config.sub('effective').sub(name), schedule.lazy_correction(interval)
     effective.expect('mb_ratio', ratio)
     effective.ignore('lr', 'betas')  # follow from it
   config.ignore('float64_sensitivity')  # a remark
   gamma, weight = config['r1_gamma'], config['pl_weight']
   # Weight 0 switches a regularizer off, its bookkeeping included, but leaves Adam's correction.
-  return Steps(g, d, state_lib.adam(lr, b1, b2, eps, g_interval), state_lib.adam(lr, b1, b2, eps, d_interval),
-               r1_gamma=gamma, r1_interval=d_interval if gamma else 0, pl_weight=weight, pl_decay=config['pl_decay'],
-               pl_interval=g_interval if weight else 0, pl_shrink=config['pl_batch_shrink'], mixing_prob=0,
-               ema_kimg=config['ema_kimg'], ema_rampup=config['ema_rampup'], w_avg_beta=beta, noise_mode='const')
+  steps = Steps(g, d, *(state_lib.adam(lr, b1, b2, eps, k) for k in intervals.values()), r1_gamma=gamma,
+                r1_interval=intervals['D'], pl_weight=weight, pl_decay=config['pl_decay'], pl_interval=intervals['G'],
+                pl_shrink=config['pl_batch_shrink'], mixing_prob=0, ema_kimg=config['ema_kimg'],
+                ema_rampup=config['ema_rampup'], w_avg_beta=beta, noise_mode='const')
+  return steps, phases
 
 
 def _lengths(steps, state, draws):
   """Path lengths [R,M/s] at `state`, image by image."""
   def one(x):
     ws, _ = steps._ws(state.g, state.w_avg, x['z'], x['c'], None)
-    return losses.path_lengths(partial(steps._synthesize, state.g, state.noise, None), ws, x['pl'])
+    return losses.path_lengths(partial(steps._synthesize, state, state.g, None), ws, x['pl'])
   return jax.lax.map(one, draws)
 
 
@@ -164,53 +184,53 @@ def _snapshot(state, size, prefix):
   return results
 
 
-# Their trace <- our aux, of each phase.
-TRACES = {'g': {'loss_Gmain': 'loss_g', 'scores_fake_Gmain': 'logits_fake'}, 'g_reg': {'pl_penalty_mean': 'pl_penalty'},
-          'd': {'loss_Dgen': 'loss_d_fake', 'loss_Dreal': 'loss_d_real', 'scores_real': 'logits_real'},
-          'd_reg': {'r1_penalty_mean': 'r1'}}
+# Their trace <- our aux.
+TRACES = {'loss_Gmain': 'loss_g', 'scores_fake_Gmain': 'logits_fake', 'pl_penalty_mean': 'pl_penalty',
+          'loss_Dgen': 'loss_d_fake', 'loss_Dreal': 'loss_d_real', 'scores_real': 'logits_real', 'r1_penalty_mean': 'r1'}
 
 
 def training_trajectory(sub):
   """The loop over minibatches from stored draws: traces, the state after some iterations and at the end."""
   config, given = sub.config, sub.given
-  steps = _read_training(config)
+  steps, phases = _read_training(config)
   iterations, batch, micro = config['iterations'], config['batch_size'], config['batch_gpu']
   due = [steps.due(i) for i in range(iterations)]
-  for theirs, ours in (('Greg', 'g_reg'), ('Dreg', 'd_reg')):
+  for theirs, ours in (('Greg', 'g_reg'), ('Dreg', 'd_reg')):  # [] if not lazy
     config.sub('regularisation_iterations').expect(theirs, [i for i in range(iterations) if ours in due[i]])
   state, size = _state(steps, sub.under('init/'), np.zeros((), given['z'].dtype))
   rounds = lambda x: x.reshape(batch // micro, micro, *x.shape[1:])
   images = nhwc(given['real_img_uint8'])
-  update = {name: jax.jit(getattr(steps, f'{name}_update')) for name in PHASES.values()}
-  lengths, end, beta_at = jax.jit(partial(_lengths, steps)), jax.jit(_end_of_iteration), jax.jit(
+  update = {name: jit(getattr(steps, f'{name}_update')) for name in NAMES.values()}
+  lengths, end, beta_at = jit(partial(_lengths, steps)), jit(_end_of_iteration), jit(
       lambda nimg, dtype=given['z'].dtype: schedule.ema_beta(nimg, batch, steps.ema_kimg, steps.ema_rampup, dtype))
   trace, results, regs = {}, {}, 0
   def note(values):
     for key, value in values.items():
       trace.setdefault(key, []).append(value)
   for i in range(iterations):
-    reals = to_float(rounds(images[i]), state)
+    reals = steps.reals(state, rounds(images[i]))
     labels = rounds(given['real_c'][i]) if 'real_c' in given else np.zeros((*reals.shape[:2], 0))
     beta = beta_at(state.nimg)
-    for phase, name in enumerate(PHASES.values()):
+    for index, phase in enumerate(phases):
+      name = NAMES[phase]
       if name not in due[i]:
         continue
-      c = rounds(given['gen_c'][i, phase]) if 'gen_c' in given else None
-      draws = _draws(rounds(given['z'][i, phase]), c)
-      if name == 'g_reg':
-        draws = {k: v[:, :micro // steps.pl_shrink] if v.ndim > 1 else v for k, v in draws.items()}
-        draws['pl'] = nhwc(given['pl_noise_raw'][regs])
+      c = rounds(given['gen_c'][i, index]) if 'gen_c' in given else None
+      draws, pl_draws = make_draws(rounds(given['z'][i, index]), c), None
+      if phase == 'Greg' or (phase == 'Gboth' and steps.pl_weight):
+        pl_draws = {k: v[:, :micro // steps.pl_shrink] if v.ndim > 1 else v for k, v in draws.items()}
+        pl_draws['pl'] = nhwc(given['pl_noise_raw'][regs])
         regs += 1
-        note({'pl_lengths': lengths(state, draws)})
-      args = {'g': (draws,), 'g_reg': (draws,), 'd': (draws, reals, labels), 'd_reg': (reals, labels)}[name]
+        note({'pl_lengths': lengths(state, pl_draws)})
+      args = {'g': (draws, pl_draws), 'g_reg': (pl_draws,), 'd': (draws, reals, labels), 'd_reg': (reals, labels)}[name]
       state, aux = update[name](state, *args)
-      note({theirs: aux[ours] for theirs, ours in TRACES[name].items()})
+      note({theirs: aux[ours] for theirs, ours in TRACES.items() if ours in aux})
     note(end(state, beta))
     if any(name.startswith(f'iter{i + 1}/') for name in sub.wanted):
       results |= _snapshot(state, size, f'iter{i + 1}')
   results |= _snapshot(state, size, 'final') | {f'trace/{key}': np.stack(values) for key, values in trace.items()}
   z, c = given['z'][0, 0], given['gen_c'][0, 0] if 'gen_c' in given else None
-  img = jax.jit(partial(steps.generator.apply, noise_mode='const'))({'params': state.g_ema, 'noise': state.noise}, z, c)
+  img = jit(partial(steps.generator.apply, noise_mode='const'))({'params': state.g_ema, 'noise': state.noise}, z, c)
   return results | {'final/G_ema_img': nchw(img)}
 
 

@@ -1,0 +1,229 @@
+"""Reference cases of training while growing (configs A-D), all through sg2jax.steps.Steps: losses, a whole trajectory."""
+import dataclasses
+from functools import cache, partial
+import re
+
+import jax.numpy as jnp
+import numpy as np
+
+from sg2jax import state as state_lib
+from sg2jax.steps import Steps
+from tests.reference.cases_growing import (
+    read_discriminator,
+    read_generator,
+    read_growth,
+    read_lods,
+    state_at,
+    steps_at,
+)
+from tests.reference.cases_train import make_draws, run_phase
+from tests.reference.check import jit
+from tests.reference.names import nhwc
+
+# Their name <- ours, of run_phase.
+VALUES = {'fake_scores': 'gen_logits', 'real_scores': 'real_logits', 'gradient_penalty': 'r1_penalty',
+          'pl_lengths': 'pl_lengths', 'pl_penalty': 'pl_penalty', 'loss': 'loss'}
+
+
+def _shrunk(images, level):
+  """The mean of each box of 2^level pixels: NumPy [N,H,W,C] -> [N,h,w,C]."""
+  n, h, w, c = images.shape
+  side = 2 ** level
+  return images.reshape(n, h // side, side, w // side, side, c).mean((2, 4))
+
+
+def _native(noise, level):
+  """Path length noise [N,3,R,R] of full-size images -> the same for ours, which Steps divides by the smaller side."""
+  return _shrunk(nhwc(noise), level) * 2 ** level
+
+
+# ---- losses
+
+class _Losses:
+  """The evaluations of one sub-case: networks, settings and stored variables."""
+
+  def __init__(self, sub):
+    config, self.given = sub.config, sub.given
+    config.ignore('config')  # a name
+    self.g, self.g_border = read_generator(config.sub('G_static_kwargs'), config['networks'])
+    self.d = self.d_border = None
+    if 'D_static_kwargs' in config:
+      self.d, self.d_border = read_discriminator(config.sub('D_static_kwargs'), config['networks'])
+    self.lazy = config.get('lazy_regularization', True)
+    config.ignore('G_reg_interval', 'D_reg_interval')  # no gradient here has this factor
+    self.names = {net: sub.under(f'tf/{net}/') for net in 'GD'}
+    params, self.noise, self.w_avg = self.g_border.load(self.names['G'])
+    self.params = {'G': params, 'D': self.d_border.load(self.names['D'])[0] if self.d else {}}
+    settings = dict(r1_gamma=config.get('r1_gamma', 0), pl_weight=config.get('pl_weight', 0),
+                    pl_decay=config.get('pl_decay', 0), pl_shrink=config.get('pl_minibatch_shrink', 1))
+    self.batch = config['batch']
+    interval = int(self.lazy)
+    self.at = cache(partial(steps_at, generator=self.g, discriminator=self.d, r1_interval=interval, pl_interval=interval,
+                            **settings))
+
+  def run(self, phase, lod, net, z, labels=None, pl=None, reals=None, w_avg=None, pl_mean=0.0):
+    """One evaluation at lod = (level, alpha) -> (values by their names, gradients, state after it)."""
+    level, alpha = lod
+    steps = self.at(level)
+    w_avg = self.w_avg if w_avg is None else w_avg
+    state = state_at(alpha, self.params['G'], self.params['D'], self.noise, w_avg, pl_mean, z.dtype)
+    draws = make_draws(z[None], None if labels is None else labels[None])
+    pl_draws = None
+    if pl is not None:
+      draws, pl_draws = None, draws | {'pl': _native(pl, level)[None]}
+    if reals is not None:
+      reals, labels = _shrunk(nhwc(reals), level)[None], draws['c']
+    else:
+      labels = None
+    out, new = run_phase(steps, phase, state, draws, pl_draws, reals, labels)
+    values = {theirs: out[ours] for theirs, ours in VALUES.items() if ours in out}
+    if 'gen_img' in out:
+      values['fake_images'] = np.repeat(np.repeat(out['gen_img'], 2 ** level, 2), 2 ** level, 3)
+    if 'loss_Dreal' in out:
+      values['loss'] = out['loss_Dreal'] + out['loss_Dgen']
+    for ours in ('loss_Dr1', 'loss_Gpl'):
+      if ours in out:
+        values['reg'] = out[ours]
+    border, opt = (self.g_border, new.g_opt) if net == 'G' else (self.d_border, new.d_opt)
+    grads = border.store(opt, self.names[net], gradients=True)
+    return values | {'dlatent_avg_after': new.w_avg, 'pl_mean_after': new.pl_mean}, grads, new
+
+
+def losses_ad(sub):
+  """Losses and gradients of lod<x>/G, lod<x>/D and of the path lengths lod<x>/call<k>."""
+  at, given, results = _Losses(sub), sub.given, {}
+  def note(prefix, values, grads, kind):
+    results.update({f'{prefix}/{k}': v for k, v in values.items()} | {f'{prefix}/{kind}/{k}': v for k, v in grads.items()})
+  for name, lod in read_lods(sub).items():
+    parts = sorted({full.split('/')[1] for full in sub.wanted if full.startswith(f'{name}/')})
+    if 'G' in parts:
+      note(f'{name}/G', *at.run('Gmain', lod, 'G', given['z_G'], given.get('c_G'))[:2], 'grad')
+    if 'D' in parts:
+      args = lod, 'D', given['z_D'], given.get('c_real')
+      reals = given[f'{name}/real_images']
+      values, grads, _ = at.run('Dmain' if at.lazy else 'Dboth', *args, reals=reals)
+      note(f'{name}/D', values, grads, 'grad_main' if at.lazy else 'grad_total')
+      if at.lazy:
+        values, grads, _ = at.run('Dreg', *args, reals=reals)
+        note(f'{name}/D', {k: values[k] for k in ('gradient_penalty', 'reg')}, grads, 'grad_reg')
+    carry = {'w_avg': None, 'pl_mean': given.get('pl_mean_before', 0.0)}
+    for call in [part for part in parts if re.fullmatch(r'call\d+', part)]:
+      prefix = f'{name}/{call}'
+      values, grads, new = at.run('Greg', lod, 'G', given[f'{prefix}/z_pl'],
+                                  pl=given[f'{prefix}/pl_noise_raw'], **carry)
+      note(prefix, values, grads, 'grad_reg')
+      carry = {'w_avg': new.w_avg, 'pl_mean': new.pl_mean}
+  return results
+
+
+# ---- growing_trajectory
+
+def _read_training(config):
+  """Config of a trajectory -> (function of a Stage: its Steps, compiled updates and round; Growth; TensorFlow of each net)."""
+  config.ignore('config')  # a name
+  g, g_border = read_generator(config.sub('G_static_kwargs'), config['networks'])
+  d, d_border = read_discriminator(config.sub('D_static_kwargs'), config['networks'])
+  if g.mapping.c_dim or d.c_dim:
+    raise NotImplementedError('a trajectory with labels: no array holds them')
+  loss, hyper = config.sub('loss'), config.sub('adam')
+  loss.expect('D', 'D_logistic_r1')
+  path = {'G_logistic_ns': False, 'G_logistic_ns_pathreg': True}[loss['G']]
+  intervals = {'G': 0, 'D': 0}
+  if config['lazy_regularization']:  # with the defaults of their training loop
+    intervals = {'G': config.get('G_reg_interval', 4), 'D': config.get('D_reg_interval', 16)}
+  config.ignore('G_reg_interval', 'D_reg_interval')
+  growth, more = read_growth(config, g_border.resolution)
+  weight, decay, shrink = (loss[key] if path else 0 for key in ('pl_weight', 'pl_decay', 'pl_minibatch_shrink'))
+  steps = Steps(
+      g, d, None, None, r1_gamma=loss['r1_gamma'], r1_interval=intervals['D'], pl_weight=weight, pl_decay=decay,
+      pl_interval=intervals['G'], pl_shrink=shrink, mixing_prob=0, ema_kimg=config['G_smoothing_kimg'], ema_rampup=None,
+      noise_mode='const', lr_rampup_kimg=more['rampup'], mean_rounds=True, growth=growth)
+  adam = lambda net, lr: state_lib.adam(lr, hyper['beta1'], hyper['beta2'], hyper['epsilon'], intervals[net], eps_hat=True)
+
+  @cache
+  def at(stage):
+    """Steps of a stage. The rate of the generator is that of both, as in their loop."""
+    new = dataclasses.replace(steps, stage=stage, g_tx=adam('G', stage.g_lr), d_tx=adam('D', stage.g_lr))
+    updates = {phase: jit(getattr(new, f'{phase}_update')) for phase in ('g', 'g_reg', 'd', 'd_reg')}
+    updates['reals'] = jit(new.reals)
+    return new, updates, more['minibatch_gpu'](growth.side >> stage.level)
+  return at, growth, {'G': g_border, 'D': d_border}
+
+
+class _Draws:
+  """The stored draws of a sub-case in the order in which they are consumed."""
+
+  def __init__(self, given):
+    self.given, self.used = given, {}
+
+  def take(self, name, rounds):
+    """The next `rounds` arrays called name/<i>, stacked."""
+    i = self.used.get(name, 0)
+    self.used[name] = i + rounds
+    return np.stack([self.given[f'{name}/{k}'] for k in range(i, i + rounds)])
+
+  def latents(self, name, rounds, **more):
+    """Draws of a phase."""
+    return make_draws(self.take(name, rounds), None, **more)
+
+
+def _minibatch(steps, updates, rounds, state, draws):
+  """One pass of the loop: g, g_reg if due, d with the average of g, d_reg if due."""
+  due = steps.due(int(state.step))
+  def path_lengths():
+    noise = np.asarray([_native(x, steps.stage.level) for x in draws.take('pl_noise_raw', rounds)])
+    return draws.latents('z_pl', rounds, pl=noise)
+  eager = steps.pl_weight and not steps.pl_interval
+  state, _ = updates['g'](state, draws.latents('z_G', rounds), path_lengths() if eager else None)
+  if 'g_reg' in due:
+    state, _ = updates['g_reg'](state, path_lengths())
+  reals = updates['reals'](state, nhwc(draws.take('reals', rounds)))
+  labels = np.zeros((*reals.shape[:2], 0))
+  state, _ = updates['d'](state, draws.latents('z_D', rounds), reals, labels)
+  if 'd_reg' in due:  # without fetching: all its rounds have the last reals
+    state, _ = updates['d_reg'](state, jnp.broadcast_to(reals[-1:], reals.shape), labels)
+  return state
+
+
+def _snapshot(state, borders, names, prefix):
+  nets = {'G': (state.g, 'G'), 'D': (state.d, 'D'), 'Gs': (state.g_ema, 'G')}
+  results = {f'{prefix}/G/dlatent_avg': state.w_avg, f'{prefix}/pl_mean': state.pl_mean}
+  for name, (params, net) in nets.items():
+    results |= borders[net].store(params, names[net], f'{prefix}/{name}/')
+  return results
+
+
+def trajectory(sub):
+  """The training loop from stored draws, across changes of resolution."""
+  config, names = sub.config, {net: sub.under(f'init/{net}/') for net in 'GD'}
+  at, growth, borders = _read_training(config)
+  g, noise, w_avg = borders['G'].load(names['G'])
+  d = borders['D'].load(names['D'])[0]
+  dtype = w_avg.dtype
+  state = state_at(0, g, d, noise, w_avg, config.sub('loss').get('pl_mean_initial', 0.0), dtype).replace(nimg=np.int32(0))
+  wanted, draws, lods, resets, before, results = list(config['nimg_at_state']), _Draws(sub.given), [], [], None, {}
+  done = 0
+  while done < len(wanted):
+    nimg = int(state.nimg)
+    steps, updates, micro = at(growth.stage(nimg))
+    if before is None or growth.resets(before, nimg):
+      resets.append(len(lods))
+      state = state.replace(g_opt=steps.g_tx.init(state.g), d_opt=steps.d_tx.init(state.d))
+    before = nimg
+    lods.append(growth.lod(nimg))
+    if steps.stage.batch % micro:
+      raise NotImplementedError(f'minibatches of {steps.stage.batch} in rounds of {micro}')
+    for _ in range(growth.repeats):
+      state = _minibatch(steps, updates, steps.stage.batch // micro, state, draws)
+    while done < len(wanted) and int(state.nimg) >= wanted[done]:
+      results |= _snapshot(state, borders, names, f'state{done}')
+      done += 1
+  config.expect('reset_before_evaluation', resets)
+  config.expect('num_schedule_evaluations', len(lods))
+  counts = config.sub('draw_counts')
+  for name in ('z_G', 'z_D', 'z_pl', 'reals'):
+    counts.expect(name, draws.used.get(name, 0))
+  return results | {'schedule_lod': np.asarray(lods)}
+
+
+CASES = {'losses_ad': losses_ad, 'growing_trajectory': trajectory}
