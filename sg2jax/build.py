@@ -50,9 +50,9 @@ def check(config):
     sizes = block_sizes(resolution(config))
   except (ValueError, TypeError) as e:
     raise UsageError(f'--config.resolution={config.resolution}: {e}') from None
-  each('total_kimg tick_kimg snapshot_kimg g.mapping_lr_mul opt.g_lr opt.d_lr opt.eps ema.kimg grow.fade_kimg',
+  each('total_kimg tick_kimg snapshot_kimg g.mapping_lr_mul opt.g_lr opt.d_lr opt.eps ema.kimg',
        lambda v: math.isfinite(v) and v > 0, 'must be a finite number above 0')
-  each('loss.r1_gamma loss.pl_weight ema.rampup g.clamp d.clamp opt.lr_rampup_kimg grow.hold_kimg',
+  each('loss.r1_gamma loss.pl_weight ema.rampup g.clamp d.clamp opt.lr_rampup_kimg grow.hold_kimg grow.fade_kimg',
        lambda v: math.isfinite(v) and v >= 0, 'must be a finite number, 0 or more')
   each('loss.mixing_prob loss.pl_decay', lambda v: 0 <= v <= 1, 'must lie in [0, 1]')
   each('opt.beta1 opt.beta2', lambda v: 0 <= v < 1, 'must lie in [0, 1)')
@@ -94,6 +94,7 @@ def _check_growth(config, sizes, need):
     return
   starts = [4 << i for i in range(len(sizes))]
   need(grow.start_res in starts, 'grow.start_res', grow.start_res, f'must be one of {", ".join(map(str, starts))}, or 0')
+  need(grow.hold_kimg + grow.fade_kimg > 0, 'grow.hold_kimg', grow.hold_kimg, 'and grow.fade_kimg=0 leave no time to grow')
   for name in ('g', 'd'):
     need(config[name].architecture in GROWING, f'{name}.architecture', config[name].architecture,
          f'cannot grow; use {" or ".join(GROWING)}, or set grow.start_res=0')

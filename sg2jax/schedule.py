@@ -24,7 +24,7 @@ class Growth:
   side: int  # px, the longer one at full resolution
   levels: int  # resolutions missing at the start; 0: nothing grows
   hold_kimg: float  # thousands of images at a resolution
-  fade_kimg: float  # and on the way to the next
+  fade_kimg: float  # and on the way to the next; 0: at once
   batch: int  # images per minibatch, where batches doesn't say otherwise
   g_lr: float
   d_lr: float
@@ -36,10 +36,9 @@ class Growth:
   def lod(self, nimg):
     """Level of detail after `nimg` images, a float in [0, levels]."""
     kimg, phase = nimg / 1000, self.hold_kimg + self.fade_kimg
-    if not self.levels:
-      return 0.0
-    done = math.floor(kimg / phase)
-    return max(self.levels - done - max(kimg - done * phase - self.hold_kimg, 0) / self.fade_kimg, 0.0)
+    done = math.floor(kimg / phase) if self.levels else 0
+    fading = max(kimg - done * phase - self.hold_kimg, 0) / self.fade_kimg if self.levels and self.fade_kimg else 0.0
+    return max(self.levels - done - fading, 0.0)
 
   def stage(self, nimg):
     """The Stage that `nimg` images fall in."""
@@ -58,12 +57,12 @@ class Growth:
 
     Both count from 0; nimg is taken as it was at the last look at the schedule.
     """
-    if stage.level == self.levels:
+    if stage.level == self.levels or not self.fade_kimg:
       return jnp.ones((), dtype)
     phase = self.hold_kimg + self.fade_kimg
-    start = round(1000 * ((self.levels - stage.level - 1) * phase + self.hold_kimg))
-    seen = nimg - step % self.repeats * stage.batch - start
-    return jnp.clip(seen.astype(dtype) / (1000 * self.fade_kimg), 0, 1)
+    start = 1000 * ((self.levels - stage.level - 1) * phase + self.hold_kimg)  # of the fade, images
+    seen = nimg - step % self.repeats * stage.batch - int(start)  # exact, where a float32 of nimg is not
+    return jnp.clip((seen.astype(dtype) - start % 1) / (1000 * self.fade_kimg), 0, 1)
 
 
 def at_side(pairs, side, default):

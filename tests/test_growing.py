@@ -1,6 +1,7 @@
 """Progressive growing, MSG-GAN and the configurations of Table 1 and 2, where the reference vectors say nothing."""
 from functools import partial
 import json
+import math
 import re
 
 import jax
@@ -112,14 +113,17 @@ def test_gradients_are_those_of_full_size_images(quick_compile):
 
 # ---- schedule
 
-def test_alpha_follows_the_level_of_detail_and_is_looked_at_every_few_minibatches():
-  growth = schedule.Growth(64, 3, 0.1, 0.3, 5, 1e-3, 1e-3, repeats=4)
+@pytest.mark.parametrize('hold, fade', [(0.1, 0.3), (0.0165, 0.2), (0.2, 0.0), (0.0, 0.2)])
+def test_alpha_follows_the_level_of_detail_and_is_looked_at_every_few_minibatches(hold, fade):
+  growth = schedule.Growth(64, 3, hold, fade, 5, 1e-3, 1e-3, repeats=4)
   for step in range(0, 400):
     seen = step // 4 * 4 * 5
     stage = growth.stage(seen)
     alpha = growth.alpha(stage, jnp.int32(step), jnp.int32(5 * step))
     assert float(alpha) == pytest.approx(1 - (growth.lod(seen) - stage.level), abs=1e-6)
-  assert growth.stage(0).level == 3 and growth.stage(101).level == 2 and growth.stage(10 ** 6).level == 0
+  assert growth.stage(0).level == 3 and growth.stage(10 ** 6).level == 0
+  first = next(nimg for nimg in range(1000) if growth.stage(nimg).level == 2)
+  assert first == (200 if not fade else math.floor(1000 * hold) + 1)
 
 
 def test_learning_rate_ramp(quick_compile):
@@ -190,7 +194,7 @@ REVISED = {'g.architecture': 'revised', 'd.architecture': 'revised', 'grow.start
     ({'grow.start_res': 8}, 'cannot grow'), (REVISED | {'grow.start_res': 512}, 'one of 4, 8, 16'),
     ({'g.architecture': 'msg'}, 'msg in both'), ({'d.architecture': 'msg'}, 'msg in both'),
     (REVISED | {'grow.batch': ((8, 6),)}, 'grow.batch[8]=6'), (REVISED | {'grow.lr': (8, 0.1)}, 'must be pairs'),
-    (REVISED | {'grow.fade_kimg': 0.0}, 'fade_kimg=0.0'),
+    (REVISED | {'grow.fade_kimg': 0.0, 'grow.hold_kimg': 0.0}, 'no time to grow'),
     ({'opt.formulation': 'jax'}, 'pytorch, tensorflow'), ({'loss.r1_interval': -1}, 'r1_interval=-1')])
 def test_bad_values_name_the_field_and_the_remedy(fields, said):
   c = default.get_config()

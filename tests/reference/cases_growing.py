@@ -267,7 +267,7 @@ def training_schedule(sub):
   def at(nimg):
     stage, side = growth.stage(nimg), growth.side >> growth.stage(nimg).level
     ramp = schedule.ramp(nimg, more['rampup'])
-    beta = schedule.ema_beta(nimg, stage.batch, kimg, None, np.float64)
+    beta = schedule.ema_beta(nimg, stage.batch, kimg, None, jnp.result_type(float))
     return {'lod': growth.lod(nimg), 'G_lrate': stage.g_lr * ramp, 'D_lrate': stage.d_lr * ramp, 'resolution': side,
             'minibatch_size': stage.batch, 'minibatch_gpu': more['minibatch_gpu'](side), 'tick_kimg': more['tick_kimg'](side),
             'Gs_beta': beta}

@@ -56,7 +56,10 @@ class _Losses:
     self.params = {'G': params, 'D': self.d_border.load(self.names['D'])[0] if self.d else {}}
     settings = dict(r1_gamma=config.get('r1_gamma', 0), pl_weight=config.get('pl_weight', 0),
                     pl_decay=config.get('pl_decay', 0), pl_shrink=config.get('pl_minibatch_shrink', 1))
-    self.batch = config['batch']
+    sizes = {len(z) for name, z in self.given.items() if name in ('z_G', 'z_D')}
+    sizes |= {len(z) * settings['pl_shrink'] for name, z in self.given.items() if name.endswith('/z_pl')}
+    if sizes != {config['batch']}:
+      raise ValueError(f'config has batch={config["batch"]}, the latents are for {sizes}')
     interval = int(self.lazy)
     self.at = cache(partial(steps_at, generator=self.g, discriminator=self.d, r1_interval=interval, pl_interval=interval,
                             **settings))

@@ -11,6 +11,7 @@ from sg2jax.models import stylegan2
 from sg2jax.models.mapping import Mapping, broadcast, truncate
 from sg2jax.models.stylegan2 import block_sizes, fmaps
 from sg2jax.steps import Steps
+from tests.reference.check import jit
 from tests.reference.names import load, nchw, nhwc, store
 
 # Of the whole run in double precision that the manifest promises, these change no number.
@@ -99,7 +100,7 @@ def mapping_network(sub):
   def everything(params, z, c, dy):
     ws, pull = jax.vjp(function, params, z, c)
     return ws, *pull(dy)
-  ws, grads, grad_z, grad_c = jax.jit(everything)(params, z, c, given['dy'])
+  ws, grads, grad_z, grad_c = jit(everything)(params, z, c, given['dy'])
   results = {'ws': ws, 'grad_z': grad_z, 'grad_c': grad_c} | store(grads, prefix='grad/')
   for name in sub.wanted:
     if name.startswith('ws_'):
@@ -116,7 +117,7 @@ def _w_avg_updates(wanted, net, beta, params, w_avg, z, c):
       net.apply({'params': v['params']['mapping']}, z, c)))
   steps = Steps(generator, None, None, None, 0, 0, 0, 0, 0, 1, 0, 0, None, w_avg_beta=beta)
   def follow(w_avg, mix):
-    return jax.jit(steps._ws)({'mapping': params}, w_avg, z, c, mix)[1]
+    return jit(steps._ws)({'mapping': params}, w_avg, z, c, mix)[1]
   results, value, mix = {}, w_avg, {'z': -z, 'cutoff': np.ones(len(z), int)}
   counts = [int(re.fullmatch(r'w_avg_after_(\d+)_training_forwards?', n)[1]) for n in wanted if '_training_f' in n]
   for k in range(1, max(counts, default=0) + 1):
@@ -156,7 +157,7 @@ def generator(sub):
   params, const, w_avg = load(sub.under('G/'), size)
   drawn = load({f'synthesis.{k}.noise_const': nhwc(v) for k, v in sub.under('noise_random/').items()})[1]
   z = given['z']
-  ws = broadcast(jax.jit(partial(net.apply, method='map'))({'params': params}, z, _labels(given, 'c', len(z), 0)),
+  ws = broadcast(jit(partial(net.apply, method='map'))({'params': params}, z, _labels(given, 'c', len(z), 0)),
                  net.synthesis.num_ws)
 
   @cache
@@ -169,12 +170,12 @@ def generator(sub):
       return img, _blocks(captured['intermediates']['synthesis'])
     return function
 
-  @jax.jit
+  @jit
   def everything(ws, dy):
     img, pull, blocks = jax.vjp(lambda ws: synthesis('const', net.synthesis.clamp)(ws, const), ws, has_aux=True)
     return img, blocks, pull(dy)[0]
 
-  forward = cache(lambda *key: jax.jit(lambda ws, noise: synthesis(*key)(ws, noise)[0]))
+  forward = cache(lambda *key: jit(lambda ws, noise: synthesis(*key)(ws, noise)[0]))
   img, blocks, grad_ws = everything(ws, nhwc(given['dy']))
   results = {'ws': ws, 'grad_ws': grad_ws} | {name: nchw(block) for name, block in blocks.items()}
   for name in sub.wanted:
@@ -221,7 +222,7 @@ def discriminator(sub):
         if name in wanted:
           results[name] = jnp.moveaxis(pull(cotangent)[0], -1, 1)
       return results
-    return jax.jit(everything)(img, given['dy'])
+    return jit(everything)(img, given['dy'])
 
   results = outputs(net.clamp, sub.wanted)
   variants = {}

@@ -1,0 +1,65 @@
+"""The public reference vectors of configs A-D in float64, and the border to TensorFlow's names."""
+import json
+import pathlib
+
+import numpy as np
+import pytest
+
+from tests.reference.check import read_manifest
+from tests.reference.names import TensorFlow
+from tests.test_reference import check
+
+FOLDER = pathlib.Path(__file__).parent / 'reference_growing'
+PUBLIC = {case['id']: case for case in read_manifest(FOLDER)}
+LONG = ('losses_ad', 'growing_trajectory')  # abridged below
+
+
+@pytest.mark.parametrize('case', [pytest.param(name, marks=[pytest.mark.slow] * (name in LONG)) for name in sorted(PUBLIC)])
+def test_case(case):
+  check(PUBLIC[case], FOLDER)
+
+
+def abridge(case, drops):
+  """A copy of a case without the arrays whose first part within the sub-case, and config, `drops` says so."""
+  case = json.loads(json.dumps(case))
+  for sub, info in case['subcases'].items():
+    gone = drops(info['config'])
+    for key in [key for key in case['arrays'] if key.split('/')[0] == sub and key.split('/')[1] in gone]:
+      del case['arrays'][key]
+  return case
+
+
+def test_losses_of_growing_networks_at_one_lod():
+  def drops(config):
+    *gone, config['lods'] = config['lods'][:-1] + [config['lods'][-1:]]
+    return [f'lod{lod:g}' for lod in gone]
+  check(abridge(PUBLIC['losses_ad'], drops), FOLDER)
+
+
+def test_growing_trajectory_to_the_second_resolution():
+  def drops(config):
+    del config['nimg_at_state'][2:]
+    for key in ('num_schedule_evaluations', 'draw_counts', 'reset_before_evaluation'):
+      del config[key]
+    return 'state2', 'schedule_lod'
+  check(abridge(PUBLIC['growing_trajectory'], drops), FOLDER)
+
+
+def test_names_of_tensorflow():
+  layer = np.arange(18.0).reshape(3, 3, 2, 1)
+  arrays = {f'synthesis/{r}x{r}/Conv0_up/{leaf}': x for r in (64, 128)
+            for leaf, x in (('weight', layer), ('mod_bias', np.zeros(2)))}
+  for adain, fused, flipped in ((True, 'auto', [128]), (True, True, [64, 128]), (True, False, []), (False, False, [64, 128])):
+    border = TensorFlow(256, adain, fused)
+    params = border.load(arrays)[0]
+    for r in (64, 128):
+      ours = params['synthesis'][f'b{r}']['conv0']
+      np.testing.assert_array_equal(ours['weight'], layer[::-1, ::-1] if r in flipped else layer)
+      assert (ours['affine']['bias'] == (0 if adain else 1)).all()
+    for gradients in (False, True):
+      back = border.store(params, arrays, gradients=gradients)
+      assert back.keys() == arrays.keys()
+      for key, x in arrays.items():
+        np.testing.assert_array_equal(back[key], x + (gradients and not adain and 'bias' in key))
+  with pytest.raises(ValueError, match='lod'):
+    TensorFlow(16, True).path('lod')
