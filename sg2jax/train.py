@@ -83,7 +83,8 @@ def run(config, workdir, source, mesh, stop):
           process_count=jax.process_count())) as batches:
         state = loop(config, growth, steps, compiled, state, key, batches, mesh, checkpoints, log, snapshot, stop)
       step, nimg = int(state.step), int(state.nimg)
-      checkpoints.wait()
+    if nimg < config.total_kimg * 1000:
+      stop.leave(f'saved step {step} ({nimg / 1000:g} kimg)')
 
 
 def loop(config, growth, steps, compiled, state, key, batches, mesh, checkpoints, log, snapshot, stop):
@@ -118,8 +119,7 @@ def loop(config, growth, steps, compiled, state, key, batches, mesh, checkpoints
   if stop and nimg < total:
     fetch(pending, step)
     checkpoints.save(state)
-    checkpoints.wait()
-    stop.leave(f'saved step {step} ({nimg / 1000:g} kimg)')
+  checkpoints.wait()
   return state
 
 

@@ -11,14 +11,14 @@ from sg2jax import faults
 _DEBUG = flags.DEFINE_bool('debug', False, 'Show the traceback of an expected error.')
 
 
-def run(main: Callable[[list[str]], None]):
-  """Parses absl flags, runs `main(argv)` and exits.
+def run(main: Callable[[list[str]], None], positional: int = 0):
+  """Parses absl flags, runs `main(argv)` and exits. argv[1:] are up to `positional` arguments that are no flags.
 
   With 0, with 2 for bad flags, or with a Fault's code; the message is on stderr, the traceback only
   with --debug.
   """
   logging.set_verbosity(logging.WARNING)  # orbax tells every save at length; --verbosity=0 shows it
-  app.run(lambda argv: _guard(main, argv), flags_parser=_parse)
+  app.run(lambda argv: _guard(main, argv, positional), flags_parser=_parse)
 
 
 def _fail(message: object, code: int):
@@ -37,15 +37,17 @@ def _parse(argv: list[str]) -> list[str]:
   except Exception as err:
     if '--debug' in argv:
       raise
-    lines = [line for line in str(err).replace('"\'', '').strip('"\' \n').splitlines() if line.strip()]
-    text = lines[-1].split('Error: ', 1)[-1] if 'Traceback' in str(err) else ' '.join(lines)
-    _fail(' '.join(text.split()), faults.UsageError.code)
+    said = str(err).replace('\\n', '\n').replace("\\'", "'")  # some of it is a repr
+    lines = [line for line in said.replace('"\'', '').strip('" \n').splitlines() if line.strip()]
+    text = lines[-1].split('Error: ', 1)[-1] if 'Traceback' in said else ' '.join(lines)
+    text = ' '.join(text.split()).replace("''", "'")
+    _fail(text.rstrip("'") if text.count("'") % 2 else text, faults.UsageError.code)
 
 
-def _guard(main: Callable[[list[str]], None], argv: list[str]):
+def _guard(main: Callable[[list[str]], None], argv: list[str], positional: int):
   try:
-    if len(argv) > 1:
-      raise faults.UsageError(f'unexpected argument {argv[1]!r}; flags are written --name=value')
+    if len(argv) > 1 + positional:
+      raise faults.UsageError(f'unexpected argument {argv[1 + positional]!r}; flags are written --name=value')
     main(argv)
   except faults.Fault as fault:
     if _DEBUG.value:
