@@ -78,10 +78,11 @@ def get_config():
   c.ema.rampup = 0.0  # half-life is at most rampup * images so far; 0: no ramp [ADA App. F]
 
   c.grow = ConfigDict()  # progressive growing of the architectures revised and stylegan1 [S1; S2 Table 1 A-D]
-  c.grow.start_res = 0  # pixels of the longer side at the start, 4, 8, 16 ... (configs A-D: 8); 0: no growing
+  # Pixels here are of the longer side, 4, 8, 16 ...; for 6 * 2^k and the like, the power of 2 below.
+  c.grow.start_res = 0  # pixels at the start (configs A-D: 8); 0: no growing
   c.grow.hold_kimg = 600.0  # thousands of images at each resolution
   c.grow.fade_kimg = 600.0  # and in the cross-fade to the next; 0: none
-  c.grow.batch = ()  # ((pixels of the longer side, images per minibatch), ...); others: `batch`
-  c.grow.lr = ()  # ((pixels of the longer side, learning rate of G and D), ...); others: opt.g_lr, opt.d_lr
+  c.grow.batch = ()  # ((pixels, images per minibatch), ...); others: `batch`
+  c.grow.lr = ()  # ((pixels, learning rate of G and D), ...); others: opt.g_lr, opt.d_lr
   c.grow.repeats = 4  # minibatches between looks at this schedule
   return c

@@ -24,11 +24,12 @@ def get_config(arg='e'):
   c.tick_kimg, c.snapshot_kimg = 1.0, 10.0
   c.swd_images = 1797  # all digits
   c.data.name, c.data.channels = 'digits', 1
+  c.data.labels = True  # without them, all cells make one digit for a long time
   c.data.mirror = False
   c.g.fmap_base, c.d.fmap_base = int(c.g.fmap_base * scale), int(c.d.fmap_base * scale)
   c.g.fmap_max = c.d.fmap_max = 64
   c.g.z_dim = c.g.w_dim = 64
-  c.g.mapping_layers = 2
+  c.g.mapping_layers = c.d.mapping_layers = 2
   c.loss.r1_gamma *= scale ** 2
   c.ema.kimg = 1.0
   if c.grow.start_res:

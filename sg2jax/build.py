@@ -2,7 +2,6 @@
 import math
 
 import jax
-import numpy as np
 
 from sg2jax import schedule
 from sg2jax import state as state_lib
@@ -28,7 +27,9 @@ def microbatch(config, batch):
 
 def batches(config):
   """{minibatch size: name of the field that says so}, of all stages."""
-  return {batch: f'grow.batch[{side}]' for side, batch in config.grow.batch} | {config.batch: 'batch'}
+  grows = growth(config)
+  sides, table = [grows.side >> level for level in range(grows.levels + 1)], dict(grows.batches)
+  return {table.get(side, config.batch): f'grow.batch[{side}]' if side in table else 'batch' for side in sides}
 
 
 def check(config):
@@ -90,6 +91,11 @@ def _check_growth(config, sizes, need):
   """The checks of architectures that only go together, and of the fields of config.grow."""
   g, d, grow = config.g.architecture, config.d.architecture, config.grow
   need((g == 'msg') == (d == 'msg'), 'd.architecture', d, f'does not fit g.architecture={g}: msg needs msg in both')
+  for name, kind in (('batch', int), ('lr', (int, float))):
+    for pair in grow[name]:
+      need(isinstance(pair, (tuple, list)) and len(pair) == 2 and isinstance(pair[0], int) and isinstance(pair[1], kind)
+           and 0 < pair[1] < math.inf, f'grow.{name}', grow[name],
+           f'must be pairs of pixels and a {"whole " if kind is int else ""}number above 0, such as ((8, 256), (16, 128))')
   if not grow.start_res:
     return
   starts = [4 << i for i in range(len(sizes))]
@@ -98,11 +104,6 @@ def _check_growth(config, sizes, need):
   for name in ('g', 'd'):
     need(config[name].architecture in GROWING, f'{name}.architecture', config[name].architecture,
          f'cannot grow; use {" or ".join(GROWING)}, or set grow.start_res=0')
-  for name in ('batch', 'lr'):
-    for pair in grow[name]:
-      need(np.ndim(pair) == 1 and len(pair) == 2 and pair[1] > 0, f'grow.{name}', grow[name],
-           'must be pairs (pixels of the longer side, value above 0), such as ((8, 256), (16, 128))')
-  need(all(isinstance(batch, int) for _, batch in grow.batch), 'grow.batch', grow.batch, 'must hold whole numbers')
 
 
 def check_devices(config, devices):
@@ -129,9 +130,9 @@ def growth(config):
   """The schedule.Growth of a configuration; without growing it has 0 levels, and one stage for ever."""
   grow, opt, sizes = config.grow, config.opt, block_sizes(resolution(config))
   levels = len(sizes) - 1 - int(math.log2(grow.start_res / 4)) if grow.start_res else 0
-  pairs = lambda name: tuple(map(tuple, grow[name]))
+  pairs = lambda name: tuple(map(tuple, grow[name])) if grow.start_res else ()
   return schedule.Growth(
-      max(resolution(config)), levels, grow.hold_kimg, grow.fade_kimg, config.batch, opt.g_lr, opt.d_lr,
+      4 << len(sizes) - 1, levels, grow.hold_kimg, grow.fade_kimg, config.batch, opt.g_lr, opt.d_lr,
       pairs('batch'), pairs('lr'), pairs('lr'), grow.repeats if levels else 1)
 
 

@@ -21,7 +21,7 @@ class Growth:
   lod, the level of detail, falls from `levels` to 0: during a fade it is fractional and floor(lod) is the new resolution,
   whose batch and learning rates apply. The schedule is looked at every `repeats` minibatches.
   """
-  side: int  # px, the longer one at full resolution
+  side: int  # px, the longer one at full resolution; if that is no power of 2, the one below it stands for it
   levels: int  # resolutions missing at the start; 0: nothing grows
   hold_kimg: float  # thousands of images at a resolution
   fade_kimg: float  # and on the way to the next; 0: at once
@@ -46,6 +46,15 @@ class Growth:
     side = self.side >> level
     return Stage(level, at_side(self.batches, side, self.batch), at_side(self.g_lrs, side, self.g_lr),
                  at_side(self.d_lrs, side, self.d_lr))
+
+  def look(self, step, nimg):
+    """Images at the last look at the schedule; step, nimg: done so far. Walks the schedule, a second for 25 million images."""
+    if step % self.repeats == 0:
+      return nimg
+    nimg = 0
+    for _ in range(step // self.repeats):
+      nimg += self.stage(nimg).batch * self.repeats
+    return nimg
 
   def resets(self, before, after):
     """True if Adam starts afresh between schedule looks at `before` and at `after` images: a fade begins or ends."""

@@ -68,8 +68,9 @@ def run(config, workdir, source, mesh, stop):
     log.say(describe(config, state, source, mesh, step))
     snapshot = Snapshot(config, source, mesh, log, stop)
     key = jax.device_put(jax.random.key(config.seed), same)
-    while nimg < config.total_kimg * 1000 and not stop:
-      stage = growth.stage(nimg)
+    unfinished = lambda: nimg < config.total_kimg * 1000 or step % growth.repeats
+    while unfinished() and not stop:
+      stage = growth.stage(growth.look(step, nimg))
       steps, images = make_steps(stage), data.Shrunk(source, 2 ** stage.level) if stage.level else source
       compiled, seconds = compile_steps(steps, state, mesh, config, images, stop)
       log.say(f'{"x".join(map(str, images.shape))}, batch {stage.batch}: compiled in {seconds:.0f} s')
@@ -83,40 +84,41 @@ def run(config, workdir, source, mesh, stop):
           process_count=jax.process_count())) as batches:
         state = loop(config, growth, steps, compiled, state, key, batches, mesh, checkpoints, log, snapshot, stop)
       step, nimg = int(state.step), int(state.nimg)
-    if nimg < config.total_kimg * 1000:
-      stop.leave(f'saved step {step} ({nimg / 1000:g} kimg)')
+    if unfinished():
+      stop.leave(f'saved step {step} ({nimg / 1000:g} kimg)' if step else 'stopped before the first minibatch')
 
 
 def loop(config, growth, steps, compiled, state, key, batches, mesh, checkpoints, log, snapshot, stop):
   """Minibatches until the stage ends, total_kimg or a signal. Only maintenance waits for the device. -> state."""
   step, nimg, total, stage = int(state.step), int(state.nimg), config.total_kimg * 1000, steps.stage
+  seen = growth.look(step, nimg)
   pending, tick_time, tick_nimg = [], time.monotonic(), nimg
-  while nimg < total and not stop and growth.stage(nimg) == stage:
-    before = nimg
-    for _ in range(growth.repeats):
-      batch, last = sharding.to_global(mesh, next(batches)), pending[-1:]
-      for name in steps.due(step):
-        state, aux = compiled[name](key, state, batch)
-        pending.append(aux)
-      jax.block_until_ready(last)  # the device is one minibatch behind at most: a signal is heard in time
-      step, nimg = step + 1, nimg + stage.batch
-      log.progress(nimg)
-    if growth.resets(before, nimg):
+  while not stop and growth.stage(seen) == stage and (nimg < total or step % growth.repeats):
+    batch, last = sharding.to_global(mesh, next(batches)), pending[-1:]
+    for name in steps.due(step):
+      state, aux = compiled[name](key, state, batch)
+      pending.append(aux)
+    jax.block_until_ready(last)  # the device is one minibatch behind at most: a signal is heard in time
+    step, nimg = step + 1, nimg + stage.batch
+    log.progress(nimg)
+    if step % growth.repeats:
+      continue
+    if growth.resets(seen, nimg):
       state = jax.jit(state_lib.reset_adam, donate_argnums=0, out_shardings=sharding.replicated(mesh))(state)
     over = nimg >= total or growth.stage(nimg) != stage
-    tick, snap = (over or nimg // (1000 * kimg) > before // (1000 * kimg)
-                  for kimg in (config.tick_kimg, config.snapshot_kimg))
+    tick, snap = (over or nimg // (1000 * kimg) > seen // (1000 * kimg) for kimg in (config.tick_kimg, config.snapshot_kimg))
+    seen = nimg
     if tick or snap:
       metrics = fetch(pending, step) | ({'lod': growth.lod(nimg)} if growth.levels else {})
       now = time.monotonic()  # the time of training only, not of the snapshot below
       seconds, images = now - tick_time, nimg - tick_nimg
       if snap:
-        metrics |= snapshot(state)
+        metrics |= snapshot(state, last=nimg >= total)
       log.tick(step, nimg, metrics, seconds, images / seconds)  # before the checkpoint: a kill between loses nothing
       if snap:
         checkpoints.save(state, score=metrics.get('swd'))
       pending, tick_time, tick_nimg = [], time.monotonic(), nimg
-  if stop and nimg < total:
+  if stop and (nimg < total or step % growth.repeats):
     fetch(pending, step)
     checkpoints.save(state)
   checkpoints.wait()
@@ -168,24 +170,28 @@ class Snapshot:
     same = sharding.replicated(self.mesh)
     self.sample = jax.jit(sample, in_shardings=(same, *[sharding.batched(self.mesh)] * 2), out_shardings=same)
 
-  def __call__(self, state):
-    """Writes the grid; returns {'contribution_b4', ..., 'swd', 'swd_<level>'}, less what doesn't apply or was stopped."""
-    dtype, grid, fakes, metrics = state.pl_mean.dtype, [], [], {}
+  def __call__(self, state, last=False):
+    """Writes the grid; returns {'contribution_b4', ..., 'swd', 'swd_<level>'}, less what doesn't apply or was stopped.
+
+    The last one isn't stopped by a signal: a finished run would lack it for ever.
+    """
+    dtype, stop, grid, fakes, parts = state.pl_mean.dtype, () if last else self.stop, [], [], []
     for first in range(0, len(self.z), self.batch):
-      if self.stop:
+      if stop:
         return {}
       part = np.arange(first, first + self.batch)
       z, c = (x[part % len(x)][None].astype(dtype) for x in (self.z, self.labels))
       images, shares = jax.device_get(self.sample(state, z, c))
       if first < GRID:
         grid.append(images)
-      if not first:
-        metrics = {f'contribution_{name}': float(shares[name]) for name in sorted(shares, key=artifacts.resolution)}
+      parts.append(shares)
       if self.reals:
         fakes.append(data.shrink(images, self.factor))
     self.log.images(f'fakes_{int(state.nimg) // 1000:06d}', np.concatenate(grid)[:GRID], int(state.step))
+    metrics = {f'contribution_{name}': np.mean([float(shares[name]) for shares in parts])
+               for name in sorted(parts[0], key=artifacts.resolution)}
     if self.reals:
-      levels = swd(np.stack(self.reals), np.concatenate(fakes)[:len(self.reals)], self.seed, self.stop)
+      levels = swd(np.stack(self.reals), np.concatenate(fakes)[:len(self.reals)], self.seed, stop)
       metrics |= {'swd' if k == 'mean' else f'swd_{k}': v for k, v in levels.items()}
     return metrics
 

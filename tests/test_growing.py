@@ -1,8 +1,11 @@
 """Progressive growing, MSG-GAN and the configurations of Table 1 and 2, where the reference vectors say nothing."""
+import dataclasses
 from functools import partial
 import json
 import math
 import re
+import signal
+import types
 
 import jax
 import jax.numpy as jnp
@@ -101,9 +104,12 @@ def test_gradients_are_those_of_full_size_images(quick_compile):
   from sg2jax import losses
   g, d, vg, vd = nets('revised')
   small = jax.random.normal(jax.random.key(2), (4, 4, 4, 3))
+  growth = schedule.Growth(16, 2, 0.1, 0.1, 4, 1e-3, 1e-3)
+  steps = dataclasses.replace(build.steps(config(), 0, lambda x: x), discriminator=d, growth=growth, stage=schedule.Stage(2))
+  clock = types.SimpleNamespace(step=jnp.int32(0), nimg=jnp.int32(0), pl_mean=jnp.zeros(()))
   full = lambda x: losses.r1_penalty(lambda img: d.apply(vd, ops.half(ops.half(img)), None, 1.0), x)[0]
-  stage = losses.r1_penalty(lambda img: d.apply(vd, img, None, 1.0), small)[0] * 4.0 ** -2
-  np.testing.assert_allclose(jax.jit(full)(ops.nearest(small, 4)), stage, rtol=1e-4)
+  _, (_, aux) = jax.jit(lambda x: steps._r1_loss(clock, vd['params'], (), {'reals': x, 'real_c': None}))(small)
+  np.testing.assert_allclose(jax.jit(full)(ops.nearest(small, 4)).mean(), aux['r1'], rtol=1e-4)
   ws, noise = jax.random.normal(jax.random.key(1), (4, 6, 8)), jax.random.normal(jax.random.key(3), (4, 16, 16, 3))
   native = noise.reshape(4, 4, 4, 4, 4, 3).sum((2, 4)) / 4
   synthesize = lambda factor, ws: ops.nearest(g.apply(vg, ws, 'const', 2, 1.0, method='synthesize'), factor)
@@ -124,6 +130,17 @@ def test_alpha_follows_the_level_of_detail_and_is_looked_at_every_few_minibatche
   assert growth.stage(0).level == 3 and growth.stage(10 ** 6).level == 0
   first = next(nimg for nimg in range(1000) if growth.stage(nimg).level == 2)
   assert first == (200 if not fade else math.floor(1000 * hold) + 1)
+
+
+def test_look_remembers_where_the_schedule_was_looked_at_last():
+  growth = schedule.Growth(64, 3, 0.1, 0.3, 5, 1e-3, 1e-3, batches=((8, 40), (16, 20)), repeats=4)
+  nimg = seen = 0
+  for step in range(200):
+    if step % 4 == 0:
+      seen = nimg
+    assert growth.look(step, nimg) == seen
+    nimg += growth.stage(seen).batch
+  assert growth.stage(seen).level == 0
 
 
 def test_learning_rate_ramp(quick_compile):
@@ -194,6 +211,8 @@ REVISED = {'g.architecture': 'revised', 'd.architecture': 'revised', 'grow.start
     ({'grow.start_res': 8}, 'cannot grow'), (REVISED | {'grow.start_res': 512}, 'one of 4, 8, 16'),
     ({'g.architecture': 'msg'}, 'msg in both'), ({'d.architecture': 'msg'}, 'msg in both'),
     (REVISED | {'grow.batch': ((8, 6),)}, 'grow.batch[8]=6'), (REVISED | {'grow.lr': (8, 0.1)}, 'must be pairs'),
+    ({'grow.batch': ((8, 0),)}, 'grow.batch=((8, 0),)'), ({'grow.batch': ((8, 2.5),)}, 'whole number'),
+    ({'grow.lr': (('8', 0.1),)}, 'pairs of pixels'), ({'grow.lr': ((8, math.inf),)}, 'above 0'),
     (REVISED | {'grow.fade_kimg': 0.0, 'grow.hold_kimg': 0.0}, 'no time to grow'),
     ({'opt.formulation': 'jax'}, 'pytorch, tensorflow'), ({'loss.r1_interval': -1}, 'r1_interval=-1')])
 def test_bad_values_name_the_field_and_the_remedy(fields, said):
@@ -253,12 +272,18 @@ GROW = {'data.name': 'digits', 'data.channels': 1, 'data.mirror': False, 'grow.s
         'grow.fade_kimg': 0.128, 'grow.batch': '((4,8),)', 'total_kimg': 0.352, 'tick_kimg': 0.032}
 
 
-def test_run_killed_in_mid_fade_ends_with_the_same_bytes(home, tmp_path):
-  """4 -> 8 -> 16 px; kill -9 half-way through the first fade; Adam starts afresh at each end of a fade."""
+def test_run_interrupted_in_mid_fade_ends_with_the_same_bytes(home, tmp_path):
+  """4 -> 8 -> 16 px; SIGTERM and kill -9 in the first fade; Adam starts afresh at each end of a fade."""
   out, _ = finish(start(home, tmp_path / 'whole', 'paper.py:a', **GROW))
   assert [f'{s}x{s}x1, batch 8: compiled' in out for s in (4, 8, 16)] == [True] * 3
   assert [line['lod'] for line in log(tmp_path / 'whole')[1:]] == pytest.approx(
       [2, 1.75, 1.5, 1.25, 1, 1, 0.75, 0.5, 0.25, 0, 0])
+  process = start(home, tmp_path / 'run', 'paper.py:a', **GROW)
+  while 'lod 1.75' not in process.stdout.readline():
+    assert process.poll() is None
+  process.send_signal(signal.SIGTERM)
+  _, err = finish(process, 75)
+  assert 'saved step' in err
   process = start(home, tmp_path / 'run', 'paper.py:a', **GROW)
   while 'lod 1.25' not in process.stdout.readline():
     assert process.poll() is None

@@ -37,6 +37,7 @@ class Source:
   Attributes:
     name: of the data set.
     shape: (H, W, C).
+    stored: the shape that is decoded for a sample.
     c_dim: length of a label; 0 without labels.
     hash: hex digest of the content: equal for equal data sets wherever they lie.
   """
@@ -55,6 +56,11 @@ class Source:
       self.shape = (None, None, self.shape[2] or 3)
       self.shape = self[0]['image'].shape
     self.hash = self._hash(builder.info.metadata or {})
+
+  @property
+  def stored(self) -> tuple[int, int, int]:
+    """See the class."""
+    return self.shape
 
   def _label_dim(self, feature) -> int:
     """Number of classes, or length of the vector; sets how labels are read."""
@@ -131,8 +137,8 @@ class Shrunk:
     height, width, channels = source.shape
     self._source, self._factor, self._kept = source, factor, {}
     self.shape, self.c_dim = (height // factor, width // factor, channels), source.c_dim
-    self._keep = len(source) * int(np.prod(self.shape)) <= self.MEMORY
-    self.place = source.place
+    self._keep = len(source) * (int(np.prod(self.shape)) + 600) <= self.MEMORY  # 600: Python's share
+    self.place, self.stored = source.place, source.shape
 
   def __repr__(self) -> str:
     return f'Shrunk({self._source}, {self._factor})'
@@ -256,7 +262,7 @@ def check_size(source: Source | Shrunk, batch: int):
   """Raises DatasetError if the data set has fewer images than a batch."""
   if len(source) < batch:
     raise faults.DatasetError(f'{source.place}: {len(source)} images, fewer than batch={batch}; '
-                              f'set batch to {len(source)} or less')
+                              f'set batch (and grow.batch) to {len(source)} or less')
 
 
 def batches(source: Source | Shrunk, *, batch: int, microbatch: int, seed: int, mirror: bool, nimg: int,
@@ -297,7 +303,7 @@ def batches(source: Source | Shrunk, *, batch: int, microbatch: int, seed: int, 
 
   # A small picture decodes in less time than threads need to pass the GIL around (measured at 64
   # pixels: one thread 4,200 images/s, sixteen 3,600); a large one decodes outside the GIL.
-  threads = 1 if source.shape[0] * source.shape[1] < 128**2 else min(16, os.cpu_count() or 1)
+  threads = 1 if source.stored[0] * source.stored[1] < 128**2 else min(16, os.cpu_count() or 1)
   options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=max(2 * rounds, threads))
   endless = grain.MapDataset.range(sys.maxsize // microbatch - nimg).map(read_round)
   return iter(endless.to_iter_dataset(options).batch(rounds, batch_fn=_stack))

@@ -33,8 +33,7 @@ LADDER = {'a': 'A  StyleGAN', 'b': 'B  + weight demodulation', 'c': 'C  + lazy r
 KINDS = ('orig', 'skip', 'resnet')
 PAIRS = {(g, d): 'e' if (g, d) == ('skip', 'resnet') else f'e:G{g}-D{d}' for g in KINDS for d in KINDS}
 CELLS = list(dict.fromkeys([*LADDER, *PAIRS.values()]))
-OWN = {'seed': 'use --seeds', 'total_kimg': 'use --kimg', 'resolution': 'use --resolution',
-       'data.labels': 'cells are compared without labels, which config E takes in otherwise than A-D'}
+OWN = {'seed': 'use --seeds', 'total_kimg': 'use --kimg', 'resolution': 'use --resolution'}
 # Exit codes that aren't about the cell: the command, the data, the disk, a signal.
 ENDS = {f.code: f for f in (faults.UsageError, faults.DatasetError, faults.WriteError, faults.Preempted, faults.Interrupted)}
 PPL_PAIRS = 4096
@@ -155,11 +154,12 @@ def figures(run):
   variables = jax.device_put({'params': state['g_ema'], 'noise': state['noise'] or {}})
   seconds, rates = np.array([[row['sec_per_tick'], row['img_per_sec']] for row in rows]).T
   environment = json.loads((run.workdir / 'environment.json').read_text())[-1]
+  labels = np.eye(max(config.c_dim, 1), config.c_dim)[np.random.RandomState(0).randint(max(config.c_dim, 1), size=PPL_PAIRS)]
   count = lambda net: sum(x.size for x in jax.tree.leaves(state[net]))
   return {
       'cell': run.cell, 'seed': run.seed, 'kimg': kimg, 'minibatches': int(state['step']),
       'data': config.data.name or config.data.dir, 'swd': float(rows[-1]['swd']), 'swd_start': float(rows[0]['swd']),
-      'ppl_w_end_pixel_mse': ppl(generator, variables, pixel_distance, PPL_PAIRS), 'ppl_pairs': PPL_PAIRS,
+      'ppl_w_end_pixel_mse': ppl(generator, variables, pixel_distance, PPL_PAIRS, c=labels), 'ppl_pairs': PPL_PAIRS,
       'img_per_sec': float((seconds * rates).sum() / seconds.sum()),
       'img_per_sec_full_size': statistics.median(row['img_per_sec'] for row in rows if row['nimg'] and not row.get('lod')),
       'train_seconds': float(seconds.sum()), 'parameters_g': count('g'), 'parameters_d': count('d'),
