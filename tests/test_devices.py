@@ -16,7 +16,10 @@ ROOT = pathlib.Path(__file__).parent.parent
 @pytest.mark.parametrize('network', ['skip', pytest.param('growing', marks=pytest.mark.slow)])
 def test_one_and_eight_devices_agree(network):
   env = os.environ | {'JAX_PLATFORMS': 'cpu', 'JAX_ENABLE_X64': '1', 'PYTHONPATH': str(ROOT),
-         'JAX_DISABLE_MOST_OPTIMIZATIONS': '1', 'XLA_FLAGS': '--xla_force_host_platform_device_count=8'}
+         'JAX_DISABLE_MOST_OPTIMIZATIONS': '1', 'JAX_CPU_ENABLE_ASYNC_DISPATCH': '0',
+         # 8 devices wait for each other in one pool of threads; on a busy machine nothing else may need one of them.
+         'XLA_FLAGS': '--xla_force_host_platform_device_count=8 --xla_cpu_multi_thread_eigen=false '
+                      '--xla_cpu_collective_call_terminate_timeout_seconds=400'}
   run = subprocess.run([sys.executable, __file__, network], env=env, capture_output=True, text=True, timeout=500)
   assert run.returncode == 0, run.stdout + run.stderr
 
