@@ -2,6 +2,14 @@
 import jax
 import pytest
 
+# Of the files that take minutes: first, so that neither worker is left with one at the end.
+LONG = ('test_train', 'test_growing', 'test_reference', 'test_devices', 'test_models')
+
+
+def pytest_collection_modifyitems(items):
+  """Long files first; files stay together."""
+  items.sort(key=lambda item: LONG.index(item.path.stem) if item.path.stem in LONG else len(LONG))
+
 
 @pytest.fixture
 def quick_compile():

@@ -10,6 +10,8 @@ import sys
 
 import pytest
 
+from tests.runs import xla_flags
+
 ROOT = pathlib.Path(__file__).parent.parent
 
 
@@ -19,7 +21,7 @@ def test_one_and_eight_devices_agree(network):
          'JAX_DISABLE_MOST_OPTIMIZATIONS': '1', 'JAX_CPU_ENABLE_ASYNC_DISPATCH': '0',
          # 8 devices wait for each other in one pool of threads; on a busy machine nothing else may need one of them.
          'XLA_FLAGS': '--xla_force_host_platform_device_count=8 --xla_cpu_multi_thread_eigen=false '
-                      '--xla_cpu_collective_call_terminate_timeout_seconds=400'}
+                      f'--xla_cpu_collective_call_terminate_timeout_seconds=400 {xla_flags()}'}
   run = subprocess.run([sys.executable, __file__, network], env=env, capture_output=True, text=True, timeout=500)
   assert run.returncode == 0, run.stdout + run.stderr
 

@@ -138,18 +138,18 @@ def jit(function, **options):
   """jax.jit with half the time for compiling, in the precision context of the runner."""
   @functools.cache
   def compiled():
-    return jax.jit(function, compiler_options=_compiler_options(), **options)
+    return jax.jit(function, compiler_options=compiler_options(), **options)
   return functools.wraps(function)(lambda *args: compiled()(*args))
 
 
 @functools.cache
-def _compiler_options():
-  """XLA's older CPU code generation is the faster one while nothing is optimized; None where XLA hasn't got it any more."""
+def compiler_options():
+  """XLA's older CPU code generation is the faster one while nothing is optimized; {} where XLA hasn't got it any more."""
   options = {'xla_cpu_use_fusion_emitters': False}
   try:
     jax.jit(lambda: 0, compiler_options=options)()
   except jax.errors.JaxRuntimeError:
-    return None
+    return {}
   return options
 
 
