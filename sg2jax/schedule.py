@@ -61,6 +61,10 @@ class Growth:
     ends = lambda nimg: (math.floor(self.lod(nimg)), math.ceil(self.lod(nimg)))
     return ends(before) != ends(after)
 
+  def seen(self, stage, step, nimg):
+    """As `look`, in a stage that is known, and traced: int32 []."""
+    return nimg - step % self.repeats * stage.batch
+
   def alpha(self, stage, step, nimg, dtype=jnp.float32):
     """1 - (lod - floor(lod)) in `stage`, [] of dtype: how far its resolution is faded in. step, nimg: int32 [], traced.
 
@@ -70,7 +74,7 @@ class Growth:
       return jnp.ones((), dtype)
     phase = self.hold_kimg + self.fade_kimg
     start = 1000 * ((self.levels - stage.level - 1) * phase + self.hold_kimg)  # of the fade, images
-    seen = nimg - step % self.repeats * stage.batch - int(start)  # exact, where a float32 of nimg is not
+    seen = self.seen(stage, step, nimg) - int(start)  # exact, where a float32 of nimg is not
     return jnp.clip((seen.astype(dtype) - start % 1) / (1000 * self.fade_kimg), 0, 1)
 
 

@@ -171,7 +171,7 @@ class Steps:
       return value, (carry, aux)
     net, xs = phase[0], [xs for _, xs in terms]
     grads, (w_avg, pl_mean), aux = _accumulate(total, getattr(state, net), (state.w_avg, state.pl_mean), xs, self.mean_rounds)
-    nimg = state.nimg - (state.step % self.growth.repeats * self.stage.batch if self.growth else 0)
+    nimg = self.growth.seen(self.stage, state.step, state.nimg) if self.growth else state.nimg
     ramp = schedule.ramp(nimg, self.lr_rampup_kimg)
     return _apply(phase, self.g_tx if net == 'g' else self.d_tx, state, grads, aux, ramp, w_avg=w_avg, pl_mean=pl_mean)
 

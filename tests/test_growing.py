@@ -12,9 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from configs import default, paper
+from configs import paper
 from sg2jax import build, data, ops, schedule, state
-from sg2jax.faults import UsageError
 from sg2jax.models.mapping import Mapping
 from sg2jax.models.stylegan2 import GROWING, Discriminator, Generator, Synthesis
 from tests.runs import content, finish, log, start
@@ -202,25 +201,6 @@ def test_unknown_paper_configuration_is_refused():
   for arg in ('g', 'e:Gskip-Dmsg', 'a:Gskip-Dskip'):
     with pytest.raises(ValueError, match='e:Gskip-Dresnet'):
       paper.get_config(arg)
-
-
-REVISED = {'g.architecture': 'revised', 'd.architecture': 'revised', 'grow.start_res': 8}
-
-
-@pytest.mark.parametrize('fields, said', [
-    ({'grow.start_res': 8}, 'cannot grow'), (REVISED | {'grow.start_res': 512}, 'one of 4, 8, 16'),
-    ({'g.architecture': 'msg'}, 'msg in both'), ({'d.architecture': 'msg'}, 'msg in both'),
-    (REVISED | {'grow.batch': ((8, 6),)}, 'grow.batch[8]=6'), (REVISED | {'grow.lr': (8, 0.1)}, 'must be pairs'),
-    ({'grow.batch': ((8, 0),)}, 'grow.batch=((8, 0),)'), ({'grow.batch': ((8, 2.5),)}, 'whole number'),
-    ({'grow.lr': (('8', 0.1),)}, 'pairs of pixels'), ({'grow.lr': ((8, math.inf),)}, 'above 0'),
-    (REVISED | {'grow.fade_kimg': 0.0, 'grow.hold_kimg': 0.0}, 'no time to grow'),
-    ({'opt.formulation': 'jax'}, 'pytorch, tensorflow'), ({'loss.r1_interval': -1}, 'r1_interval=-1')])
-def test_bad_values_name_the_field_and_the_remedy(fields, said):
-  c = default.get_config()
-  c.update_from_flattened_dict({'data.dir': '-'} | fields)
-  with pytest.raises(UsageError) as e:
-    build.check(c)
-  assert said in str(e.value)
 
 
 # ---- MSG-GAN
