@@ -271,7 +271,7 @@ def test_run_interrupted_in_mid_fade_ends_with_the_same_bytes(home, tmp_path):
   process.communicate()
   out, _ = finish(start(home, tmp_path / 'run', 'paper.py:a', **GROW))
   resumed = int(re.search(r'resuming at step (\d+)', out)[1])
-  assert resumed in (12, 16)  # lod 1.5 or 1.25
+  assert 8 <= resumed <= 16  # in the fade; saves run beside the training, so the newest may have been lost
   assert content(tmp_path / 'run', 44) == content(tmp_path / 'whole', 44)
   assert log(tmp_path / 'run') == log(tmp_path / 'whole')
   from sg2jax import checkpoint
