@@ -1,4 +1,4 @@
-"""Path length against closed forms and reference vectors; the comparison tool with runs that are faked, and, slowly, real."""
+"""The comparison tool with runs that are faked, and, slowly, real."""
 from functools import partial
 import json
 import os
@@ -8,116 +8,16 @@ import signal
 import subprocess
 import sys
 
-from flax import linen as nn
-import jax
-import jax.numpy as jnp
-import numpy as np
 from PIL import Image
 import pytest
 
 from configs import minipaper as preset
 from configs import paper
 from sg2jax import build, faults
-from sg2jax.metrics import ppl as module
-from sg2jax.metrics.ppl import lerp, ppl, slerp, trimmed_mean
 from sg2jax.tools import minipaper
 from sg2jax.tools.minipaper import CELLS, plan, work
-from tests.reference.cases_nets import read_generator
-from tests.reference.check import Config, read_manifest
-from tests.reference.names import load
 
 ROOT = pathlib.Path(__file__).parent.parent
-VECTORS = ROOT / 'tests' / 'reference'
-
-
-# ---- path length
-
-@pytest.fixture(scope='module')
-def vectors():
-  """{name: array} of the case `metrics`, and {sub-case: config}."""
-  case = next(case for case in read_manifest(VECTORS) if case['file'] == 'metrics.npz')
-  with np.load(VECTORS / 'metrics.npz') as data:
-    return {k: v.astype(np.float64) for k, v in data.items() if k.startswith('ppl')}, case['subcases']
-
-
-def test_interpolation_agrees_with_the_vectors(vectors):
-  given = {k.split('/')[1]: v for k, v in vectors[0].items() if k.startswith('ppl_interpolation')}
-  with jax.enable_x64(True):
-    a, b, t = (jnp.asarray(given[k]) for k in 'abt')
-    ws = [jnp.repeat(x[:, None], 3, 1) for x in (a, b)]
-    for name, at in ('t', t), ('t_plus_eps', t + module.EPS):
-      np.testing.assert_allclose(slerp(a, b, at), given[f'slerp_{name}'], 1e-12)
-      np.testing.assert_allclose(lerp(*ws, at), given[f'lerp_w_{name}'], 1e-12)
-
-
-def test_aggregation_agrees_with_the_vectors(vectors):
-  given = {k.split('/')[1]: v for k, v in vectors[0].items() if k.startswith('ppl_aggregate')}
-  found = ((given['features_t'] - given['features_t_plus_eps']) ** 2).sum(1) / module.EPS ** 2
-  np.testing.assert_allclose(found, given['distances'], 1e-12)
-  assert trimmed_mean(found) == pytest.approx(float(given['ppl']), rel=1e-12)
-  assert trimmed_mean(found) < 0.99 * found.mean()
-
-
-def squared(a, b, crop):
-  """The distance of the vectors: pixels from 0 to 1, squared and summed; crop: of the middle."""
-  h, w = a.shape[1:3]
-  part = np.s_[:, h * 3 // 8:h * 7 // 8, w * 2 // 8:w * 6 // 8] if crop else np.s_[:]
-  return ((a - b)[part] ** 2 / 4).sum((1, 2, 3))
-
-
-@pytest.mark.parametrize('name', ['ppl_sampler_w_end_crop0', 'ppl_sampler_z_full_crop1'])
-def test_distances_agree_with_the_vectors(quick_compile, vectors, name):
-  given = {k.removeprefix(f'{name}/'): v for k, v in vectors[0].items() if k.startswith(name)}
-  config = vectors[1][name]['config']
-  under = lambda prefix: {k.removeprefix(prefix): v for k, v in given.items() if k.startswith(prefix)}
-  t = given['t'] * (config['sampling'] == 'full')
-  with jax.enable_x64(True):
-    net, _ = read_generator(Config(config['G']))
-    variables = {'params': load(under('G/'))[0], 'noise': load(under('noise/'))[1]}
-    found = module.distances(net, partial(squared, crop=config['crop']), config['space'], variables, given['z0'],
-                             given['z1'], t, np.zeros((len(t), 0)), config['epsilon'])
-  np.testing.assert_allclose(found, given['distances'], 1e-6)
-
-
-class Power(nn.Module):
-  """w = 3 z [N,2], pixels = w^power as an image [N,1,2,1]: a generator of which everything is known."""
-  power: int = 1
-  mapping: object = type('', (), {'z_dim': 2, 'c_dim': 0})
-  synthesis: object = type('', (), {'num_ws': 2})
-
-  def map(self, z, c):
-    return 3 * z
-
-  def synthesize(self, ws, noise_mode):
-    assert noise_mode == 'const'
-    return ws[:, 0, None, :, None] ** self.power
-
-
-def sum_of_squares(a, b):
-  return ((a - b) ** 2).sum((1, 2, 3))
-
-
-@pytest.mark.parametrize('sampling', ['end', 'full'])
-def test_path_length_in_closed_form(monkeypatch, sampling):
-  """Lines: w moves by d = 3 (z1 - z0), pixels by d, or by 2 w d where they are squares. Arcs: of radius 3 over an angle."""
-  variables = {'params': {'x': np.zeros(())}, 'noise': {}}
-  key = np.random.RandomState(5)
-  z0, z1 = key.randn(2, 50, 2)
-  w = 3 * (z0 + (z1 - z0) * key.rand(50, 1) * (sampling == 'full'))
-  monkeypatch.setattr(module, 'trimmed_mean', lambda values: values)
-  cosine = (z0 * z1).sum(1) / np.sqrt((z0 ** 2).sum(1) * (z1 ** 2).sum(1))
-  with jax.enable_x64(True):
-    length = partial(ppl, variables=variables, distance=sum_of_squares, pairs=50, seed=5, sampling=sampling, batch=16)
-    np.testing.assert_allclose(length(Power()), 9 * ((z1 - z0) ** 2).sum(1), 1e-7)
-    np.testing.assert_allclose(length(Power(2), eps=1e-7), 36 * (w ** 2 * (z1 - z0) ** 2).sum(1), 1e-4)
-    np.testing.assert_allclose(length(Power(), space='z'), 9 * np.arccos(cosine) ** 2, 1e-5)
-
-
-def test_ppl_refuses_what_it_does_not_know():
-  variables = {'params': {'x': np.zeros(())}}
-  for wrong in {'space': 'x'}, {'sampling': 'middle'}, {'pairs': 0}, {'c': np.zeros((4, 3))}:
-    with pytest.raises(ValueError, match='ppl needs'):
-      ppl(Power(), variables, sum_of_squares, **{'pairs': 4} | wrong)
 
 
 # ---- configurations
