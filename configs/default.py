@@ -19,6 +19,8 @@ def get_config():
   c.tick_kimg = 4.0  # thousands of images between status lines
   c.snapshot_kimg = 200.0  # thousands of images between image grids, SWD and checkpoints
   c.keep = 2  # number of latest checkpoints that are kept, besides the best by SWD
+  c.metrics = ()  # names of metrics to measure in training, as of `sg2jax.tools.evaluate`: ('fid50k_full',)
+  c.metrics_kimg = 1000.0  # thousands of images between their measurements; the end is always measured
   c.swd_images = 512  # images in the sliced Wasserstein distance of a snapshot, at 128 px at most; 0: off
 
   c.data = ConfigDict()

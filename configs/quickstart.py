@@ -17,6 +17,8 @@ def get_config():
   c.tick_kimg = 1.0
   c.snapshot_kimg = 4.0
   c.swd_images = 1797  # all
+  c.metrics = ('pixelfd2k_full',)
+  c.metrics_kimg = 20.0
   c.data.name = 'digits'
   c.data.channels = 1
   c.data.labels = True

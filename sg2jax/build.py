@@ -51,7 +51,7 @@ def check(config):
     sizes = block_sizes(resolution(config))
   except (ValueError, TypeError) as e:
     raise UsageError(f'--config.resolution={config.resolution}: {e}') from None
-  each('total_kimg tick_kimg snapshot_kimg g.mapping_lr_mul opt.g_lr opt.d_lr opt.eps ema.kimg',
+  each('total_kimg tick_kimg snapshot_kimg metrics_kimg g.mapping_lr_mul opt.g_lr opt.d_lr opt.eps ema.kimg',
        lambda v: math.isfinite(v) and v > 0, 'must be a finite number above 0')
   each('loss.r1_gamma loss.pl_weight ema.rampup g.clamp d.clamp opt.lr_rampup_kimg grow.hold_kimg grow.fade_kimg',
        lambda v: math.isfinite(v) and v >= 0, 'must be a finite number, 0 or more')

@@ -106,10 +106,8 @@ class Report:
     """
     if not self._active:
       return
-    factor = max(1, READABLE // min(images.shape[1:3]))
-    grid = image_grid(np.asarray(images)).repeat(factor, 0).repeat(factor, 1)
-    grid = grid[..., :{1: 1, 2: 1, 4: 4}.get(grid.shape[2], 3)]
-    write_atomic(self._workdir / 'images' / f'{name}.png', _png(grid))
+    grid = readable_grid(images)
+    write_atomic(self._workdir / 'images' / f'{name}.png', png(grid))
     if self._writer:
       with writing(self._workdir / 'tensorboard'):
         self._writer.write_images(int(step), {re.sub(r'_\d+$', '', name): grid[None, ..., :3]})
@@ -189,7 +187,7 @@ class EventWriter:
     for name, (image,) in images.items():
       height, width, channels = image.shape
       picture = self._summary.Image(height=height, width=width, colorspace=channels,
-                                    encoded_image_string=_png(image))
+                                    encoded_image_string=png(image))
       value = self._summary.Value(tag=name, image=picture)
       self._add(step=step, summary=self._summary(value=[value]))
 
@@ -221,7 +219,14 @@ def image_grid(images, cols=None):
   return grid.reshape(rows * height, cols * width, channels)
 
 
-def _png(image):
+def readable_grid(images, cols=None):
+  """`image_grid` of images as a person sees them: sides under READABLE px enlarged by a whole factor, 1, 3 or 4 channels."""
+  factor = max(1, READABLE // min(images.shape[1:3]))
+  grid = image_grid(np.asarray(images), cols).repeat(factor, 0).repeat(factor, 1)
+  return grid[..., :{1: 1, 2: 1, 4: 4}.get(grid.shape[2], 3)]
+
+
+def png(image):
   """uint8 [H,W,C], C in 1, 3, 4 -> bytes of a PNG file."""
   out = io.BytesIO()
   Image.fromarray(image[..., 0] if image.shape[2] == 1 else image).save(out, 'PNG')

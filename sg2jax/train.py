@@ -11,21 +11,23 @@ import threading
 import time
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from sg2jax import build, data, ops, report, sharding
 from sg2jax import state as state_lib
 from sg2jax.checkpoint import Checkpoints
+from sg2jax.evaluation import measure, passes, protocols
 from sg2jax.faults import Interrupted, NonFiniteError, Preempted, UsageError
 from sg2jax.metrics import artifacts
 from sg2jax.metrics.swd import swd
 from sg2jax.models.mapping import broadcast
 from sg2jax.models.stylegan2 import largest
+from sg2jax.trained import of_state, to_uint8
 
 GRID = 64  # fixed latents shown in every snapshot
 # Fields that may differ from the run that a workdir holds: they change how long or how it is watched, not what is computed.
-FREE = ('total_kimg', 'tick_kimg', 'snapshot_kimg', 'keep', 'swd_images', 'device', 'data.dir', 'g.remat', 'd.remat')
+FREE = ('total_kimg', 'tick_kimg', 'snapshot_kimg', 'keep', 'swd_images', 'metrics', 'metrics_kimg', 'device', 'data.dir',
+        'g.remat', 'd.remat')
 SWD_SIDE = 128  # px; larger images are box-filtered to it before the SWD, which takes a second for four megapixels
 
 
@@ -35,6 +37,7 @@ def train(config, workdir):
   Raises: the Faults of faults.py, each with its exit code; nothing that was saved is lost.
   """
   build.check(config)
+  measure.check([protocols.parse(name) for name in config.metrics], {})
   workdir = pathlib.Path(workdir)
   values = config.to_dict()
   check_workdir(values, workdir)
@@ -66,7 +69,7 @@ def run(config, workdir, source, mesh, stop):
     step, nimg = int(state.step), int(state.nimg)
     log = stack.enter_context(contextlib.closing(report.Report(workdir, step, config.total_kimg)))
     log.say(describe(config, state, source, mesh, step))
-    snapshot = Snapshot(config, source, mesh, log, stop)
+    snapshot = Snapshot(workdir, config, source, mesh, log, stop)
     key = jax.device_put(jax.random.key(config.seed), same)
     unfinished = lambda: nimg < config.total_kimg * 1000 or step % growth.repeats
     while unfinished() and not stop:
@@ -106,14 +109,17 @@ def loop(config, growth, steps, compiled, state, key, batches, mesh, checkpoints
     if growth.resets(seen, nimg):
       state = jax.jit(state_lib.reset_adam, donate_argnums=0, out_shardings=sharding.replicated(mesh))(state)
     over = nimg >= total or growth.stage(nimg) != stage
-    tick, snap = (over or nimg // (1000 * kimg) > seen // (1000 * kimg) for kimg in (config.tick_kimg, config.snapshot_kimg))
-    seen = nimg
+    tick, snap, measured = (over or nimg // (1000 * kimg) > seen // (1000 * kimg)
+                            for kimg in (config.tick_kimg, config.snapshot_kimg, config.metrics_kimg))
+    snap, seen = snap or measured, nimg
     if tick or snap:
       metrics = fetch(pending, step) | ({'lod': growth.lod(nimg)} if growth.levels else {})
       now = time.monotonic()  # the time of training only, not of the snapshot below
       seconds, images = now - tick_time, nimg - tick_nimg
       if snap:
         metrics |= snapshot(state, last=nimg >= total)
+      if measured:
+        metrics |= snapshot.measure(state)
       log.tick(step, nimg, metrics, seconds, images / seconds)  # before the checkpoint: a kill between loses nothing
       if snap:
         checkpoints.save(state, score=metrics.get('swd'))
@@ -142,7 +148,9 @@ def fetch(pending, step):
 class Snapshot:
   """Grid of fixed latents and SWD of the EMA generator against reals that don't change; all from the seed."""
 
-  def __init__(self, config, source, mesh, log, stop):
+  def __init__(self, workdir, config, source, mesh, log, stop):
+    self.workdir, self.config, self.source = workdir, config.copy_and_resolve_references(), source
+    self.config.c_dim = source.c_dim
     self.log, self.seed, self.stop, self.mesh = log, config.seed, stop, mesh
     self.batch = max(mesh.size, 32 // mesh.size * mesh.size)
     self.factor = -(-max(source.shape[:2]) // SWD_SIDE)
@@ -196,9 +204,18 @@ class Snapshot:
     return metrics
 
 
-def to_uint8(images):
-  """Network output in [-1,1] -> uint8: truncate(clip(127.5 x + 128, 0, 255)) [S2 metrics]. Any shape."""
-  return jnp.clip(images * 127.5 + 128, 0, 255).astype(jnp.uint8)
+  def measure(self, state):
+    """config.metrics of this state, also as files in <workdir>/evaluation/<step>: {name: value}; fewer after a signal."""
+    values, out = {}, self.workdir / 'evaluation' / f'{int(state.step):08d}'
+    net = of_state(self.workdir, self.config, state)
+    wanted = [protocols.parse(name) for name in self.config.metrics]
+    try:
+      for document in measure.measure(wanted, measure.Setting(net, self.source, self.mesh, out, self.seed, self.batch,
+                                                              stop=self.stop)):
+        values |= document['values']
+    except passes.Stopped:
+      self.log.say(f'stopped measuring; python -m sg2jax.tools.evaluate --checkpoint={self.workdir} goes on')
+    return values
 
 
 def compile_steps(steps, state, mesh, config, source, stop):

@@ -11,7 +11,7 @@ from tests.reference.check import compiler_options
 ROOT = pathlib.Path(__file__).parent.parent
 TINY = dict(resolution=16, batch=8, total_kimg=0.256, tick_kimg=0.064, snapshot_kimg=0.032, swd_images=64, **{
     'g.fmap_base': 64, 'd.fmap_base': 64, 'g.z_dim': 16, 'g.w_dim': 16, 'g.mapping_layers': 1,
-    'd.mapping_layers': 1, 'data.mirror': True})
+    'd.mapping_layers': 1, 'data.mirror': True, 'metrics': '()'})
 LAST = 32  # total_kimg / batch
 
 
@@ -26,7 +26,8 @@ def start(home, workdir, config='quickstart.py', **fields):
   command += [f'--config.{k}={v}' for k, v in ({'data.dir': home / 'data'} | TINY | fields).items()]
   env = os.environ | {'JAX_COMPILATION_CACHE_DIR': str(home / 'cache'), 'JAX_PLATFORMS': 'cpu',
                       'JAX_DISABLE_MOST_OPTIMIZATIONS': '1', 'XLA_FLAGS': xla_flags(),  # compiles five times as fast
-                      'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0.2', 'PYTHONPATH': str(home / 'poison')}
+                      'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0.2', 'PYTHONPATH': str(home / 'poison'),
+                      'SG2JAX_CACHE': str(home / 'sg2jax')}
   return subprocess.Popen(command, cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 

@@ -13,7 +13,8 @@ ROOT = pathlib.Path(__file__).parent.parent
 FILES = sorted((ROOT / 'sg2jax').rglob('*.py'))
 FLOORS = {  # a file imports only from floors below its own, or from its own room
     0: ('faults', 'ops', 'schedule', 'sharding'), 1: ('models',), 2: ('losses', 'metrics'), 3: ('state', 'steps'),
-    4: ('data', 'checkpoint', 'report', 'build'), 5: ('train',), 6: ('tools',), 7: ('main',)}
+    4: ('data', 'checkpoint', 'report', 'build', 'interop'), 5: ('trained', 'weights'), 6: ('evaluation',), 7: ('train',),
+    8: ('tools',), 9: ('main',)}
 FLOOR = {room: floor for floor, rooms in FLOORS.items() for room in rooms}
 
 
@@ -48,7 +49,7 @@ def test_imports_go_down_and_files_stay_small(path):
   for node in ast.parse(text).body:
     if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and not node.name.startswith('_'):
       assert ast.get_docstring(node), f'{path.name}: {node.name} has no docstring'
-  if FLOOR.get(here, 7) <= 3:
+  if FLOOR.get(here, 9) <= 3:
     names = {n.id for n in ast.walk(ast.parse(text)) if isinstance(n, ast.Name)}
     assert not names & {'config', 'print', 'open', 'time'}, f'{path.name}: floors 0-3 see no config, file or clock'
 

@@ -12,12 +12,14 @@ import pytest
 
 from tests.runs import LAST, ROOT, content, finish, kill_and_resume, log, start
 
+MEASURED = {'metrics': "('pixelfd0.1k_full',)", 'metrics_kimg': 0.128}
+
 
 @pytest.fixture(scope='session')
 def whole(home, tmp_path_factory):
   """A run that nothing interrupted."""
   workdir = tmp_path_factory.mktemp('whole')
-  out, err = finish(start(home, workdir))
+  out, err = finish(start(home, workdir, **MEASURED))
   assert 'Traceback' not in err
   return workdir, out
 
@@ -28,6 +30,9 @@ def test_run_leaves_what_scripts_rely_on(whole):
   assert [line['step'] for line in lines] == list(range(0, LAST + 1, 4))
   assert all(line['nimg'] == 8 * line['step'] for line in lines)
   assert {'loss_g', 'loss_d', 'pl_length', 'r1', 'swd'} <= set().union(*lines)
+  assert [line['step'] for line in lines if 'pixelfd0.1k_full' in line] == [16, LAST]
+  result = json.loads((workdir / 'evaluation' / f'{LAST:08d}' / 'pixelfd0.1k_full.json').read_text())
+  assert result['values'] == {'pixelfd0.1k_full': lines[-1]['pixelfd0.1k_full']}
   assert Image.open(workdir / 'images' / 'reals.png').size == Image.open(workdir / 'images' / 'fakes_000000.png').size
   assert json.loads((workdir / 'config.json').read_text())['loss']['r1_gamma'] == 0.05
   assert (workdir / 'checkpoints' / str(LAST) / 'state').is_dir() and list((workdir / 'tensorboard').iterdir())
@@ -42,7 +47,7 @@ def test_finished_run_starts_and_ends_at_once(home, whole):
 
 def test_killed_run_ends_with_the_same_bytes(home, whole, tmp_path):
   draw = random.Random(1)
-  kill_and_resume(home, tmp_path / 'run', [draw.uniform(0, 0.6) for _ in range(3)])
+  kill_and_resume(home, tmp_path / 'run', [draw.uniform(0, 0.6) for _ in range(3)], **MEASURED)
   assert content(tmp_path / 'run') == content(whole[0])
   assert log(tmp_path / 'run') == log(whole[0])
 

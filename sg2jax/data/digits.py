@@ -41,7 +41,7 @@ class Digits(tfds.core.GeneratorBasedBuilder):
         homepage='https://doi.org/10.24432/C50P49',
         license='CC BY 4.0',
         disable_shuffling=True,
-        metadata=tfds.core.MetadataDict(content_sha256=content.hexdigest()),
+        metadata=tfds.core.MetadataDict(content_sha256=content.hexdigest(), resize_filter='lanczos'),
         features=tfds.features.FeaturesDict({
             'image': tfds.features.Image(shape=(height, width, 1), encoding_format='png'),
             'label': tfds.features.ClassLabel(num_classes=10),

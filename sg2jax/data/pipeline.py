@@ -40,6 +40,7 @@ class Source:
     stored: the shape that is decoded for a sample.
     c_dim: length of a label; 0 without labels.
     hash: hex digest of the content: equal for equal data sets wherever they lie.
+    resize_filter: by which the images were brought to this size; 'unknown' if the data set doesn't say.
   """
 
   def __init__(self, builder: tfds.core.DatasetBuilder, labels: bool):
@@ -55,7 +56,9 @@ class Source:
     if None in self.shape:  # TFDS doesn't say; the first picture does
       self.shape = (None, None, self.shape[2] or 3)
       self.shape = self[0]['image'].shape
-    self.hash = self._hash(builder.info.metadata or {})
+    metadata = builder.info.metadata or {}
+    self.resize_filter = str(metadata.get('resize_filter', 'unknown'))
+    self.hash = self._hash(metadata)
 
   @property
   def stored(self) -> tuple[int, int, int]:
@@ -98,9 +101,12 @@ class Source:
           f'{self.place}: record {i} is unreadable ({str(err).split(chr(10))[0]}); '
           'delete the data set and make it again') from err
 
-  def __getitem__(self, i: int) -> dict[str, np.ndarray]:
+  def _features(self, i: int):
     # Parsed here: the general parser of TFDS takes twice the time of all the rest.
-    features = tf_example_pb2.Example.FromString(self._record(i)).features.feature
+    return tf_example_pb2.Example.FromString(self._record(i)).features.feature
+
+  def __getitem__(self, i: int) -> dict[str, np.ndarray]:
+    features = self._features(i)
     try:
       with Image.open(io.BytesIO(features['image'].bytes_list.value[0]),
                       formats=('PNG', 'JPEG')) as picture:
@@ -113,6 +119,13 @@ class Source:
       raise faults.DatasetError(
           f'{self.place}: image {i} is {_size(image.shape)}, others are {_size(self.shape)}; '
           'bring the pictures to one size with python -m sg2jax.tools.prepare')
+    return {'image': image, 'label': self._label(i, features)}
+
+  def label(self, i: int) -> np.ndarray:
+    """The label of image i, float32 [c_dim], without decoding the image."""
+    return self._label(i, self._features(i) if self.c_dim else None)
+
+  def _label(self, i: int, features) -> np.ndarray:
     label = np.zeros(self.c_dim, np.float32)
     if self.c_dim and self._one_hot:
       index = features['label'].int64_list.value[0]
@@ -122,7 +135,7 @@ class Source:
       label[index] = 1
     elif self.c_dim:
       label[:] = features['label'].float_list.value or features['label'].int64_list.value
-    return {'image': image, 'label': label}
+    return label
 
 
 class Shrunk:
@@ -228,8 +241,8 @@ def _builder(name: str, data_dir: str, resolution: tuple[int, int]) -> tfds.core
         f'data set {name!r} is not in {where}; {remedy}; a set of the TFDS catalogue: '
         f'{_BUILD.format(name=name)}') from None
   except Exception as err:
-    raise faults.DatasetError(f'{place or name}: its dataset_info.json or features.json is '
-                              f'unreadable ({err}); make it again') from err
+    raise faults.DatasetError(f'{place or name}: its dataset_info.json or features.json is unreadable '
+                              f'({str(err).splitlines()[0]}); make it again') from err
 
 
 def _records(builder: tfds.core.DatasetBuilder):
@@ -265,6 +278,12 @@ def check_size(source: Source | Shrunk, batch: int):
                               f'set batch (and grow.batch) to {len(source)} or less')
 
 
+def stream(source: Source | Shrunk, *, seed: int, mirror: bool) -> grain.MapDataset:
+  """The endless stream of samples in the order of training, each by its position: `stream(...)[p]` as `source[i]`."""
+  samples = grain.MapDataset.source(source).seed(seed % 2**32).shuffle().repeat()
+  return samples.random_map(_mirror) if mirror else samples
+
+
 def batches(source: Source | Shrunk, *, batch: int, microbatch: int, seed: int, mirror: bool, nimg: int,
             process_index: int = 0, process_count: int = 1) -> Iterator[dict[str, np.ndarray]]:
   """The endless stream of batches from position `nimg` on; reads and decodes ahead in threads.
@@ -292,14 +311,12 @@ def batches(source: Source | Shrunk, *, batch: int, microbatch: int, seed: int, 
     raise faults.UsageError(f'batch={batch} must be a multiple of microbatch={microbatch}, and '
                             f'that of the number of processes, {process_count}')
   rounds, micro_local = batch // microbatch, microbatch // process_count
-  stream = grain.MapDataset.source(source).seed(seed % 2**32).shuffle().repeat()
-  if mirror:
-    stream = stream.random_map(_mirror)
+  samples = stream(source, seed=seed, mirror=mirror)
 
   def read_round(r: int) -> dict[str, np.ndarray]:
     """This process's slice of accumulation round r, counted from `nimg`."""
     first = nimg + r * microbatch + process_index * micro_local
-    return _stack([stream[first + k] for k in range(micro_local)])
+    return _stack([samples[first + k] for k in range(micro_local)])
 
   # A small picture decodes in less time than threads need to pass the GIL around (measured at 64
   # pixels: one thread 4,200 images/s, sixteen 3,600); a large one decodes outside the GIL.

@@ -181,7 +181,7 @@ def _write(place: pathlib.Path, listing: sources.Listing, labels: dict, classes,
       else:
         content.update(digest)
         shards.add(record)
-  shards.finish(features, content.hexdigest())
+  shards.finish(features, content_sha256=content.hexdigest(), resize_filter=options.resize_filter)
   return {'images': sum(shards.lengths), 'unusable': unusable,
           'content_sha256': content.hexdigest()}
 
@@ -221,7 +221,7 @@ class _Shards:
     if self.writer is not None:
       self.writer.close()
 
-  def finish(self, features: tfds.features.FeaturesDict, content_sha256: str):
+  def finish(self, features: tfds.features.FeaturesDict, **metadata: str):
     """Closes, renames and describes the record files."""
     self._close()
     if not self.lengths:
@@ -237,5 +237,5 @@ class _Shards:
     tfds.folder_dataset.write_metadata(
         data_dir=self.place, features=features, split_infos=[split], filename_template=template,
         check_data=False,  # the check needs TensorFlow
-        metadata=tfds.core.MetadataDict(content_sha256=content_sha256), disable_shuffling=True,
+        metadata=tfds.core.MetadataDict(metadata), disable_shuffling=True,
         description='Pictures converted by python -m sg2jax.tools.prepare.')

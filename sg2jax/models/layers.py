@@ -3,6 +3,7 @@ import math
 from typing import Any
 
 from flax import linen as nn
+import jax
 from jax import lax
 import jax.numpy as jnp
 
@@ -79,6 +80,17 @@ def scaled_noise(layer, mode, batch, size, channels=()):
   if mode == 'random':
     return nn.initializers.normal(1)(layer.make_rng('noise'), (batch, *size, 1), strength.dtype) * strength
   return (const.value if const.value.ndim == 4 else const.value[None, :, :, None]) * strength
+
+
+def draw_noise(noise, keys):
+  """Noise of its own for each sample: collection 'noise' and keys [N] -> the collection with buffers [N,H,W,1], for 'const'.
+
+  What a sample gets follows from its key alone, so neither the batch nor the number of devices shows.
+  """
+  leaves, tree = jax.tree.flatten(noise)
+  draw = jax.vmap(lambda key: [jax.random.normal(jax.random.fold_in(key, i), (*x.shape, 1), x.dtype)
+                               for i, x in enumerate(leaves)])
+  return jax.tree.unflatten(tree, draw(keys))
 
 
 class SynthesisLayer(nn.Module):

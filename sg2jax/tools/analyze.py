@@ -11,18 +11,15 @@ import io
 import json
 import math
 import pathlib
-from typing import Any, NamedTuple
 
 from absl import flags
 import jax
 import jax.numpy as jnp
-import ml_collections
 import numpy as np
 
-from sg2jax import build, checkpoint, report, tools
+from sg2jax import build, report, tools, trained
 from sg2jax.faults import UsageError
 from sg2jax.metrics import artifacts
-from sg2jax.models.mapping import broadcast
 from sg2jax.models.stylegan2 import largest
 from sg2jax.tools import figures
 
@@ -34,23 +31,11 @@ FRAMES = 32  # on a path
 PIXELS = 2 ** 22  # synthesised at once
 
 
-class Network(NamedTuple):
-  """A trained generator. title: what a person needs to know it by; variables: of the moving average."""
-  title: str
-  workdir: pathlib.Path
-  step: int
-  nimg: int
-  config: Any
-  generator: Any
-  variables: dict
-  growing: dict  # arguments `stage` and `alpha` of its synthesis
-
-
 def main(argv):
   """Measures, prints a table, writes figure and numbers."""
   kind, images = check(argv)
   _, measure, draw = KINDS[kind]
-  networks = [load(path) for path in CHECKPOINT.value]
+  networks = [trained.load(path) for path in CHECKPOINT.value]
   if kind == 'contribution':
     for net in networks:
       artifacts.check_parts(net.config.g.architecture)
@@ -87,34 +72,6 @@ def check(argv):
   return argv[1], images
 
 
-def load(path):
-  """The Network in a checkpoint. Raises CheckpointError as `checkpoint.load` does."""
-  state, config = checkpoint.load(path)
-  config = ml_collections.ConfigDict(config)
-  path = pathlib.Path(path).expanduser().absolute()
-  workdir = next((p for p in (path, *path.parents[:2]) if (p / 'checkpoints').is_dir()), path.parent)
-  generator, _ = build.networks(config, config.c_dim)
-  variables = jax.device_put({'params': state['g_ema'], 'noise': state['noise'] or {}})
-  step, nimg, growing = int(state['step']), int(state['nimg']), {}
-  if config.get('grow') and config.grow.start_res:  # older runs don't have it
-    growth = build.growth(config)
-    stage = growth.stage(nimg)
-    alpha = float(growth.alpha(stage, jnp.int32(step), jnp.int32(nimg)))
-    growing = {'stage': stage.level, 'alpha': alpha if alpha < 1 else None}
-  text = ''.join(f', {k} {v:.3g}' for k, v in growing.items() if v)
-  title = f'{"/".join(workdir.parts[-2:])}: {config.g.architecture}{text}, {nimg / 1000:g} kimg'
-  return Network(title, workdir, step, nimg, config, generator, variables, growing)
-
-
-def sample(net, count, seed):
-  """ws of `count` latents, with random labels where there are any: float32 [count,num_ws,w_dim]."""
-  key, c_dim = np.random.RandomState(seed), net.config.c_dim
-  z = key.randn(count, net.generator.mapping.z_dim).astype(np.float32)
-  c = np.eye(max(c_dim, 1), c_dim, dtype=np.float32)[key.randint(max(c_dim, 1), size=count)]
-  w = jax.jit(lambda v, z, c: net.generator.apply(v, z, c, method='map'))(net.variables, z, c)
-  return broadcast(w, net.generator.synthesis.num_ws)
-
-
 def batched(net, function):
   """function(variables, ws), compiled, as a function of ws [N,...] that returns a list of results in numpy."""
   size = max(1, min(FRAMES, PIXELS // math.prod(net.generator.synthesis.resolution)))
@@ -127,7 +84,8 @@ def contribution(net, images, seed):
   def sums(variables, ws):
     parts = [f(net.generator, variables, ws) for f in (artifacts.image_parts, artifacts.torgb_pixels)]
     return jax.tree.map(lambda x: len(ws) * x, [artifacts.moments(p) for p in parts])
-  moments = jax.tree.map(lambda *x: np.sum(x, 0, np.float64) / images, *batched(net, sums)(sample(net, images, seed)))
+  parts = batched(net, sums)(trained.sample_ws(net, images, seed))
+  moments = jax.tree.map(lambda *x: np.sum(x, 0, np.float64) / images, *parts)
   names = sorted(moments[0], key=artifacts.resolution)
   share, share_torgb = ({name: float(s[name]) for name in names} for s in map(artifacts.shares, moments))
   log = net.workdir / 'metrics.jsonl'
@@ -145,7 +103,7 @@ def droplets(net, images, seed):
   def worst(variables, ws):
     found = artifacts.droplets(net.generator, variables, ws, **net.growing)
     return {name: (ratio, maps[jnp.argmax(ratio)]) for name, (ratio, maps) in found.items()}
-  parts = batched(net, worst)(sample(net, images, seed))
+  parts = batched(net, worst)(trained.sample_ws(net, images, seed))
   layers, maps = {}, {}
   for name in sorted(parts[0], key=lambda name: (artifacts.resolution(name), name)):
     ratio = np.concatenate([part[name][0] for part in parts])
@@ -157,7 +115,7 @@ def droplets(net, images, seed):
 
 def phase(net, images, seed):
   """Shares of detail that keep to their pixels, along paths and among their unrelated starts; preference modulo 8."""
-  ends = sample(net, 2 * (images // FRAMES), seed)
+  ends = trained.sample_ws(net, 2 * (images // FRAMES), seed)
   render = batched(net, lambda v, ws: largest(net.generator.apply(v, ws, 'none', **net.growing, method='synthesize')))
   measure, shares, energies, starts = jax.jit(artifacts.phase), [], [], []
   for w0, w1 in zip(ends[::2], ends[1::2]):

@@ -19,11 +19,10 @@ from absl import flags
 import jax
 import jax.numpy as jnp
 from matplotlib.figure import Figure
-import ml_collections
 import numpy as np
 from PIL import Image
 
-from sg2jax import build, checkpoint, faults, tools
+from sg2jax import build, checkpoint, faults, tools, trained
 from sg2jax.metrics.ppl import ppl
 from sg2jax.report import write_atomic
 from sg2jax.train import Stop
@@ -141,25 +140,23 @@ def figures(run):
   """Measures a finished run: a dict of JSON values. Raises: CheckpointError, UsageError if it isn't fit for comparison."""
   rows = [json.loads(line) for line in (run.workdir / 'metrics.jsonl').read_text().splitlines()]
   state, config = checkpoint.load(run.workdir)
-  config = ml_collections.ConfigDict(config)
-  kimg = int(state['nimg']) / 1000
+  net = trained.of_state(run.workdir, config, state)
+  kimg, config = net.nimg / 1000, net.config
   if kimg < config.total_kimg:
     raise faults.CheckpointError(f'{run}: the newest whole checkpoint is of {kimg:g} of {config.total_kimg:g} kimg; the same '
                                  'command goes on')
-  if build.growth(config).lod(int(state['nimg'])):
+  if build.growth(config).lod(net.nimg):
     raise faults.UsageError(f'{run} has not grown to full size in {kimg:g} kimg; leave grow as it is, and use another --out')
   if 'swd' not in rows[-1]:
     raise faults.UsageError(f'{run} has no SWD; leave swd_images above 0, and use another --out')
-  generator, _ = build.networks(config, config.c_dim)
-  variables = jax.device_put({'params': state['g_ema'], 'noise': state['noise'] or {}})
   seconds, rates = np.array([[row['sec_per_tick'], row['img_per_sec']] for row in rows]).T
   environment = json.loads((run.workdir / 'environment.json').read_text())[-1]
-  labels = np.eye(max(config.c_dim, 1), config.c_dim)[np.random.RandomState(0).randint(max(config.c_dim, 1), size=PPL_PAIRS)]
-  count = lambda net: sum(x.size for x in jax.tree.leaves(state[net]))
+  count = lambda name: sum(x.size for x in jax.tree.leaves(state[name]))
   return {
-      'cell': run.cell, 'seed': run.seed, 'kimg': kimg, 'minibatches': int(state['step']),
+      'cell': run.cell, 'seed': run.seed, 'kimg': kimg, 'minibatches': net.step,
       'data': config.data.name or config.data.dir, 'swd': float(rows[-1]['swd']), 'swd_start': float(rows[0]['swd']),
-      'ppl_w_end_pixel_mse': ppl(generator, variables, pixel_distance, PPL_PAIRS, c=labels), 'ppl_pairs': PPL_PAIRS,
+      'ppl_w_end_pixel_mse': ppl(net.generator, net.variables, pixel_distance, PPL_PAIRS,
+                                c=trained.labels(net, PPL_PAIRS, np.random.RandomState(0))), 'ppl_pairs': PPL_PAIRS,
       'img_per_sec': float((seconds * rates).sum() / seconds.sum()),
       'img_per_sec_full_size': statistics.median(row['img_per_sec'] for row in rows if row['nimg'] and not row.get('lod')),
       'train_seconds': float(seconds.sum()), 'parameters_g': count('g'), 'parameters_d': count('d'),

@@ -1,0 +1,316 @@
+"""From a trained generator and a data set to the values of metrics, each with what it is. `measure` is the entry."""
+from collections.abc import Callable
+from functools import partial
+import json
+import pathlib
+import shutil
+import time
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from sg2jax import __version__, report, weights
+from sg2jax.evaluation import detectors, passes, samples
+from sg2jax.evaluation.protocols import MAX_REALS, K, Protocol
+from sg2jax.faults import UsageError
+from sg2jax.metrics import neighbors, ppl, scores
+from sg2jax.metrics.separability import linear_separability
+from sg2jax.metrics.swd import swd
+from sg2jax.trained import Trained
+
+DETECTORS = {'fid': 'inception', 'kid': 'inception', 'is': 'inception', 'pr': 'vgg16', 'nn': 'vgg16', 'pixelfd': 'pixels',
+             'pixelnn': 'pixels', 'swd': 'small', 'ls': 'attributes'}
+OUTPUTS = {'inception': 'pool', 'vgg16': 'fc', 'pixels': 'pixels', 'small': 'small'}
+SPLITS = 10  # of the inception score
+GROUPS = 8  # disjoint subsets from which the interval of swd comes
+FAKES = 'which fakes were drawn'
+
+
+class Setting(NamedTuple):
+  """What is measured, and how. holdout: a Source of reals that weren't trained on, or None; explicit: {name: path of weights};
+  out: folder of results, and of passes over fakes until all is measured; stop: true after a signal."""
+  trained: Trained
+  source: Any
+  mesh: Any
+  out: pathlib.Path
+  seed: int = 0
+  batch: int = 32
+  holdout: Any = None
+  explicit: dict = {}
+  stop: Any = ()
+
+
+class Found(NamedTuple):
+  """values and intervals: {name: float}, {name: (low, high)}; covers: what the intervals are about; reals, fakes: images."""
+  values: dict
+  intervals: dict
+  covers: str
+  fakes: int
+  reals: int
+  picture: Callable | None = None
+  notes: dict = {}
+
+
+def check(protocols, explicit):
+  """Raises WeightsError for all missing weights at once; starts nothing."""
+  weights.require(sorted({name for p in protocols for name in p.weights}), explicit)
+  if any(p.kind == 'ls' for p in protocols):
+    detectors.classifiers(explicit.get('attributes', ''))
+
+
+def measure(protocols, setting):
+  """Measures one metric after the other, and yields for each the dict that it also writes as <out>/<metric>.json.
+
+  A metric whose file is there, of the same generator, data, weights and seed, is not measured again. Processes but the first
+  take part, and yield nothing. Raises: WeightsError, UsageError, DatasetError, WriteError; passes.Stopped after a signal: the
+  same call goes on from there.
+  """
+  names = {DETECTORS[p.kind] for p in protocols if p.kind in DETECTORS}
+  shape, explicit = setting.source.shape, setting.explicit
+  loaded = {name: (detectors.attributes if name == 'attributes' else partial(detectors.load, name))(
+      shape, explicit.get(name, '')) for name in sorted(names)}
+  if any(p.kind == 'ppl' for p in protocols):
+    if setting.trained.growing.get('stage'):
+      raise UsageError('ppl needs a network that has grown to its full size; this one has not')
+    loaded['lpips'] = detectors.lpips(shape, explicit)
+  room = Room(setting, loaded, protocols)
+  for protocol in protocols:
+    yield from room.result(protocol)
+  if jax.process_index() == 0:
+    shutil.rmtree(setting.out / 'partial', ignore_errors=True)
+
+
+class Room:
+  """The passes of one `measure`, shared between its metrics."""
+
+  def __init__(self, setting, loaded, protocols):
+    self.s, self.detectors, self._fakes, self.seconds = setting, loaded, {}, 0
+    self._wanted = {}  # count: detectors that look at so many fakes
+    for p in protocols:
+      if p.kind in DETECTORS:
+        self._wanted.setdefault(self.count(p), set()).add(DETECTORS[p.kind])
+
+  def count(self, p):
+    """Fakes of a protocol; swd takes no more than there are reals."""
+    return min(p.count, len(self.s.source)) if p.kind == 'swd' else p.count
+
+  def result(self, p):
+    """Yields the result of a protocol, measured or read."""
+    detector = self.detectors['lpips' if p.kind == 'ppl' else DETECTORS[p.kind]]
+    about, path = self.about(p, detector), self.s.out / f'{p.name}.json'
+    if path.exists():
+      old = json.loads(path.read_text())
+      if all(old.get(k) == v for k, v in about.items()):
+        yield old
+        return
+    self.seconds, start = 0, time.monotonic()
+    found = KINDS[p.kind](self, p, detector)
+    if jax.process_index():
+      return
+    document = {'metric': p.name, 'values': found.values, 'intervals_95': found.intervals,
+                'intervals_cover': found.covers, 'fakes': found.fakes, 'reals': found.reals, **about, **found.notes,
+                'seconds': round(time.monotonic() - start, 1), 'device': jax.devices()[0].device_kind,
+                'devices': self.s.mesh.size, 'sg2jax': __version__}
+    if found.picture:
+      report.write_atomic(path.with_suffix('.png'), found.picture())
+    report.write_atomic(path, json.dumps(document, indent=1) + '\n')
+    yield document
+
+  def about(self, p, detector):
+    """All that a result depends on, as JSON values."""
+    s = self.s
+    describe = lambda source: {'name': source.name, 'sha256': source.hash, 'images': len(source), 'shape': list(source.shape),
+                               'resize_filter': source.resize_filter}
+    return {'data': describe(s.source) | {'mirrored': mirrored(s, p)}, 'holdout': s.holdout and describe(s.holdout),
+            'detector': {'name': detector.name, 'sha256': detector.hash, 'standard': detector.known, 'resize': detector.resize},
+            'checkpoint': {'run': str(s.trained.workdir), 'step': s.trained.step, 'nimg': s.trained.nimg,
+                           'sha256': s.trained.hash(), 'weights': 'moving average', **s.trained.growing}, 'seed': s.seed}
+
+  def fakes(self, p):
+    """The pass over the fakes of a protocol, by all detectors that want so many."""
+    count = self.count(p)
+    if count not in self._fakes:
+      looking = [self.detectors[name] for name in sorted(self._wanted[count])]
+      job = samples.fakes_pass(self.s.trained, self.s.source, self.s.mesh, looking, count, self.s.seed)
+      self._fakes[count] = self.run(job, self.s.out / 'partial', f'fakes: {", ".join(d.name for d in looking)}')
+    return self._fakes[count]
+
+  def reals(self, p, detector, places, moments=(), source=None):
+    """A pass over reals at `places`, kept in the cache."""
+    training = None if p.full else (self.s.seed, bool(self.s.trained.config.data.mirror))
+    job = samples.reals_pass(source or self.s.source, self.s.mesh, detector, places, moments, training)
+    return self.run(job, weights.cache() / 'reals', f'reals: {detector.name}')
+
+  def run(self, job, root, label):
+    """passes.run in this setting."""
+    return passes.run(job, root, self.s.batch, self.s.stop, label)
+
+  def places(self, p, most=None):
+    """Reals of a protocol: places in the data set, at most `most`, or in the order of training."""
+    return samples.order(self.s.source, most, self.s.seed) if p.full else np.arange(p.count)
+
+
+def mirrored(setting, p):
+  """Whether the reals of a protocol are mirrored at random."""
+  return not p.full and bool(setting.trained.config.data.mirror)
+
+
+def shifted(value, interval):
+  """(value + low, value + high), as floats."""
+  return [float(value + x) for x in interval]
+
+
+# ---- one function for each kind: (room, protocol, detector) -> Found, on processes but the first None
+
+def frechet(room, p, detector):
+  """FID, and the distance of pixels by the same formula."""
+  output, places = OUTPUTS[detector.name], room.places(p)
+  reals, fakes = room.reals(p, detector, places, (output,)), room.fakes(p)
+  if fakes is None:
+    return None
+  ddof, real, rows = int(not p.full), reals.moments(output), fakes.rows(output)
+  fake = scores.Moments(rows.shape[1])
+  for i in range(0, len(rows), scores.CHUNK):
+    fake.add(rows[i:i + scores.CHUNK])
+  ends = (real.mean, real.cov(ddof), fake.mean, fake.cov(ddof))
+  value = scores.frechet_distance(*ends)
+  influence = scores.frechet_influence(*ends[:3], fake.cov())(rows)
+  interval = shifted(value, scores.bootstrap_mean(influence, room.s.seed))
+  return Found({p.name: value}, {p.name: interval}, FAKES + ' (linearised; not the bias of few images)', len(rows), len(places))
+
+
+def kernel(room, p, detector):
+  """KID: only the reals that are in a subset are looked at."""
+  population = room.places(p, MAX_REALS['kid'])
+  of_reals, of_fakes = scores.kid_subsets(len(population), p.count, room.s.seed)
+  drawn, inverse = np.unique(of_reals, return_inverse=True)
+  reals, fakes = room.reals(p, detector, population[drawn]), room.fakes(p)
+  if fakes is None:
+    return None
+  x, y, inverse = reals.rows('pool'), fakes.rows('pool'), inverse.reshape(of_reals.shape)
+  each = [scores.mmd(x[i], y[j]) for i, j in zip(inverse, of_fakes)]
+  value = float(np.mean(each))
+  interval = shifted(value, scores.bootstrap_mean(each, room.s.seed))
+  return Found({p.name: value}, {p.name: interval}, 'the draw of subsets', p.count, len(drawn),
+               notes={'subsets': len(each), 'subset_size': of_reals.shape[1]})
+
+
+def inception_score(room, p, _):
+  """IS; its spread is over the splits."""
+  fakes = room.fakes(p)
+  if fakes is None:
+    return None
+  probs, entropy = fakes.rows('probs'), scores.SplitEntropy(p.count, SPLITS)
+  for i in range(0, p.count, scores.CHUNK):
+    entropy.add(i, probs[i:i + scores.CHUNK])
+  each = entropy.scores()
+  mean = f'{p.name}_mean'
+  return Found({mean: float(each.mean()), f'{p.name}_std': float(each.std())},
+               {mean: shifted(each.mean(), scores.bootstrap_mean(each, room.s.seed))}, f'the {SPLITS} splits', p.count, 0)
+
+
+def precision_recall(room, p, detector):
+  """Improved precision and recall."""
+  places = room.places(p, MAX_REALS['pr'])
+  reals, fakes = room.reals(p, detector, places), room.fakes(p)
+  if fakes is None:
+    return None
+  found = neighbors.precision_recall(reals.rows('fc'), fakes.rows('fc'), K)
+  inside = {f'{p.name}_precision': found.in_reals, f'{p.name}_recall': found.in_fakes}
+  return Found({k: float(x.mean()) for k, x in inside.items()},
+               {k: shifted(x.mean(), scores.bootstrap_mean(x, room.s.seed)) for k, x in inside.items()},
+               'which images of one set are compared with the other', p.count, len(places))
+
+
+def path_length(room, p, distance):
+  """PPL; 'fakes' are pairs of latents."""
+  s = room.s
+  done = room.run(samples.ppl_pass(s.trained, s.source, s.mesh, distance, p, s.seed), s.out / 'partial', f'pairs: {p.name}')
+  if done is None:
+    return None
+  each = np.asarray(done.rows('ppl'), np.float64)
+  value, (low, high) = ppl.trimmed_mean(each), np.percentile(each, [1, 99])
+  interval = shifted(value, scores.bootstrap_mean(each[(low <= each) & (each <= high)], s.seed))
+  return Found({p.name: value}, {p.name: interval}, 'which pairs were drawn', p.count, 0)
+
+
+def sliced_wasserstein(room, p, detector):
+  """SWD of images at SWD_SIDE px at most; its interval is what disjoint subsets differ by."""
+  count = room.count(p)
+  reals, fakes = room.reals(p, detector, samples.order(room.s.source, count, room.s.seed)), room.fakes(p)
+  if fakes is None:
+    return None
+  x, y = reals.rows('small'), fakes.rows('small')
+  distance = lambda part: swd(x[part], y[part], room.s.seed)
+  levels = distance(slice(None))
+  groups = min(GROUPS, count)
+  each = [distance(slice(i, None, groups))['mean'] for i in range(groups)]
+  interval = shifted(levels['mean'], scores.bootstrap_mean(each, room.s.seed))
+  return Found({p.name: levels['mean']}, {p.name: interval}, f'both sets, by {groups} disjoint subsets', count, count,
+               notes={'levels': levels})
+
+
+def separability(room, p, _):
+  """Linear separability in z and in w."""
+  fakes = room.fakes(p)
+  if fakes is None:
+    return None
+  sure = 1 / (1 + np.exp(-fakes.rows('attributes').astype(np.float64)))
+  found = {space: linear_separability(fakes.rows(space), sure) for space in 'zw'}
+  each = {f'{p.name}_{space}': entropies for space, (_, entropies) in found.items()}
+  return Found({f'{p.name}_{space}': value for space, (value, _) in found.items()}, {
+      name: [float(np.exp(len(e) * x)) for x in shifted(e.mean(), scores.bootstrap_mean(e, room.s.seed))]
+      for name, e in each.items()}, 'the choice of attributes', p.count, 0, notes={
+          'entropies': {name: e.tolist() for name, e in each.items()}})
+
+
+def nearest_reals(room, p, detector):
+  """Are fakes closer to reals than other reals are? The closest of them as a picture."""
+  s, output, places = room.s, OUTPUTS[detector.name], room.places(p, MAX_REALS['pr'])
+  reals, fakes = room.reals(p, detector, places), room.fakes(p)
+  others = room.reals(p, detector, np.arange(len(s.holdout)), source=s.holdout) if s.holdout else None
+  closest = np.zeros(PAIRS, np.int64)
+  if fakes is not None:
+    base = reals.rows(output)
+    distance, index = neighbors.nearest(fakes.rows(output), base)
+    held = neighbors.nearest(others.rows(output), base)[0] if others else neighbors.nearest(base, base, exclude_self=True)[0]
+    closest = np.resize(np.argsort(distance, kind='stable')[:PAIRS], PAIRS)
+  images = samples.fake_images(s.trained, s.source, s.mesh, s.seed, passes.agree(closest))
+  if fakes is None:
+    return None
+  farther = np.mean([np.searchsorted(np.sort(held), distance, side) for side in ('left', 'right')], 0) / len(held)
+  name = f'{p.name}_farther'
+  values = {name: float(farther.mean()), f'{p.name}_z': neighbors.copying(distance, held)}
+  return Found(values, {name: shifted(values[name], scores.bootstrap_mean(farther, s.seed))}, FAKES, p.count, len(places),
+               lambda: pairs(images, np.stack([s.source[int(places[i])]['image'] for i in index[closest]])),
+               {'held_out': 'holdout' if others else 'each real in turn, out of the others',
+                'median_distance': {'fakes': float(np.median(distance)), 'held_out': float(np.median(held))},
+                'picture': f'{PAIRS} closest: fake, and right of it its nearest real', 'closest_fakes': closest.tolist(),
+                'their_reals': places[index[closest]].tolist()})
+
+
+PAIRS = 32  # in the picture
+
+
+def pairs(fakes, reals):
+  """PNG of fakes [N,H,W,C], each with a real to its right."""
+  both = np.stack([fakes, reals], 1).reshape(-1, *fakes.shape[1:])
+  return report.png(report.readable_grid(both, cols=8))
+
+
+KINDS = {'fid': frechet, 'pixelfd': frechet, 'kid': kernel, 'is': inception_score, 'pr': precision_recall, 'ppl': path_length,
+         'swd': sliced_wasserstein, 'nn': nearest_reals, 'pixelnn': nearest_reals, 'ls': separability}
+
+
+def table(document):
+  """Lines for a terminal: each value with its interval."""
+  lines = []
+  for name, value in document['values'].items():
+    low_high = document['intervals_95'].get(name)
+    text = f'  [{low_high[0]:.4g}, {low_high[1]:.4g}]' if low_high else ''
+    lines.append(f'{name:<26}{value:>12.5g}{text}')
+  return lines
+
+
+__all__ = ['Found', 'Protocol', 'Setting', 'check', 'measure', 'table']

@@ -1,0 +1,204 @@
+"""Passes over images: what a detector makes of many reals or fakes, on disk, resumable, and sealed when it is whole.
+
+A pass is a folder `<root>/<key>`, the key a hash of all that it depends on: content of the data set or weights of the
+generator, weights of the detector, which images, the seed. So nothing is ever found by a directory's name. It holds
+  <output>.npy    features, one row an image, written as they come        state.npz    how far it is, and running sums
+  about.json      what it is, and the SHA-256 of its files: written last, so a pass with it is whole, or was damaged later
+A folder that isn't what it says is set aside with a warning and made anew. Of several processes all compute, one writes.
+"""
+from collections.abc import Callable
+import contextlib
+import fcntl
+import hashlib
+import json
+import pathlib
+import sys
+import time
+from typing import NamedTuple
+
+from absl import logging
+import jax
+from jax.experimental import multihost_utils
+import numpy as np
+import tqdm
+
+from sg2jax import report
+from sg2jax.metrics.scores import Moments
+
+FORMAT = 1
+SAVE_SECONDS = 20
+
+
+class Stopped(Exception):
+  """A signal came during a pass; what was done so far is on disk, and the same pass goes on from there."""
+
+
+class Pass(NamedTuple):
+  """What is to be computed of `total` images.
+
+  about: all that the result depends on, JSON values; compute: (first, n, size) -> {output: array [n,...]}, called in order by
+  every process, size >= n being the same each time; moments: the outputs of which only mean and covariance are kept.
+  """
+  about: dict
+  total: int
+  compute: Callable
+  moments: tuple = ()
+
+  @property
+  def key(self):
+    """Name of its folder."""
+    return hashlib.sha256(json.dumps(self.about, sort_keys=True).encode()).hexdigest()[:32]
+
+
+class Result:
+  """A whole pass. rows(output): features [total,...], a read-only memory map; moments(output): a scores.Moments."""
+
+  def __init__(self, folder):
+    self._folder = folder
+
+  def rows(self, output):
+    """See the class."""
+    return np.load(self._folder / f'{output}.npy', mmap_mode='r')
+
+  def moments(self, output):
+    """See the class."""
+    return Moments.restore(_state(self._folder)[1][output])
+
+
+def run(job, root, batch, stop=(), label=''):
+  """The Result of a Pass, from `root` if it is there, or else computed, going on where an earlier process was stopped.
+
+  batch: images at once, over all devices; it shows in the result by float32 rounding at most; stop: true after a signal;
+  label: of the progress bar. Processes but the first return None.
+
+  Raises: Stopped; WriteError.
+  """
+  folder, writes = pathlib.Path(root) / job.key, jax.process_index() == 0
+  with contextlib.ExitStack() as stack:
+    done, whole, keeper = 0, False, None
+    if writes:
+      stack.enter_context(_locked(folder))
+      stack.enter_context(report.writing(folder))
+      _check(folder, job.about)
+      done, whole = _state(folder)[0], (folder / 'about.json').exists()
+      keeper = None if whole else _Keeper(job, folder)
+    done, whole = map(int, agree((done, whole)))
+    if not whole:
+      _fill(job, keeper, batch, stop, done, stack.enter_context(tqdm.tqdm(
+          total=job.total, initial=done, desc=label, unit='img', disable=not (writes and sys.stderr.isatty()), leave=False)))
+  return Result(folder) if writes else None
+
+
+def agree(values):
+  """What the first process says, on all of them."""
+  return multihost_utils.broadcast_one_to_all(values) if jax.process_count() > 1 else values
+
+
+def _fill(job, keeper, batch, stop, done, bar):
+  """Computes from image `done` on; the host keeps one batch while the devices compute the next."""
+  saved, waiting, batch = time.monotonic(), None, min(batch, job.total)
+  for first in [*range(done, job.total, batch), None]:
+    stopped = agree(bool(stop))
+    coming = None if first is None or stopped else job.compute(first, min(batch, job.total - first), batch)
+    if waiting is not None and keeper:
+      bar.update(keeper.add(waiting))
+    waiting = coming
+    if keeper and (stopped or first is None or time.monotonic() > saved + SAVE_SECONDS):
+      keeper.save()
+      saved = time.monotonic()
+    if stopped:
+      raise Stopped
+  if keeper:
+    keeper.seal()
+
+
+class _Keeper:
+  """The files of a pass in the making."""
+
+  def __init__(self, job, folder):
+    self._job, self._folder, self._files = job, folder, {}
+    self._done, sums = _state(folder)
+    self._moments = {name: Moments.restore(state) for name, state in sums.items()}
+
+  def add(self, outputs):
+    """Takes the next rows; returns how many."""
+    for name, x in outputs.items():
+      x = np.asarray(x)
+      if name in self._job.moments:
+        self._moments.setdefault(name, Moments(x.shape[1])).add(x)
+        continue
+      if name not in self._files:
+        new = {'mode': 'r+'} if self._done else {'mode': 'w+', 'dtype': x.dtype, 'shape': (self._job.total, *x.shape[1:])}
+        self._files[name] = np.lib.format.open_memmap(self._folder / f'{name}.npy', **new)
+      self._files[name][self._done:self._done + len(x)] = x
+    self._done += len(x)
+    return len(x)
+
+  def save(self):
+    """Everything up to here is on disk after it."""
+    for file in self._files.values():
+      file.flush()
+    sums = {f'{name}/{field}': x for name, moments in self._moments.items() for field, x in moments.state().items()}
+    new = self._folder / '.state.npz'
+    np.savez(new, done=self._done, **sums)
+    new.replace(self._folder / 'state.npz')
+
+  def seal(self):
+    """Says what the folder holds."""
+    self._files.clear()
+    files = {p.name: _sha256(p) for p in sorted(self._folder.glob('[!.]*.np?'))}
+    report.write_atomic(self._folder / 'about.json', json.dumps(
+        {'format': FORMAT, 'about': self._job.about, 'files': files}, indent=1))
+
+
+def _state(folder):
+  """(images done, {output: state of its Moments}) of a pass that was begun; (0, {}) of one that wasn't."""
+  if not (folder / 'state.npz').exists():
+    return 0, {}
+  sums = {}
+  with np.load(folder / 'state.npz') as data:
+    for name in data.files:
+      if '/' in name:
+        output, _, field = name.rpartition('/')
+        sums.setdefault(output, {})[field] = data[name]
+    return int(data['done']), sums
+
+
+def _check(folder, about):
+  """Sets aside a folder whose content isn't what it says, or isn't this pass."""
+  try:
+    if (folder / 'about.json').exists():
+      sealed = json.loads((folder / 'about.json').read_text())
+      if sealed['format'] != FORMAT or sealed['about'] != about:
+        raise ValueError('it is of other images, another detector or another format')
+      for name, digest in sealed['files'].items():
+        if not (folder / name).exists() or _sha256(folder / name) != digest:
+          raise ValueError(f'{name} is missing or damaged')
+    elif _state(folder)[0]:
+      for path in folder.glob('*.npy'):
+        np.load(path, mmap_mode='r')  # raises if it was cut off
+  except Exception as e:  # numpy and zipfile raise nearly anything on damaged files
+    aside = folder.with_name(f'{folder.name}.damaged-{time.time_ns()}')
+    folder.rename(aside)
+    folder.mkdir()
+    logging.warning('%s: %s; set aside as %s and computed anew', folder, str(e) or type(e).__name__, aside.name)
+
+
+@contextlib.contextmanager
+def _locked(folder):
+  """Makes the folder and holds it; another process on it is waited for."""
+  with report.writing(folder):
+    folder.mkdir(parents=True, exist_ok=True)
+    f = open(folder.with_name(folder.name + '.lock'), 'a')
+  with f:
+    try:
+      fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+      print(f'waiting for another process that computes {folder}', file=sys.stderr)
+      fcntl.flock(f, fcntl.LOCK_EX)
+    yield
+
+
+def _sha256(path):
+  with open(path, 'rb') as f:
+    return hashlib.file_digest(f, 'sha256').hexdigest()

@@ -1,0 +1,144 @@
+"""Which images a metric sees: reals by their place in the data set, fakes by their number, the same whatever the batch."""
+from concurrent import futures
+from functools import partial
+import hashlib
+import os
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from sg2jax import data, sharding
+from sg2jax.build import networks
+from sg2jax.evaluation.passes import Pass
+from sg2jax.metrics import ppl
+from sg2jax.models.layers import draw_noise
+from sg2jax.models.stylegan2 import Generator
+from sg2jax.trained import Trained, to_uint8
+
+BLOCK = 256  # latents that are drawn at once
+
+
+def _share(mesh, first, n, size):
+  """Numbers of n images, repeated up to `size` or what the devices divide, and of these the ones of this process.
+
+  So the last batch is as large as the others, and is not compiled for itself.
+  """
+  size = -(-size // mesh.size) * mesh.size
+  numbers = first + np.arange(size) % n
+  return np.array_split(numbers, jax.process_count())[jax.process_index()]
+
+
+def _compiled(mesh, function, *constant):
+  """jit of function(*constant, batch) -> {output: [N,...]}, as (n, batch) -> {output: the first n}.
+
+  batch: {name: [1,N,...]} of the host, which is divided over the devices.
+  """
+  same = sharding.replicated(mesh)
+  step = jax.jit(lambda *args: function(*args[:-1], {name: x[0] for name, x in args[-1].items()}),
+                 in_shardings=(*[same] * len(constant), sharding.batched(mesh)), out_shardings=same)
+  constant = jax.device_put(constant, same)
+  return lambda n, batch: {name: x[:n] for name, x in step(*constant, sharding.to_global(mesh, batch)).items()}
+
+
+# ---- reals
+
+def order(source, count, seed):
+  """Places in the data set: all, or if there are more than `count` a random subset, ascending. int [<=count]."""
+  if count is None or len(source) <= count:
+    return np.arange(len(source))
+  return np.sort(np.random.default_rng([seed, 2]).permutation(len(source))[:count])
+
+
+def reals_pass(source, mesh, detector, places, moments=(), training=None):
+  """The Pass of a detector over reals at `places`: in the data set, or in the order of training=(seed, mirror)."""
+  samples = data.stream(source, seed=training[0], mirror=training[1]) if training else source
+  digest = hashlib.sha256(np.asarray(places, np.int64).tobytes()).hexdigest()
+  about = {'images': 'reals', 'data': source.hash, 'shape': list(source.shape), 'count': len(places), 'places': digest,
+           'training': training and {'seed': training[0], 'mirror': training[1]}, 'detector': [detector.name, detector.hash],
+           'resize': detector.resize, 'moments': list(moments)}
+  look = _compiled(mesh, lambda params, batch: detector.apply(params, batch['image']), detector.params)
+  pool = futures.ThreadPoolExecutor(min(16, os.cpu_count() or 1))
+
+  def compute(first, n, size):
+    numbers = _share(mesh, first, n, size)
+    images = list(pool.map(lambda i: samples[int(places[i])]['image'], numbers))
+    return look(n, {'image': np.stack(images)[None]})
+  return Pass(about, len(places), compute, moments)
+
+
+# ---- fakes
+
+def latents(trained, source, seed, numbers, kind=0):
+  """What fakes are made of, by their numbers [n]: z and z1 [1,n,z_dim], t in [0,1) [1,n], label [1,n,c_dim], and number [1,n].
+
+  Labels are those of random images of the data set, as in NVIDIA's metrics. kind: of the sequence.
+  """
+  drawn = []
+  for block in np.unique(numbers // BLOCK):
+    key = np.random.default_rng([seed, kind, int(block)])
+    z, z1 = key.standard_normal((2, BLOCK, trained.generator.mapping.z_dim), np.float32)
+    drawn.append((z, z1, key.random(BLOCK, np.float32), key.integers(0, len(source), BLOCK)))
+  rows = np.searchsorted(np.unique(numbers // BLOCK), numbers // BLOCK) * BLOCK + numbers % BLOCK
+  z, z1, t, places = (np.concatenate(parts)[rows][None] for parts in zip(*drawn))
+  label = np.stack([source.label(int(i)) for i in places[0]])[None]
+  return {'z': z, 'z1': z1, 't': t, 'label': label, 'number': numbers[None].astype(np.int32)}
+
+
+def _generator(trained, seed):
+  """(variables, batch of `latents`) -> uint8 [N,H,W,C]: no truncation, noise of its own for each image."""
+  def make(variables, batch):
+    noise = draw_noise(variables['noise'], _keys(seed, batch['number']))
+    return to_uint8(trained.generator.apply({'params': variables['params'], 'noise': noise}, batch['z'], batch['label'],
+                                            noise_mode='const', **trained.growing))
+  return make
+
+
+def fakes_pass(trained: Trained, source, mesh, detectors, count, seed):
+  """The Pass of detectors over `count` fakes; with 'attributes' it keeps z and w, too."""
+  make, names = _generator(trained, seed), {d.name for d in detectors}
+
+  def look(variables, params, batch):
+    images, points = make(variables, batch), {}
+    if 'attributes' in names:
+      points = {'z': batch['z'], 'w': trained.generator.apply(variables, batch['z'], batch['label'], method='map')}
+    return points | {k: x for d in detectors for k, x in d.apply(params[d.name], images).items()}
+  look = _compiled(mesh, look, trained.variables, {d.name: d.params for d in detectors})
+  compute = lambda first, n, size: look(n, latents(trained, source, seed, _share(mesh, first, n, size)))
+  about = _fakes(trained, source, count, seed) | {'detectors': sorted([d.name, d.hash, d.resize] for d in detectors)}
+  return Pass(about, count, compute)
+
+
+def fake_images(trained: Trained, source, mesh, seed, numbers):
+  """The fakes with these numbers, uint8 [N,H,W,C]."""
+  make = _generator(trained, seed)
+  show = _compiled(mesh, lambda variables, batch: {'image': make(variables, batch)}, trained.variables)
+  picked = [numbers[i] for i in _share(mesh, 0, len(numbers), len(numbers))]
+  return np.asarray(show(len(numbers), latents(trained, source, seed, np.array(picked)))['image'])
+
+
+def ppl_pass(trained: Trained, source, mesh, distance, protocol, seed):
+  """The Pass of perceptual path lengths [pairs]; distance: of `detectors.lpips`."""
+  config = trained.config.copy_and_resolve_references()
+  config.g.num_bf16_res = 0  # a step of 1e-4 is lost in bfloat16
+  generator: Generator = networks(config, config.c_dim)[0]
+
+  def measure(variables, params, batch):
+    with jax.default_matmul_precision('highest'):
+      t = batch['t'] if protocol.sampling == 'full' else jnp.zeros_like(batch['t'])
+      return {'ppl': ppl.distances(generator, partial(distance.apply, params), protocol.space, variables, batch['z'],
+                                   batch['z1'], t, batch['label'], _keys(seed, batch['number']), protocol.crop)}
+  look = _compiled(mesh, measure, trained.variables, distance.params)
+  compute = lambda first, n, size: look(n, latents(trained, source, seed, _share(mesh, first, n, size), kind=1))
+  about = _fakes(trained, source, protocol.count, seed) | {'ppl': list(protocol[4:]), 'distance': distance.hash}
+  return Pass(about, protocol.count, compute)
+
+
+def _fakes(trained, source, count, seed):
+  return {'images': 'fakes', 'generator': trained.hash(), 'count': count, 'seed': seed,
+          'labels': source.hash if trained.config.c_dim else None}
+
+
+def _keys(seed, numbers):
+  """One key for each fake, by its number."""
+  return jax.vmap(partial(jax.random.fold_in, jax.random.key(seed)))(numbers)

@@ -1,0 +1,92 @@
+"""python -m sg2jax.tools.evaluate --checkpoint=RUN [--metrics=fid50k_full,pr50k3_full,ppl2_wend] [--data=DATA] [--out=DIR]
+
+Measures a trained generator (moving average of the weights, no truncation) against a data set, by default that of its run, and
+writes DIR/<metric>.json with the value, its 95 % interval and all that it depends on. What needs a network of others (FID, KID,
+IS, precision and recall, PPL) wants its weights first: python -m sg2jax.tools.fetch_weights says which and where. Without
+--metrics: what the run's configuration names, or else swd and pixelfd50k_full, which need no network. All names are in
+sg2jax/evaluation/protocols.py. Stop it any way you like: the same command goes on where it was.
+"""
+import pathlib
+
+from absl import flags
+import jax
+
+from sg2jax import build, data, sharding, tools, trained, weights
+from sg2jax.evaluation import passes, protocols
+from sg2jax.evaluation.measure import Setting, check, measure, table
+from sg2jax.faults import UsageError
+from sg2jax.train import Stop
+
+
+def define_flags():
+  """The command line. Not at import: tools have flags of the same names."""
+  flags.DEFINE_string('checkpoint', None, 'Workdir, whose newest checkpoint counts, or one step of it.')
+  flags.DEFINE_list('metrics', [], 'Names of metrics, such as fid50k_full,pr50k3_full,ppl2_wend.')
+  flags.DEFINE_string('data', '', 'Folder or TFDS name of the data set; default: that of the run.')
+  flags.DEFINE_string('holdout', '', 'Folder of a data set that was not trained on, for nn and pixelnn.')
+  flags.DEFINE_multi_string('weights', [], 'NAME=PATH of weights elsewhere, or others than the standard ones: inception=FILE.')
+  flags.DEFINE_string('out', '', 'Folder of results; default: evaluation/<step> in the workdir.')
+  flags.DEFINE_integer('seed', 0, 'Of latents, labels, noise and subsets.')
+  flags.DEFINE_integer('batch', 32, 'Images at once, over all devices. Results do not depend on it.')
+
+
+def main(_):
+  """Checks, measures, prints."""
+  asked = flags.FLAGS
+  wanted, explicit = [protocols.parse(name) for name in dict.fromkeys(asked.metrics)], parse_weights(asked.weights)
+  if not asked.checkpoint:
+    raise UsageError('--checkpoint is missing; name a workdir, as in --checkpoint=runs/quickstart')
+  if asked.batch < 1 or not 0 <= asked.seed < 2 ** 32:
+    raise UsageError(f'--batch={asked.batch} must be 1 or more, and --seed={asked.seed} at least 0 and less than 2^32')
+  check(wanted, explicit)
+  net = trained.load(asked.checkpoint)
+  if not wanted:
+    wanted = [protocols.parse(name) for name in net.config.get('metrics') or protocols.OFFLINE]
+    check(wanted, explicit)
+  source = load(net, asked.data)
+  setting = Setting(net, source, sharding.make_mesh(), out_of(net, asked.out), asked.seed, asked.batch,
+                    load(net, asked.holdout) if asked.holdout else None, explicit)
+  print(f'{net.title}, against {len(source)} images of {source.name}', flush=True)
+  with Stop() as stop:
+    try:
+      for document in measure(wanted, setting._replace(stop=stop)):
+        print('\n'.join(table(document)), flush=True)
+    except passes.Stopped:
+      stop.leave(f'what is done is in {setting.out}')
+  if jax.process_index() == 0:
+    print(f'wrote {setting.out}/: {", ".join(f"{p.name}.json" for p in wanted)}')
+
+
+def out_of(net, given):
+  """Folder of the results. Raises UsageError if it is a file."""
+  out = pathlib.Path(given or net.workdir / 'evaluation' / f'{net.step:08d}').expanduser().absolute()
+  if out.exists() and not out.is_dir():
+    raise UsageError(f'--out={out} is a file; name a folder')
+  return out
+
+
+def parse_weights(pairs):
+  """['inception=FILE', ...] -> {'inception': 'FILE'}. Raises UsageError for anything else."""
+  names = [*weights.FILES, 'attributes']
+  for pair in pairs:
+    if '=' not in pair or pair.split('=')[0] not in names:
+      raise UsageError(f'--weights={pair} must be NAME=PATH, with a NAME of {", ".join(names)}')
+  return dict(pair.split('=', 1) for pair in pairs)
+
+
+def load(net, given):
+  """The Source of a data set, by default that of the run. Raises DatasetError, UsageError if its labels don't fit."""
+  config = net.config
+  name, folder = given or config.data.name, config.data.dir
+  if given and (given.startswith(('/', '.', '~')) or pathlib.Path(given).exists()):
+    name, folder = '', given
+  source = data.load(name, folder, build.resolution(config), config.data.channels, config.data.labels)
+  if source.c_dim != config.c_dim:
+    raise UsageError(f'--data={given}: its labels have {source.c_dim} components, and those of the run {config.c_dim}; use a '
+                     'data set with the same classes')
+  return source
+
+
+if __name__ == '__main__':
+  define_flags()
+  tools.run(main)

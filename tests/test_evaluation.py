@@ -1,0 +1,324 @@
+"""Evaluation of a tiny checkpoint: what a metric sees, passes that are stopped, cut or damaged, and whole runs of the tool."""
+import json
+import logging
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import pytest
+
+from sg2jax import build, checkpoint, data, sharding, trained
+from sg2jax import state as state_lib
+from sg2jax.evaluation import detectors, measure, passes, protocols, samples
+from sg2jax.faults import UsageError, WeightsError
+from tests.runs import ROOT, TINY, xla_flags
+
+
+@pytest.fixture(scope='module')
+def run(home, tmp_path_factory):
+  """A workdir with the checkpoint of a tiny network that wasn't trained, class-conditional, 16 px."""
+  from configs import quickstart
+  config = quickstart.get_config()
+  config.update_from_flattened_dict({k: v for k, v in TINY.items() if k != 'metrics'} | {'data.dir': str(home / 'data')})
+  source = data.load('digits', str(home / 'data'), (16, 16), 1, True)
+  steps = build.steps(config, source.c_dim, lambda x: x)
+  make = jax.jit(lambda key: state_lib.init(key, steps.generator, steps.discriminator, steps.g_tx, steps.d_tx))
+  state = make(jax.random.key(0))
+  workdir = tmp_path_factory.mktemp('evaluated')
+  checkpoints = checkpoint.Checkpoints(workdir, keep=1, meta={})
+  checkpoints.save(state.replace(step=np.int32(3)))
+  checkpoints.close()
+  (workdir / 'config.json').write_text(json.dumps(config.to_dict() | {'c_dim': source.c_dim}))
+  return workdir
+
+
+@pytest.fixture
+def setting(quick_compile, run, home, tmp_path, monkeypatch):
+  """What `measure` takes, with a cache of its own."""
+  monkeypatch.setenv('SG2JAX_CACHE', str(tmp_path / 'cache'))
+  source = data.load('digits', str(home / 'data'), (16, 16), 1, True)
+  return measure.Setting(trained.load(run), source, sharding.make_mesh(jax.devices()[:1]), tmp_path / 'out', batch=32)
+
+
+def values(names, setting):
+  """{name: value} of metrics."""
+  found = {}
+  for document in measure.measure([protocols.parse(name) for name in names], setting):
+    found |= document['values']
+  return found
+
+
+# ---- names
+
+@pytest.mark.parametrize('name, kind, count, full', [
+    ('fid50k_full', 'fid', 50_000, True), ('fid50k', 'fid', 50_000, False), ('kid50k_full', 'kid', 50_000, True),
+    ('is50k', 'is', 50_000, True), ('pr50k3_full', 'pr', 50_000, True), ('pr50k3', 'pr', 50_000, False),
+    ('swd', 'swd', 16_384, True), ('ls', 'ls', 200_000, True), ('fid2.5k_full', 'fid', 2500, True),
+    ('ppl2_wend', 'ppl', 50_000, True), ('ppl_1k_zfull', 'ppl', 1000, True), ('pixelnn0.2k', 'pixelnn', 200, True)])
+def test_a_name_is_the_protocol(name, kind, count, full):
+  assert protocols.parse(name)[:4] == (name, kind, count, full)
+
+
+def test_path_lengths_by_name():
+  part = lambda name: protocols.parse(name)[4:]
+  assert part('ppl2_wend') == (False, 'w', 'end') and part('ppl_zfull') == (True, 'z', 'full')
+
+
+@pytest.mark.parametrize('name', ['fid', 'fid50', 'fid0k', 'FID50k', 'fid50k_half', 'pr50k5', 'ppl_wmid', 'ppl3_wend', ''])
+def test_unknown_names_are_refused(name):
+  with pytest.raises(UsageError, match='fid50k_full|0.001k'):
+    protocols.parse(name)
+
+
+# ---- what is seen
+
+def test_latents_belong_to_the_number_of_a_fake(setting):
+  draw = lambda numbers: samples.latents(setting.trained, setting.source, 5, np.array(numbers))
+  one, other = draw(range(250, 270)), draw([600, 262, 3])
+  for name in ('z', 'z1', 't', 'label'):
+    np.testing.assert_array_equal(one[name][0, 12], other[name][0, 1])
+  z = draw(range(2000))
+  assert abs(z['z'].mean()) < 0.02 and abs(z['z'].std() - 1) < 0.02 and abs(z['t'].mean() - 0.5) < 0.03
+  assert len(np.unique(z['z'][0, :, 0])) == 2000 and abs(np.corrcoef(z['z'][0, :, 0], z['z1'][0, :, 0])[0, 1]) < 0.1
+  reals = np.mean([setting.source.label(i) for i in range(len(setting.source))], 0)
+  assert np.abs(z['label'][0].mean(0) - reals).max() < 0.03
+
+
+def test_fakes_have_noise_of_their_own_and_are_never_normalised(setting):
+  from flax import traverse_util
+  params = traverse_util.flatten_dict(setting.trained.variables['params'])
+  loud = {k: np.float32(0.1) if k[-1] == 'noise_strength' else v for k, v in params.items()}
+  net = setting.trained._replace(variables=setting.trained.variables | {'params': traverse_util.unflatten_dict(loud)})
+  show = lambda numbers, seed=0: samples.fake_images(net, setting.source, setting.mesh, seed, np.array(numbers))
+  few, many = show([3]), show([0, 1, 2, 3])
+  assert np.abs(few[0].astype(int) - many[3]).max() <= 1  # a level may flip by rounding
+  assert (show([3], 1) != few).mean() > 0.5 and (many[0] != many[1]).mean() > 0.5
+  flat = np.float32([-3, -1, 0, 1, 3])
+  assert trained.to_uint8(flat).tolist() == [0, 0, 128, 255, 255]
+
+
+def test_reals_full_or_as_training_draws_them(setting):
+  source, mesh = setting.source, setting.mesh
+  raw = detectors.Detector('raw', '', True, '', {}, lambda _, images: {'raw': images})
+  look = lambda **options: samples.reals_pass(source, mesh, raw, np.array([5, 0, 7]), **options).compute(0, 3, 4)['raw']
+  np.testing.assert_array_equal(look(), [source[i]['image'] for i in (5, 0, 7)])
+  stream = data.stream(source, seed=4, mirror=True)
+  np.testing.assert_array_equal(look(training=(4, True)), [stream[i]['image'] for i in (5, 0, 7)])
+  batch = next(data.batches(source, batch=8, microbatch=8, seed=4, mirror=True, nimg=0))['image'][0]
+  np.testing.assert_array_equal(stream[7]['image'], batch[7])
+
+
+def test_shrink_on_the_device_is_that_of_the_host():
+  images = np.random.default_rng(0).integers(0, 256, (2, 14, 21, 3), np.uint8)
+  for factor in (1, 2, 3, 7):
+    np.testing.assert_array_equal(detectors.shrink(images, factor), data.shrink(images, factor))
+
+
+def test_networks_take_grey_and_rgb_only():
+  assert detectors.colour(np.ones((2, 4, 4, 1))).shape == (2, 4, 4, 3)
+  with pytest.raises(UsageError, match='4 channels'):
+    detectors.load('inception', (8, 8, 4))
+
+
+# ---- passes
+
+def fake_pass(total, seen, fail_at=None):
+  """A Pass whose features are known; it notes in `seen` what it was asked for, and dies at an image."""
+  def compute(first, n, _):
+    if fail_at is not None and first >= fail_at:
+      raise KeyboardInterrupt
+    seen.append(first)
+    x = np.arange(first, first + n)[:, None] * np.float32([1, 0.1]) + 0.3
+    return {'rows': x, 'sum': x ** 2}
+  return passes.Pass({'images': 'test', 'total': total}, total, compute, ('sum',))
+
+
+def outcome(result):
+  """Bytes of all that a pass found."""
+  moments = result.moments('sum')
+  return result.rows('rows').tobytes(), moments.mean.tobytes(), moments.cov().tobytes(), moments.count
+
+
+def test_pass_is_the_same_whatever_the_batch_and_where_it_was_stopped(tmp_path, monkeypatch):
+  whole = outcome(passes.run(fake_pass(5000, []), tmp_path / 'a', 5000))
+  assert whole == outcome(passes.run(fake_pass(5000, []), tmp_path / 'b', 77))
+
+  class Later:
+    """True from the tenth look on."""
+    looks = 0
+    def __bool__(self):
+      self.looks += 1
+      return self.looks > 10
+  seen = []
+  with pytest.raises(passes.Stopped):
+    passes.run(fake_pass(5000, seen), tmp_path / 'c', 77, Later())
+  before = len(seen)
+  assert outcome(passes.run(fake_pass(5000, seen), tmp_path / 'c', 64)) == whole
+  assert seen[before] == 77 * before  # nothing is done twice
+  monkeypatch.setattr(passes, 'SAVE_SECONDS', 0)  # as after a kill: saved between, but not at the end
+  seen.clear()
+  with pytest.raises(KeyboardInterrupt):
+    passes.run(fake_pass(5000, seen, fail_at=2000), tmp_path / 'd', 100)
+  before = len(seen)
+  assert outcome(passes.run(fake_pass(5000, seen), tmp_path / 'd', 100)) == whole
+  assert 1500 <= seen[before] < 2000
+  seen.clear()
+  assert outcome(passes.run(fake_pass(5000, seen), tmp_path / 'd', 100)) == whole and not seen
+
+
+@pytest.mark.parametrize('damage', ['truncated', 'flipped', 'missing', 'foreign', 'unsealed and cut'])
+def test_damaged_or_foreign_pass_is_refused(tmp_path, caplog, damage):
+  job = fake_pass(300, [])
+  whole = outcome(passes.run(job, tmp_path, 64))
+  rows, about = tmp_path / job.key / 'rows.npy', tmp_path / job.key / 'about.json'
+  content = rows.read_bytes()
+  if damage in ('truncated', 'unsealed and cut'):
+    rows.write_bytes(content[:-100])
+  elif damage == 'flipped':
+    rows.write_bytes(content[:-100] + bytes([content[-100] ^ 1]) + content[-99:])
+  elif damage == 'missing':
+    rows.unlink()
+  else:  # the statistics of another data set, copied to where these should be
+    about.write_text(about.read_text().replace('"test"', '"others"'))
+  if damage == 'unsealed and cut':
+    about.unlink()
+  seen = []
+  logging.getLogger('absl').propagate = True
+  with caplog.at_level('WARNING'):
+    assert outcome(passes.run(fake_pass(300, seen), tmp_path, 64)) == whole
+  assert seen and 'set aside' in caplog.text and list(tmp_path.glob(f'{job.key}.damaged-*'))
+
+
+def test_statistics_are_found_by_content_not_by_place(setting, home, tmp_path):
+  """A second copy of the data set elsewhere uses the cache; the same place with other images doesn't."""
+  detector = detectors.load('pixels', setting.source.shape)
+  job = lambda source, **options: samples.reals_pass(source, setting.mesh, detector, np.arange(9), **options).key
+  copy = data.load('digits', str(tmp_path / 'elsewhere'), (16, 16), 1, True)
+  assert copy.place != setting.source.place and job(copy) == job(setting.source)
+  copy.hash = 'of other images'
+  assert len({job(copy), job(setting.source), job(setting.source, training=(0, True)), job(setting.source, training=(1, True)),
+              job(setting.source, training=(0, False))}) == 5
+  other = detector._replace(hash='of other weights')
+  assert samples.reals_pass(setting.source, setting.mesh, other, np.arange(9)).key != job(setting.source)
+
+
+# ---- metrics
+
+def test_metrics_without_networks(setting):
+  names = ['swd_0.2k', 'pixelfd0.2k_full', 'pixelfd0.2k', 'pixelnn0.2k']
+  found = values(names, setting)
+  assert set(found) == {*names[:3], 'pixelnn0.2k_farther', 'pixelnn0.2k_z'}
+  document = json.loads((setting.out / 'pixelfd0.2k_full.json').read_text())
+  low, high = document['intervals_95']['pixelfd0.2k_full']
+  assert low < found['pixelfd0.2k_full'] < high and (document['fakes'], document['reals']) == (200, len(setting.source))
+  assert document['data']['sha256'] == setting.source.hash and document['data']['resize_filter'] == 'lanczos'
+  assert document['checkpoint']['step'] == 3 and document['seed'] == 0 and document['detector']['resize'] == 'box, 1/1'
+  assert found['pixelnn0.2k_farther'] > 0.9  # noise is no copy of a digit
+  assert (setting.out / 'pixelnn0.2k.png').stat().st_size > 1000 and not (setting.out / 'partial').exists()
+  # batches of 7 give the same, and what is there isn't measured again
+  again = values(names[1:2], setting._replace(batch=7, out=setting.out.with_name('seven')))
+  assert again['pixelfd0.2k_full'] == pytest.approx(found['pixelfd0.2k_full'], rel=1e-6)
+  (setting.out / 'swd_0.2k.json').write_text((setting.out / 'swd_0.2k.json').read_text().replace(
+      f'"swd_0.2k": {found["swd_0.2k"]}', '"swd_0.2k": -1.0'))
+  assert values(['swd_0.2k'], setting) == {'swd_0.2k': -1}
+  assert values(['swd_0.2k'], setting._replace(seed=1))['swd_0.2k'] > 0
+
+
+def test_copies_are_seen(setting, home):
+  """A generator of which every image is a real: distance 0, z far below 0; against held-out reals as well."""
+  reals = np.arange(300)
+  detector = detectors.load('pixels', setting.source.shape)
+  room = measure.Room(setting, {'pixels': detector}, [protocols.parse('pixelnn0.3k')])
+  room.fakes = lambda p: room.reals(p, detector, reals)
+  found = measure.nearest_reals(room, protocols.parse('pixelnn0.3k'), detector)
+  assert found.values['pixelnn0.3k_farther'] == 0 and found.values['pixelnn0.3k_z'] < -20
+  assert found.notes['their_reals'] == found.notes['closest_fakes'] and found.notes['held_out'].startswith('each real')
+  room.s = setting._replace(holdout=setting.source)  # "held-out" reals that were trained on: no difference then
+  assert measure.nearest_reals(room, protocols.parse('pixelnn0.3k'), detector).values['pixelnn0.3k_z'] == 0
+
+
+def test_linear_separability_with_classifiers_from_a_folder(setting, tmp_path):
+  from flax import traverse_util
+
+  from sg2jax.models.stylegan2 import Discriminator
+  net = Discriminator((16, 16), 64, 16, architecture='stylegan1', mbstd_group_size=1)
+  for i in range(2):
+    params = net.init(jax.random.key(i), np.zeros((1, 16, 16, 1), np.float32))['params']
+    folder = tmp_path / 'classifiers'
+    folder.mkdir(exist_ok=True)
+    np.savez(folder / f'{i:02}.npz', **{'/'.join(k): x for k, x in traverse_util.flatten_dict(params).items()})
+  found = values(['ls_0.2k'], setting._replace(explicit={'attributes': str(folder)}))
+  assert set(found) == {'ls_0.2k_z', 'ls_0.2k_w'} and all(1 <= v < 4 for v in found.values())  # 2 attributes: at most 2^2
+  np.savez(folder / '02.npz', **{'b16/fromrgb/weight': np.zeros((1, 1, 1, 4))})
+  with pytest.raises(WeightsError, match='02.npz'):
+    detectors.attributes((16, 16, 1), str(folder))
+  with pytest.raises(WeightsError, match='--weights=attributes=FOLDER'):
+    measure.check([protocols.parse('ls')], {})
+
+
+# ---- the tool
+
+def evaluate(home, *flags, **env):
+  """The running process of the tool on the CPU."""
+  env = os.environ | {'JAX_PLATFORMS': 'cpu', 'PYTHONPATH': str(home / 'poison'), 'SG2JAX_CACHE': str(home / 'sg2jax'),
+                      'XLA_FLAGS': xla_flags(), 'JAX_DISABLE_MOST_OPTIMIZATIONS': '1'} | env
+  return subprocess.Popen([sys.executable, '-m', 'sg2jax.tools.evaluate', *flags], cwd=ROOT, env=env, stdout=subprocess.PIPE,
+                          stderr=subprocess.PIPE, text=True)
+
+
+@pytest.mark.parametrize('flags, code, said', [
+    ([], 2, '--checkpoint is missing'), (['--checkpoint=RUN', '--metrics=fid'], 2, "'fid' is unknown"),
+    (['--checkpoint=RUN', '--batch=0'], 2, '--batch=0'), (['--checkpoint=/nowhere', '--metrics=swd'], 6, '/nowhere'),
+    (['--checkpoint=RUN', '--weights=vgg=x'], 2, 'inception, vgg16'), (['--checkpoint=RUN', '--data=/nowhere'], 3, 'nowhere'),
+    (['--checkpoint=RUN', '--metrics=fid50k_full,ppl2_wend'], 7, 'fetch_weights inception lpips_vgg vgg16')])
+def test_bad_input_is_refused_at_once(home, run, flags, code, said):
+  start = time.monotonic()
+  process = evaluate(home, *[flag.replace('RUN', str(run)) for flag in flags], SG2JAX_CACHE=str(home / 'no weights here'))
+  out, err = process.communicate(timeout=60)
+  assert (process.returncode, len(err.splitlines())) == (code, 1) and said in err, err
+  assert time.monotonic() - start < 10 and not (run / 'evaluation').exists()  # under 5 s where nothing else runs
+
+
+def test_killed_evaluation_on_eight_devices_ends_with_the_same_values(home, run, setting, tmp_path):
+  """The tool, killed in the middle, then on 8 devices; against `measure` on one."""
+  alone = values(['pixelfd2k_full', 'pixelnn0.5k'], setting)
+  flags = [f'--checkpoint={run}', '--metrics=pixelfd2k_full,pixelnn0.5k', f'--out={tmp_path / "tool"}']
+  code = ('from sg2jax import tools; from sg2jax.evaluation import passes; from sg2jax.tools import evaluate; '
+          'passes.SAVE_SECONDS = 0; evaluate.define_flags(); tools.run(evaluate.main)')
+  env = os.environ | {'JAX_PLATFORMS': 'cpu', 'SG2JAX_CACHE': str(tmp_path / 'cache'), 'JAX_DISABLE_MOST_OPTIMIZATIONS': '1'}
+  process = subprocess.Popen([sys.executable, '-c', code, *flags, '--batch=2'], cwd=ROOT, env=env, stdout=subprocess.DEVNULL)
+  deadline = time.monotonic() + 120
+  begun = lambda: [p for p in (tmp_path / 'tool' / 'partial').glob('*/state.npz') if np.load(p)['done'] >= 20]
+  while not begun():
+    assert process.poll() is None and time.monotonic() < deadline
+    time.sleep(0.02)
+  process.kill()
+  process.wait()
+  assert not list((tmp_path / 'tool').glob('*.json'))
+  process = evaluate(home, *flags, '--batch=64', SG2JAX_CACHE=str(tmp_path / 'cache'),
+                     XLA_FLAGS=f'--xla_force_host_platform_device_count=8 {xla_flags()}')
+  out, err = process.communicate(timeout=200)
+  assert process.returncode == 0 and 'pixelnn0.5k_z' in out, err
+  found = {}
+  for name in ('pixelfd2k_full', 'pixelnn0.5k'):
+    document = json.loads((tmp_path / 'tool' / f'{name}.json').read_text())
+    assert document['devices'] == 8
+    found |= document['values']
+  assert found == pytest.approx(alone, rel=1e-6)
+
+
+def test_signal_keeps_what_is_done(home, run, tmp_path):
+  process = evaluate(home, f'--checkpoint={run}', '--metrics=pixelfd50k_full', f'--out={tmp_path}', '--batch=8')
+  while not list((tmp_path / 'partial').glob('*')):
+    assert process.poll() is None
+    time.sleep(0.05)
+  process.send_signal(signal.SIGTERM)
+  _, err = process.communicate(timeout=60)
+  assert process.returncode == 75 and 'the same command goes on' in err and len(err.splitlines()) == 1
+  assert list((tmp_path / 'partial').glob('*/state.npz'))
+
+
