@@ -31,6 +31,18 @@ def constrain(mesh):
   return place
 
 
+def jit_each(function, mesh, constants):
+  """jit of `(*constants, batch) -> {name: [N,...]}` where no image needs another: each device does its part for itself.
+
+  constants: so many arguments, replicated; batch: {name: [1,N,...]}, of which `function` gets {name: [n,...]}. The result is
+  replicated.
+  """
+  part = jax.shard_map(lambda *args: function(*args[:-1], {name: x[0] for name, x in args[-1].items()}), mesh=mesh,
+                       in_specs=(*[PartitionSpec()] * constants, PartitionSpec(None, 'data')), out_specs=PartitionSpec('data'),
+                       check_vma=False)
+  return jax.jit(part, out_shardings=replicated(mesh))
+
+
 def jit_step(step, mesh):
   """jit of `(key, state, batch) -> (state, aux)`: state donated and replicated, batch divided."""
   same = replicated(mesh)

@@ -124,7 +124,7 @@ def colour(images):
 
 
 def _inception(params, images):
-  found = inception.Inception().apply({'params': params}, colour(images))
+  found = inception.features(params, colour(images))
   # The score takes the logits without their bias [Salimans et al. 2016; as in NVIDIA's and OpenAI's evaluation].
   return {'pool': found['2048'], 'probs': jax.nn.softmax(found['logits_unbiased'])}
 

@@ -30,14 +30,8 @@ def _share(mesh, first, n, size):
 
 
 def _compiled(mesh, function, *constant):
-  """jit of function(*constant, batch) -> {output: [N,...]}, as (n, batch) -> {output: the first n}.
-
-  batch: {name: [1,N,...]} of the host, which is divided over the devices.
-  """
-  same = sharding.replicated(mesh)
-  step = jax.jit(lambda *args: function(*args[:-1], {name: x[0] for name, x in args[-1].items()}),
-                 in_shardings=(*[same] * len(constant), sharding.batched(mesh)), out_shardings=same)
-  constant = jax.device_put(constant, same)
+  """sharding.jit_each of (*constant, batch) -> {output: [N,...]}, as (n, batch of the host) -> {output: the first n}."""
+  step, constant = sharding.jit_each(function, mesh, len(constant)), jax.device_put(constant, sharding.replicated(mesh))
   return lambda n, batch: {name: x[:n] for name, x in step(*constant, sharding.to_global(mesh, batch)).items()}
 
 

@@ -7,10 +7,19 @@ its sub-cases with the reason. The last line counts cases: a case has passed if 
 import argparse
 import sys
 
-from tests.reference import cases_growing, cases_growing_train, cases_nets, cases_ops, cases_train
+from tests.reference import (
+    cases_detectors,
+    cases_growing,
+    cases_growing_train,
+    cases_metrics,
+    cases_nets,
+    cases_ops,
+    cases_train,
+)
 from tests.reference.check import read_manifest, run_case
 
-CASES = (cases_ops.CASES | cases_nets.CASES | cases_train.CASES | cases_growing.CASES | cases_growing_train.CASES)
+CASES = (cases_ops.CASES | cases_nets.CASES | cases_train.CASES | cases_growing.CASES | cases_growing_train.CASES
+         | cases_metrics.CASES | cases_detectors.CASES)
 
 
 def main(argv=None):

@@ -61,11 +61,15 @@ class Config:
 
 @dataclasses.dataclass
 class Subcase:
-  """One sub-case: config, given arrays (floats in the working precision) and the names of the expected arrays."""
+  """One sub-case: config, given arrays (floats in the working precision) and the names of the expected arrays.
+
+  common: the config of the case, where its sub-cases have their own.
+  """
   id: str
   config: Config
   given: dict
   wanted: list
+  common: dict = dataclasses.field(default_factory=dict)
 
   def under(self, prefix):
     """{rest: array} of the given arrays whose name begins with prefix."""
@@ -184,7 +188,7 @@ def _run(case, sub, names, shared, data, compute, float32, report):
     return data[key].astype(wide) if data[key].dtype.kind == 'f' else data[key]
   given = {name: cast(key) for name, key in [(k, k) for k in shared] + names if info[key]['role'] != 'expected'}
   wanted = {name: key for name, key in names if info[key]['role'] == 'expected'}
-  results = compute(Subcase(sub, config, given, list(wanted)))
+  results = compute(Subcase(sub, config, given, list(wanted), case.get('config') or {}))
   messages = [f'config field {key} is not understood' for key in config.unread()]
   if results and not wanted:
     messages.append('nothing is expected of it')
