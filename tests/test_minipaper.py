@@ -149,6 +149,16 @@ def test_tables_hold_mean_and_spread_of_what_was_asked_for(tmp_path):
   assert Image.open(tmp_path / 'samples.png').width > 900
 
 
+def test_metrics_of_networks_have_columns_once_all_runs_have_them(tmp_path):
+  lab = Lab()
+  of_pixels = lab.measure
+  lab.measure = lambda run: of_pixels(run) | {'fid10k_full': 3.25} | ({'ppl2_4k_wend': 9.0} if run.cell == 'a' else {})
+  lab(tmp_path, ['a', 'e:Gorig-Dorig'], 1)
+  text = (tmp_path / 'table.md').read_text()
+  assert '| PPL_W of pixels | FID | images/s' in text and 'Table 2: SWD; PPL_W of pixels; FID; seeds' in text
+  assert '20.0; 20' not in text and '30.0; 30; 3.2; 1' in text
+
+
 def test_spread_of_one_run_and_of_none():
   assert minipaper.spread([{'x': 2.0}], 'x', 1) == '2.0' and minipaper.spread([], 'x') == '-'
 

@@ -22,7 +22,8 @@ from matplotlib.figure import Figure
 import numpy as np
 from PIL import Image
 
-from sg2jax import build, checkpoint, faults, tools, trained
+from sg2jax import build, checkpoint, data, faults, sharding, tools, trained, weights
+from sg2jax.evaluation import measure, protocols
 from sg2jax.metrics.ppl import ppl
 from sg2jax.report import write_atomic
 from sg2jax.train import Stop
@@ -36,6 +37,7 @@ OWN = {'seed': 'use --seeds', 'total_kimg': 'use --kimg', 'resolution': 'use --r
 # Exit codes that aren't about the cell: the command, the data, the disk, a signal.
 ENDS = {f.code: f for f in (faults.UsageError, faults.DatasetError, faults.WriteError, faults.Preempted, faults.Interrupted)}
 PPL_PAIRS = 4096
+NETWORKS = {'fid10k_full': 'FID', 'ppl2_4k_wend': 'PPL'}  # measured where the weights are, and their columns
 
 
 class Run(NamedTuple):
@@ -152,7 +154,10 @@ def figures(run):
   seconds, rates = np.array([[row['sec_per_tick'], row['img_per_sec']] for row in rows]).T
   environment = json.loads((run.workdir / 'environment.json').read_text())[-1]
   count = lambda name: sum(x.size for x in jax.tree.leaves(state[name]))
-  return {
+  wanted = [p for p in map(protocols.parse, NETWORKS) if all(weights.find(name) for name in p.weights)]
+  source = data.load(config.data.name, config.data.dir, build.resolution(config), config.data.channels, config.data.labels)
+  setting = measure.Setting(net, source, sharding.make_mesh(), run.workdir / 'evaluation' / f'{net.step:08d}')
+  return {k: v for document in measure.measure(wanted, setting) for k, v in document['values'].items()} | {
       'cell': run.cell, 'seed': run.seed, 'kimg': kimg, 'minibatches': net.step,
       'data': config.data.name or config.data.dir, 'swd': float(rows[-1]['swd']), 'swd_start': float(rows[0]['swd']),
       'ppl_w_end_pixel_mse': ppl(net.generator, net.variables, pixel_distance, PPL_PAIRS,
@@ -226,15 +231,20 @@ def tables(cells, settings):
   fields = ''.join(f', {field}={value}' for field, value in settings['set'].items())
   text = [f'{names("data")} at {settings["resolution"]} px, {settings["kimg"]:g} kimg a run{fields}; {names("device")}; '
           'mean [least, greatest] over seeds', '']
-  ladder = [[LADDER[name], seeds(cell), spread(cell['runs'], 'swd', 1), spread(cell['runs'], 'ppl_w_end_pixel_mse'),
-             *(spread(cell['runs'], f'img_per_sec{kind}', 0) for kind in ('', '_full_size')),
-             spread(cell['runs'], 'train_seconds', 0), *(spread(cell['runs'][:1], f'parameters_{n}', 0) for n in 'gd')]
+  columns = {'swd': ('SWD', 1), 'ppl_w_end_pixel_mse': ('PPL_W of pixels', None)}
+  columns |= {name: (title, 1) for name, title in NETWORKS.items() if measured and all(name in run for run in measured)}
+  titles = [title for title, _ in columns.values()]
+  quality = lambda cell: [spread(cell['runs'], name, digits) for name, (_, digits) in columns.items()]
+  ladder = [[LADDER[name], seeds(cell), *quality(cell), spread(cell['runs'], 'img_per_sec', 0),
+             spread(cell['runs'], 'img_per_sec_full_size', 0), spread(cell['runs'], 'train_seconds', 0),
+             *(spread(cell['runs'][:1], f'parameters_{n}', 0) for n in 'gd')]
             for name, cell in cells.items() if name in LADDER]
   if ladder:
-    heading = ['configuration', 'seeds', 'SWD', 'PPL_W of pixels', 'images/s', 'at full size', 'seconds', 'parameters G', 'D']
+    heading = ['configuration', 'seeds', *titles, 'images/s', 'at full size', 'seconds', 'parameters G', 'D']
     text += ['Table 1', '', *markdown([heading, *ladder]), '']
   if any(cell in cells for cell in PAIRS.values() if cell != 'e'):
-    text += ['Table 2: SWD; PPL_W of pixels; seeds', '', *markdown([['', *(f'D {d}' for d in KINDS)], *(
+    pair = lambda cell: '; '.join([*quality(cell), seeds(cell)]) if cell else ''  # empty: it wasn't asked for
+    text += [f'Table 2: {"; ".join(titles)}; seeds', '', *markdown([['', *(f'D {d}' for d in KINDS)], *(
         [f'G {g}', *(pair(cells.get(PAIRS[g, d])) for d in KINDS)] for g in KINDS)]), '']
   return '\n'.join([*text, *NOTES]) + '\n'
 
@@ -242,15 +252,9 @@ def tables(cells, settings):
 NOTES = (
     'SWD: sliced Wasserstein distance x 1000 to the real images, of the moving average of the weights. It is not FID.',
     'PPL_W of pixels: path length in W at the end points, eps 1e-4, with the mean squared difference of pixels for a distance:',
-    'not LPIPS, so not a PPL as published. images/s: in training, without compilation and snapshots; growing cells train',
-    'faster while small. A run that met a non-finite number is counted as failed (exit 4).')
-
-
-def pair(cell):
-  """A place in Table 2; cell: as in table.json, or None if it wasn't asked for."""
-  if not cell:
-    return ''
-  return f'{spread(cell["runs"], "swd", 1)}; {spread(cell["runs"], "ppl_w_end_pixel_mse")}; {seeds(cell)}'
+    'not LPIPS, so not a PPL as published. FID (fid10k_full) and PPL (ppl2_4k_wend) are there if the weights of their networks',
+    'were found (python -m sg2jax.tools.fetch_weights). images/s: in training, without compilation and snapshots; growing',
+    'cells train faster while small. A run that met a non-finite number is counted as failed (exit 4).')
 
 
 def seeds(cell):
