@@ -3,6 +3,7 @@ import json
 import logging
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -309,6 +310,22 @@ def test_killed_evaluation_on_eight_devices_ends_with_the_same_values(home, run,
     assert document['devices'] == 8
     found |= document['values']
   assert found == pytest.approx(alone, rel=1e-6)
+
+
+@pytest.mark.slow
+def test_two_processes_agree_with_one(home, run, setting, tmp_path):
+  alone = values(['pixelfd2k_full', 'pixelnn0.5k', 'pixelfd2k'], setting)
+  with socket.socket() as s:
+    s.bind(('localhost', 0))
+    port = s.getsockname()[1]
+  env = os.environ | {'JAX_PLATFORMS': 'cpu', 'SG2JAX_CACHE': str(tmp_path / 'cache2'), 'JAX_DISABLE_MOST_OPTIMIZATIONS': '1'}
+  both = [subprocess.Popen([sys.executable, '-m', 'tests.two_processes', str(i), str(port), f'--checkpoint={run}',
+                            '--metrics=pixelfd2k_full,pixelnn0.5k,pixelfd2k', f'--out={tmp_path / "tool"}'], cwd=ROOT, env=env)
+          for i in range(2)]
+  assert [process.wait(300) for process in both] == [0, 0]
+  documents = [json.loads(path.read_text()) for path in (tmp_path / 'tool').glob('*.json')]
+  assert {k: v for document in documents for k, v in document['values'].items()} == pytest.approx(alone, rel=1e-6)
+  assert {document['devices'] for document in documents} == {2}
 
 
 def test_signal_keeps_what_is_done(home, run, tmp_path):

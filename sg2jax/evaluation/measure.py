@@ -85,7 +85,7 @@ class Room:
   """The passes of one `measure`, shared between its metrics."""
 
   def __init__(self, setting, loaded, protocols):
-    self.s, self.detectors, self._fakes, self.seconds = setting, loaded, {}, 0
+    self.s, self.detectors, self._fakes = setting, loaded, {}
     self._wanted = {}  # count: detectors that look at so many fakes
     for p in protocols:
       if p.kind in DETECTORS:
@@ -99,12 +99,11 @@ class Room:
     """Yields the result of a protocol, measured or read."""
     detector = self.detectors['lpips' if p.kind == 'ppl' else DETECTORS[p.kind]]
     about, path = self.about(p, detector), self.s.out / f'{p.name}.json'
-    if path.exists():
-      old = json.loads(path.read_text())
-      if all(old.get(k) == v for k, v in about.items()):
+    old, start = json.loads(path.read_text()) if path.exists() else {}, time.monotonic()
+    if passes.agree(all(old.get(k) == v for k, v in about.items())):
+      if jax.process_index() == 0:
         yield old
-        return
-    self.seconds, start = 0, time.monotonic()
+      return
     found = KINDS[p.kind](self, p, detector)
     if jax.process_index():
       return
