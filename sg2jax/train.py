@@ -38,6 +38,8 @@ def train(config, workdir):
   """
   build.check(config)
   measure.check([protocols.parse(name) for name in config.metrics], {})
+  if 'swd' in config.metrics:
+    raise UsageError(f'--config.metrics={config.metrics}: swd is logged at every snapshot, of swd_images images; leave it out')
   workdir = pathlib.Path(workdir)
   values = config.to_dict()
   check_workdir(values, workdir)

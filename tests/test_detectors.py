@@ -10,11 +10,12 @@ import pytest
 
 from sg2jax.models import inception, vgg
 from tests.reference import cases_detectors
-from tests.reference.check import jit
+from tests.reference.check import jit, run_case
 from tests.reference.names import nchw
 
 MANIFEST = json.loads((pathlib.Path(__file__).parent / 'reference' / 'manifest.json').read_text())
-CONFIGS = {case['id']: case['config'] for case in MANIFEST['cases'] if case['id'] in cases_detectors.CASES}
+CASES = {case['id']: case for case in MANIFEST['cases'] if case['id'] in cases_detectors.CASES}
+CONFIGS = {name: case['config'] for name, case in CASES.items()}
 r = np.random.RandomState(0)
 
 
@@ -30,6 +31,21 @@ def shapes(tree):
 
 
 # ---- Inception
+
+def test_float64_is_that_of_torch_fidelity():
+  """The vectors were computed in float32 (see check.compare); these by torch-fidelity 0.4.0, all of it in float64."""
+  case, folder, found = CASES['inception_v3_fid'], pathlib.Path(__file__).parent, {}
+  def compute(sub):
+    results = cases_detectors.inception_v3_fid(sub)
+    found.update({k: np.asarray(v) for k, v in results.items() if k.startswith('feature/')})
+    return results
+  report = run_case(case | {'subcases': {'s0': case['subcases']['s0']}, 'arrays': {
+      k: v for k, v in case['arrays'].items() if not k.startswith('tf1')}}, folder / 'reference', compute)
+  assert report.passed, str(report)
+  with np.load(folder / 'inception_float64.npz') as exact:
+    for name in exact.files:
+      np.testing.assert_allclose(found[f'feature/{name}'][:, ::16], exact[name], rtol=1e-11, atol=1e-13)
+
 
 
 @pytest.fixture(scope='module')

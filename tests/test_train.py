@@ -103,6 +103,8 @@ def test_second_run_in_a_workdir_and_another_configuration_are_refused(home, who
     ({'data.name': '', 'data.dir': '/nowhere'}, 3, 'sg2jax.tools.prepare'),
     ({'device': 'gpu'}, 2, 'jax[cuda'),
     ({'data.channels': 5}, 3, 'data.channels=1'),
+    ({'metrics': "('fid50k_full',)"}, 7, 'fetch_weights inception'),
+    ({'metrics': "('swd',)"}, 2, 'swd is logged'),
 ])
 def test_bad_input_is_one_line_and_creates_nothing(home, tmp_path, fields, code, said):
   _, err = finish(start(home, tmp_path / 'run', **fields), code)

@@ -22,7 +22,7 @@ from typing import NamedTuple
 
 from sg2jax.faults import UsageError
 
-OFFLINE = ('swd', 'pixelfd50k_full')  # what needs no weights, and is measured if nothing else is asked for
+OFFLINE = 'pixelfd50k_full'  # needs no weights; measured besides swd if nothing else is asked for
 MAX_REALS = {'kid': 1_000_000, 'pr': 200_000}  # of the protocols that take all reals
 K = 3  # neighbours of precision and recall
 _N = r'(?P<count>\d+(\.\d+)?)k'

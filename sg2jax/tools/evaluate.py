@@ -3,7 +3,7 @@
 Measures a trained generator (moving average of the weights, no truncation) against a data set, by default that of its run, and
 writes DIR/<metric>.json with the value, its 95 % interval and all that it depends on. What needs a network of others (FID, KID,
 IS, precision and recall, PPL) wants its weights first: python -m sg2jax.tools.fetch_weights says which and where. Without
---metrics: what the run's configuration names, or else swd and pixelfd50k_full, which need no network. All names are in
+--metrics: swd and what the run's configuration names, or else pixelfd50k_full; these two need no network. All names are in
 sg2jax/evaluation/protocols.py. Stop it any way you like: the same command goes on where it was.
 """
 import pathlib
@@ -41,7 +41,7 @@ def main(_):
   check(wanted, explicit)
   net = trained.load(asked.checkpoint)
   if not wanted:
-    wanted = [protocols.parse(name) for name in net.config.get('metrics') or protocols.OFFLINE]
+    wanted = [protocols.parse(name) for name in ('swd', *(net.config.get('metrics') or [protocols.OFFLINE]))]
     check(wanted, explicit)
   source = load(net, asked.data)
   setting = Setting(net, source, sharding.make_mesh(), out_of(net, asked.out), asked.seed, asked.batch,
