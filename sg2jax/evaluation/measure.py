@@ -190,8 +190,11 @@ def kernel(room, p, detector):
   x, y, inverse = reals.rows('pool'), fakes.rows('pool'), inverse.reshape(of_reals.shape)
   each = [scores.mmd(x[i], y[j]) for i, j in zip(inverse, of_fakes)]
   value = float(np.mean(each))
-  interval = shifted(value, scores.bootstrap_mean(each, room.s.seed))
-  return Found({p.name: value}, {p.name: interval}, 'the draw of subsets', p.count, len(drawn),
+  if of_reals.shape[1] == p.count == len(population):
+    intervals, covers = {}, 'nothing: every subset is the whole set'
+  else:
+    intervals, covers = {p.name: shifted(value, scores.bootstrap_mean(each, room.s.seed))}, 'the draw of subsets'
+  return Found({p.name: value}, intervals, covers, p.count, len(drawn),
                notes={'subsets': len(each), 'subset_size': of_reals.shape[1]})
 
 

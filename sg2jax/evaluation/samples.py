@@ -17,14 +17,15 @@ from sg2jax.models.stylegan2 import Generator
 from sg2jax.trained import Trained, to_uint8
 
 BLOCK = 256  # latents that are drawn at once
+PAIRS = 4  # path lengths that are computed at once, whatever the batch: they feel the last bits of float32
 
 
-def _share(mesh, first, n, size):
-  """Numbers of n images, repeated up to `size` or what the devices divide, and of these the ones of this process.
+def _share(mesh, first, n, size, group=1):
+  """Numbers of n images, repeated up to `size` or whole groups on every device, and of these the ones of this process.
 
   So the last batch is as large as the others, and is not compiled for itself.
   """
-  size = -(-size // mesh.size) * mesh.size
+  size = -(-size // (group * mesh.size)) * group * mesh.size
   numbers = first + np.arange(size) % n
   return np.array_split(numbers, jax.process_count())[jax.process_index()]
 
@@ -118,12 +119,15 @@ def ppl_pass(trained: Trained, source, mesh, distance, protocol, seed):
   generator: Generator = networks(config, config.c_dim)[0]
 
   def measure(variables, params, batch):
+    def group(part):
+      t = part['t'] if protocol.sampling == 'full' else jnp.zeros_like(part['t'])
+      return ppl.distances(generator, partial(distance.apply, params), protocol.space, variables, part['z'], part['z1'], t,
+                           part['label'], _keys(seed, part['number']), protocol.crop)
     with jax.default_matmul_precision('highest'):
-      t = batch['t'] if protocol.sampling == 'full' else jnp.zeros_like(batch['t'])
-      return {'ppl': ppl.distances(generator, partial(distance.apply, params), protocol.space, variables, batch['z'],
-                                   batch['z1'], t, batch['label'], _keys(seed, batch['number']), protocol.crop)}
+      groups = {name: x.reshape(-1, PAIRS, *x.shape[1:]) for name, x in batch.items()}
+      return {'ppl': jax.lax.map(group, groups).ravel()}
   look = _compiled(mesh, measure, trained.variables, distance.params)
-  compute = lambda first, n, size: look(n, latents(trained, source, seed, _share(mesh, first, n, size), kind=1))
+  compute = lambda first, n, size: look(n, latents(trained, source, seed, _share(mesh, first, n, size, PAIRS), kind=1))
   about = _fakes(trained, source, protocol.count, seed) | {'ppl': list(protocol[4:]), 'distance': distance.hash}
   return Pass(about, protocol.count, compute)
 
