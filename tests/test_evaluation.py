@@ -10,12 +10,14 @@ import time
 
 import jax
 import numpy as np
+from PIL import Image
 import pytest
 
 from sg2jax import build, checkpoint, data, sharding, trained
 from sg2jax import state as state_lib
 from sg2jax.evaluation import detectors, measure, passes, protocols, samples
 from sg2jax.faults import UsageError, WeightsError
+from tests.reference.check import read_manifest
 from tests.runs import ROOT, TINY, xla_flags
 
 
@@ -326,6 +328,52 @@ def test_two_processes_agree_with_one(home, run, setting, tmp_path):
   documents = [json.loads(path.read_text()) for path in (tmp_path / 'tool').glob('*.json')]
   assert {k: v for document in documents for k, v in document['values'].items()} == pytest.approx(alone, rel=1e-6)
   assert {document['devices'] for document in documents} == {2}
+
+
+@pytest.fixture(scope='module')
+def networks(tmp_path_factory):
+  """Flags for the weights of all networks, drawn at random: Inception and VGG16 by the rules of the vectors."""
+  from tests.reference import cases_detectors
+  folder, r, inputs = tmp_path_factory.mktemp('weights'), np.random.default_rng(0), 7 * 7 * 512
+  cases = {case['id']: case for case in read_manifest(ROOT / 'tests' / 'reference')}
+  inception, lpips = (cases[name]['config'] for name in ('inception_v3_fid', 'lpips'))
+  heads = {f'lin{i}.model.1.weight': r.random((1, w, 1, 1), np.float32) for i, w in enumerate((64, 128, 256, 512, 512))}
+  arrays = {'inception': cases_detectors.inception_arrays(inception['weight_rule'], inception['state_dict']),
+            'vgg16': cases_detectors.vgg_arrays(lpips['vgg_weight_rule'], lpips['tapped_layers']), 'lpips_vgg': heads}
+  for place, width in ((0, 4096), (3, 4096), (6, 1000)):
+    weight = r.standard_normal((width, inputs), np.float32) / np.float32(inputs) ** 0.5
+    arrays['vgg16'] |= {f'classifier.{place}.weight': weight, f'classifier.{place}.bias': np.zeros(width, np.float32)}
+    inputs = width
+  for name in arrays:
+    np.savez(folder / f'{name}.npz', **arrays[name])
+  return [f'--weights={name}={folder / name}.npz' for name in arrays]
+
+
+@pytest.mark.slow
+def test_metrics_of_networks_whatever_the_batch_and_the_devices(home, run, networks, tmp_path):
+  """All of them, with networks that were drawn at random, on 60 digits: batches of 32, of 7, and 8 devices."""
+  source = data.load('digits', str(home / 'data'), (16, 16), 1, True)
+  for i in range(60):
+    folder = tmp_path / 'pictures' / str(source[i]['label'].argmax())
+    folder.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(source[i]['image'][..., 0]).save(folder / f'{i}.png')
+  subprocess.run([sys.executable, '-m', 'sg2jax.tools.prepare', f'--source={tmp_path / "pictures"}', '--labels=folder',
+                  '--resolution=16', f'--dest={tmp_path / "set"}', '--channels=1'], cwd=ROOT, check=True, capture_output=True)
+  names, found = ['fid0.06k_full', 'fid0.06k', 'kid0.05k_full', 'is0.06k', 'pr0.06k3_full', 'nn0.06k'], []
+  names += ['ppl2_0.016k_wend', 'ppl_0.016k_zfull']
+  for batch, devices in ((32, 1), (7, 1), (64, 8)):
+    out = tmp_path / f'{batch} on {devices}'
+    process = evaluate(home, f'--checkpoint={run}', f'--data={tmp_path / "set"}', f'--metrics={",".join(names)}',
+                       f'--batch={batch}', *networks, f'--out={out}', SG2JAX_CACHE=str(out / 'cache'),
+                       JAX_DISABLE_MOST_OPTIMIZATIONS='0',
+                       XLA_FLAGS=f'--xla_force_host_platform_device_count={devices}')
+    text, err = process.communicate()
+    assert process.returncode == 0, err
+    documents = [json.loads((out / f'{name}.json').read_text()) for name in names]
+    assert not any(document['detector']['standard'] for document in documents) and 'not the standard weights' in text
+    found.append({k: v for document in documents for k, v in document['values'].items() if k != 'is0.06k_std'})
+  assert len(found[0]) == 10 and 0 < found[0]['pr0.06k3_full_precision'] <= 1 and found[0]['is0.06k_mean'] >= 1
+  assert found[1] == pytest.approx(found[0], rel=1e-6) and found[2] == pytest.approx(found[0], rel=1e-6)
 
 
 def test_signal_keeps_what_is_done(home, run, tmp_path):

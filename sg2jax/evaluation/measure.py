@@ -311,7 +311,8 @@ def table(document):
   for name, value in document['values'].items():
     low_high = document['intervals_95'].get(name)
     text = f'  [{low_high[0]:.4g}, {low_high[1]:.4g}]' if low_high else ''
-    lines.append(f'{name:<26}{value:>12.5g}{text}')
+    unknown = '' if document['detector']['standard'] else '  (not the standard weights)'
+    lines.append(f'{name:<26}{value:>12.5g}{text}{unknown}')
   return lines
 
 
