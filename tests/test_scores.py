@@ -188,10 +188,7 @@ def test_kid_by_hand_and_its_subsets():
 # ---- inception score
 
 def test_inception_score_of_uniform_and_of_one_hot_classes():
-  def score(probs, splits=4):
-    entropy = scores.SplitEntropy(len(probs), splits)
-    entropy.add(0, probs)
-    return entropy.scores()
+  score = lambda probs, splits=4: scores.inception_scores(probs, splits)
   np.testing.assert_allclose(score(np.full((40, 8), 1 / 8)), np.ones(4), rtol=1e-14)
   np.testing.assert_allclose(score(np.eye(8)[np.arange(64) % 8]), np.full(4, 8), rtol=1e-14)
   np.testing.assert_allclose(score(np.eye(8)[np.arange(64) // 16]), np.ones(4), rtol=1e-14)  # each split one class
@@ -204,37 +201,12 @@ def test_inception_score_of_splits_that_are_not_equal():
   for i in range(4):
     part = probs[i * 53 // 4:(i + 1) * 53 // 4]
     expected.append(np.exp((part * np.log(part / part.mean(0))).sum(1).mean()))
-  entropy = scores.SplitEntropy(53, 4)
-  for i in range(0, 53, 7):
-    entropy.add(i, probs[i:i + 7])
-  np.testing.assert_allclose(entropy.scores(), expected, rtol=1e-13)
-
-
-def test_inception_score_has_the_same_bits_for_any_batch_and_after_a_restart():
-  probs = key().dirichlet(np.full(10, 0.2), 200).astype(np.float32)
-  found = set()
-  for batch, stop in (200, 0), (7, 0), (64, 64), (7, 105), (1, 3):
-    entropy = scores.SplitEntropy(200, 3)
-    for i in range(0, 200, batch):
-      if i == stop:
-        state = entropy.state()
-        if i:
-          entropy.add(0, probs[:9])  # what happens to the one that was saved
-        entropy = scores.SplitEntropy.restore(state)
-      entropy.add(i, probs[i:i + batch])
-    found.add(entropy.scores().tobytes())
-  assert len(found) == 1
-
-
-def test_inception_score_wants_each_image_once():
-  entropy = scores.SplitEntropy(10, 2)
-  entropy.add(0, np.full((9, 2), 0.5))
-  with pytest.raises(ValueError, match='10 images, 9 were added'):
-    entropy.scores()
-  with pytest.raises(ValueError, match='among 10'):
-    entropy.add(9, np.full((2, 2), 0.5))
-  with pytest.raises(ValueError, match='1 to 10'):
-    scores.SplitEntropy(10, 11)
+  np.testing.assert_allclose(scores.inception_scores(probs, 4), expected, rtol=1e-13)
+  many = key().dirichlet(np.full(6, 0.3), 3000)  # more than a chunk in a split
+  whole = np.exp((many * np.log(many / many.mean(0))).sum(1).mean())
+  np.testing.assert_allclose(scores.inception_scores(many, 1), [whole], rtol=1e-13)
+  with pytest.raises(ValueError, match='1 to 53'):
+    scores.inception_scores(probs, 54)
 
 
 # ---- neighbours

@@ -203,13 +203,10 @@ def inception_score(room, p, _):
   fakes = room.fakes(p)
   if fakes is None:
     return None
-  probs, entropy = fakes.rows('probs'), scores.SplitEntropy(p.count, SPLITS)
-  for i in range(0, p.count, scores.CHUNK):
-    entropy.add(i, probs[i:i + scores.CHUNK])
-  each = entropy.scores()
+  each = scores.inception_scores(fakes.rows('probs'), min(SPLITS, p.count))
   mean = f'{p.name}_mean'
   return Found({mean: float(each.mean()), f'{p.name}_std': float(each.std())},
-               {mean: shifted(each.mean(), scores.bootstrap_mean(each, room.s.seed))}, f'the {SPLITS} splits', p.count, 0)
+               {mean: shifted(each.mean(), scores.bootstrap_mean(each, room.s.seed))}, f'the {len(each)} splits', p.count, 0)
 
 
 def precision_recall(room, p, detector):

@@ -1,7 +1,7 @@
 """From features to numbers: FID, KID, inception score, and how far a mean may be off. NumPy float64 on the host.
 
-What is streamed gives the same bits however its rows were cut into batches, and goes on exactly from its `state()`.
-Features may be np.memmap: they are read CHUNK rows at a time.
+Moments give the same bits however their rows were cut into batches, and go on exactly from their `state()`. Features may be
+np.memmap: they are read CHUNK rows at a time.
 """
 import numpy as np
 from scipy.special import xlogy
@@ -162,45 +162,18 @@ def mmd(x, y):
 
 # ---- inception score
 
-class SplitEntropy:
-  """Inception scores of contiguous splits of `total` images [Salimans et al. 2016, arXiv 1606.03498, 4].
+def inception_scores(probs, splits=10):
+  """exp(E KL(p(y|x) || p(y))) of each of `splits` contiguous parts [Salimans et al. 2016, arXiv 1606.03498, 4]: float64 [splits].
 
-  Split i begins at image i * total // splits. Rows are added one after the other.
+  probs: [N,K]; part i begins at image i * N // splits. Raises: ValueError unless 1 <= splits <= N.
   """
-
-  def __init__(self, total, splits=10):
-    if not 1 <= splits <= total:
-      raise ValueError(f'{total} images cannot be divided into {splits} splits; ask for 1 to {total}')
-    self._first = np.arange(splits + 1) * total // splits
-    self._count, self._entropy, self._sum = np.zeros(splits, int), np.zeros(splits), 0
-
-  def add(self, first_index, probs):
-    """Takes probabilities [n,K] of the images from `first_index` on. Raises: ValueError for images beyond the last."""
-    if first_index < 0 or first_index + len(probs) > self._first[-1]:
-      raise ValueError(f'images {first_index} to {first_index + len(probs)} are not all among {self._first[-1]}')
-    if np.ndim(self._sum) == 0:
-      self._sum = np.zeros((len(self._count), probs.shape[1]))
-    for i, p in enumerate(np.asarray(probs, np.float64), first_index):
-      split = np.searchsorted(self._first, i, side='right') - 1
-      self._count[split] += 1
-      self._entropy[split] -= xlogy(p, p).sum()
-      self._sum[split] += p
-
-  def scores(self):
-    """exp(E KL(p(y|x) || p(y))) = exp(H(y) - H(y|x)) of each split [splits]. Raises: ValueError while images are missing."""
-    if np.any(self._count != np.diff(self._first)):
-      raise ValueError(f'the score needs {self._first[-1]} images, {self._count.sum()} were added')
-    mean = self._sum / self._count[:, None]
-    return np.exp(-xlogy(mean, mean).sum(1) - self._entropy / self._count)
-
-  def state(self):
-    """{name: array}: all there is to `restore`."""
-    return {'first': self._first, 'count': self._count.copy(), 'entropy': self._entropy.copy(), 'sum': np.array(self._sum)}
-
-  @classmethod
-  def restore(cls, state):
-    """The SplitEntropy whose `state()` this was."""
-    entropy = cls(int(state['first'][-1]), len(state['count']))
-    entropy._count, entropy._entropy = np.array(state['count']), np.array(state['entropy'])
-    entropy._sum = np.array(state['sum'])
-    return entropy
+  if not 1 <= splits <= len(probs):
+    raise ValueError(f'{len(probs)} images cannot be divided into {splits} splits; ask for 1 to {len(probs)}')
+  ends, found = np.arange(splits + 1) * len(probs) // splits, []
+  for first, end in zip(ends, ends[1:]):
+    entropy, mean = 0, 0
+    for i in range(first, end, CHUNK):
+      p = np.asarray(probs[i:min(i + CHUNK, end)], np.float64)
+      entropy, mean = entropy - xlogy(p, p).sum() / (end - first), mean + p.sum(0) / (end - first)
+    found.append(np.exp(-xlogy(mean, mean).sum() - entropy))
+  return np.array(found)

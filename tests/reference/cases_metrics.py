@@ -39,11 +39,7 @@ def _kid(config, given):
 
 
 def _inception_score(config, given):
-  probs = given['probs'][:config['num_gen']]
-  entropy = scores.SplitEntropy(len(probs), config['num_splits'])
-  for i in range(0, len(probs), BATCH):
-    entropy.add(i, probs[i:i + BATCH])
-  found = entropy.scores()
+  found = scores.inception_scores(given['probs'][:config['num_gen']], config['num_splits'])
   return {'mean': found.mean(), 'std': found.std()}
 
 
