@@ -163,7 +163,7 @@ def mmd(x, y):
 # ---- inception score
 
 def inception_scores(probs, splits=10):
-  """exp(E KL(p(y|x) || p(y))) of each of `splits` contiguous parts [Salimans et al. 2016, arXiv 1606.03498, 4]: float64 [splits].
+  """exp(E KL(p(y|x) || p(y))) of contiguous parts [Salimans et al. 2016, arXiv 1606.03498, 4]: float64 [splits].
 
   probs: [N,K]; part i begins at image i * N // splits. Raises: ValueError unless 1 <= splits <= N.
   """
