@@ -1,5 +1,6 @@
 """What looks at images in a metric: networks with weights of others, or the pixels themselves."""
 from collections.abc import Callable
+import functools
 import hashlib
 import pathlib
 from typing import Any, NamedTuple
@@ -46,9 +47,8 @@ def load(name, shape, explicit=''):
     convert, apply, resize = {'inception': (inception.params, _inception, 'bilinear to 299x299 as TensorFlow 1'),
                               'vgg16': (vgg.fc_params, _vgg16, 'bilinear to 224x224')}[name]
     return Detector(name, identity.sha256, identity.known, resize, _params(convert, arrays), apply)
-  side, apply = (PIXELS, _pixels) if name == 'pixels' else (SWD_SIDE, _small)
-  factor = -(-max(shape[:2]) // side)
-  return Detector(name, '', True, f'box, 1/{factor}', {}, lambda _, images: apply(images, factor))
+  factor = -(-max(shape[:2]) // (PIXELS if name == 'pixels' else SWD_SIDE))
+  return Detector(name, '', True, f'box, 1/{factor}', {}, _shrinking(name, factor))
 
 
 def lpips(shape, explicit):
@@ -56,8 +56,7 @@ def lpips(shape, explicit):
   check_colour('lpips', shape)
   (trunk, first), (heads, second) = (weights.load(name, explicit.get(name, '')) for name in ('vgg16', 'lpips_vgg'))
   return Detector('lpips', hashlib.sha256(f'{first.sha256} {second.sha256}'.encode()).hexdigest(), first.known and second.known,
-                  'box to 256 px or a little more', _params(vgg.lpips_params, trunk, heads),
-                  lambda params, x, y: vgg.lpips(params, colour(x), colour(y)))
+                  'box to 256 px or a little more', _params(vgg.lpips_params, trunk, heads), _lpips)
 
 
 def attributes(shape, folder):
@@ -129,6 +128,10 @@ def _inception(params, images):
   return {'pool': found['2048'], 'probs': jax.nn.softmax(found['logits_unbiased'])}
 
 
+def _lpips(params, x, y):
+  return vgg.lpips(params, colour(x), colour(y))
+
+
 def _vgg16(params, images):
   return {'fc': vgg.fc_features(params, colour(images))}
 
@@ -141,9 +144,9 @@ def shrink(images, factor):
   return jnp.rint(boxes.sum((2, 4)) / factor ** 2).astype(jnp.uint8)
 
 
-def _small(images, factor):
-  return {'small': shrink(images, factor)}
-
-
-def _pixels(images, factor):
-  return {'pixels': shrink(images, factor).reshape(len(images), -1).astype(jnp.float32) / 255}
+@functools.lru_cache
+def _shrinking(name, factor):
+  """The apply of 'small' and of 'pixels'; always the same one, so that what has it is compiled once."""
+  if name == 'small':
+    return lambda _, images: {name: shrink(images, factor)}
+  return lambda _, images: {name: shrink(images, factor).reshape(len(images), -1).astype(jnp.float32) / 255}

@@ -121,7 +121,8 @@ class Room:
     s = self.s
     describe = lambda source: {'name': source.name, 'sha256': source.hash, 'images': len(source), 'shape': list(source.shape),
                                'resize_filter': source.resize_filter}
-    return {'data': describe(s.source) | {'mirrored': mirrored(s, p)}, 'holdout': s.holdout and describe(s.holdout),
+    return {'format': passes.FORMAT, 'data': describe(s.source) | {'mirrored': mirrored(s, p)},
+            'holdout': s.holdout and describe(s.holdout),
             'detector': {'name': detector.name, 'sha256': detector.hash, 'standard': detector.known, 'resize': detector.resize},
             'checkpoint': {'run': str(s.trained.workdir), 'step': s.trained.step, 'nimg': s.trained.nimg,
                            'sha256': s.trained.hash(), 'weights': 'moving average', **s.trained.growing}, 'seed': s.seed}

@@ -1,5 +1,6 @@
 """Which images a metric sees: reals by their place in the data set, fakes by their number, the same whatever the batch."""
 from concurrent import futures
+import functools
 from functools import partial
 import hashlib
 import os
@@ -13,7 +14,6 @@ from sg2jax.build import networks
 from sg2jax.evaluation.passes import Pass
 from sg2jax.metrics import ppl
 from sg2jax.models.layers import draw_noise
-from sg2jax.models.stylegan2 import Generator
 from sg2jax.trained import Trained, to_uint8
 
 BLOCK = 256  # latents that are drawn at once
@@ -30,11 +30,13 @@ def _share(mesh, first, n, size, group=1):
   return np.array_split(numbers, jax.process_count())[jax.process_index()]
 
 
-def _compiled(mesh, function, *constant):
-  """sharding.jit_each of (*constant, batch) -> {output: [N,...]}, as (n, batch of the host) -> {output: the first n}."""
-  step, constant = sharding.jit_each(function, mesh, len(constant)), jax.device_put(constant, sharding.replicated(mesh))
+def _look(mesh, step, *constant):
+  """(n, batch of the host) -> {output: [n,...]}, by a step of `sharding.jit_each` that takes (*constant, batch)."""
+  constant = jax.device_put(constant, sharding.replicated(mesh))
   return lambda n, batch: {name: x[:n] for name, x in step(*constant, sharding.to_global(mesh, batch)).items()}
 
+
+# The steps are compiled once for equal arguments: training measures again and again.
 
 # ---- reals
 
@@ -45,6 +47,11 @@ def order(source, count, seed):
   return np.sort(np.random.default_rng([seed, 2]).permutation(len(source))[:count])
 
 
+@functools.lru_cache
+def _reals_step(mesh, apply):
+  return sharding.jit_each(lambda params, batch: apply(params, batch['image']), mesh, 1)
+
+
 def reals_pass(source, mesh, detector, places, moments=(), training=None):
   """The Pass of a detector over reals at `places`: in the data set, or in the order of training=(seed, mirror)."""
   samples = data.stream(source, seed=training[0], mirror=training[1]) if training else source
@@ -52,7 +59,7 @@ def reals_pass(source, mesh, detector, places, moments=(), training=None):
   about = {'images': 'reals', 'data': source.hash, 'shape': list(source.shape), 'count': len(places), 'places': digest,
            'training': training and {'seed': training[0], 'mirror': training[1]}, 'detector': [detector.name, detector.hash],
            'resize': detector.resize, 'moments': list(moments)}
-  look = _compiled(mesh, lambda params, batch: detector.apply(params, batch['image']), detector.params)
+  look = _look(mesh, _reals_step(mesh, detector.apply), detector.params)
   pool = futures.ThreadPoolExecutor(min(16, os.cpu_count() or 1))
 
   def compute(first, n, size):
@@ -80,25 +87,29 @@ def latents(trained, source, seed, numbers, kind=0):
   return {'z': z, 'z1': z1, 't': t, 'label': label, 'number': numbers[None].astype(np.int32)}
 
 
-def _generator(trained, seed):
-  """(variables, batch of `latents`) -> uint8 [N,H,W,C]: no truncation, noise of its own for each image."""
-  def make(variables, batch):
+@functools.lru_cache
+def _fakes_step(mesh, generator, growing, seed, looks):
+  """looks: (name, apply) of detectors; none: the images themselves."""
+  def step(variables, params, batch):
     noise = draw_noise(variables['noise'], _keys(seed, batch['number']))
-    return to_uint8(trained.generator.apply({'params': variables['params'], 'noise': noise}, batch['z'], batch['label'],
-                                            noise_mode='const', **trained.growing))
-  return make
+    found, images = {}, to_uint8(generator.apply({'params': variables['params'], 'noise': noise}, batch['z'], batch['label'],
+                                                 noise_mode='const', **dict(growing)))
+    if 'attributes' in dict(looks):
+      found = {'z': batch['z'], 'w': generator.apply(variables, batch['z'], batch['label'], method='map')}
+    for name, apply in looks:
+      found |= apply(params[name], images)
+    return found if looks else {'image': images}
+  return sharding.jit_each(step, mesh, 2)
+
+
+def _fakes_look(trained, mesh, seed, detectors):
+  step = _fakes_step(mesh, trained.generator, tuple(trained.growing.items()), seed, tuple((d.name, d.apply) for d in detectors))
+  return _look(mesh, step, trained.variables, {d.name: d.params for d in detectors})
 
 
 def fakes_pass(trained: Trained, source, mesh, detectors, count, seed):
-  """The Pass of detectors over `count` fakes; with 'attributes' it keeps z and w, too."""
-  make, names = _generator(trained, seed), {d.name for d in detectors}
-
-  def look(variables, params, batch):
-    images, points = make(variables, batch), {}
-    if 'attributes' in names:
-      points = {'z': batch['z'], 'w': trained.generator.apply(variables, batch['z'], batch['label'], method='map')}
-    return points | {k: x for d in detectors for k, x in d.apply(params[d.name], images).items()}
-  look = _compiled(mesh, look, trained.variables, {d.name: d.params for d in detectors})
+  """The Pass of detectors over `count` fakes: no truncation, noise of its own for each; with 'attributes' z and w are kept."""
+  look = _fakes_look(trained, mesh, seed, detectors)
   compute = lambda first, n, size: look(n, latents(trained, source, seed, _share(mesh, first, n, size)))
   about = _fakes(trained, source, count, seed) | {'detectors': sorted([d.name, d.hash, d.resize] for d in detectors)}
   return Pass(about, count, compute)
@@ -106,27 +117,30 @@ def fakes_pass(trained: Trained, source, mesh, detectors, count, seed):
 
 def fake_images(trained: Trained, source, mesh, seed, numbers):
   """The fakes with these numbers, uint8 [N,H,W,C]."""
-  make = _generator(trained, seed)
-  show = _compiled(mesh, lambda variables, batch: {'image': make(variables, batch)}, trained.variables)
   picked = [numbers[i] for i in _share(mesh, 0, len(numbers), len(numbers))]
-  return np.asarray(show(len(numbers), latents(trained, source, seed, np.array(picked)))['image'])
+  drawn = latents(trained, source, seed, np.array(picked))
+  return np.asarray(_fakes_look(trained, mesh, seed, ())(len(numbers), drawn)['image'])
+
+
+@functools.lru_cache
+def _ppl_step(mesh, generator, distance, protocol, seed):
+  def step(variables, params, batch):
+    def group(part):
+      t = part['t'] if protocol.sampling == 'full' else jnp.zeros_like(part['t'])
+      return ppl.distances(generator, partial(distance, params), protocol.space, variables, part['z'], part['z1'], t,
+                           part['label'], _keys(seed, part['number']), protocol.crop)
+    with jax.default_matmul_precision('highest'):
+      groups = {name: x.reshape(-1, PAIRS, *x.shape[1:]) for name, x in batch.items()}
+      return {'ppl': jax.lax.map(group, groups).ravel()}
+  return sharding.jit_each(step, mesh, 2)
 
 
 def ppl_pass(trained: Trained, source, mesh, distance, protocol, seed):
   """The Pass of perceptual path lengths [pairs]; distance: of `detectors.lpips`."""
   config = trained.config.copy_and_resolve_references()
   config.g.num_bf16_res = 0  # a step of 1e-4 is lost in bfloat16
-  generator: Generator = networks(config, config.c_dim)[0]
-
-  def measure(variables, params, batch):
-    def group(part):
-      t = part['t'] if protocol.sampling == 'full' else jnp.zeros_like(part['t'])
-      return ppl.distances(generator, partial(distance.apply, params), protocol.space, variables, part['z'], part['z1'], t,
-                           part['label'], _keys(seed, part['number']), protocol.crop)
-    with jax.default_matmul_precision('highest'):
-      groups = {name: x.reshape(-1, PAIRS, *x.shape[1:]) for name, x in batch.items()}
-      return {'ppl': jax.lax.map(group, groups).ravel()}
-  look = _compiled(mesh, measure, trained.variables, distance.params)
+  step = _ppl_step(mesh, networks(config, config.c_dim)[0], distance.apply, protocol, seed)
+  look = _look(mesh, step, trained.variables, distance.params)
   compute = lambda first, n, size: look(n, latents(trained, source, seed, _share(mesh, first, n, size, PAIRS), kind=1))
   about = _fakes(trained, source, protocol.count, seed) | {'ppl': list(protocol[4:]), 'distance': distance.hash}
   return Pass(about, protocol.count, compute)

@@ -27,7 +27,7 @@ def define_flags():
   flags.DEFINE_multi_string('weights', [], 'NAME=PATH of weights elsewhere, or others than the standard ones: inception=FILE.')
   flags.DEFINE_string('out', '', 'Folder of results; default: evaluation/<step> in the workdir.')
   flags.DEFINE_integer('seed', 0, 'Of latents, labels, noise and subsets.')
-  flags.DEFINE_integer('batch', 32, 'Images at once, over all devices. Results do not depend on it.')
+  flags.DEFINE_integer('batch', 0, 'Images at once, over all devices; 0: 32 for each. Results do not depend on it.')
 
 
 def main(_):
@@ -36,15 +36,16 @@ def main(_):
   wanted, explicit = [protocols.parse(name) for name in dict.fromkeys(asked.metrics)], parse_weights(asked.weights)
   if not asked.checkpoint:
     raise UsageError('--checkpoint is missing; name a workdir, as in --checkpoint=runs/quickstart')
-  if asked.batch < 1 or not 0 <= asked.seed < 2 ** 32:
-    raise UsageError(f'--batch={asked.batch} must be 1 or more, and --seed={asked.seed} at least 0 and less than 2^32')
+  if asked.batch < 0 or not 0 <= asked.seed < 2 ** 32:
+    raise UsageError(f'--batch={asked.batch} must be 0 or more, and --seed={asked.seed} at least 0 and less than 2^32')
   check(wanted, explicit)
   net = trained.load(asked.checkpoint)
   if not wanted:
     wanted = [protocols.parse(name) for name in ('swd', *(net.config.get('metrics') or [protocols.OFFLINE]))]
     check(wanted, explicit)
   source = load(net, asked.data)
-  setting = Setting(net, source, sharding.make_mesh(), out_of(net, asked.out), asked.seed, asked.batch,
+  mesh = sharding.make_mesh()
+  setting = Setting(net, source, mesh, out_of(net, asked.out), asked.seed, asked.batch or 32 * mesh.size,
                     load(net, asked.holdout) if asked.holdout else None, explicit)
   print(f'{net.title}, against {len(source)} images of {source.name}', flush=True)
   with Stop() as stop:

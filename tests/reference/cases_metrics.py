@@ -10,8 +10,6 @@ from tests.reference.cases_nets import _labels, read_generator
 from tests.reference.check import jit
 from tests.reference.names import load
 
-BATCH = 7  # divides nothing
-
 
 def _frechet(config, given):
   config.expect('dim', len(given['mu_real']))
