@@ -151,8 +151,7 @@ class Snapshot:
   """Grid of fixed latents and SWD of the EMA generator against reals that don't change; all from the seed."""
 
   def __init__(self, workdir, config, source, mesh, log, stop):
-    self.workdir, self.config, self.source = workdir, config.copy_and_resolve_references(), source
-    self.config.c_dim = source.c_dim
+    self.workdir, self.config, self.source = workdir, config.to_dict() | {'c_dim': source.c_dim}, source
     self.log, self.seed, self.stop, self.mesh = log, config.seed, stop, mesh
     self.batch = max(mesh.size, 32 // mesh.size * mesh.size)
     self.factor = -(-max(source.shape[:2]) // SWD_SIDE)
@@ -210,7 +209,7 @@ class Snapshot:
     """config.metrics of this state, also as files in <workdir>/evaluation/<step>: {name: value}; fewer after a signal."""
     values, out = {}, self.workdir / 'evaluation' / f'{int(state.step):08d}'
     net = of_state(self.workdir, self.config, state)
-    wanted = [protocols.parse(name) for name in self.config.metrics]
+    wanted = [protocols.parse(name) for name in self.config['metrics']]
     try:
       for document in measure.measure(wanted, measure.Setting(net, self.source, self.mesh, out, self.seed, self.batch,
                                                               stop=self.stop)):

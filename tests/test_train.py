@@ -75,6 +75,17 @@ def test_signal_saves_the_last_step_and_the_run_goes_on(home, whole, tmp_path, n
   assert state(content(tmp_path)) == state(content(whole[0]))
 
 
+def test_signal_while_measuring_saves(home, tmp_path):
+  process = start(home, tmp_path, metrics="('pixelfd50k_full',)", metrics_kimg=0.064)
+  while not list(tmp_path.glob('evaluation/*/partial/*')):
+    assert process.poll() is None
+    time.sleep(0.05)
+  process.send_signal(signal.SIGTERM)
+  out, err = finish(process, 75, timeout=60)
+  assert 'stopped measuring' in out and 'saved step 8' in err and (tmp_path / 'checkpoints' / '8').is_dir()
+  assert log(tmp_path)[-1]['step'] == 8 and 'pixelfd50k_full' not in log(tmp_path)[-1]
+
+
 def test_signal_while_compiling_leaves_at_once(home, tmp_path):
   process = start(home, tmp_path, **{'g.fmap_base': 80})  # not in the compile cache
   process.stdout.readline()
