@@ -81,6 +81,18 @@ class Report:
       return
     scalars = {'sec_per_tick': sec_per_tick, 'img_per_sec': img_per_sec, **metrics,
                'host_bytes': host_memory(), 'device_bytes': device_memory(jax.local_devices()[0])}
+    scalars = self._write(step, nimg, scalars)
+    self.say(self._status(nimg / 1000, scalars))
+    self._ticks += 1
+
+  def values(self, step, nimg, metrics):
+    """Logs metrics that were measured after the tick of their step, in a line of their own."""
+    if self._active:
+      self._write(step, nimg, metrics)
+      self.say('  '.join(f'{name} {number(value)}' for name, value in metrics.items()))
+
+  def _write(self, step, nimg, scalars):
+    """A line of metrics.jsonl, and TensorBoard; returns the scalars without None."""
     scalars = {name: float(value) for name, value in scalars.items() if value is not None}
     with writing(self._log), open(self._log, 'a') as f:
       json_safe = {k: v if math.isfinite(v) else str(v) for k, v in scalars.items()}
@@ -92,8 +104,7 @@ class Report:
       with writing(self._workdir / 'tensorboard'):
         self._writer.write_scalars(int(step), {'kimg': nimg / 1000, **scalars})
         self._writer.flush()
-    self.say(self._status(nimg / 1000, scalars))
-    self._ticks += 1
+    return scalars
 
   def images(self, name, images, step):
     """Writes a grid to WORKDIR/images/<name>.png and to TensorBoard.
@@ -339,7 +350,7 @@ def writing(path):
     place = next(p for p in path.absolute().parents if os.path.exists(p))
     raise faults.WriteError(
         f'cannot write {path}: {e.strerror or e}; {shutil.disk_usage(place).free:,} bytes are free '
-        'there. Make room or pass another --workdir, then run the same command again.') from e
+        'there. Make room or choose another place, then run the same command again.') from e
 
 
 def _step_of(line):

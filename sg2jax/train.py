@@ -17,6 +17,7 @@ from sg2jax import build, data, ops, report, sharding
 from sg2jax import state as state_lib
 from sg2jax.checkpoint import Checkpoints
 from sg2jax.evaluation import measure, passes, protocols
+from sg2jax.evaluation.detectors import SWD_SIDE
 from sg2jax.faults import Interrupted, NonFiniteError, Preempted, UsageError
 from sg2jax.metrics import artifacts
 from sg2jax.metrics.swd import swd
@@ -28,7 +29,6 @@ GRID = 64  # fixed latents shown in every snapshot
 # Fields that may differ from the run that a workdir holds: they change how long or how it is watched, not what is computed.
 FREE = ('total_kimg', 'tick_kimg', 'snapshot_kimg', 'keep', 'swd_images', 'metrics', 'metrics_kimg', 'device', 'data.dir',
         'g.remat', 'd.remat')
-SWD_SIDE = 128  # px; larger images are box-filtered to it before the SWD, which takes a second for four megapixels
 
 
 def train(config, workdir):
@@ -37,7 +37,8 @@ def train(config, workdir):
   Raises: the Faults of faults.py, each with its exit code; nothing that was saved is lost.
   """
   build.check(config)
-  measure.check([protocols.parse(name) for name in config.metrics], {})
+  wanted = [protocols.parse(name) for name in config.metrics]
+  measure.check(wanted, {})
   if 'swd' in config.metrics:
     raise UsageError(f'--config.metrics={config.metrics}: swd is logged at every snapshot, of swd_images images; leave it out')
   workdir = pathlib.Path(workdir)
@@ -49,6 +50,7 @@ def train(config, workdir):
     source = data.load(config.data.name, config.data.dir, build.resolution(config), config.data.channels,
                        config.data.labels)
     data.check_size(source, max(build.batches(config)))
+    measure.load(wanted, source, {})  # weights and images that can't be used are refused now, not after days
     values |= {'c_dim': source.c_dim, 'data_hash': source.hash}
     with locked(workdir):
       check_workdir(values, workdir)
@@ -72,6 +74,8 @@ def run(config, workdir, source, mesh, stop):
     log = stack.enter_context(contextlib.closing(report.Report(workdir, step, config.total_kimg)))
     log.say(describe(config, state, source, mesh, step))
     snapshot = Snapshot(workdir, config, source, mesh, log, stop)
+    if snapshot.due(step).exists():
+      snapshot.measure(state)
     key = jax.device_put(jax.random.key(config.seed), same)
     unfinished = lambda: nimg < config.total_kimg * 1000 or step % growth.repeats
     while unfinished() and not stop:
@@ -89,8 +93,9 @@ def run(config, workdir, source, mesh, stop):
           process_count=jax.process_count())) as batches:
         state = loop(config, growth, steps, compiled, state, key, batches, mesh, checkpoints, log, snapshot, stop)
       step, nimg = int(state.step), int(state.nimg)
-    if unfinished():
+    if unfinished() or snapshot.due(step).exists():
       stop.leave(f'saved step {step} ({nimg / 1000:g} kimg)' if step else 'stopped before the first minibatch')
+    log.say(f'done: pictures in {workdir}/images; python -m sg2jax.tools.evaluate --checkpoint={workdir} measures it')
 
 
 def loop(config, growth, steps, compiled, state, key, batches, mesh, checkpoints, log, snapshot, stop):
@@ -120,11 +125,13 @@ def loop(config, growth, steps, compiled, state, key, batches, mesh, checkpoints
       seconds, images = now - tick_time, nimg - tick_nimg
       if snap:
         metrics |= snapshot(state, last=nimg >= total)
-      if measured:
-        metrics |= snapshot.measure(state)
       log.tick(step, nimg, metrics, seconds, images / seconds)  # before the checkpoint: a kill between loses nothing
+      if measured:
+        snapshot.plan(step)
       if snap:
         checkpoints.save(state, score=metrics.get('swd'))
+      if measured:
+        snapshot.measure(state)
       pending, tick_time, tick_nimg = [], time.monotonic(), nimg
   if stop and (nimg < total or step % growth.repeats):
     fetch(pending, step)
@@ -205,18 +212,32 @@ class Snapshot:
     return metrics
 
 
+  def plan(self, step):
+    """Notes that config.metrics are to be measured at this step; a run that is resumed there begins with it."""
+    if self.config['metrics']:
+      report.write_atomic(self.due(step), '')
+
+  def due(self, step):
+    """The note of `plan`."""
+    return self.workdir / 'evaluation' / f'{step:08d}' / '.due'
+
   def measure(self, state):
-    """config.metrics of this state, also as files in <workdir>/evaluation/<step>: {name: value}; fewer after a signal."""
-    values, out = {}, self.workdir / 'evaluation' / f'{int(state.step):08d}'
+    """Measures config.metrics of this state into <workdir>/evaluation/<step> and the log, unless a signal comes."""
     net = of_state(self.workdir, self.config, state)
+    note, found = self.due(net.step), {}
     wanted = [protocols.parse(name) for name in self.config['metrics']]
+    left = [p.name for p in wanted if p.kind == 'ppl' and net.grows]
+    if left:
+      self.log.say(f'{", ".join(left)}: left out while the network grows')
     try:
-      for document in measure.measure(wanted, measure.Setting(net, self.source, self.mesh, out, self.seed, self.batch,
-                                                              stop=self.stop)):
-        values |= document['values']
+      for document in measure.measure([p for p in wanted if p.name not in left], measure.Setting(
+          net, self.source, self.mesh, note.parent, self.seed, self.batch, stop=self.stop)):
+        found |= document['values']
     except passes.Stopped:
-      self.log.say(f'stopped measuring; python -m sg2jax.tools.evaluate --checkpoint={self.workdir} goes on')
-    return values
+      return
+    if found:
+      self.log.values(net.step, net.nimg, found)
+    note.unlink(missing_ok=True)
 
 
 def compile_steps(steps, state, mesh, config, source, stop):

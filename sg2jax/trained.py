@@ -1,6 +1,7 @@
 """A trained generator, ready to be applied: out of a checkpoint, or out of the state of a run."""
 from functools import partial
 import hashlib
+import json
 import pathlib
 from typing import Any, NamedTuple
 
@@ -38,9 +39,17 @@ class Trained(NamedTuple):
     """Number of w that an image takes."""
     return self.generator.synthesis.num_ws
 
+  @property
+  def grows(self):
+    """Whether it has not reached its full size, or is fading it in."""
+    return bool(self.growing.get('stage')) or self.growing.get('alpha') is not None
+
   def hash(self):
-    """SHA-256 of all that decides about an image: weights, noise maps, stage. Hex digits."""
-    digest = hashlib.sha256(repr(sorted(self.growing.items())).encode())
+    """SHA-256 of all that decides about an image: the network and its stage, weights, noise maps. Hex digits."""
+    config = {k: self.config[k] for k in ('resolution', 'data', 'g')}
+    config['data'] = config['data'].channels
+    config['g'] = {k: v for k, v in config['g'].items() if k != 'remat'}
+    digest = hashlib.sha256(json.dumps([config, self.growing], sort_keys=True).encode())
     for path, x in jax.tree_util.tree_leaves_with_path(jax.device_get(self.variables)):
       digest.update(f'{jax.tree_util.keystr(path)} {x.dtype} {x.shape}'.encode() + np.ascontiguousarray(x).tobytes())
     return digest.hexdigest()

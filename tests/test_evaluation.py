@@ -1,4 +1,5 @@
 """Evaluation of a tiny checkpoint: what a metric sees, passes that are stopped, cut or damaged, and whole runs of the tool."""
+import contextlib
 import json
 import logging
 import os
@@ -72,9 +73,10 @@ def test_path_lengths_by_name():
   assert part('ppl2_wend') == (False, 'w', 'end') and part('ppl_zfull') == (True, 'z', 'full')
 
 
-@pytest.mark.parametrize('name', ['fid', 'fid50', 'fid0k', 'FID50k', 'fid50k_half', 'pr50k5', 'ppl_wmid', 'ppl3_wend', ''])
+@pytest.mark.parametrize('name', ['fid', 'fid50', 'fid0k', 'fid0.001k', 'is0.009k', 'pr0.003k3', 'FID50k', 'fid50k_half',
+                                  'pr50k5', 'ppl_wmid', 'ppl3_wend', ''])
 def test_unknown_names_are_refused(name):
-  with pytest.raises(UsageError, match='fid50k_full|0.001k'):
+  with pytest.raises(UsageError, match='fid50k_full|use 0'):
     protocols.parse(name)
 
 
@@ -108,7 +110,7 @@ def test_fakes_have_noise_of_their_own_and_are_never_normalised(setting):
 def test_reals_full_or_as_training_draws_them(setting):
   source, mesh = setting.source, setting.mesh
   raw = detectors.Detector('raw', '', True, '', {}, lambda _, images: {'raw': images})
-  look = lambda **options: samples.reals_pass(source, mesh, raw, np.array([5, 0, 7]), **options).compute(0, 3, 4)['raw']
+  look = lambda **options: samples.reals_pass(source, mesh, raw, 'raw', np.array([5, 0, 7]), **options).compute(0, 3, 4)['raw']
   np.testing.assert_array_equal(look(), [source[i]['image'] for i in (5, 0, 7)])
   stream = data.stream(source, seed=4, mirror=True)
   np.testing.assert_array_equal(look(training=(4, True)), [stream[i]['image'] for i in (5, 0, 7)])
@@ -197,17 +199,51 @@ def test_damaged_or_foreign_pass_is_refused(tmp_path, caplog, damage):
   assert seen and 'set aside' in caplog.text and list(tmp_path.glob(f'{job.key}.damaged-*'))
 
 
+def test_half_a_pass_without_its_rows_or_with_a_torn_state_is_refused(tmp_path, caplog, monkeypatch):
+  monkeypatch.setattr(passes, 'SAVE_SECONDS', 0)
+  whole = outcome(passes.run(fake_pass(300, []), tmp_path / 'whole', 64))
+  logging.getLogger('absl').propagate = True
+  for i, name in enumerate(('rows.npy', 'state.npz')):
+    root, key = tmp_path / str(i), fake_pass(300, []).key
+    with pytest.raises(KeyboardInterrupt):
+      passes.run(fake_pass(300, [], fail_at=200), root, 20)
+    if i:
+      (root / key / name).write_bytes(b'PK')
+    else:
+      (root / key / name).unlink()
+    with caplog.at_level('WARNING'):
+      assert outcome(passes.run(fake_pass(300, []), root, 64)) == whole
+    assert list(root.glob('*.damaged-*')) and 'set aside' in caplog.text
+
+
+def test_a_pass_belongs_to_one_process_and_waiting_for_it_can_be_ended(tmp_path, capsys):
+  job = fake_pass(300, [])
+  with contextlib.ExitStack() as held:
+    passes.run(job, tmp_path, 64, held=held)
+    stop = iter([False] * 3)
+    class Later:
+      """True from the fourth look on."""
+      def __bool__(self):
+        return next(stop, True)
+    with pytest.raises(passes.Stopped):
+      passes.run(fake_pass(300, []), tmp_path, 64, Later())
+    assert 'waiting for another process' in capsys.readouterr().err
+    passes.remove(tmp_path, [job.key])
+  assert not tmp_path.exists()
+  assert outcome(passes.run(job, tmp_path, 64))  # its lock file is a new one
+
+
 def test_statistics_are_found_by_content_not_by_place(setting, home, tmp_path):
   """A second copy of the data set elsewhere uses the cache; the same place with other images doesn't."""
   detector = detectors.load('pixels', setting.source.shape)
-  job = lambda source, **options: samples.reals_pass(source, setting.mesh, detector, np.arange(9), **options).key
+  job = lambda source, **options: samples.reals_pass(source, setting.mesh, detector, 'pixels', np.arange(9), **options).key
   copy = data.load('digits', str(tmp_path / 'elsewhere'), (16, 16), 1, True)
   assert copy.place != setting.source.place and job(copy) == job(setting.source)
   copy.hash = 'of other images'
   assert len({job(copy), job(setting.source), job(setting.source, training=(0, True)), job(setting.source, training=(1, True)),
               job(setting.source, training=(0, False))}) == 5
   other = detector._replace(hash='of other weights')
-  assert samples.reals_pass(setting.source, setting.mesh, other, np.arange(9)).key != job(setting.source)
+  assert samples.reals_pass(setting.source, setting.mesh, other, 'pixels', np.arange(9)).key != job(setting.source)
 
 
 # ---- metrics
@@ -229,7 +265,18 @@ def test_metrics_without_networks(setting):
   (setting.out / 'swd_0.2k.json').write_text((setting.out / 'swd_0.2k.json').read_text().replace(
       f'"swd_0.2k": {found["swd_0.2k"]}', '"swd_0.2k": -1.0'))
   assert values(['swd_0.2k'], setting) == {'swd_0.2k': -1}
-  assert values(['swd_0.2k'], setting._replace(seed=1))['swd_0.2k'] > 0
+  (setting.out / 'swd_0.2k.json').write_text('{"torn')
+  assert values(['swd_0.2k'], setting)['swd_0.2k'] == found['swd_0.2k']
+
+
+def test_a_network_in_its_last_fade_has_no_path_length(setting):
+  net = setting.trained._replace(growing={'stage': 0, 'alpha': 0.5})
+  assert net.grows and not setting.trained.grows and net.hash() != setting.trained.hash()
+  with pytest.raises(UsageError, match='full size'):
+    values(['ppl2_wend'], setting._replace(trained=net))
+  config = setting.trained.config.copy_and_resolve_references()
+  config.g.clamp = 1.0
+  assert setting.trained._replace(config=config).hash() != setting.trained.hash()
 
 
 def test_copies_are_seen(setting, home):
@@ -241,6 +288,8 @@ def test_copies_are_seen(setting, home):
   found = measure.nearest_reals(room, protocols.parse('pixelnn0.3k'), detector)
   assert found.values['pixelnn0.3k_farther'] == 0 and found.values['pixelnn0.3k_z'] < -20
   assert found.notes['their_reals'] == found.notes['closest_fakes'] and found.notes['held_out'].startswith('each real')
+  with pytest.raises(UsageError, match='is the data set itself'):
+    values(['pixelnn0.3k'], setting._replace(holdout=setting.source))
   room.s = setting._replace(holdout=setting.source)  # "held-out" reals that were trained on: no difference then
   assert measure.nearest_reals(room, protocols.parse('pixelnn0.3k'), detector).values['pixelnn0.3k_z'] == 0
 
@@ -319,14 +368,21 @@ def test_killed_evaluation_on_eight_devices_ends_with_the_same_values(home, run,
 @pytest.mark.slow
 def test_two_processes_agree_with_one(home, run, setting, tmp_path):
   alone = values(['pixelfd2k_full', 'pixelnn0.5k', 'pixelfd2k'], setting)
-  with socket.socket() as s:
-    s.bind(('localhost', 0))
-    port = s.getsockname()[1]
   env = os.environ | {'JAX_PLATFORMS': 'cpu', 'SG2JAX_CACHE': str(tmp_path / 'cache2'), 'JAX_DISABLE_MOST_OPTIMIZATIONS': '1'}
-  both = [subprocess.Popen([sys.executable, '-m', 'tests.two_processes', str(i), str(port), f'--checkpoint={run}',
-                            '--metrics=pixelfd2k_full,pixelnn0.5k,pixelfd2k', f'--out={tmp_path / "tool"}'], cwd=ROOT, env=env)
-          for i in range(2)]
-  assert [process.wait(300) for process in both] == [0, 0]
+
+  def start(*flags):
+    with socket.socket() as s:
+      s.bind(('localhost', 0))
+      port = s.getsockname()[1]
+    return [subprocess.Popen([sys.executable, '-m', 'tests.two_processes', str(i), str(port), f'--checkpoint={run}', *flags,
+                              f'--out={tmp_path / "tool"}'], cwd=ROOT, env=env) for i in range(2)]
+  both = start('--metrics=pixelfd50k_full', '--batch=8')  # a signal to the second one ends both
+  while not list((tmp_path / 'tool' / 'partial').glob('*/*.npy')):
+    assert [process.poll() for process in both] == [None, None]
+    time.sleep(0.05)
+  both[1].send_signal(signal.SIGTERM)
+  assert [process.wait(60) for process in both] == [75, 75]
+  assert [process.wait(300) for process in start('--metrics=pixelfd2k_full,pixelnn0.5k,pixelfd2k')] == [0, 0]
   documents = [json.loads(path.read_text()) for path in (tmp_path / 'tool').glob('*.json')]
   assert {k: v for document in documents for k, v in document['values'].items()} == pytest.approx(alone, rel=1e-6)
   assert {document['devices'] for document in documents} == {2}

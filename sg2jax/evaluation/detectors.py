@@ -82,8 +82,8 @@ def classifiers(folder):
   """The files of `attributes`. Raises WeightsError if there are none."""
   paths = sorted(pathlib.Path(folder).expanduser().glob('*.npz')) if folder else []
   if not paths:
-    raise WeightsError(f'ls needs classifiers of attributes, and there are no .npz files in {folder or "any folder"}; give the '
-                       'folder with --weights=attributes=FOLDER')
+    there = f'in {folder} are no .npz files' if folder else 'no folder was given'
+    raise WeightsError(f'ls needs classifiers of attributes, and {there}; evaluate takes --weights=attributes=FOLDER')
   return paths
 
 

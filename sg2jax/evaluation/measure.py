@@ -1,9 +1,9 @@
 """From a trained generator and a data set to the values of metrics, each with what it is. `measure` is the entry."""
 from collections.abc import Callable
+import contextlib
 from functools import partial
 import json
 import pathlib
-import shutil
 import time
 from typing import Any, NamedTuple
 
@@ -12,15 +12,15 @@ import numpy as np
 
 from sg2jax import __version__, report, weights
 from sg2jax.evaluation import detectors, passes, samples
-from sg2jax.evaluation.protocols import MAX_REALS, K, Protocol
-from sg2jax.faults import UsageError
+from sg2jax.evaluation.protocols import LEAST, MAX_REALS, K
+from sg2jax.faults import DatasetError, UsageError
 from sg2jax.metrics import neighbors, ppl, scores
 from sg2jax.metrics.separability import linear_separability
 from sg2jax.metrics.swd import swd
 from sg2jax.trained import Trained
 
 DETECTORS = {'fid': 'inception', 'kid': 'inception', 'is': 'inception', 'pr': 'vgg16', 'nn': 'vgg16', 'pixelfd': 'pixels',
-             'pixelnn': 'pixels', 'swd': 'small', 'ls': 'attributes'}
+             'pixelnn': 'pixels', 'swd': 'small', 'ls': 'attributes', 'ppl': 'lpips'}
 OUTPUTS = {'inception': 'pool', 'vgg16': 'fc', 'pixels': 'pixels', 'small': 'small'}
 SPLITS = 10  # of the inception score
 GROUPS = 8  # disjoint subsets from which the interval of swd comes
@@ -48,8 +48,8 @@ class Found(NamedTuple):
   covers: str
   fakes: int
   reals: int
-  picture: Callable | None = None
-  notes: dict = {}
+  picture: Callable | None = None  # PNG bytes
+  notes: dict = {}  # what else the result says
 
 
 def check(protocols, explicit):
@@ -59,6 +59,21 @@ def check(protocols, explicit):
     detectors.classifiers(explicit.get('attributes', ''))
 
 
+def load(protocols, source, explicit):
+  """{name: Detector} of all that these metrics need. Raises WeightsError, UsageError, DatasetError if that can't be."""
+  for p in protocols:
+    if len(source) < LEAST.get(p.kind, 1):
+      raise DatasetError(f'{source.place}: {len(source)} images, and {p.name} needs {LEAST[p.kind]} or more')
+  loaded, shape = {}, source.shape
+  for name in sorted({DETECTORS[p.kind] for p in protocols}):
+    if name == 'lpips':
+      loaded[name] = detectors.lpips(shape, explicit)
+    else:
+      one = detectors.attributes if name == 'attributes' else partial(detectors.load, name)
+      loaded[name] = one(shape, explicit.get(name, ''))
+  return loaded
+
+
 def measure(protocols, setting):
   """Measures one metric after the other, and yields for each the dict that it also writes as <out>/<metric>.json.
 
@@ -66,29 +81,26 @@ def measure(protocols, setting):
   take part, and yield nothing. Raises: WeightsError, UsageError, DatasetError, WriteError; passes.Stopped after a signal: the
   same call goes on from there.
   """
-  names = {DETECTORS[p.kind] for p in protocols if p.kind in DETECTORS}
-  shape, explicit = setting.source.shape, setting.explicit
-  loaded = {name: (detectors.attributes if name == 'attributes' else partial(detectors.load, name))(
-      shape, explicit.get(name, '')) for name in sorted(names)}
-  if any(p.kind == 'ppl' for p in protocols):
-    if setting.trained.growing.get('stage'):
-      raise UsageError('ppl needs a network that has grown to its full size; this one has not')
-    loaded['lpips'] = detectors.lpips(shape, explicit)
-  room = Room(setting, loaded, protocols)
-  for protocol in protocols:
-    yield from room.result(protocol)
-  if jax.process_index() == 0:
-    shutil.rmtree(setting.out / 'partial', ignore_errors=True)
+  if any(p.kind == 'ppl' for p in protocols) and setting.trained.grows:
+    raise UsageError('ppl needs a network that has grown to its full size; this one has not')
+  if setting.holdout and setting.holdout.hash == setting.source.hash:
+    raise UsageError(f'--holdout: {setting.holdout.place} is the data set itself; give images that were not trained on')
+  with contextlib.ExitStack() as held:
+    room = Room(setting, load(protocols, setting.source, setting.explicit), protocols, held)
+    for protocol in protocols:
+      yield from room.result(protocol)
+    if jax.process_index() == 0:
+      passes.remove(room.partial, room.kept)
 
 
 class Room:
-  """The passes of one `measure`, shared between its metrics."""
+  """The passes of one `measure`, shared between its metrics; those over fakes are held until the end."""
 
-  def __init__(self, setting, loaded, protocols):
-    self.s, self.detectors, self._fakes = setting, loaded, {}
+  def __init__(self, setting, loaded, protocols, held=None):
+    self.s, self.detectors, self.kept, self.held, self.partial = setting, loaded, {}, held, setting.out / 'partial'
     self._wanted = {}  # count: detectors that look at so many fakes
     for p in protocols:
-      if p.kind in DETECTORS:
+      if p.kind != 'ppl':
         self._wanted.setdefault(self.count(p), set()).add(DETECTORS[p.kind])
 
   def count(self, p):
@@ -97,18 +109,20 @@ class Room:
 
   def result(self, p):
     """Yields the result of a protocol, measured or read."""
-    detector = self.detectors['lpips' if p.kind == 'ppl' else DETECTORS[p.kind]]
-    about, path = self.about(p, detector), self.s.out / f'{p.name}.json'
-    old, start = json.loads(path.read_text()) if path.exists() else {}, time.monotonic()
-    if passes.agree(all(old.get(k) == v for k, v in about.items())):
+    detector, path, old, start = self.detectors[DETECTORS[p.kind]], self.s.out / f'{p.name}.json', {}, time.monotonic()
+    about = self.about(p, detector)
+    with contextlib.suppress(OSError, ValueError):
+      old = json.loads(path.read_text())
+    if passes.agree(isinstance(old, dict) and all(old.get(k) == v for k, v in about.items())):
       if jax.process_index() == 0:
-        yield old
+        yield old | {'measured_before': True}
       return
     found = KINDS[p.kind](self, p, detector)
     if jax.process_index():
       return
-    document = {'metric': p.name, 'values': found.values, 'intervals_95': found.intervals,
-                'intervals_cover': found.covers, 'fakes': found.fakes, 'reals': found.reals, **about, **found.notes,
+    document = {'metric': p.name, 'run': str(self.s.trained.workdir.absolute()), 'values': found.values,
+                'intervals_95': found.intervals, 'intervals_cover': found.covers, 'fakes': found.fakes,
+                'reals': found.reals, **about, **found.notes,
                 'seconds': round(time.monotonic() - start, 1), 'device': jax.devices()[0].device_kind,
                 'devices': self.s.mesh.size, 'sg2jax': __version__}
     if found.picture:
@@ -124,27 +138,31 @@ class Room:
     return {'format': passes.FORMAT, 'data': describe(s.source) | {'mirrored': mirrored(s, p)},
             'holdout': s.holdout and describe(s.holdout),
             'detector': {'name': detector.name, 'sha256': detector.hash, 'standard': detector.known, 'resize': detector.resize},
-            'checkpoint': {'run': str(s.trained.workdir), 'step': s.trained.step, 'nimg': s.trained.nimg,
+            'checkpoint': {'step': s.trained.step, 'nimg': s.trained.nimg,
                            'sha256': s.trained.hash(), 'weights': 'moving average', **s.trained.growing}, 'seed': s.seed}
 
   def fakes(self, p):
     """The pass over the fakes of a protocol, by all detectors that want so many."""
-    count = self.count(p)
-    if count not in self._fakes:
-      looking = [self.detectors[name] for name in sorted(self._wanted[count])]
-      job = samples.fakes_pass(self.s.trained, self.s.source, self.s.mesh, looking, count, self.s.seed)
-      self._fakes[count] = self.run(job, self.s.out / 'partial', f'fakes: {", ".join(d.name for d in looking)}')
-    return self._fakes[count]
+    looking = [self.detectors[name] for name in sorted(self._wanted[self.count(p)])]
+    s, label = self.s, f'fakes: {", ".join(d.name for d in looking)}'
+    return self.own(samples.fakes_pass(s.trained, s.source, s.mesh, looking, self.count(p), s.seed), label)
 
-  def reals(self, p, detector, places, moments=(), source=None):
+  def own(self, job, label):
+    """A pass that is kept only until all is measured."""
+    if job.key not in self.kept:
+      self.kept[job.key] = passes.run(job, self.partial, self.s.batch, self.s.stop, label, self.held)
+    return self.kept[job.key]
+
+  def reals(self, p, detector, places, moments=False, source=None):
     """A pass over reals at `places`, kept in the cache."""
-    training = None if p.full else (self.s.seed, bool(self.s.trained.config.data.mirror))
-    job = samples.reals_pass(source or self.s.source, self.s.mesh, detector, places, moments, training)
-    return self.run(job, weights.cache() / 'reals', f'reals: {detector.name}')
+    s, training = self.s, None if p.full else (self.s.seed, bool(self.s.trained.config.data.mirror))
+    job = samples.reals_pass(source or s.source, s.mesh, detector, OUTPUTS[detector.name], places, moments, training)
+    return passes.run(job, weights.cache() / 'reals', s.batch, s.stop, f'reals: {detector.name}')
 
-  def run(self, job, root, label):
-    """passes.run in this setting."""
-    return passes.run(job, root, self.s.batch, self.s.stop, label)
+  def tick(self):
+    """For long work on the host: raises Stopped after a signal."""
+    if self.s.stop:
+      raise passes.Stopped
 
   def places(self, p, most=None):
     """Reals of a protocol: places in the data set, at most `most`, or in the order of training."""
@@ -166,7 +184,7 @@ def shifted(value, interval):
 def frechet(room, p, detector):
   """FID, and the distance of pixels by the same formula."""
   output, places = OUTPUTS[detector.name], room.places(p)
-  reals, fakes = room.reals(p, detector, places, (output,)), room.fakes(p)
+  reals, fakes = room.reals(p, detector, places, moments=True), room.fakes(p)
   if fakes is None:
     return None
   ddof, real, rows = int(not p.full), reals.moments(output), fakes.rows(output)
@@ -175,6 +193,7 @@ def frechet(room, p, detector):
     fake.add(rows[i:i + scores.CHUNK])
   ends = (real.mean, real.cov(ddof), fake.mean, fake.cov(ddof))
   value = scores.frechet_distance(*ends)
+  room.tick()
   influence = scores.frechet_influence(*ends[:3], fake.cov())(rows)
   interval = shifted(value, scores.bootstrap_mean(influence, room.s.seed))
   return Found({p.name: value}, {p.name: interval}, FAKES + ' (linearised; not the bias of few images)', len(rows), len(places))
@@ -189,7 +208,10 @@ def kernel(room, p, detector):
   if fakes is None:
     return None
   x, y, inverse = reals.rows('pool'), fakes.rows('pool'), inverse.reshape(of_reals.shape)
-  each = [scores.mmd(x[i], y[j]) for i, j in zip(inverse, of_fakes)]
+  each = []
+  for i, j in zip(inverse, of_fakes):
+    room.tick()
+    each.append(scores.mmd(x[i], y[j]))
   value = float(np.mean(each))
   if of_reals.shape[1] == p.count == len(population):
     intervals, covers = {}, 'nothing: every subset is the whole set'
@@ -204,7 +226,7 @@ def inception_score(room, p, _):
   fakes = room.fakes(p)
   if fakes is None:
     return None
-  each = scores.inception_scores(fakes.rows('probs'), min(SPLITS, p.count))
+  each = scores.inception_scores(fakes.rows('probs'), SPLITS)
   mean = f'{p.name}_mean'
   return Found({mean: float(each.mean()), f'{p.name}_std': float(each.std())},
                {mean: shifted(each.mean(), scores.bootstrap_mean(each, room.s.seed))}, f'the {len(each)} splits', p.count, 0)
@@ -216,7 +238,7 @@ def precision_recall(room, p, detector):
   reals, fakes = room.reals(p, detector, places), room.fakes(p)
   if fakes is None:
     return None
-  found = neighbors.precision_recall(reals.rows('fc'), fakes.rows('fc'), K)
+  found = neighbors.precision_recall(reals.rows('fc'), fakes.rows('fc'), K, room.tick)
   inside = {f'{p.name}_precision': found.in_reals, f'{p.name}_recall': found.in_fakes}
   return Found({k: float(x.mean()) for k, x in inside.items()},
                {k: shifted(x.mean(), scores.bootstrap_mean(x, room.s.seed)) for k, x in inside.items()},
@@ -226,13 +248,12 @@ def precision_recall(room, p, detector):
 def path_length(room, p, distance):
   """PPL; 'fakes' are pairs of latents."""
   s = room.s
-  done = room.run(samples.ppl_pass(s.trained, s.source, s.mesh, distance, p, s.seed), s.out / 'partial', f'pairs: {p.name}')
+  done = room.own(samples.ppl_pass(s.trained, s.source, s.mesh, distance, p, s.seed), f'pairs: {p.name}')
   if done is None:
     return None
-  each = np.asarray(done.rows('ppl'), np.float64)
-  value, (low, high) = ppl.trimmed_mean(each), np.percentile(each, [1, 99])
-  interval = shifted(value, scores.bootstrap_mean(each[(low <= each) & (each <= high)], s.seed))
-  return Found({p.name: value}, {p.name: interval}, 'which pairs were drawn', p.count, 0)
+  each = ppl.trimmed(done.rows('ppl'))
+  interval = shifted(each.mean(), scores.bootstrap_mean(each, s.seed))
+  return Found({p.name: float(each.mean())}, {p.name: interval}, 'which pairs were drawn', p.count, 0)
 
 
 def sliced_wasserstein(room, p, detector):
@@ -242,12 +263,15 @@ def sliced_wasserstein(room, p, detector):
   if fakes is None:
     return None
   x, y = reals.rows('small'), fakes.rows('small')
-  distance = lambda part: swd(x[part], y[part], room.s.seed)
+  def distance(part):
+    found = swd(x[part], y[part], room.s.seed, room.s.stop)
+    room.tick()  # stopped, it returns nothing
+    return found
   levels = distance(slice(None))
   groups = min(GROUPS, count)
   each = [distance(slice(i, None, groups))['mean'] for i in range(groups)]
-  interval = shifted(levels['mean'], scores.bootstrap_mean(each, room.s.seed))
-  return Found({p.name: levels['mean']}, {p.name: interval}, f'both sets, by {groups} disjoint subsets', count, count,
+  interval = {p.name: shifted(levels['mean'], scores.bootstrap_mean(each, room.s.seed))} if groups > 1 else {}
+  return Found({p.name: levels['mean']}, interval, f'both sets, by {groups} disjoint subsets', count, count,
                notes={'levels': levels})
 
 
@@ -270,12 +294,12 @@ def nearest_reals(room, p, detector):
   s, output, places = room.s, OUTPUTS[detector.name], room.places(p, MAX_REALS['pr'])
   reals, fakes = room.reals(p, detector, places), room.fakes(p)
   others = room.reals(p, detector, np.arange(len(s.holdout)), source=s.holdout) if s.holdout else None
-  closest = np.zeros(PAIRS, np.int64)
+  closest = np.zeros(SHOWN, np.int64)
   if fakes is not None:
     base = reals.rows(output)
-    distance, index = neighbors.nearest(fakes.rows(output), base)
-    held = neighbors.nearest(others.rows(output), base)[0] if others else neighbors.nearest(base, base, exclude_self=True)[0]
-    closest = np.resize(np.argsort(distance, kind='stable')[:PAIRS], PAIRS)
+    distance, index = neighbors.nearest(fakes.rows(output), base, tick=room.tick)
+    held, _ = neighbors.nearest(others.rows(output) if others else base, base, not others, room.tick)
+    closest = np.resize(np.argsort(distance, kind='stable')[:SHOWN], SHOWN)
   images = samples.fake_images(s.trained, s.source, s.mesh, s.seed, passes.agree(closest))
   if fakes is None:
     return None
@@ -285,12 +309,13 @@ def nearest_reals(room, p, detector):
   return Found(values, {name: shifted(values[name], scores.bootstrap_mean(farther, s.seed))}, FAKES, p.count, len(places),
                lambda: pairs(images, np.stack([s.source[int(places[i])]['image'] for i in index[closest]])),
                {'held_out': 'holdout' if others else 'each real in turn, out of the others',
+                'held_out_at_distance_0': int((held == 0).sum()),
                 'median_distance': {'fakes': float(np.median(distance)), 'held_out': float(np.median(held))},
-                'picture': f'{PAIRS} closest: fake, and right of it its nearest real', 'closest_fakes': closest.tolist(),
+                'picture': f'{SHOWN} closest: fake, and right of it its nearest real', 'closest_fakes': closest.tolist(),
                 'their_reals': places[index[closest]].tolist()})
 
 
-PAIRS = 32  # in the picture
+SHOWN = 32  # pairs in the picture
 
 
 def pairs(fakes, reals):
@@ -309,9 +334,7 @@ def table(document):
   for name, value in document['values'].items():
     low_high = document['intervals_95'].get(name)
     text = f'  [{low_high[0]:.4g}, {low_high[1]:.4g}]' if low_high else ''
-    unknown = '' if document['detector']['standard'] else '  (not the standard weights)'
-    lines.append(f'{name:<26}{value:>12.5g}{text}{unknown}')
+    text += '' if document['detector']['standard'] else '  (not the standard weights)'
+    lines.append(f'{name:<26}{value:>12.5g}{text}{"  (measured before)" * document.get("measured_before", False)}')
   return lines
 
-
-__all__ = ['Found', 'Protocol', 'Setting', 'check', 'measure', 'table']

@@ -11,7 +11,9 @@ import contextlib
 import fcntl
 import hashlib
 import json
+import os
 import pathlib
+import shutil
 import sys
 import time
 from typing import NamedTuple
@@ -30,7 +32,7 @@ SAVE_SECONDS = 20
 
 
 class Stopped(Exception):
-  """A signal came during a pass; what was done so far is on disk, and the same pass goes on from there."""
+  """A signal came; what was done so far is on disk, and the same pass goes on from there."""
 
 
 class Pass(NamedTuple):
@@ -47,7 +49,7 @@ class Pass(NamedTuple):
   @property
   def key(self):
     """Name of its folder."""
-    return hashlib.sha256(json.dumps(self.about, sort_keys=True).encode()).hexdigest()[:32]
+    return hashlib.sha256(json.dumps([FORMAT, self.about], sort_keys=True).encode()).hexdigest()[:32]
 
 
 class Result:
@@ -65,11 +67,11 @@ class Result:
     return Moments.restore(_state(self._folder)[1][output])
 
 
-def run(job, root, batch, stop=(), label=''):
+def run(job, root, batch, stop=(), label='', held=None):
   """The Result of a Pass, from `root` if it is there, or else computed, going on where an earlier process was stopped.
 
-  batch: images at once, over all devices; it shows in the result by float32 rounding at most; stop: true after a signal;
-  label: of the progress bar. Processes but the first return None.
+  batch: images at once, over all devices; the result doesn't depend on it but for float32 rounding; stop: true after a signal;
+  label: of the progress bar; held: an ExitStack that goes on holding the pass. Processes but the first return None.
 
   Raises: Stopped; WriteError.
   """
@@ -77,16 +79,26 @@ def run(job, root, batch, stop=(), label=''):
   with contextlib.ExitStack() as stack:
     done, whole, keeper = 0, False, None
     if writes:
-      stack.enter_context(_locked(folder))
-      stack.enter_context(report.writing(folder))
-      _check(folder, job.about)
-      done, whole = _state(folder)[0], (folder / 'about.json').exists()
+      (held or stack).enter_context(_locked(folder, stop))
+      with report.writing(folder):
+        _check(folder, job.about)
+        done, whole = _state(folder)[0], (folder / 'about.json').exists()
       keeper = None if whole else _Keeper(job, folder)
     done, whole = map(int, agree((done, whole)))
     if not whole:
+      every = {} if sys.stderr.isatty() else {'delay': 60, 'mininterval': 60}  # seconds, in a log file
       _fill(job, keeper, batch, stop, done, stack.enter_context(tqdm.tqdm(
-          total=job.total, initial=done, desc=label, unit='img', disable=not (writes and sys.stderr.isatty()), leave=False)))
+          total=job.total, initial=done, desc=label, unit='img', disable=not writes, leave=False, **every)))
   return Result(folder) if writes else None
+
+
+def remove(root, keys):
+  """Deletes passes that this process holds."""
+  for key in keys:
+    shutil.rmtree(pathlib.Path(root) / key, ignore_errors=True)
+    pathlib.Path(root, f'{key}.lock').unlink(missing_ok=True)
+  with contextlib.suppress(OSError):  # others are in there
+    pathlib.Path(root).rmdir()
 
 
 def agree(values):
@@ -94,11 +106,20 @@ def agree(values):
   return multihost_utils.broadcast_one_to_all(values) if jax.process_count() > 1 else values
 
 
+def heard(stop):
+  """Whether a signal came to any process; then all have it in `stop`."""
+  if jax.process_count() > 1:
+    numbers = multihost_utils.process_allgather(np.int32(getattr(stop, 'signal', None) or 0))
+    if numbers.max() and not stop:
+      stop.signal = int(numbers.max())
+  return bool(stop)
+
+
 def _fill(job, keeper, batch, stop, done, bar):
   """Computes from image `done` on; the host keeps one batch while the devices compute the next."""
   saved, waiting, batch = time.monotonic(), None, min(batch, job.total)
   for first in [*range(done, job.total, batch), None]:
-    stopped = agree(bool(stop))
+    stopped = heard(stop)
     coming = None if first is None or stopped else job.compute(first, min(batch, job.total - first), batch)
     if waiting is not None and keeper:
       bar.update(keeper.add(waiting))
@@ -129,19 +150,21 @@ class _Keeper:
         continue
       if name not in self._files:
         new = {'mode': 'r+'} if self._done else {'mode': 'w+', 'dtype': x.dtype, 'shape': (self._job.total, *x.shape[1:])}
-        self._files[name] = np.lib.format.open_memmap(self._folder / f'{name}.npy', **new)
+        with report.writing(self._folder):
+          self._files[name] = np.lib.format.open_memmap(self._folder / f'{name}.npy', **new)
       self._files[name][self._done:self._done + len(x)] = x
     self._done += len(x)
     return len(x)
 
   def save(self):
     """Everything up to here is on disk after it."""
-    for file in self._files.values():
-      file.flush()
     sums = {f'{name}/{field}': x for name, moments in self._moments.items() for field, x in moments.state().items()}
     new = self._folder / '.state.npz'
-    np.savez(new, done=self._done, **sums)
-    new.replace(self._folder / 'state.npz')
+    with report.writing(self._folder):
+      for file in self._files.values():
+        file.flush()
+      np.savez(new, done=self._done, rows=sorted(p.name for p in self._folder.glob('*.npy')), **sums)
+      new.replace(self._folder / 'state.npz')
 
   def seal(self):
     """Says what the folder holds."""
@@ -174,9 +197,11 @@ def _check(folder, about):
       for name, digest in sealed['files'].items():
         if not (folder / name).exists() or _sha256(folder / name) != digest:
           raise ValueError(f'{name} is missing or damaged')
-    elif _state(folder)[0]:
-      for path in folder.glob('*.npy'):
-        np.load(path, mmap_mode='r')  # raises if it was cut off
+    elif (folder / 'state.npz').exists():
+      _state(folder)
+      with np.load(folder / 'state.npz') as data:
+        for name in data['rows']:
+          np.load(folder / name, mmap_mode='r')  # raises if it is missing or was cut off
   except Exception as e:  # numpy and zipfile raise nearly anything on damaged files
     aside = folder.with_name(f'{folder.name}.damaged-{time.time_ns()}')
     folder.rename(aside)
@@ -185,17 +210,26 @@ def _check(folder, about):
 
 
 @contextlib.contextmanager
-def _locked(folder):
-  """Makes the folder and holds it; another process on it is waited for."""
-  with report.writing(folder):
-    folder.mkdir(parents=True, exist_ok=True)
-    f = open(folder.with_name(folder.name + '.lock'), 'a')
-  with f:
+def _locked(folder, stop):
+  """Makes the folder and holds it; another process on it is waited for until `stop` is true: then Stopped is raised."""
+  path, said = folder.with_name(folder.name + '.lock'), False
+  while True:
+    with report.writing(folder):
+      folder.mkdir(parents=True, exist_ok=True)
+      f = open(path, 'a')
     try:
       fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-      print(f'waiting for another process that computes {folder}', file=sys.stderr)
-      fcntl.flock(f, fcntl.LOCK_EX)
+      if path.exists() and path.stat().st_ino == os.fstat(f.fileno()).st_ino and folder.is_dir():
+        break
+    except BlockingIOError:
+      if stop:
+        raise Stopped from None
+      if not said:
+        print(f'waiting for another process that computes {folder}', file=sys.stderr)
+      said = True
+      time.sleep(0.5)
+    f.close()  # and again: it is taken, or was removed by the one who had it
+  with f:
     yield
 
 

@@ -17,6 +17,7 @@
 
 Other counts are other metrics: fid10k_full, pr5k3_full, is2.5k, nn1k; and swd_4k, ppl2_1k_wend, ls_20k.
 """
+import difflib
 import re
 from typing import NamedTuple
 
@@ -25,6 +26,7 @@ from sg2jax.faults import UsageError
 OFFLINE = 'pixelfd50k_full'  # needs no weights; measured besides swd if nothing else is asked for
 MAX_REALS = {'kid': 1_000_000, 'pr': 200_000}  # of the protocols that take all reals
 K = 3  # neighbours of precision and recall
+LEAST = {'fid': 2, 'pixelfd': 2, 'kid': 2, 'is': 10, 'pr': K + 1, 'ls': 4}  # images of a kind, fakes and reals; else 1
 _N = r'(?P<count>\d+(\.\d+)?)k'
 _FORMS = {  # kind: (pattern, count without one, example)
     'fid': (rf'fid{_N}(?P<full>_full)?', 'fid50k_full'), 'kid': (rf'kid{_N}(?P<full>_full)?', 'kid50k_full'),
@@ -62,10 +64,12 @@ def parse(name):
     if match:
       found = match.groupdict()
       count = round(1000 * float(found['count'])) if found.get('count') else _COUNTS[kind]
-      if count < 1:
-        raise UsageError(f'metric {name}: {count} images; use 0.001k or more')
+      if count < LEAST.get(kind, 1):
+        raise UsageError(f'metric {name}: {count} images; use {LEAST.get(kind, 1) / 1000:g}k or more')
       full = found['full'] is not None if 'full' in found else True
       return Protocol(name, kind, count, full, kind == 'ppl' and not found['whole'], found.get('space') or '',
                       found.get('sampling') or '')
-  raise UsageError(f'metric {name!r} is unknown; choose from {", ".join(example for _, example in _FORMS.values())}, or others '
-                   'in sg2jax/evaluation/protocols.py')
+  examples = [example for _, example in _FORMS.values()]
+  near = ''.join(f'did you mean {x}? ' for x in difflib.get_close_matches(name, examples, 1))
+  raise UsageError(f'metric {name!r} is unknown; {near}Choose from {", ".join(examples)}, or others in docs/evaluation.md' +
+                   "; several are a tuple, ('fid50k_full', 'is50k')" * (',' in name))

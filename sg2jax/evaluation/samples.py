@@ -48,25 +48,25 @@ def order(source, count, seed):
 
 
 @functools.lru_cache
-def _reals_step(mesh, apply):
-  return sharding.jit_each(lambda params, batch: apply(params, batch['image']), mesh, 1)
+def _reals_step(mesh, apply, output):
+  return sharding.jit_each(lambda params, batch: {output: apply(params, batch['image'])[output]}, mesh, 1)
 
 
-def reals_pass(source, mesh, detector, places, moments=(), training=None):
-  """The Pass of a detector over reals at `places`: in the data set, or in the order of training=(seed, mirror)."""
+def reals_pass(source, mesh, detector, output, places, moments=False, training=None):
+  """The Pass of an output of a detector over reals at `places`: in the data set, or in the order of training=(seed, mirror)."""
   samples = data.stream(source, seed=training[0], mirror=training[1]) if training else source
   digest = hashlib.sha256(np.asarray(places, np.int64).tobytes()).hexdigest()
   about = {'images': 'reals', 'data': source.hash, 'shape': list(source.shape), 'count': len(places), 'places': digest,
            'training': training and {'seed': training[0], 'mirror': training[1]}, 'detector': [detector.name, detector.hash],
-           'resize': detector.resize, 'moments': list(moments)}
-  look = _look(mesh, _reals_step(mesh, detector.apply), detector.params)
+           'resize': detector.resize, 'output': output, 'moments': moments}
+  look = _look(mesh, _reals_step(mesh, detector.apply, output), detector.params)
   pool = futures.ThreadPoolExecutor(min(16, os.cpu_count() or 1))
 
   def compute(first, n, size):
     numbers = _share(mesh, first, n, size)
     images = list(pool.map(lambda i: samples[int(places[i])]['image'], numbers))
     return look(n, {'image': np.stack(images)[None]})
-  return Pass(about, len(places), compute, moments)
+  return Pass(about, len(places), compute, (output,) if moments else ())
 
 
 # ---- fakes

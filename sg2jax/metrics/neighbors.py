@@ -54,13 +54,14 @@ def _within(a, b, radius_a, radius_b):
   return (squares <= radius_b).any(1), (squares <= radius_a[:, None]).any(0)
 
 
-def _kth_square(rows, k, origin):
+def _kth_square(rows, k, origin, tick):
   if not 0 < k < len(rows):
     raise ValueError(f'k={k} neighbours need k + 1 rows or more, and k above 0; there are {len(rows)} rows')
   found = []
   for _, a in _blocks(rows, origin):
     best = jnp.full((len(a), k + 1), jnp.inf, a.dtype)
     for _, b in _blocks(rows, origin):
+      tick()
       best = _smallest(best, a, b)
     found.append(np.asarray(best[:, k]))
   return np.concatenate(found)
@@ -71,7 +72,7 @@ def kth_distance(rows, k):
 
   Raises: ValueError unless 0 < k < N.
   """
-  return np.sqrt(_kth_square(rows, k, _origin(rows)), dtype=np.float64)
+  return np.sqrt(_kth_square(rows, k, _origin(rows), lambda: None), dtype=np.float64)
 
 
 class PrecisionRecall(NamedTuple):
@@ -87,17 +88,18 @@ class PrecisionRecall(NamedTuple):
   fake_kth: np.ndarray
 
 
-def precision_recall(reals, fakes, k=3):
+def precision_recall(reals, fakes, k=3, tick=lambda: None):
   """Improved precision and recall [Kynkaanniemi et al. 2019, arXiv 1904.06991, eq. 1 and 2]. reals: [R,D], fakes: [F,D].
 
   A manifold is the union of balls around its features that reach to the k-th neighbour (`kth_distance`), edge included.
-  -> PrecisionRecall. Raises: ValueError unless 0 < k < R, F.
+  tick: called before each block of distances. -> PrecisionRecall. Raises: ValueError unless 0 < k < R, F.
   """
   origin = _origin(reals)
-  real_square, fake_square = _kth_square(reals, k, origin), _kth_square(fakes, k, origin)
+  real_square, fake_square = (_kth_square(x, k, origin, tick) for x in (reals, fakes))
   in_reals, in_fakes = np.zeros(len(fakes), bool), np.zeros(len(reals), bool)
   for i, a in _blocks(fakes, origin):
     for j, b in _blocks(reals, origin):
+      tick()
       rows, columns = slice(i, i + len(a)), slice(j, j + len(b))
       fakes_in, reals_in = _within(a, b, fake_square[rows], real_square[columns])
       in_reals[rows] |= fakes_in
@@ -106,11 +108,11 @@ def precision_recall(reals, fakes, k=3):
   return PrecisionRecall(float(in_reals.mean()), float(in_fakes.mean()), in_reals, in_fakes, *radii)
 
 
-def nearest(queries, base, exclude_self=False):
+def nearest(queries, base, exclude_self=False, tick=lambda: None):
   """The nearest row of base [B,D] to each query [Q,D]: (distance float64 [Q], index int64 [Q]).
 
   The distance is taken anew of the one that was found, from differences, so that a copy is at 0. exclude_self: row i of
-  the base is none for query i, for neighbours within one set. Raises: ValueError if nothing is left to be found.
+  the base is none for query i, for neighbours within one set. tick: as above. Raises: ValueError if there is none.
   """
   if len(base) <= exclude_self:
     raise ValueError(f'no neighbours among {len(base)} rows' + ' without the row itself' * exclude_self)
@@ -119,6 +121,7 @@ def nearest(queries, base, exclude_self=False):
   for i, a in _blocks(queries, origin):
     best, found = jnp.full(len(a), jnp.inf, a.dtype), jnp.zeros(len(a), int)
     for j, b in _blocks(base, origin):
+      tick()
       best, found = _closest(best, found, a, b, i, j, exclude_self)
     rows = slice(i, i + len(a))
     index[rows] = found

@@ -72,11 +72,16 @@ def distances(generator, distance, space, variables, z0, z1, t, c, keys=None, cr
   return distance(images[:, 0], images[:, 1]) / eps ** 2
 
 
-def trimmed_mean(values):
-  """Mean, in float64, of those from the 1st to the 99th percentile, both included: [N] -> float."""
+def trimmed(values):
+  """Those from the 1st to the 99th percentile, both included, in float64: [N] -> [M]."""
   values = np.asarray(values, np.float64)
   low, high = np.percentile(values, 1, method='lower'), np.percentile(values, 99, method='higher')
-  return float(values[(low <= values) & (values <= high)].mean())
+  return values[(low <= values) & (values <= high)]
+
+
+def trimmed_mean(values):
+  """Path length of distances [N]: the mean of `trimmed`, a float."""
+  return float(trimmed(values).mean())
 
 
 _distances = jax.jit(distances, static_argnums=(0, 1, 2), static_argnames='crop')

@@ -4,7 +4,7 @@ Measures a trained generator (moving average of the weights, no truncation) agai
 writes DIR/<metric>.json with the value, its 95 % interval and all that it depends on. What needs a network of others (FID, KID,
 IS, precision and recall, PPL) wants its weights first: python -m sg2jax.tools.fetch_weights says which and where. Without
 --metrics: swd and what the run's configuration names, or else pixelfd50k_full; these two need no network. All names are in
-sg2jax/evaluation/protocols.py. Stop it any way you like: the same command goes on where it was.
+docs/evaluation.md. Stop it any way you like: the same command goes on where it was.
 """
 import pathlib
 
@@ -26,18 +26,20 @@ def define_flags():
   flags.DEFINE_string('holdout', '', 'Folder of a data set that was not trained on, for nn and pixelnn.')
   flags.DEFINE_multi_string('weights', [], 'NAME=PATH of weights elsewhere, or others than the standard ones: inception=FILE.')
   flags.DEFINE_string('out', '', 'Folder of results; default: evaluation/<step> in the workdir.')
-  flags.DEFINE_integer('seed', 0, 'Of latents, labels, noise and subsets.')
+  flags.DEFINE_integer('seed', None, 'Of latents, labels, noise and subsets; default: that of the run.')
   flags.DEFINE_integer('batch', 0, 'Images at once, over all devices; 0: 32 for each. Results do not depend on it.')
 
 
 def main(_):
   """Checks, measures, prints."""
   asked = flags.FLAGS
-  wanted, explicit = [protocols.parse(name) for name in dict.fromkeys(asked.metrics)], parse_weights(asked.weights)
+  wanted, explicit = [protocols.parse(name) for name in dict.fromkeys(asked.metrics) if name], parse_weights(asked.weights)
   if not asked.checkpoint:
     raise UsageError('--checkpoint is missing; name a workdir, as in --checkpoint=runs/quickstart')
-  if asked.batch < 0 or not 0 <= asked.seed < 2 ** 32:
-    raise UsageError(f'--batch={asked.batch} must be 0 or more, and --seed={asked.seed} at least 0 and less than 2^32')
+  if asked.batch < 0:
+    raise UsageError(f'--batch={asked.batch} must be 0 or more')
+  if not 0 <= (asked.seed or 0) < 2 ** 32:
+    raise UsageError(f'--seed={asked.seed} must be 0 or more and less than 2^32')
   check(wanted, explicit)
   net = trained.load(asked.checkpoint)
   if not wanted:
@@ -45,8 +47,9 @@ def main(_):
     check(wanted, explicit)
   source = load(net, asked.data)
   mesh = sharding.make_mesh()
-  setting = Setting(net, source, mesh, out_of(net, asked.out), asked.seed, asked.batch or 32 * mesh.size,
-                    load(net, asked.holdout) if asked.holdout else None, explicit)
+  seed = net.config.seed if asked.seed is None else asked.seed
+  setting = Setting(net, source, mesh, out_of(net, asked.out), seed, asked.batch or 32 * mesh.size,
+                    load(net, asked.holdout, labels=False) if asked.holdout else None, explicit)
   print(f'{net.title}, against {len(source)} images of {source.name}', flush=True)
   with Stop() as stop:
     try:
@@ -55,7 +58,7 @@ def main(_):
     except passes.Stopped:
       stop.leave(f'what is done is in {setting.out}')
   if jax.process_index() == 0:
-    print(f'wrote {setting.out}/: {", ".join(f"{p.name}.json" for p in wanted)}')
+    print(f'results in {setting.out}/: {", ".join(f"{p.name}.json" for p in wanted)}')
 
 
 def out_of(net, given):
@@ -75,14 +78,15 @@ def parse_weights(pairs):
   return dict(pair.split('=', 1) for pair in pairs)
 
 
-def load(net, given):
+def load(net, given, labels=True):
   """The Source of a data set, by default that of the run. Raises DatasetError, UsageError if its labels don't fit."""
   config = net.config
   name, folder = given or config.data.name, config.data.dir
   if given and (given.startswith(('/', '.', '~')) or pathlib.Path(given).exists()):
     name, folder = '', given
-  source = data.load(name, folder, build.resolution(config), config.data.channels, config.data.labels)
-  if source.c_dim != config.c_dim:
+  source = data.load(name, folder, build.resolution(config), config.data.channels,
+                     config.data.labels and labels)
+  if labels and source.c_dim != config.c_dim:
     raise UsageError(f'--data={given}: its labels have {source.c_dim} components, and those of the run {config.c_dim}; use a '
                      'data set with the same classes')
   return source

@@ -36,6 +36,7 @@ def main(argv):
       path = dest / file.name
       state = 'there' if right(path, file) else 'there, but another file' if path.exists() else 'missing'
       print(f'{name}: {file.what}; {file.licence}\n  {path} ({file.bytes / 1e6:,.2f} MB): {state}')
+    print(f'to fetch them: {weights.TOOL} {" ".join(weights.FILES)}')
     return
   failed = []
   for name in names:
@@ -44,7 +45,7 @@ def main(argv):
     except faults.WeightsError as e:
       failed.append(str(e))
   if failed:
-    raise faults.WeightsError('; '.join(failed))
+    raise faults.WeightsError('\n'.join(failed))
 
 
 def right(path: pathlib.Path, file: weights.File) -> bool:

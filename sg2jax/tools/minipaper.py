@@ -7,6 +7,7 @@ DIR then holds table.md, table.json (with every run) and samples.png. FIELD is o
 A cell that fails is named in the tables, the others go on, and the exit code is 1. docs/minipaper.md says what it shows.
 """
 import contextlib
+from functools import partial
 import io
 import json
 import pathlib
@@ -23,7 +24,7 @@ import numpy as np
 from PIL import Image
 
 from sg2jax import build, checkpoint, data, faults, sharding, tools, trained, weights
-from sg2jax.evaluation import measure, protocols
+from sg2jax.evaluation import measure, passes, protocols
 from sg2jax.metrics.ppl import ppl
 from sg2jax.report import write_atomic
 from sg2jax.train import Stop
@@ -70,7 +71,7 @@ def main(_):
   begin(out, settings)
   jax.config.update('jax_platforms', 'cpu')  # of this process, which measures; the accelerator is for training
   with Stop() as stop:
-    failed = work(runs, settings, stop, lambda failed: save(out, runs, settings, failed))
+    failed = work(runs, settings, stop, lambda failed: save(out, runs, settings, failed), measure=partial(figures, stop=stop))
   if save(out, runs, settings, failed):
     print(f'\n{(out / "table.md").read_text()}\nwrote {out}/table.md, table.json and samples.png')
   if failed:
@@ -138,9 +139,10 @@ def pixel_distance(a, b):
   return jnp.mean((a - b) ** 2, (1, 2, 3))
 
 
-def figures(run):
+def figures(run, stop=()):
   """Measures a finished run: a dict of JSON values. Raises: CheckpointError, UsageError if it isn't fit for comparison."""
   rows = [json.loads(line) for line in (run.workdir / 'metrics.jsonl').read_text().splitlines()]
+  rows = [row for row in rows if 'sec_per_tick' in row]  # the others are of config.metrics
   state, config = checkpoint.load(run.workdir)
   net = trained.of_state(run.workdir, config, state)
   kimg, config = net.nimg / 1000, net.config
@@ -156,7 +158,7 @@ def figures(run):
   count = lambda name: sum(x.size for x in jax.tree.leaves(state[name]))
   wanted = [p for p in map(protocols.parse, NETWORKS) if all(weights.find(name) for name in p.weights)]
   source = data.load(config.data.name, config.data.dir, build.resolution(config), config.data.channels, config.data.labels)
-  setting = measure.Setting(net, source, sharding.make_mesh(), run.workdir / 'evaluation' / f'{net.step:08d}')
+  setting = measure.Setting(net, source, sharding.make_mesh(), run.workdir / 'evaluation' / f'{net.step:08d}', stop=stop)
   return {k: v for document in measure.measure(wanted, setting) for k, v in document['values'].items()} | {
       'cell': run.cell, 'seed': run.seed, 'kimg': kimg, 'minibatches': net.step,
       'data': config.data.name or config.data.dir, 'swd': float(rows[-1]['swd']), 'swd_start': float(rows[0]['swd']),
@@ -190,7 +192,10 @@ def work(runs, settings, stop, save, train=start, measure=figures):
       failed[run] = code
       print(f'{run} failed with exit code {code}, for the reason above; going on with the others', flush=True)
     else:
-      write_atomic(run.workdir / 'result.json', json.dumps(measure(run), indent=1) + '\n')
+      try:
+        write_atomic(run.workdir / 'result.json', json.dumps(measure(run), indent=1) + '\n')
+      except passes.Stopped:
+        stop.leave(done())
     save(failed)
   return failed
 

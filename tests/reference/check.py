@@ -15,6 +15,9 @@ import jax
 import numpy as np
 
 WHOLE = 'whole case'  # where a failure stands that belongs to no sub-case
+# Cases whose float32 arrays the reference computed in float32: their bounds for float32 hold in float64, too. In float64
+# torch-fidelity misses the others as we do, and agrees with us (tests/test_detectors.py).
+IN_FLOAT32 = ('inception_v3_fid',)
 
 
 class Config:
@@ -196,22 +199,20 @@ def _run(case, sub, names, shared, data, compute, float32, report):
     if name not in results:
       messages.append(f'{name}: nothing computes this expected array')
       continue
-    error, message = compare(results[name], data[key], info[key].get('tol'), float32)
+    rounded = case['id'] in IN_FLOAT32 and data[key].dtype == np.float32
+    error, message = compare(results[name], data[key], info[key].get('tol'), float32 or rounded)
     report.worst = max(report.worst, (error, key))
     messages += [f'{name}: {message}'] if message else []
   return messages
 
 
 def compare(actual, expected, tol, float32):
-  """(largest |actual - expected| / tolerance, message or None). tol: bounds, 'exact' or 'exact ... +-1 level'.
-
-  Where the expected numbers are float32, the reference worked in float32: then its bounds for float32 hold in float64 too.
-  """
+  """(largest |actual - expected| / tolerance, message or None). tol: bounds, 'exact' or 'exact ... +-1 level'."""
   actual = np.asarray(actual)
   if actual.shape != expected.shape:
     return np.inf, f'shape {list(actual.shape)}, expected {list(expected.shape)}'
   if isinstance(tol, dict):
-    bits = '32' if float32 or expected.dtype == np.float32 else '64'
+    bits = '32' if float32 else '64'
     bound = tol['atol' + bits] + tol['rtol' + bits] * np.abs(expected)
   elif isinstance(tol, str) and 'exact' in tol:
     bound = np.ones(expected.shape) if '+-1' in tol else np.zeros(expected.shape)
