@@ -116,9 +116,10 @@ def loop(config, growth, steps, compiled, state, key, batches, mesh, checkpoints
     if growth.resets(seen, nimg):
       state = jax.jit(state_lib.reset_adam, donate_argnums=0, out_shardings=sharding.replicated(mesh))(state)
     over = nimg >= total or growth.stage(nimg) != stage
-    tick, snap, measured = (over or nimg // (1000 * kimg) > seen // (1000 * kimg)
-                            for kimg in (config.tick_kimg, config.snapshot_kimg, config.metrics_kimg))
-    snap, seen = snap or measured, nimg
+    passed = lambda kimg: nimg // (1000 * kimg) > seen // (1000 * kimg)  # noqa: B023 (used here only)
+    measured = bool(config.metrics) and (nimg >= total or passed(config.metrics_kimg))
+    tick, snap = over or passed(config.tick_kimg), over or measured or passed(config.snapshot_kimg)
+    seen = nimg
     if tick or snap:
       metrics = fetch(pending, step) | ({'lod': growth.lod(nimg)} if growth.levels else {})
       now = time.monotonic()  # the time of training only, not of the snapshot below

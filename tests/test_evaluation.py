@@ -18,7 +18,7 @@ import pytest
 from sg2jax import build, checkpoint, data, sharding, trained
 from sg2jax import state as state_lib
 from sg2jax.evaluation import detectors, measure, passes, protocols, samples
-from sg2jax.faults import UsageError, WeightsError
+from sg2jax.faults import UsageError, WeightsError, WriteError
 from tests.reference.check import read_manifest
 from tests.runs import ROOT, TINY, xla_flags
 
@@ -214,6 +214,16 @@ def test_half_a_pass_without_its_rows_or_with_a_torn_state_is_refused(tmp_path, 
     with caplog.at_level('WARNING'):
       assert outcome(passes.run(fake_pass(300, []), root, 64)) == whole
     assert list(root.glob('*.damaged-*')) and 'set aside' in caplog.text
+
+
+def test_full_disk_is_an_error_before_anything_is_computed_for_nothing(tmp_path, monkeypatch):
+  def full(*_):
+    raise OSError(28, 'No space left on device')
+  monkeypatch.setattr(os, 'posix_fallocate', full)
+  with pytest.raises(WriteError, match='rows.npy: No space left.*bytes are free'):
+    passes.run(fake_pass(300, []), tmp_path, 64)
+  monkeypatch.undo()
+  assert outcome(passes.run(fake_pass(300, []), tmp_path, 64))[3] == 300
 
 
 def test_a_pass_belongs_to_one_process_and_waiting_for_it_can_be_ended(tmp_path, capsys):

@@ -149,9 +149,13 @@ class _Keeper:
         self._moments.setdefault(name, Moments(x.shape[1])).add(x)
         continue
       if name not in self._files:
-        new = {'mode': 'r+'} if self._done else {'mode': 'w+', 'dtype': x.dtype, 'shape': (self._job.total, *x.shape[1:])}
-        with report.writing(self._folder):
-          self._files[name] = np.lib.format.open_memmap(self._folder / f'{name}.npy', **new)
+        path, shape = self._folder / f'{name}.npy', (self._job.total, *x.shape[1:])
+        with report.writing(path):
+          if not self._done:
+            np.lib.format.open_memmap(path, 'w+', x.dtype, shape)
+            with open(path, 'r+b') as f:  # room for all of it: a map that finds none kills the process
+              os.posix_fallocate(f.fileno(), 0, path.stat().st_size)
+          self._files[name] = np.lib.format.open_memmap(path, 'r+')
       self._files[name][self._done:self._done + len(x)] = x
     self._done += len(x)
     return len(x)
