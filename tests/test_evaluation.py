@@ -284,6 +284,8 @@ def test_a_network_in_its_last_fade_has_no_path_length(setting):
   assert net.grows and not setting.trained.grows and net.hash() != setting.trained.hash()
   with pytest.raises(UsageError, match='full size'):
     values(['ppl2_wend'], setting._replace(trained=net))
+  with pytest.raises(UsageError, match='32 px or more'):
+    values(['ppl_wend'], setting)
   config = setting.trained.config.copy_and_resolve_references()
   config.g.clamp = 1.0
   assert setting.trained._replace(config=config).hash() != setting.trained.hash()
@@ -428,7 +430,7 @@ def test_metrics_of_networks_whatever_the_batch_and_the_devices(home, run, netwo
   subprocess.run([sys.executable, '-m', 'sg2jax.tools.prepare', f'--source={tmp_path / "pictures"}', '--labels=folder',
                   '--resolution=16', f'--dest={tmp_path / "set"}', '--channels=1'], cwd=ROOT, check=True, capture_output=True)
   names, found = ['fid0.06k_full', 'fid0.06k', 'kid0.05k_full', 'is0.06k', 'pr0.06k3_full', 'nn0.06k'], []
-  names += ['ppl2_0.016k_wend', 'ppl_0.016k_zfull']
+  names += ['ppl2_0.016k_wend', 'ppl2_0.016k_zfull']
   for batch, devices in ((32, 1), (7, 1), (64, 8)):
     out = tmp_path / f'{batch} on {devices}'
     process = evaluate(home, f'--checkpoint={run}', f'--data={tmp_path / "set"}', f'--metrics={",".join(names)}',

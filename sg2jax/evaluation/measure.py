@@ -22,6 +22,7 @@ from sg2jax.trained import Trained
 DETECTORS = {'fid': 'inception', 'kid': 'inception', 'is': 'inception', 'pr': 'vgg16', 'nn': 'vgg16', 'pixelfd': 'pixels',
              'pixelnn': 'pixels', 'swd': 'small', 'ls': 'attributes', 'ppl': 'lpips'}
 OUTPUTS = {'inception': 'pool', 'vgg16': 'fc', 'pixels': 'pixels', 'small': 'small'}
+LPIPS_SIDE = 16  # px, the least that VGG16 halves four times; cropped, images are half as large
 SPLITS = 10  # of the inception score
 GROUPS = 8  # disjoint subsets from which the interval of swd comes
 FAKES = 'which fakes were drawn'
@@ -64,6 +65,8 @@ def load(protocols, source, explicit):
   for p in protocols:
     if len(source) < LEAST.get(p.kind, 1):
       raise DatasetError(f'{source.place}: {len(source)} images, and {p.name} needs {LEAST[p.kind]} or more')
+    if p.kind == 'ppl' and min(source.shape[:2]) < LPIPS_SIDE * (1 + p.crop):
+      raise UsageError(f'{p.name} needs images of {LPIPS_SIDE * (1 + p.crop)} px or more; these have {source.shape[:2]}')
   loaded, shape = {}, source.shape
   for name in sorted({DETECTORS[p.kind] for p in protocols}):
     if name == 'lpips':
@@ -91,6 +94,7 @@ def measure(protocols, setting):
       yield from room.result(protocol)
     if jax.process_index() == 0:
       passes.remove(room.partial, room.kept)
+    passes.agree(True)  # the others wait until the first has done its arithmetic
 
 
 class Room:

@@ -107,12 +107,13 @@ def agree(values):
 
 
 def heard(stop):
-  """Whether a signal came to any process; then all have it in `stop`."""
-  if jax.process_count() > 1:
-    numbers = multihost_utils.process_allgather(np.int32(getattr(stop, 'signal', None) or 0))
-    if numbers.max() and not stop:
-      stop.signal = int(numbers.max())
-  return bool(stop)
+  """Whether a signal had come to any process, the same answer on all of them; then all have it in `stop`."""
+  if jax.process_count() == 1:
+    return bool(stop)
+  number = int(multihost_utils.process_allgather(np.int32(getattr(stop, 'signal', None) or 0)).max())
+  if number and not stop:
+    stop.signal = number
+  return bool(number)
 
 
 def _fill(job, keeper, batch, stop, done, bar):
@@ -121,8 +122,9 @@ def _fill(job, keeper, batch, stop, done, bar):
   for first in [*range(done, job.total, batch), None]:
     stopped = heard(stop)
     coming = None if first is None or stopped else job.compute(first, min(batch, job.total - first), batch)
-    if waiting is not None and keeper:
-      bar.update(keeper.add(waiting))
+    if waiting is not None:
+      jax.block_until_ready(waiting)  # a process that left before would take its part of it with it
+      bar.update(keeper.add(waiting) if keeper else 0)
     waiting = coming
     if keeper and (stopped or first is None or time.monotonic() > saved + SAVE_SECONDS):
       keeper.save()
