@@ -124,6 +124,12 @@ def test_shrink_on_the_device_is_that_of_the_host():
     np.testing.assert_array_equal(detectors.shrink(images, factor), data.shrink(images, factor))
 
 
+def test_missing_package_is_named():
+  detectors.check_installed('numpy', 'sklearn', 'lpips_j', 'flaxmodels')
+  with pytest.raises(UsageError, match='nosuchpackage cannot be imported'):
+    detectors.check_installed('numpy', 'nosuchpackage')
+
+
 def test_networks_take_grey_and_rgb_only():
   assert detectors.colour(np.ones((2, 4, 4, 1))).shape == (2, 4, 4, 3)
   with pytest.raises(UsageError, match='4 channels'):

@@ -242,7 +242,7 @@ def _builder(name: str, data_dir: str, resolution: tuple[int, int]) -> tfds.core
         f'{_BUILD.format(name=name)}') from None
   except Exception as err:
     raise faults.DatasetError(f'{place or name}: its dataset_info.json or features.json is unreadable '
-                              f'({str(err).splitlines()[0]}); make it again') from err
+                              f'({(str(err) or repr(err)).splitlines()[0]}); make it again') from err
 
 
 def _records(builder: tfds.core.DatasetBuilder):

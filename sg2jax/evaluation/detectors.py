@@ -2,6 +2,7 @@
 from collections.abc import Callable
 import functools
 import hashlib
+from importlib import util
 import pathlib
 from typing import Any, NamedTuple
 
@@ -43,6 +44,8 @@ def load(name, shape, explicit=''):
   """
   if name in ('inception', 'vgg16'):
     check_colour(name, shape)
+    if name == 'vgg16':
+      check_installed('lpips_j', 'flaxmodels')
     arrays, identity = weights.load(name, explicit)
     convert, apply, resize = {'inception': (inception.params, _inception, 'bilinear to 299x299 as TensorFlow 1'),
                               'vgg16': (vgg.fc_params, _vgg16, 'bilinear to 224x224')}[name]
@@ -54,6 +57,7 @@ def load(name, shape, explicit=''):
 def lpips(shape, explicit):
   """The Detector of LPIPS; its apply is another: (params, images in [-1,1] [N,H,W,C] x 2) -> distance [N]. Raises as `load`."""
   check_colour('lpips', shape)
+  check_installed('lpips_j', 'flaxmodels')
   (trunk, first), (heads, second) = (weights.load(name, explicit.get(name, '')) for name in ('vgg16', 'lpips_vgg'))
   return Detector('lpips', hashlib.sha256(f'{first.sha256} {second.sha256}'.encode()).hexdigest(), first.known and second.known,
                   'box to 256 px or a little more', _params(vgg.lpips_params, trunk, heads), _lpips)
@@ -79,7 +83,8 @@ def attributes(shape, folder):
 
 
 def classifiers(folder):
-  """The files of `attributes`. Raises WeightsError if there are none."""
+  """The files of `attributes`. Raises WeightsError if there are none, UsageError without scikit-learn."""
+  check_installed('sklearn')
   paths = sorted(pathlib.Path(folder).expanduser().glob('*.npz')) if folder else []
   if not paths:
     there = f'in {folder} are no .npz files' if folder else 'no folder was given'
@@ -102,6 +107,13 @@ def _classifier(path, shape):
   if shape[0] != shape[1] or shape[0] % res:
     raise UsageError(f'{path} looks at {res}x{res} px, and the images have {shape[0]}x{shape[1]}; ls needs a multiple')
   return net, params
+
+
+def check_installed(*modules):
+  """Raises UsageError if one of these isn't there, now and not after hours."""
+  missing = [name for name in modules if util.find_spec(name) is None]
+  if missing:
+    raise UsageError(f'{", ".join(missing)} cannot be imported; pip install -r requirements.txt')
 
 
 def check_colour(name, shape):

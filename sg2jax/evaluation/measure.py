@@ -19,8 +19,6 @@ from sg2jax.metrics.separability import linear_separability
 from sg2jax.metrics.swd import swd
 from sg2jax.trained import Trained
 
-DETECTORS = {'fid': 'inception', 'kid': 'inception', 'is': 'inception', 'pr': 'vgg16', 'nn': 'vgg16', 'pixelfd': 'pixels',
-             'pixelnn': 'pixels', 'swd': 'small', 'ls': 'attributes', 'ppl': 'lpips'}
 OUTPUTS = {'inception': 'pool', 'vgg16': 'fc', 'pixels': 'pixels', 'small': 'small'}
 LPIPS_SIDE = 16  # px, the least that VGG16 halves four times; cropped, images are half as large
 SPLITS = 10  # of the inception score
@@ -68,7 +66,7 @@ def load(protocols, source, explicit):
     if p.kind == 'ppl' and min(source.shape[:2]) < LPIPS_SIDE * (1 + p.crop):
       raise UsageError(f'{p.name} needs images of {LPIPS_SIDE * (1 + p.crop)} px or more; these have {source.shape[:2]}')
   loaded, shape = {}, source.shape
-  for name in sorted({DETECTORS[p.kind] for p in protocols}):
+  for name in sorted({p.detector for p in protocols}):
     if name == 'lpips':
       loaded[name] = detectors.lpips(shape, explicit)
     else:
@@ -105,7 +103,7 @@ class Room:
     self._wanted = {}  # count: detectors that look at so many fakes
     for p in protocols:
       if p.kind != 'ppl':
-        self._wanted.setdefault(self.count(p), set()).add(DETECTORS[p.kind])
+        self._wanted.setdefault(self.count(p), set()).add(p.detector)
 
   def count(self, p):
     """Fakes of a protocol; swd takes no more than there are reals."""
@@ -113,7 +111,7 @@ class Room:
 
   def result(self, p):
     """Yields the result of a protocol, measured or read."""
-    detector, path, old, start = self.detectors[DETECTORS[p.kind]], self.s.out / f'{p.name}.json', {}, time.monotonic()
+    detector, path, old, start = self.detectors[p.detector], self.s.out / f'{p.name}.json', {}, time.monotonic()
     about = self.about(p, detector)
     with contextlib.suppress(OSError, ValueError):
       old = json.loads(path.read_text())
@@ -168,8 +166,9 @@ class Room:
     if self.s.stop:
       raise passes.Stopped
 
-  def places(self, p, most=None):
-    """Reals of a protocol: places in the data set, at most `most`, or in the order of training."""
+  def places(self, p):
+    """Reals of a protocol: places in the data set, or in the order of training."""
+    most = self.count(p) if p.kind == 'swd' else MAX_REALS.get(p.kind)
     return samples.order(self.s.source, most, self.s.seed) if p.full else np.arange(p.count)
 
 
@@ -205,7 +204,7 @@ def frechet(room, p, detector):
 
 def kernel(room, p, detector):
   """KID: only the reals that are in a subset are looked at."""
-  population = room.places(p, MAX_REALS['kid'])
+  population = room.places(p)
   of_reals, of_fakes = scores.kid_subsets(len(population), p.count, room.s.seed)
   drawn, inverse = np.unique(of_reals, return_inverse=True)
   reals, fakes = room.reals(p, detector, population[drawn]), room.fakes(p)
@@ -238,7 +237,7 @@ def inception_score(room, p, _):
 
 def precision_recall(room, p, detector):
   """Improved precision and recall."""
-  places = room.places(p, MAX_REALS['pr'])
+  places = room.places(p)
   reals, fakes = room.reals(p, detector, places), room.fakes(p)
   if fakes is None:
     return None
@@ -263,7 +262,7 @@ def path_length(room, p, distance):
 def sliced_wasserstein(room, p, detector):
   """SWD of images at SWD_SIDE px at most; its interval is what disjoint subsets differ by."""
   count = room.count(p)
-  reals, fakes = room.reals(p, detector, samples.order(room.s.source, count, room.s.seed)), room.fakes(p)
+  reals, fakes = room.reals(p, detector, room.places(p)), room.fakes(p)
   if fakes is None:
     return None
   x, y = reals.rows('small'), fakes.rows('small')
@@ -295,7 +294,7 @@ def separability(room, p, _):
 
 def nearest_reals(room, p, detector):
   """Are fakes closer to reals than other reals are? The closest of them as a picture."""
-  s, output, places = room.s, OUTPUTS[detector.name], room.places(p, MAX_REALS['pr'])
+  s, output, places = room.s, OUTPUTS[detector.name], room.places(p)
   reals, fakes = room.reals(p, detector, places), room.fakes(p)
   others = room.reals(p, detector, np.arange(len(s.holdout)), source=s.holdout) if s.holdout else None
   closest = np.zeros(SHOWN, np.int64)

@@ -12,7 +12,7 @@
   ls             linear separability of 200,000 z and w by 40 attribute classifiers [S1]
   swd            sliced Wasserstein distance x 1000 of 16,384 images at 128 px at most (Karras et al. 2018); no network
   pixelfd50k_full, pixelfd50k   Frechet distance of the pixels at 16 px at most; no network, and not FID
-  nn10k          nearest real of each of 10,000 fakes by VGG16: are images copied? (Meehan et al. 2020)
+  nn10k          nearest of at most 200,000 reals to each of 10,000 fakes by VGG16: are images copied? (Meehan et al. 2020)
   pixelnn10k     the same by the pixels at 16 px at most; no network
 
 Other counts are other metrics: fid10k_full, pr5k3_full, is2.5k, nn1k; and swd_4k, ppl2_1k_wend, ls_20k.
@@ -24,11 +24,11 @@ from typing import NamedTuple
 from sg2jax.faults import UsageError
 
 OFFLINE = 'pixelfd50k_full'  # needs no weights; measured besides swd if nothing else is asked for
-MAX_REALS = {'kid': 1_000_000, 'pr': 200_000}  # of the protocols that take all reals
+MAX_REALS = {'kid': 1_000_000, 'pr': 200_000, 'nn': 200_000, 'pixelnn': 200_000}  # of protocols that take all; others: no end
 K = 3  # neighbours of precision and recall
 LEAST = {'fid': 2, 'pixelfd': 2, 'kid': 2, 'is': 10, 'pr': K + 1, 'ls': 4}  # images of a kind, fakes and reals; else 1
 _N = r'(?P<count>\d+(\.\d+)?)k'
-_FORMS = {  # kind: (pattern, count without one, example)
+_FORMS = {  # kind: (pattern, example)
     'fid': (rf'fid{_N}(?P<full>_full)?', 'fid50k_full'), 'kid': (rf'kid{_N}(?P<full>_full)?', 'kid50k_full'),
     'is': (rf'is{_N}', 'is50k'), 'pr': (rf'pr{_N}{K}(?P<full>_full)?', 'pr50k3_full'),
     'ppl': (rf'ppl(?P<whole>2)?(_{_N})?_(?P<space>[zw])(?P<sampling>full|end)', 'ppl2_wend'),
@@ -36,8 +36,9 @@ _FORMS = {  # kind: (pattern, count without one, example)
     'pixelfd': (rf'pixelfd{_N}(?P<full>_full)?', 'pixelfd50k_full'), 'nn': (rf'nn{_N}', 'nn10k'),
     'pixelnn': (rf'pixelnn{_N}', 'pixelnn10k')}
 _COUNTS = {'ppl': 50_000, 'ls': 200_000, 'swd': 16_384}
-_NETWORKS = {'fid': ('inception',), 'kid': ('inception',), 'is': ('inception',), 'pr': ('vgg16',), 'nn': ('vgg16',),
-             'ppl': ('vgg16', 'lpips_vgg')}
+_DETECTORS = {'fid': 'inception', 'kid': 'inception', 'is': 'inception', 'pr': 'vgg16', 'nn': 'vgg16', 'ppl': 'lpips',
+              'swd': 'small', 'pixelfd': 'pixels', 'pixelnn': 'pixels', 'ls': 'attributes'}
+_WEIGHTS = {'inception': ('inception',), 'vgg16': ('vgg16',), 'lpips': ('vgg16', 'lpips_vgg')}
 
 
 class Protocol(NamedTuple):
@@ -52,9 +53,14 @@ class Protocol(NamedTuple):
   sampling: str = ''
 
   @property
+  def detector(self):
+    """Name of what looks at the images, as in `detectors`."""
+    return _DETECTORS[self.kind]
+
+  @property
   def weights(self):
     """Names of the weights that it needs, as in `sg2jax.weights`."""
-    return _NETWORKS.get(self.kind, ())
+    return _WEIGHTS.get(self.detector, ())
 
 
 def parse(name):
