@@ -116,9 +116,8 @@ def loop(config, growth, steps, compiled, state, key, batches, mesh, checkpoints
     if growth.resets(seen, nimg):
       state = jax.jit(state_lib.reset_adam, donate_argnums=0, out_shardings=sharding.replicated(mesh))(state)
     over = nimg >= total or growth.stage(nimg) != stage
-    passed = lambda kimg: nimg // (1000 * kimg) > seen // (1000 * kimg)  # noqa: B023 (used here only)
-    measured = bool(config.metrics) and (nimg >= total or passed(config.metrics_kimg))
-    tick, snap = over or passed(config.tick_kimg), over or measured or passed(config.snapshot_kimg)
+    measured = bool(config.metrics) and (nimg >= total or passed(config.metrics_kimg, seen, nimg))
+    tick, snap = over or passed(config.tick_kimg, seen, nimg), over or measured or passed(config.snapshot_kimg, seen, nimg)
     seen = nimg
     if tick or snap:
       metrics = fetch(pending, step) | ({'lod': growth.lod(nimg)} if growth.levels else {})
@@ -139,6 +138,11 @@ def loop(config, growth, steps, compiled, state, key, batches, mesh, checkpoints
     checkpoints.save(state)
   checkpoints.wait()
   return state
+
+
+def passed(kimg, before, after):
+  """Whether the number of images reached a multiple of `kimg` thousand between two looks."""
+  return after // (1000 * kimg) > before // (1000 * kimg)
 
 
 def fetch(pending, step):

@@ -157,7 +157,7 @@ class Room:
 
   def reals(self, p, detector, places, moments=False, source=None):
     """A pass over reals at `places`, kept in the cache."""
-    s, training = self.s, None if p.full else (self.s.seed, bool(self.s.trained.config.data.mirror))
+    s, training = self.s, None if p.full else (self.s.seed, mirrored(self.s, p))
     job = samples.reals_pass(source or s.source, s.mesh, detector, OUTPUTS[detector.name], places, moments, training)
     return passes.run(job, weights.cache() / 'reals', s.batch, s.stop, f'reals: {detector.name}')
 

@@ -82,8 +82,9 @@ def run(job, root, batch, stop=(), label='', held=None):
       (held or stack).enter_context(_locked(folder, stop))
       with report.writing(folder):
         _check(folder, job.about)
-        done, whole = _state(folder)[0], (folder / 'about.json').exists()
+        whole = (folder / 'about.json').exists()
       keeper = None if whole else _Keeper(job, folder)
+      done = keeper.done if keeper else job.total
     done, whole = map(int, agree((done, whole)))
     if not whole:
       every = {} if sys.stderr.isatty() else {'delay': 60, 'mininterval': 60}  # seconds, in a log file
@@ -140,7 +141,7 @@ class _Keeper:
 
   def __init__(self, job, folder):
     self._job, self._folder, self._files = job, folder, {}
-    self._done, sums = _state(folder)
+    self.done, sums = _state(folder)
     self._moments = {name: Moments.restore(state) for name, state in sums.items()}
 
   def add(self, outputs):
@@ -153,13 +154,13 @@ class _Keeper:
       if name not in self._files:
         path, shape = self._folder / f'{name}.npy', (self._job.total, *x.shape[1:])
         with report.writing(path):
-          if not self._done:
+          if not self.done:
             np.lib.format.open_memmap(path, 'w+', x.dtype, shape)
             with open(path, 'r+b') as f:  # room for all of it: a map that finds none kills the process
               os.posix_fallocate(f.fileno(), 0, path.stat().st_size)
           self._files[name] = np.lib.format.open_memmap(path, 'r+')
-      self._files[name][self._done:self._done + len(x)] = x
-    self._done += len(x)
+      self._files[name][self.done:self.done + len(x)] = x
+    self.done += len(x)
     return len(x)
 
   def save(self):
@@ -169,7 +170,7 @@ class _Keeper:
     with report.writing(self._folder):
       for file in self._files.values():
         file.flush()
-      np.savez(new, done=self._done, rows=sorted(p.name for p in self._folder.glob('*.npy')), **sums)
+      np.savez(new, done=self.done, rows=sorted(p.name for p in self._folder.glob('*.npy')), **sums)
       new.replace(self._folder / 'state.npz')
 
   def seal(self):
