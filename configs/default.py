@@ -15,6 +15,7 @@ def get_config():
   c.batch = 32  # images per minibatch, over all devices [S2 App. B]
   c.microbatch = 0  # images per round of gradient accumulation, over all devices; 0: the whole batch
   c.seed = 0  # of weights, latents, noise and data order
+  c.init_from = ''  # checkpoint or workdir whose weights a new run starts from; what doesn't fit is initialised and listed
   c.device = ''  # what must be there: 'gpu', 'tpu', 'accelerator' (either); '': whatever JAX finds
   c.tick_kimg = 4.0  # thousands of images between status lines
   c.snapshot_kimg = 200.0  # thousands of images between image grids, SWD and checkpoints
@@ -39,6 +40,10 @@ def get_config():
   c.g.w_dim = 512
   c.g.mapping_layers = 8  # [S1 3.1]
   c.g.mapping_lr_mul = 0.01  # [S1 App. C]
+  c.g.layer_features = 0  # units of the mapping network's hidden layers; 0: w_dim
+  c.g.embed_features = 0  # components of the label embedding; 0: w_dim
+  c.g.activation = 'lrelu'  # of convolutions: lrelu, relu, linear, tanh, sigmoid, elu, selu, softplus, swish
+  c.g.taps = (1, 3, 3, 1)  # FIR filter of up- and down-sampling [S2 App. B]; config A has its own
   c.g.num_bf16_res = 0  # number of upper resolutions computed in bfloat16
   c.g.clamp = 0.0  # activations are clamped to +-clamp; 0: not at all [ADA App. D: 256 with 16-bit floats]
   c.g.remat = False  # recompute blocks in the backward pass: less memory, about a third more time
@@ -49,6 +54,11 @@ def get_config():
   c.d.fmap_base = 16_384
   c.d.fmap_max = 512
   c.d.mapping_layers = 8  # of the label embedding, where labels are used
+  c.d.mapping_lr_mul = 0.01
+  c.d.cmap_dim = 0  # components of the mapped label; 0: as many as feature maps in the last block
+  c.d.activation = 'lrelu'
+  c.d.taps = (1, 3, 3, 1)
+  c.d.freeze_layers = 0  # layers from the image side that keep their weights (Freeze-D, Mo et al. 2020)
   c.d.mbstd_group_size = 4  # images per minibatch-stddev group, of one round
   c.d.mbstd_num_channels = 1
   c.d.num_bf16_res = 0

@@ -2,8 +2,9 @@
 import math
 
 import jax
+import ml_collections
 
-from sg2jax import schedule
+from sg2jax import ops, schedule
 from sg2jax import state as state_lib
 from sg2jax.faults import UsageError
 from sg2jax.models import stylegan2
@@ -12,6 +13,23 @@ from sg2jax.models.stylegan2 import ARCHITECTURES, GROWING, Discriminator, Gener
 from sg2jax.steps import Steps
 
 FORMULATIONS = ('pytorch', 'tensorflow')
+# What config.json of a run may lack, because the field is younger, and what it then means.
+YOUNGER = {'init_from': '', 'd.freeze_layers': 0, 'd.mapping_lr_mul': 0.01, 'd.cmap_dim': 0, 'g.layer_features': 0,
+           'g.embed_features': 0, **{f'{net}.{name}': value for net in 'gd' for name, value in
+                                     (('activation', 'lrelu'), ('taps', (1, 3, 3, 1)))}}
+
+
+def complete(config):
+  """A ConfigDict, changeable, of a run's config.json as a dict or ConfigDict, with the fields that are younger than it."""
+  config = ml_collections.ConfigDict(config)
+  for name, value in YOUNGER.items():
+    *path, last = name.split('.')
+    node = config
+    for part in path:
+      node = node[part]
+    if last not in node:
+      node[last] = value
+  return config
 
 
 def resolution(config):
@@ -51,7 +69,7 @@ def check(config):
     sizes = block_sizes(resolution(config))
   except (ValueError, TypeError) as e:
     raise UsageError(f'--config.resolution={config.resolution}: {e}') from None
-  each('total_kimg tick_kimg snapshot_kimg metrics_kimg g.mapping_lr_mul opt.g_lr opt.d_lr opt.eps ema.kimg',
+  each('total_kimg tick_kimg snapshot_kimg metrics_kimg g.mapping_lr_mul d.mapping_lr_mul opt.g_lr opt.d_lr opt.eps ema.kimg',
        lambda v: math.isfinite(v) and v > 0, 'must be a finite number above 0')
   each('loss.r1_gamma loss.pl_weight ema.rampup g.clamp d.clamp opt.lr_rampup_kimg grow.hold_kimg grow.fade_kimg',
        lambda v: math.isfinite(v) and v >= 0, 'must be a finite number, 0 or more')
@@ -59,12 +77,16 @@ def check(config):
   each('opt.beta1 opt.beta2', lambda v: 0 <= v < 1, 'must lie in [0, 1)')
   each('seed', lambda v: v < 2 ** 32, 'must be less than 2^32')
   each('batch keep data.channels g.fmap_base g.fmap_max g.z_dim g.w_dim g.mapping_layers d.fmap_base d.fmap_max '
-       'd.mapping_layers d.mbstd_group_size loss.pl_shrink grow.repeats',
+       'd.mbstd_group_size loss.pl_shrink grow.repeats',
        lambda v: v >= 1, 'must be 1 or more')
   each('loss.r1_interval loss.pl_interval grow.start_res microbatch seed swd_images g.num_bf16_res d.num_bf16_res '
-       'd.mbstd_num_channels',
+       'd.mbstd_num_channels d.mapping_layers d.cmap_dim d.freeze_layers g.layer_features g.embed_features',
        lambda v: v >= 0, 'must be 0 or more')
   each('g.architecture d.architecture', lambda v: v in ARCHITECTURES, f'is unknown; choose from {", ".join(ARCHITECTURES)}')
+  each('g.activation d.activation', lambda v: v in ops.ACTIVATIONS,
+       f'is unknown; choose from {", ".join(ops.ACTIVATIONS)}')
+  each('g.taps d.taps', lambda v: len(v) and all(math.isfinite(tap) for tap in v) and sum(v),
+       'must be finite numbers whose sum is not 0, such as (1, 3, 3, 1)')
   each('opt.formulation', lambda v: v in FORMULATIONS, f'is unknown; choose from {", ".join(FORMULATIONS)}')
   each('device', lambda v: v in ('', 'cpu', 'gpu', 'tpu', 'accelerator'),
        'is unknown; choose from gpu, tpu, accelerator, cpu, or leave it empty')
@@ -140,12 +162,14 @@ def networks(config, c_dim):
   """(Generator, Discriminator) for labels of c_dim components."""
   g, d, size = config.g, config.d, resolution(config)
   generator = Generator(
-      Mapping(g.z_dim, c_dim, g.w_dim, g.mapping_layers, lr_mul=g.mapping_lr_mul, joint=g.architecture in GROWING,
+      Mapping(g.z_dim, c_dim, g.w_dim, g.mapping_layers, g.embed_features or None, g.layer_features or None,
+              lr_mul=g.mapping_lr_mul, joint=g.architecture in GROWING,
               bias_gain=stylegan2.HALF if g.architecture == 'stylegan1' else 1),
       Synthesis(size, config.data.channels, g.fmap_base, g.fmap_max, g.architecture, g.num_bf16_res, g.clamp or None,
-                use_noise=g.noise, remat=g.remat))
+                tuple(g.taps), g.activation, use_noise=g.noise, remat=g.remat))
   discriminator = Discriminator(
       size, d.fmap_base, d.fmap_max, c_dim, d.architecture, d.num_bf16_res, d.clamp or None,
+      tuple(d.taps), d.activation, cmap_dim=d.cmap_dim or None, mapping_lr_mul=d.mapping_lr_mul,
       mbstd_group_size=d.mbstd_group_size, mbstd_num_channels=d.mbstd_num_channels, mapping_layers=d.mapping_layers,
       remat=d.remat)
   return generator, discriminator

@@ -1,24 +1,36 @@
-"""A trained generator, ready to be applied: out of a checkpoint, or out of the state of a run."""
+"""A trained generator, ready to be applied: out of a checkpoint, or out of the state of a run.
+
+    g = sg2jax.load('runs/quickstart')
+    images = g(seeds=range(8), psi=0.7)  # uint8 [8,H,W,C]
+"""
+import functools
 from functools import partial
 import hashlib
 import json
+import math
 import pathlib
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import ml_collections
 import numpy as np
 
-from sg2jax import build, checkpoint
-from sg2jax.models.mapping import broadcast
+from sg2jax import build, checkpoint, ops, sharding
+from sg2jax.faults import UsageError
+from sg2jax.models.layers import NOISE_MODES, draw_noise
+from sg2jax.models.mapping import broadcast, truncate
+from sg2jax.models.stylegan2 import largest
+
+BATCH, PIXELS = 32, 2 ** 22  # images and pixels that are made at once on a device, at most
 
 
 class Trained(NamedTuple):
   """A trained generator: moving average of the weights, at the stage that a growing network had reached.
 
   workdir, config: of its run, with `c_dim`; generator: a models.stylegan2.Generator; variables: {'params', 'noise'}; growing:
-  arguments `stage` and `alpha` of its synthesis, {} for a network that doesn't grow.
+  arguments `stage` and `alpha` of its synthesis, {} for a network that doesn't grow; w_avg: moving average of w, [w_dim].
+
+  `net(seeds)` makes images. In steps: `z`, `c` and `ws` are what they are made of, `images` makes them of ws.
   """
   workdir: pathlib.Path
   config: Any
@@ -27,6 +39,7 @@ class Trained(NamedTuple):
   generator: Any
   variables: dict
   growing: dict
+  w_avg: Any
 
   @property
   def title(self):
@@ -44,6 +57,75 @@ class Trained(NamedTuple):
     """Whether it has not reached its full size, or is fading it in."""
     return bool(self.growing.get('stage')) or self.growing.get('alpha') is not None
 
+  def __call__(self, seeds, psi=1.0, cutoff=None, label=None, noise='const', batch=None):
+    """Images of seeds: uint8 [N,H,W,C], of the same bytes (but for 1 of 255) whatever the batch and the number of devices.
+
+    Args:
+      seeds: whole numbers in [0, 2^32), one for each image.
+      psi: truncation towards w_avg [S1 App. B]; 1: none, 0: the mean image.
+      cutoff: number of ws from the coarsest that are truncated; None: all.
+      label: of all images a class number, or a vector for each [N,c_dim]; None: drawn from the seed, where there are labels.
+      noise: 'const', the network's constant maps; 'random', drawn from the seed; 'none'.
+      batch: images at once, over all devices; None: what suits their size.
+
+    Raises: UsageError, naming the value.
+    """
+    seeds = check_seeds(seeds)
+    return self.images(self.ws(seeds, psi, cutoff, label, batch), noise, seeds, batch)
+
+  def z(self, seeds):
+    """Latents as NVIDIA's tools draw them, RandomState(seed).randn(z_dim): float32 [N,z_dim]."""
+    z_dim = self.generator.mapping.z_dim
+    return np.stack([np.random.RandomState(s).randn(z_dim) for s in check_seeds(seeds)]).astype(np.float32)
+
+  def c(self, seeds, label=None):
+    """Labels [N,c_dim], float32: of a class, of vectors, or drawn from the seeds. Raises UsageError if they don't fit."""
+    c_dim, n = self.config.c_dim, len(seeds)
+    if label is None:
+      z_dim = self.generator.mapping.z_dim
+      drawn = [_after(s, z_dim).randint(c_dim) for s in check_seeds(seeds)] if c_dim else []
+      return np.eye(c_dim, dtype=np.float32)[drawn] if c_dim else np.zeros((n, 0), np.float32)
+    if not c_dim:
+      raise UsageError(f'class {label}: this network was trained without labels; leave the class out')
+    if np.ndim(label) == 0:
+      if not 0 <= label < c_dim or label != int(label):
+        raise UsageError(f'class {label}: this network has the classes 0 to {c_dim - 1}')
+      label = np.eye(c_dim)[[int(label)] * n]
+    label = np.asarray(label, np.float32)
+    if label.shape != (n, c_dim):
+      raise UsageError(f'labels of shape {list(label.shape)}: they must be a class number, or [{n},{c_dim}]')
+    return label
+
+  def ws(self, seeds, psi=1.0, cutoff=None, label=None, batch=None):
+    """The mapped latents of seeds, truncated: float32 [N,num_ws,w_dim]. Arguments as of a call."""
+    if not np.isfinite(psi):
+      raise UsageError(f'psi={psi} must be a finite number, such as 0.7')
+    if cutoff is not None and not 0 <= cutoff <= self.num_ws:
+      raise UsageError(f'cutoff={cutoff} must be a number of ws, from 0 to {self.num_ws}')
+    w = self.map(self.z(seeds), self.c(seeds, label), batch)
+    ws = np.broadcast_to(w[:, None], (len(w), self.num_ws, w.shape[1]))
+    return ws if psi == 1 else np.asarray(truncate(ws, np.asarray(self.w_avg), np.float32(psi), cutoff))
+
+  def map(self, z, c=None, batch=None):
+    """z [N,z_dim], c [N,c_dim] (None: no labels) -> w, float32 [N,w_dim]."""
+    c = np.zeros((len(z), 0), np.float32) if c is None else c
+    return _in_batches(_map_step(sharding.make_mesh(), self.generator), (self.variables,), {'z': z, 'c': c}, batch or 4096)
+
+  def images(self, ws, noise='const', seeds=None, batch=None):
+    """ws [N,num_ws,w_dim] -> images uint8 [N,H,W,C], at full size while the network grows.
+
+    seeds: [N], from which noise 'random' is drawn; None: 0 ... N-1; the others as of a call.
+    """
+    if noise not in NOISE_MODES:
+      raise UsageError(f'noise={noise} is unknown; choose from {", ".join(NOISE_MODES)}')
+    if batch is not None and batch < 1:
+      raise UsageError(f'batch={batch} must be 1 or more')
+    mesh, pixels = sharding.make_mesh(), math.prod(self.generator.synthesis.resolution)
+    step = _images_step(mesh, self.generator, tuple(self.growing.items()), noise)
+    number = np.arange(len(ws)) if seeds is None else np.asarray(seeds)
+    batch = batch or max(1, min(BATCH, PIXELS // pixels)) * mesh.size
+    return _in_batches(step, (self.variables,), {'ws': np.asarray(ws), 'number': number.astype(np.uint32)}, batch)
+
   def hash(self):
     """SHA-256 of all that decides about an image: the network and its stage, weights, noise maps. Hex digits."""
     config = {k: self.config[k] for k in ('resolution', 'data', 'g')}
@@ -57,7 +139,7 @@ class Trained(NamedTuple):
 
 def of_state(workdir, config, state):
   """The Trained in a TrainState, or in one as a dict. config: a ConfigDict or a dict, with `c_dim`."""
-  config = ml_collections.ConfigDict(config)
+  config = build.complete(config)
   get = state.get if isinstance(state, dict) else partial(getattr, state)
   generator, _ = build.networks(config, config.c_dim)
   step, nimg, growing = int(get('step')), int(get('nimg')), {}
@@ -66,7 +148,8 @@ def of_state(workdir, config, state):
     stage = growth.stage(nimg)
     alpha = float(growth.alpha(stage, jnp.int32(step), jnp.int32(nimg)))
     growing = {'stage': stage.level, 'alpha': alpha if alpha < 1 else None}
-  return Trained(workdir, config, step, nimg, generator, {'params': get('g_ema'), 'noise': get('noise') or {}}, growing)
+  variables = {'params': get('g_ema'), 'noise': get('noise') or {}}
+  return Trained(workdir, config, step, nimg, generator, variables, growing, get('w_avg'))
 
 
 def load(path):
@@ -79,6 +162,52 @@ def load(path):
   workdir = next((p for p in (path, *path.parents[:2]) if (p / 'checkpoints').is_dir()), path.parent)
   trained = of_state(workdir, config, state)
   return trained._replace(variables=jax.device_put(trained.variables))
+
+
+def check_seeds(seeds):
+  """Seeds as a list of int. Raises UsageError if there are none, or one is not a whole number in [0, 2^32)."""
+  seeds = list(seeds)
+  if not seeds or not all(s == int(s) and 0 <= s < 2 ** 32 for s in seeds):
+    raise UsageError(f'seeds={seeds} must be whole numbers in [0, 2^32), one for each image')
+  return [int(s) for s in seeds]
+
+
+def _after(seed, count):
+  """RandomState(seed) after it drew a latent of `count` numbers."""
+  state = np.random.RandomState(seed)
+  state.randn(count)
+  return state
+
+
+# Compiled once for equal arguments.
+
+@functools.lru_cache(32)
+def _map_step(mesh, generator):
+  return sharding.jit_each(lambda v, batch: {'': generator.apply(v, batch['z'], batch['c'], method='map')}, mesh, 1)
+
+
+@functools.lru_cache(32)
+def _images_step(mesh, generator, growing, noise):
+  growing = dict(growing)
+  def step(variables, batch):
+    if noise == 'random':
+      keys = jax.vmap(partial(jax.random.fold_in, jax.random.key(0)))(batch['number'])
+      variables = variables | {'noise': draw_noise(variables['noise'], keys)}
+    images = generator.apply(variables, batch['ws'], 'none' if noise == 'none' else 'const', method='synthesize', **growing)
+    return {'': to_uint8(ops.nearest(largest(images), 2 ** growing.get('stage', 0)))}
+  return sharding.jit_each(step, mesh, 1)
+
+
+def _in_batches(step, constants, arrays, batch):
+  """A step of `sharding.jit_each` over arrays {name: [N,...]}, in batches of one size: the last is filled up by repetition."""
+  mesh, n = sharding.make_mesh(), len(next(iter(arrays.values())))
+  size = -(-min(batch, n) // mesh.size) * mesh.size
+  constants, found = jax.device_put(constants, sharding.replicated(mesh)), []
+  for first in range(0, n, size):
+    rows = first + np.arange(size) % min(size, n - first)
+    part = sharding.to_global(mesh, {name: x[rows][None] for name, x in arrays.items()})
+    found.append(np.asarray(step(*constants, part)[''])[:n - first])
+  return np.concatenate(found)
 
 
 def labels(trained, count, key):

@@ -13,7 +13,8 @@ ROOT = pathlib.Path(__file__).parent.parent
 FILES = sorted((ROOT / 'sg2jax').rglob('*.py'))
 FLOORS = {  # a file imports only from floors below its own, or from its own room
     0: ('faults', 'ops', 'schedule', 'sharding'), 1: ('models',), 2: ('losses', 'metrics'), 3: ('state', 'steps'),
-    4: ('data', 'checkpoint', 'report', 'build', 'interop'), 5: ('trained', 'weights'), 6: ('evaluation',), 7: ('train',),
+    4: ('data', 'checkpoint', 'report', 'build', 'interop'), 5: ('trained', 'weights', 'convert'),
+    6: ('evaluation', 'edit', 'export'), 7: ('train',),
     8: ('tools',), 9: ('main',)}
 FLOOR = {room: floor for floor, rooms in FLOORS.items() for room in rooms}
 

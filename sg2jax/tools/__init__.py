@@ -2,6 +2,8 @@
 
 from collections.abc import Callable
 import os
+import pathlib
+import re
 import sys
 
 from absl import app, flags, logging
@@ -19,6 +21,29 @@ def run(main: Callable[[list[str]], None], positional: int = 0):
   """
   logging.set_verbosity(logging.WARNING)  # orbax tells every save at length; --verbosity=0 shows it
   app.run(lambda argv: _guard(main, argv, positional), flags_parser=_parse)
+
+
+def seeds(text: str, flag: str = 'seeds') -> list[int]:
+  """'0-3,100' -> [0, 1, 2, 3, 100]. Raises UsageError, naming the flag, for anything but numbers and ranges in [0, 2^32)."""
+  found = []
+  for part in text.split(','):
+    match = re.fullmatch(r' *(\d{1,10})(?:-(\d{1,10}))? *', part)
+    first, last = (int(match[1]), int(match[2] or match[1])) if match else (0, -1)
+    if not first <= last < 2 ** 32 or last - first >= 10 ** 6:
+      raise faults.UsageError(f'--{flag}={text}: {part.strip() or "nothing"!r} is no seed; give numbers in [0, 2^32) and ranges, '
+                              'as in 0-31,100')
+    found += range(first, last + 1)
+  return found
+
+
+def folder(path: str, flag: str = 'out') -> pathlib.Path:
+  """The absolute path of a folder to write to, which need not exist. Raises UsageError if it is missing or a file."""
+  if not path:
+    raise faults.UsageError(f'--{flag} is missing; name a folder to write to')
+  place = pathlib.Path(path).expanduser().absolute()
+  if place.exists() and not place.is_dir():
+    raise faults.UsageError(f'--{flag}={path} is a file; name a folder')
+  return place
 
 
 def _fail(message: object, code: int):

@@ -63,10 +63,7 @@ def main(_):
 
 def out_of(net, given):
   """Folder of the results. Raises UsageError if it is a file."""
-  out = pathlib.Path(given or net.workdir / 'evaluation' / f'{net.step:08d}').expanduser().absolute()
-  if out.exists() and not out.is_dir():
-    raise UsageError(f'--out={out} is a file; name a folder')
-  return out
+  return tools.folder(given or str(net.workdir / 'evaluation' / f'{net.step:08d}'))
 
 
 def parse_weights(pairs):
