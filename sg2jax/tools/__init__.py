@@ -30,8 +30,8 @@ def seeds(text: str, flag: str = 'seeds') -> list[int]:
     match = re.fullmatch(r' *(\d{1,10})(?:-(\d{1,10}))? *', part)
     first, last = (int(match[1]), int(match[2] or match[1])) if match else (0, -1)
     if not first <= last < 2 ** 32 or last - first >= 10 ** 6:
-      raise faults.UsageError(f'--{flag}={text}: {part.strip() or "nothing"!r} is no seed; give numbers in [0, 2^32) and ranges, '
-                              'as in 0-31,100')
+      raise faults.UsageError(f'--{flag}={text}: {part.strip()!r} is no seed; give numbers in [0, 2^32) and ranges, as in '
+                              '0-31,100')
     found += range(first, last + 1)
   return found
 
