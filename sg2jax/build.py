@@ -9,7 +9,16 @@ from sg2jax import state as state_lib
 from sg2jax.faults import UsageError
 from sg2jax.models import stylegan2
 from sg2jax.models.mapping import Mapping
-from sg2jax.models.stylegan2 import ARCHITECTURES, GROWING, Discriminator, Generator, Synthesis, block_sizes, fmaps
+from sg2jax.models.stylegan2 import (
+    ARCHITECTURES,
+    GROWING,
+    Discriminator,
+    Generator,
+    Synthesis,
+    block_sizes,
+    fmaps,
+    image_side_layers,
+)
 from sg2jax.steps import Steps
 
 FORMULATIONS = ('pytorch', 'tensorflow')
@@ -92,6 +101,9 @@ def check(config):
        'is unknown; choose from gpu, tpu, accelerator, cpu, or leave it empty')
   need(config.data.name or config.data.dir, 'data.dir', "''",
        'names no data set: give the directory that `python -m sg2jax.tools.prepare` wrote, or --config.data.name=digits')
+  most = len(image_side_layers(config.d.architecture, sizes))
+  need(config.d.freeze_layers <= most, 'd.freeze_layers', config.d.freeze_layers,
+       f'must be at most {most}, which is all layers before the last block')
   _check_growth(config, sizes, need)
   if config.d.mbstd_num_channels:
     width = fmaps(max(sizes[0]), config.d.fmap_base, config.d.fmap_max)
@@ -182,8 +194,10 @@ def steps(config, c_dim, constrain, stage=None):
   stage, tensorflow = stage or grows.stage(0), opt.formulation == 'tensorflow'
   # Adam is corrected for the interval even if the regularizer's weight is 0, as in config C [S2 Table 1].
   adam = lambda lr, interval: state_lib.adam(lr, opt.beta1, opt.beta2, opt.eps, interval, tensorflow)
+  frozen = image_side_layers(config.d.architecture, block_sizes(resolution(config)))[:config.d.freeze_layers]
   return Steps(
-      generator, discriminator, g_tx=adam(stage.g_lr, loss.pl_interval), d_tx=adam(stage.d_lr, loss.r1_interval),
+      generator, discriminator, g_tx=adam(stage.g_lr, loss.pl_interval),
+      d_tx=state_lib.frozen(adam(stage.d_lr, loss.r1_interval), frozen),
       r1_gamma=loss.r1_gamma, r1_interval=loss.r1_interval, pl_weight=loss.pl_weight, pl_decay=loss.pl_decay,
       pl_interval=loss.pl_interval, pl_shrink=loss.pl_shrink, mixing_prob=loss.mixing_prob, ema_kimg=config.ema.kimg,
       ema_rampup=config.ema.rampup or None, constrain=constrain, lr_rampup_kimg=opt.lr_rampup_kimg,

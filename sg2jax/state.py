@@ -1,7 +1,7 @@
 """TrainState: what training changes and a checkpoint holds. Arrays only."""
 from typing import Any
 
-from flax import struct
+from flax import struct, traverse_util
 import jax
 import jax.numpy as jnp
 import optax
@@ -38,6 +38,38 @@ def adam(lr, beta1, beta2, eps, interval, eps_hat=False):
     return optax.scale_by_adam(beta1, beta2, corrected).update(grads, state, params)
   return optax.chain(optax.GradientTransformation(optax.scale_by_adam(beta1, beta2, eps).init, update),
                      optax.scale_by_learning_rate(lr))
+
+
+def frozen(tx, layers):
+  """`tx` that sees gradients of 0 for these (block, layer), which Adam therefore leaves alone [Freeze-D, arXiv 2002.10964]."""
+  def update(grads, state, params=None):
+    held = {block: {name: jax.tree.map(jnp.zeros_like, x) if (block, name) in layers else x for name, x in part.items()}
+            for block, part in grads.items()}
+    return tx.update(held, state, params)
+  return optax.GradientTransformation(tx.init, update)
+
+
+def transfer(fresh, old):
+  """The fresh TrainState with the weights of another, as nested dicts, that fit: (state, what was done).
+
+  Of networks, noise maps and w_avg an array fits if its name and shape are the same; clock, Adam and pl_mean begin anew. What
+  was done: {'copied': [name], 'initialised': {name: why}, 'unused': {name: shape}}.
+  """
+  done, changes = {'copied': [], 'initialised': {}, 'unused': {}}, {}
+  for field in ('g', 'd', 'g_ema', 'noise', 'w_avg'):
+    flat = lambda tree: traverse_util.flatten_dict({field: tree})  # noqa: B023 - used at once
+    here, there = flat(getattr(fresh, field)), flat(old.get(field, {}))
+    for path, x in here.items():
+      name, shape = '.'.join(path), list(x.shape)
+      if path in there and there[path].shape == x.shape:
+        here[path] = jnp.asarray(there.pop(path), x.dtype)
+        done['copied'].append(name)
+      else:
+        other = f'{list(there.pop(path).shape)} there' if path in there else 'not there'
+        done['initialised'][name] = f'{shape}, {other}'
+    done['unused'] |= {'.'.join(path): list(x.shape) for path, x in there.items() if hasattr(x, 'shape')}
+    changes[field] = traverse_util.unflatten_dict(here).get(field, {})
+  return fresh.replace(**changes), done
 
 
 def reset_adam(state):

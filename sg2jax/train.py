@@ -13,12 +13,12 @@ import time
 import jax
 import numpy as np
 
-from sg2jax import build, data, ops, report, sharding
+from sg2jax import build, checkpoint, data, ops, report, sharding
 from sg2jax import state as state_lib
 from sg2jax.checkpoint import Checkpoints
 from sg2jax.evaluation import measure, passes, protocols
 from sg2jax.evaluation.detectors import SWD_SIDE
-from sg2jax.faults import Interrupted, NonFiniteError, Preempted, UsageError
+from sg2jax.faults import CheckpointError, Interrupted, NonFiniteError, Preempted, UsageError
 from sg2jax.metrics import artifacts
 from sg2jax.metrics.swd import swd
 from sg2jax.models.mapping import broadcast
@@ -44,6 +44,8 @@ def train(config, workdir):
   workdir = pathlib.Path(workdir)
   values = config.to_dict()
   check_workdir(values, workdir)
+  if config.init_from and not any((workdir / 'checkpoints').glob('*')):
+    checkpoint.find(config.init_from)
   with Stop() as stop:
     devices = jax.devices()
     build.check_devices(config, devices)
@@ -68,11 +70,14 @@ def run(config, workdir, source, mesh, stop):
     abstract = jax.eval_shape(lambda: build.init_state(config, make_steps(), None))
     state = checkpoints.restore_latest(
         jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=same), abstract))
-    if state is None:
+    fresh = state is None
+    if fresh:
       state = build.init_state(config, make_steps(), same)
     step, nimg = int(state.step), int(state.nimg)
     log = stack.enter_context(contextlib.closing(report.Report(workdir, step, config.total_kimg)))
     log.say(describe(config, state, source, mesh, step))
+    if fresh and config.init_from:
+      state = jax.device_put(init_from(config.init_from, state, workdir, log), same)
     snapshot = Snapshot(workdir, config, source, mesh, log, stop)
     if snapshot.due(step).exists():
       snapshot.measure(state)
@@ -96,6 +101,20 @@ def run(config, workdir, source, mesh, stop):
     if unfinished() or snapshot.due(step).exists():
       stop.leave(f'saved step {step} ({nimg / 1000:g} kimg)' if step else 'stopped before the first minibatch')
     log.say(f'done: pictures in {workdir}/images; python -m sg2jax.tools.evaluate --checkpoint={workdir} measures it')
+
+
+def init_from(path, state, workdir, log):
+  """A fresh state with the weights of the checkpoint at `path` that fit; what was done goes to the log and init_from.json."""
+  old, _ = checkpoint.load(path)
+  state, done = state_lib.transfer(state, old)
+  if not any(name.startswith('g') for name in done['copied']):
+    raise CheckpointError(f'--config.init_from={path}: no weight of it fits this generator; use a configuration like its own')
+  note = workdir / 'init_from.json'
+  report.write_atomic(note, json.dumps({'checkpoint': str(checkpoint.find(path)), **done}, indent=1) + '\n')
+  lines = [f'{path}: {len(done["copied"])} arrays copied, {len(done["initialised"])} initialised, {len(done["unused"])} unused']
+  lines += [f'  {kind} {name}: {why}' for kind in ('initialised', 'unused') for name, why in done[kind].items()]
+  log.say('\n'.join(lines[:20] + ([f'  ... and others, see {note}'] if len(lines) > 20 else [])))
+  return state
 
 
 def loop(config, growth, steps, compiled, state, key, batches, mesh, checkpoints, log, snapshot, stop):

@@ -119,6 +119,8 @@ def test_second_run_in_a_workdir_and_another_configuration_are_refused(home, who
     ({'data.channels': 5}, 3, 'data.channels=1'),
     ({'metrics': "('fid50k_full',)"}, 7, 'fetch_weights inception'),
     ({'metrics': "('swd',)"}, 2, 'swd is logged'),
+    ({'init_from': '/nowhere'}, 6, '/nowhere'),
+    ({'d.freeze_layers': 8}, 2, 'at most 7'),
 ])
 def test_bad_input_is_one_line_and_creates_nothing(home, tmp_path, fields, code, said):
   _, err = finish(start(home, tmp_path / 'run', **fields), code)
@@ -154,6 +156,28 @@ def test_rectangular_accumulated_bf16_run(home, tmp_path):
       'd.architecture': 'skip', 'data.labels': False, 'ema.rampup': 0.05, 'total_kimg': 0.064}))
   assert '16x24x1, 0 label components' in out
   assert log(tmp_path)[-1]['step'] == 8
+
+
+def test_a_run_starts_from_the_weights_of_another(home, whole, tmp_path):
+  """Without labels and with the upper layers of D frozen; what doesn't fit is listed and drawn as in a run of its own."""
+  from sg2jax import checkpoint
+  fields = {'data.labels': False, 'd.freeze_layers': 4, 'total_kimg': 0.016, 'snapshot_kimg': 0.008, 'keep': 9}
+  out, _ = finish(start(home, tmp_path / 'a', init_from=whole[0], **fields))
+  done = json.loads((tmp_path / 'a' / 'init_from.json').read_text())
+  fc0 = '[16, 16], [32, 16] there'
+  assert done['initialised'] == {'g.mapping.fc0.weight': fc0, 'g_ema.mapping.fc0.weight': fc0,
+                                 'd.b4.out.weight': '[32, 1], [32, 32] there', 'd.b4.out.bias': '[1], [32] there'}
+  assert {name.split('.')[2] for name in done['unused']} <= {'embed', 'fc0'} and len(done['unused']) == 8
+  assert f'{len(done["copied"])} arrays copied, 4 initialised, 8 unused' in out
+  old, new = checkpoint.load(whole[0])[0], checkpoint.load(tmp_path / 'a' / 'checkpoints' / '1')[0]
+  same = lambda block, layer: all((x == new['d'][block][layer][k]).all() for k, x in old['d'][block][layer].items())
+  assert all(same('b16', layer) for layer in ('fromrgb', 'conv0', 'conv1', 'skip')) and not same('b8', 'conv0')
+  maps = [x['noise']['synthesis']['b8']['conv0']['noise_const'] for x in (old, new)]
+  assert (maps[0] == maps[1]).all()
+  near = abs(old['g']['synthesis']['b4']['const'] - new['g']['synthesis']['b4']['const']).max()
+  assert 0 < near < 0.01 and int(new['nimg']) == 8  # one step of Adam away, with a clock of its own
+  out, _ = finish(start(home, tmp_path / 'a', init_from=whole[0], **fields | {'total_kimg': 0.024}))
+  assert 'resuming at step 2' in out and 'arrays copied' not in out
 
 
 def test_restoring_every_checkpoint_of_32_steps_changes_nothing(quick_compile, tmp_path):

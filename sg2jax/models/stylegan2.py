@@ -45,6 +45,13 @@ def fmaps(res, fmap_base, fmap_max, fmap_min=1):
   return max(min(int(2 * fmap_base // res), fmap_max), fmap_min)
 
 
+def image_side_layers(architecture, sizes):
+  """(block, layer) of a discriminator's layers before the last block, from the image on: what Freeze-D counts."""
+  everywhere = architecture in ('skip', 'msg', *GROWING)
+  names = lambda i: (['fromrgb'] if i == 0 or everywhere else []) + ['conv0', 'conv1'] + ['skip'] * (architecture == 'resnet')
+  return [(f'b{max(size)}', name) for i, size in enumerate(reversed(sizes[1:])) for name in names(i)]
+
+
 def _dtypes(sizes, num_bf16_res):
   """bfloat16 for the `num_bf16_res` largest blocks, None (full precision) for the rest; never for the first."""
   low = min(num_bf16_res, len(sizes) - 1)
