@@ -7,6 +7,7 @@ keys are simple and occur once. Memory and time are in proportion to the bytes r
 but parts may be shared, so 2^MAX_DEPTH paths can lead through a small file: who walks one remembers where it was.
 """
 
+import codecs
 from collections.abc import Container
 import dataclasses
 import struct
@@ -94,6 +95,22 @@ def describe(value) -> str:
     return ascii(value[:60])
   short = value is None or (isinstance(value, (int, float)) and -2 ** 63 <= value < 2 ** 63)
   return str(value) if short else type(value).__name__
+
+
+def nodes(value):
+  """Yields every value in a result of `parse`, itself among them; of parts that are shared, each once."""
+  seen, rest = set(), [value]
+  while rest:
+    value = rest.pop()
+    if id(value) not in seen:
+      seen.add(id(value))
+      yield value
+      if isinstance(value, Call):
+        rest += [value.args, value.kwargs, value.state, value.items, value.pairs]
+      elif isinstance(value, Persistent):
+        rest.append(value.id)
+      elif isinstance(value, (list, tuple, dict)):
+        rest += [*value, *value.values()] if isinstance(value, dict) else value
 
 
 class _Reader:
@@ -268,7 +285,8 @@ _OPCODES = {
     b'G': lambda r: r.push(r.unpack('>d')), b'F': lambda r: r.push(float(r.line())),
     b'I': lambda r: r.push(_LINE_INT(r.line())), b'L': lambda r: r.push(int(r.line().removesuffix(b'L'))),
     b'\x8a': _sized('B', _INTEGER), b'\x8b': _sized('<i', _INTEGER, MAX_INTEGER),
-    b'V': lambda r: r.push(r.line().decode('raw-unicode-escape')), b'U': _sized('B', _LATIN), b'T': _sized('<i', _LATIN),
+    b'V': lambda r: r.push(codecs.raw_unicode_escape_decode(r.line())[0]),  # without the import that bytes.decode needs
+    b'U': _sized('B', _LATIN), b'T': _sized('<i', _LATIN),
     b'\x8c': _sized('B', _TEXT), b'X': _sized('<I', _TEXT), b'\x8d': _sized('<Q', _TEXT),
     b'C': _sized('B', bytes), b'B': _sized('<I', bytes), b'\x8e': _sized('<Q', bytes), b'\x96': _sized('<Q', bytes),
     # Containers

@@ -1,14 +1,15 @@
-"""State dicts of PyTorch files (.pt, .pth), without torch: the pickle is read by `pickle_reader`, never run.
+"""Files of PyTorch (.pt, .pth), without torch: the pickle is read by `pickle_reader`, never run.
 
 Both formats of torch.save: the zip file of 1.6 and later, and the one before, a row of pickles followed by the storages,
 also as written under Python 2. What makes a tensor is known by name; anything else is refused, among it
-`torch.storage._load_from_bytes`, which hides a second file in a pickle.
+`torch.storage._load_from_bytes`, which hides a second file in a pickle (see `network_file`, which reads that one as well).
 """
 
+from collections.abc import Callable, Container
 import contextlib
-import dataclasses
 import io
 import math
+from typing import NamedTuple
 import zipfile
 
 import ml_dtypes
@@ -28,8 +29,8 @@ _SIZE = Global('torch', 'Size')
 _PARAMETER = Global('torch._utils', '_rebuild_parameter')
 _TENSORS = {Global('torch._utils', '_rebuild_tensor'): (4,),  # number of arguments; the older one until torch 0.3
             Global('torch._utils', '_rebuild_tensor_v2'): (6, 7)}
-_NAMES = {_DICT, _SIZE, _PARAMETER, *_TENSORS,
-          *(Global(module, name) for module in ('torch', 'torch.cuda') for name in STORAGES)}
+NAMES = {_DICT, _SIZE, _PARAMETER, *_TENSORS,
+         *(Global(module, name) for module in ('torch', 'torch.cuda') for name in STORAGES)}
 
 
 def parse(data: bytes) -> dict[str, np.ndarray]:
@@ -45,93 +46,110 @@ def parse(data: bytes) -> dict[str, np.ndarray]:
   Raises:
     ValueError: malformed, or anything else in it; says what.
   """
-  zipped = data.startswith(b'PK\x03\x04')
-  tree, storages = (_zip if zipped else _legacy)(data)
-  tensors = {name: _tensor(node, name) for name, node in _names(tree)}
-  arrays = storages({t.key: t for t in tensors.values()})
-  return {name: _view(name, t, arrays[t.key]) for name, t in tensors.items()}
+  tree, load = contents(data)
+  found = entries(tree)
+  if list(found) == ['state_dict']:
+    found = entries(found['state_dict'])
+  return {name: tensor(node, name, load) for name, node in found.items()}
 
 
-@dataclasses.dataclass(frozen=True)
-class _Tensor:
-  """Elements of storage `key`, which has `count` of them; offset and stride in elements."""
-  key: str
-  dtype: np.dtype
-  count: int
-  offset: int
-  shape: tuple
-  stride: tuple
+def is_file(data: bytes) -> bool:
+  """Whether a file looks like one of torch.save."""
+  return data.startswith(b'PK\x03\x04') or MAGIC.to_bytes(10, 'little') in data[:64]
 
 
-def _names(tree):
-  """(name, node) of a state dict's entries."""
-  pairs = _pairs(tree)
-  if len(pairs) == 1 and pairs[0][0] == 'state_dict':
-    pairs = _pairs(pairs[0][1])
-  names = [name for name, _ in pairs]
-  if not all(isinstance(name, str) for name in names) or len(set(names)) < len(names):
+def contents(data: bytes, names: Container[Global] = NAMES) -> tuple[object, Callable]:
+  """What a file holds, as `pickle_reader.parse` has it, and the function that gives a storage's elements for its node.
+
+  Raises:
+    ValueError: malformed, or a name that isn't in `names`; that function: as well.
+  """
+  return (_zip if data.startswith(b'PK\x03\x04') else _legacy)(data, names)
+
+
+def entries(node, kinds: Container[Global] = (_DICT,)) -> dict[str, object]:
+  """The entries of a node that stands for a dict, or what is made as an OrderedDict is (`kinds`), with names as keys.
+
+  Raises:
+    ValueError: something else; a key that isn't text or occurs twice.
+  """
+  pairs = _pairs(node, kinds)
+  if not all(isinstance(name, str) for name, _ in pairs) or len({name for name, _ in pairs}) < len(pairs):
     raise ValueError('its names are not text, or one occurs twice')
-  return pairs
+  return dict(pairs)
 
 
-def _pairs(node):
-  """Key and value pairs of a dict or OrderedDict."""
+def _pairs(node, kinds):
+  """Key and value pairs."""
   if isinstance(node, dict):
-    return list(node.items())
-  if isinstance(node, Call) and node.function == _DICT and not node.items and not node.kwargs:
+    return node.items()
+  if isinstance(node, Call) and node.function in kinds and not node.items and not node.kwargs:
     if not node.args:
       return node.pairs
     if len(node.args) == 1 and isinstance(node.args[0], list) and not node.pairs:  # of Python 2
       if all(isinstance(pair, (list, tuple)) and len(pair) == 2 for pair in node.args[0]):
-        return [tuple(pair) for pair in node.args[0]]
+        return node.args[0]
   raise ValueError(f'holds {describe(node)} where a state dict should be')
 
 
-def _tensor(node, name):
-  """The _Tensor that a node stands for; refuses what isn't exactly one."""
-  if isinstance(node, Call) and node.function == _PARAMETER and len(node.args) == 3:
+def tensor(node, name: str, load: Callable) -> np.ndarray:
+  """The array, read-only, that the node of a tensor or parameter stands for; `load` is that of `contents`.
+
+  Raises:
+    ValueError: not exactly a tensor, or not within its storage; names it by `name`.
+  """
+  if isinstance(node, Call) and node.function == _PARAMETER and len(node.args) == 3 and node.state is None:
     node = node.args[0]
   if not isinstance(node, Call) or node.state is not None or len(node.args) not in _TENSORS.get(node.function, ()):
     raise ValueError(f'{describe(name)} is {describe(node)}, which is no tensor')
-  storage, offset, shape, stride = node.args[:4]
+  held, offset, shape, stride = node.args[:4]
   shape, stride = (node.args[0] if isinstance(node, Call) and node.function == _SIZE and len(node.args) == 1 else node
                    for node in (shape, stride))
-  what = storage.id if isinstance(storage, Persistent) else storage
+  storage = load(held)
+  sizes = isinstance(shape, tuple) and isinstance(stride, tuple) and len(shape) == len(stride) <= MAX_DIMS
+  if not sizes or not all(type(n) is int and 0 <= n < 2 ** 48 for n in (offset, *shape, *stride)):
+    raise ValueError(f'{describe(name)} has an impossible shape, stride or offset')
+  count, last = math.prod(shape), offset + sum((n - 1) * s for n, s in zip(shape, stride))
+  if count > storage.size or (count and last >= storage.size):
+    raise ValueError(f'{describe(name)} reaches beyond its storage of {storage.size} elements')
+  if not count:
+    return np.zeros(shape, storage.dtype)
+  stride = [s * storage.itemsize for s in stride]
+  return np.lib.stride_tricks.as_strided(storage[offset:], shape, stride, writeable=False)
+
+
+def elements(data: bytes, dtype: np.dtype, count: int, start: int = 0) -> np.ndarray:
+  """[count] numbers of `data`, read-only. Raises ValueError for booleans other than 0 and 1."""
+  if dtype == np.bool_ and np.frombuffer(data, np.uint8, count, start).max(initial=0) > 1:
+    raise ValueError('booleans other than 0 and 1')
+  return np.frombuffer(data, dtype, count, start)
+
+
+class _Storage(NamedTuple):
+  """What the node of a storage says of it."""
+  key: str
+  dtype: np.dtype
+  count: int
+
+
+def _declared(node, known):
+  """The _Storage of a node; `known` collects them by key."""
+  what = node.id if isinstance(node, Persistent) else node
   if not (isinstance(what, tuple) and len(what) in (5, 6) and what[0] == 'storage' and what[5:] in ((), (None,))
           and isinstance(what[1], Global) and what[1].name in STORAGES
-          and isinstance(what[2], str)):
+          and isinstance(what[2], str) and type(what[4]) is int and 0 <= what[4] < 2 ** 48):
     inner = what[1] if isinstance(what, tuple) and len(what) > 1 else what
-    raise ValueError(f'{describe(name)} has a storage of an unknown kind: {describe(inner)}')
-  _, kind, key, _, count = what[:5]
-  sizes = isinstance(shape, tuple) and isinstance(stride, tuple) and len(shape) == len(stride) <= MAX_DIMS
-  if not sizes or not all(type(n) is int and 0 <= n < 2 ** 48 for n in (offset, count, *shape, *stride)):
-    raise ValueError(f'{describe(name)} has an impossible shape, stride or offset')
-  last = offset + sum((n - 1) * s for n, s in zip(shape, stride))
-  if math.prod(shape) > count or (math.prod(shape) and last >= count):
-    raise ValueError(f'{describe(name)} reaches beyond its storage of {count} elements')
-  return _Tensor(key, np.dtype(STORAGES[kind.name]), count, offset, shape, stride)
+    raise ValueError(f'a storage of an unknown kind: {describe(inner)}')
+  storage = _Storage(what[2], np.dtype(STORAGES[what[1].name]), what[4])
+  if known.setdefault(storage.key, storage) != storage:
+    raise ValueError(f'a tensor disagrees with another about storage {describe(storage.key)}')
+  return storage
 
 
-def _view(name, tensor, storage):
-  if storage.dtype != tensor.dtype or storage.size != tensor.count:
-    raise ValueError(f'{describe(name)} disagrees with another tensor about their storage')
-  if not math.prod(tensor.shape):
-    return np.zeros(tensor.shape, tensor.dtype)
-  stride = [s * tensor.dtype.itemsize for s in tensor.stride]
-  return np.lib.stride_tricks.as_strided(storage[tensor.offset:], tensor.shape, stride, writeable=False)
-
-
-def _storage(data, tensor, start=0):
-  """Elements of a storage: [count]."""
-  if tensor.dtype == np.bool_ and np.frombuffer(data, np.uint8, tensor.count, start).max(initial=0) > 1:
-    raise ValueError(f'storage {describe(tensor.key)} holds booleans other than 0 and 1')
-  return np.frombuffer(data, tensor.dtype, tensor.count, start)
-
-
-def _zip(data):
-  """Pickle of the zip format, and the function {key: _Tensor} -> {key: storage}."""
+def _zip(data, names):
+  """`contents` of the zip format."""
   with _zip_errors():
-    archive = zipfile.ZipFile(io.BytesIO(data))
+    archive = zipfile.ZipFile(io.BytesIO(data), metadata_encoding='latin-1')  # not cp437, which Python would have to import
   parts = archive.infolist()
   sizes = {part.filename: part.file_size for part in parts}
   if (len(sizes) < len(parts) or sum(sizes.values()) > len(data)
@@ -145,15 +163,19 @@ def _zip(data):
     with _zip_errors():
       return archive.read(roots[0] + name)
 
-  def storages(tensors):
-    for key, tensor in tensors.items():
-      if sizes.get(f'{roots[0]}data/{key}') != tensor.count * tensor.dtype.itemsize:
-        raise ValueError(f'storage {describe(key)} is missing or not of {tensor.count} elements')
-    return {key: _storage(read(f'data/{key}'), tensor) for key, tensor in tensors.items()}
+  known, loaded = {}, {}
+
+  def load(node):
+    storage = _declared(node, known)
+    if sizes.get(f'{roots[0]}data/{storage.key}') != storage.count * storage.dtype.itemsize:
+      raise ValueError(f'storage {describe(storage.key)} is missing or not of {storage.count} elements')
+    if storage.key not in loaded:
+      loaded[storage.key] = elements(read(f'data/{storage.key}'), storage.dtype, storage.count)
+    return loaded[storage.key]
 
   if roots[0] + 'byteorder' in sizes and read('byteorder') != b'little':
     raise ValueError('its numbers are not little-endian')
-  return pickle_reader.parse(read('data.pkl'), _NAMES), storages
+  return pickle_reader.parse(read('data.pkl'), names), load
 
 
 @contextlib.contextmanager
@@ -164,11 +186,11 @@ def _zip_errors():
     raise ValueError(f'a broken zip file: {e}') from None
 
 
-def _legacy(data):
-  """Pickle of the older format, and the function {key: _Tensor} -> {key: storage}."""
+def _legacy(data, names):
+  """`contents` of the older format."""
   values, position = [], 0
   for _ in range(5):  # magic number, protocol, machine, tensors, keys of the storages in their order
-    value, position = pickle_reader.parse_at(data, position, _NAMES)
+    value, position = pickle_reader.parse_at(data, position, names)
     values.append(value)
     if values[0] != MAGIC or values[1:2] not in ([], [PROTOCOL]):
       raise ValueError('not a file of torch.save')
@@ -176,17 +198,18 @@ def _legacy(data):
   if not isinstance(machine, dict) or machine.get('little_endian') is not True:
     raise ValueError('its numbers are not little-endian')
 
-  def storages(tensors):
-    if not isinstance(keys, list) or not all(isinstance(k, str) for k in keys) or sorted(keys) != sorted(tensors):
-      raise ValueError('its storages are not those of its tensors')
-    arrays, at = {}, position
-    for key in keys:
-      tensor = tensors[key]
-      end = at + 8 + tensor.count * tensor.dtype.itemsize
-      if end > len(data) or int.from_bytes(data[at:at + 8], 'little') != tensor.count:
-        raise ValueError(f'storage {describe(key)} is cut off or not of {tensor.count} elements')
-      arrays[key], at = _storage(data, tensor, at + 8), end
-    if at != len(data):
-      raise ValueError(f'{len(data) - at} bytes follow its end')
-    return arrays
-  return tree, storages
+  known, arrays = {}, {}
+  for node in pickle_reader.nodes(tree):
+    if isinstance(node, Persistent):
+      _declared(node, known)
+  if not isinstance(keys, list) or not all(isinstance(k, str) for k in keys) or sorted(keys) != sorted(known):
+    raise ValueError('its storages are not those of its tensors')
+  for key in keys:
+    storage = known[key]
+    end = position + 8 + storage.count * storage.dtype.itemsize
+    if end > len(data) or int.from_bytes(data[position:position + 8], 'little') != storage.count:
+      raise ValueError(f'storage {describe(key)} is cut off or not of {storage.count} elements')
+    arrays[key], position = elements(data, storage.dtype, storage.count, position + 8), end
+  if position != len(data):
+    raise ValueError(f'{len(data) - position} bytes follow its end')
+  return tree, lambda node: arrays[_declared(node, known).key]
