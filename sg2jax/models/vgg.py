@@ -34,7 +34,10 @@ def fc_features(params, images):
 
 
 def lpips_network(dtype):
-  """lpips-j's distance as a module: (x0, x1) [N,H,W,3] in [-1,1] -> [N,1,1,1]. Parameters: of `lpips_params`."""
+  """lpips-j's distance as a module: (x0, x1) [N,H,W,3] in [-1,1] -> [N,1,1,1]. Parameters: of `lpips_params`.
+
+  Its two halves are methods: `features` of images, and `between` such features, of which a projection keeps its target's.
+  """
   from flax import linen as nn
   from flaxmodels.vgg.vgg import VGG
   from lpips_j import lpips as library
@@ -45,7 +48,24 @@ def lpips_network(dtype):
       self.vgg = VGG(output='activations', pretrained=None, include_head=False, dtype=dtype)
       self.lins = [nn.Conv(1, (1, 1), use_bias=False) for _ in self.feature_names]
 
+    def __call__(self, x, t):
+      return self.between(self.features(x), self.features(t))
+
+    def features(self, x):
+      found = self.vgg((x + 1) / 2)
+      return [_unit_length(found[name]) for name in self.feature_names]
+
+    def between(self, f, g):
+      return sum(library.spatial_average(lin((x - y) ** 2)) for lin, x, y in zip(self.lins, f, g))
+
   return Lpips()
+
+
+def _unit_length(x, eps=1e-10):
+  """The library's `normalize_tensor`, whose gradient is NaN where all channels are 0, as ReLUs leave them."""
+  square = jnp.sum(x ** 2, axis=-1, keepdims=True)
+  some = square > 0
+  return x / (jnp.where(some, jnp.sqrt(jnp.where(some, square, 1)), 0) + eps)
 
 
 def lpips(params, x0, x1):
@@ -53,9 +73,24 @@ def lpips(params, x0, x1):
 
   Differentiable; float32, or float64 if the parameters are.
   """
+  return lpips_between(params, lpips_features(params, x0), lpips_features(params, x1))
+
+
+def lpips_features(params, x):
+  """What `lpips` compares of images [N,H,W,3] in [-1,1]: a list of [N,h,w,C], of unit length over the channels."""
+  return _lpips(params, 'features', x)
+
+
+def lpips_between(params, f, g):
+  """`lpips` of two results of `lpips_features`: [N]."""
+  return _lpips(params, 'between', f, g)[:, 0, 0, 0]
+
+
+def _lpips(params, method, *args):
   dtype = _dtype(params)
+  args = jax.tree.map(lambda x: x.astype(dtype), args)
   with jax.default_matmul_precision('highest'):
-    return lpips_network(dtype).apply({'params': params}, x0.astype(dtype), x1.astype(dtype))[:, 0, 0, 0]
+    return lpips_network(dtype).apply({'params': params}, *args, method=method)
 
 
 def _conv_shapes():

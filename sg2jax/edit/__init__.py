@@ -1,0 +1,1 @@
+'''Editing: what is done with a trained network's latents: projection, attribution and directions.'''
