@@ -57,6 +57,11 @@ class Trained(NamedTuple):
     """Whether it has not reached its full size, or is fading it in."""
     return bool(self.growing.get('stage')) or self.growing.get('alpha') is not None
 
+  @property
+  def batch(self):
+    """Images that are made at once, over all devices, where nothing else is said."""
+    return max(1, min(BATCH, PIXELS // math.prod(self.generator.synthesis.resolution))) * sharding.make_mesh().size
+
   def __call__(self, seeds, psi=1.0, cutoff=None, label=None, noise='const', batch=None):
     """Images of seeds: uint8 [N,H,W,C], of the same bytes (but for 1 of 255) whatever the batch and the number of devices.
 
@@ -98,18 +103,22 @@ class Trained(NamedTuple):
 
   def ws(self, seeds, psi=1.0, cutoff=None, label=None, batch=None):
     """The mapped latents of seeds, truncated: float32 [N,num_ws,w_dim]. Arguments as of a call."""
+    return self.truncate(self.map(self.z(seeds), self.c(seeds, label), batch), psi, cutoff)
+
+  def truncate(self, w, psi=1.0, cutoff=None):
+    """w [N,w_dim] -> ws, truncated: float32 [N,num_ws,w_dim]. Arguments as of a call."""
     if not np.isfinite(psi):
       raise UsageError(f'psi={psi} must be a finite number, such as 0.7')
     if cutoff is not None and not 0 <= cutoff <= self.num_ws:
       raise UsageError(f'cutoff={cutoff} must be a number of ws, from 0 to {self.num_ws}')
-    w = self.map(self.z(seeds), self.c(seeds, label), batch)
     ws = np.broadcast_to(w[:, None], (len(w), self.num_ws, w.shape[1]))
     return ws if psi == 1 else np.asarray(truncate(ws, np.asarray(self.w_avg), np.float32(psi), cutoff))
 
   def map(self, z, c=None, batch=None):
     """z [N,z_dim], c [N,c_dim] (None: no labels) -> w, float32 [N,w_dim]."""
     c = np.zeros((len(z), 0), np.float32) if c is None else c
-    return _in_batches(_map_step(sharding.make_mesh(), self.generator), (self.variables,), {'z': z, 'c': c}, batch or 4096)
+    step = _map_step(sharding.make_mesh(), self.generator)
+    return _in_batches(step, (self.variables,), {'z': z, 'c': c}, 4096 if batch is None else batch)
 
   def images(self, ws, noise='const', seeds=None, batch=None):
     """ws [N,num_ws,w_dim] -> images uint8 [N,H,W,C], at full size while the network grows.
@@ -118,13 +127,11 @@ class Trained(NamedTuple):
     """
     if noise not in NOISE_MODES:
       raise UsageError(f'noise={noise} is unknown; choose from {", ".join(NOISE_MODES)}')
-    if batch is not None and batch < 1:
-      raise UsageError(f'batch={batch} must be 1 or more')
-    mesh, pixels = sharding.make_mesh(), math.prod(self.generator.synthesis.resolution)
+    mesh = sharding.make_mesh()
     step = _images_step(mesh, self.generator, tuple(self.growing.items()), noise)
     number = np.arange(len(ws)) if seeds is None else np.asarray(seeds)
-    batch = batch or max(1, min(BATCH, PIXELS // pixels)) * mesh.size
-    return _in_batches(step, (self.variables,), {'ws': np.asarray(ws), 'number': number.astype(np.uint32)}, batch)
+    arrays = {'ws': np.asarray(ws), 'number': number.astype(np.uint32)}
+    return _in_batches(step, (self.variables,), arrays, self.batch if batch is None else batch)
 
   def hash(self):
     """SHA-256 of all that decides about an image: the network and its stage, weights, noise maps. Hex digits."""
@@ -193,21 +200,33 @@ def _images_step(mesh, generator, growing, noise):
     if noise == 'random':
       keys = jax.vmap(partial(jax.random.fold_in, jax.random.key(0)))(batch['number'])
       variables = variables | {'noise': draw_noise(variables['noise'], keys)}
-    images = generator.apply(variables, batch['ws'], 'none' if noise == 'none' else 'const', method='synthesize', **growing)
+    with jax.default_matmul_precision('highest'):  # in TF32 the batch would show, and others' images would be other ones
+      images = generator.apply(variables, batch['ws'], 'none' if noise == 'none' else 'const', method='synthesize', **growing)
     return {'': to_uint8(ops.nearest(largest(images), 2 ** growing.get('stage', 0)))}
   return sharding.jit_each(step, mesh, 1)
 
 
 def _in_batches(step, constants, arrays, batch):
-  """A step of `sharding.jit_each` over arrays {name: [N,...]}, in batches of one size: the last is filled up by repetition."""
+  """A step of `sharding.jit_each` over arrays {name: [N,...]}, in batches of one size."""
+  if batch < 1:
+    raise UsageError(f'batch={batch} must be 1 or more')
   mesh, n = sharding.make_mesh(), len(next(iter(arrays.values())))
   size = -(-min(batch, n) // mesh.size) * mesh.size
   constants, found = jax.device_put(constants, sharding.replicated(mesh)), []
-  for first in range(0, n, size):
-    rows = first + np.arange(size) % min(size, n - first)
+  for rows, kept in parts(n, size):
     part = sharding.to_global(mesh, {name: x[rows][None] for name, x in arrays.items()})
-    found.append(np.asarray(step(*constants, part)[''])[:n - first])
+    found.append(np.asarray(step(*constants, part)[''])[:kept])
   return np.concatenate(found)
+
+
+def parts(n, size):
+  """Divides range(n) into (indices [size], how many of them count): the last is filled up by repetition.
+
+  One size means that nothing is compiled twice.
+  """
+  for first in range(0, n, size):
+    kept = min(size, n - first)
+    yield first + np.arange(size) % kept, kept
 
 
 def labels(trained, count, key):

@@ -1,6 +1,6 @@
 """The command line. `run` starts every tool: flags in; exit code and one line of error out."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 import os
 import pathlib
 import re
@@ -46,6 +46,18 @@ def folder(path: str, flag: str = 'out') -> pathlib.Path:
   return place
 
 
+def file(path: str, endings: Collection[str], flag: str = 'out') -> pathlib.Path:
+  """The absolute path of a file to write, with one of the endings. Raises UsageError if it is missing, has none, or is a folder."""
+  place, said = pathlib.Path(path or '').expanduser().absolute(), f'--{flag}={path}'
+  if not path:
+    raise faults.UsageError(f'--{flag} is missing; name a file to write, that ends in {" or ".join(endings)}')
+  if place.suffix not in endings:
+    raise faults.UsageError(f'{said} must end in {" or ".join(endings)}')
+  if place.is_dir():
+    raise faults.UsageError(f'{said} is a folder; name a file')
+  return place
+
+
 def _fail(message: object, code: int):
   print(f'{os.path.basename(sys.argv[0])}: {message}', file=sys.stderr)
   sys.exit(code)
@@ -78,3 +90,7 @@ def _guard(main: Callable[[list[str]], None], argv: list[str], positional: int):
     if _DEBUG.value:
       raise
     _fail(fault, fault.code)
+  except KeyboardInterrupt:
+    if _DEBUG.value:
+      raise
+    _fail('interrupted; files that were written are whole', faults.Interrupted.code)

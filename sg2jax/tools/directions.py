@@ -1,0 +1,77 @@
+"""python -m sg2jax.tools.directions METHOD --checkpoint=RUN [--out=DIR] [--layers=LO-HI] [--count=8] [--sigma=3] [--seed=0] ...
+
+Finds directions in w along which images change, and shows them: each row of DIR/METHOD.png moves one image from -sigma to sigma
+standard deviations of w along one direction, at the chosen layers. METHOD is
+  pca     principal components of w (GANSpace): where the network's images differ most
+  sefa    closed-form factorisation (SeFa): what changes the styles of the chosen layers most
+Layers are numbered by the ws that they take, from the coarsest, 0: low ones change shape and pose, high ones colour and detail.
+DIR/METHOD.npz has the directions; docs/generate.md says how to use them. DIR is by default directions/ in the workdir.
+"""
+import io
+import math
+
+from absl import flags
+import numpy as np
+
+from sg2jax import report, tools, trained
+from sg2jax.edit import directions
+from sg2jax.faults import UsageError
+from sg2jax.tools import generate
+
+METHODS = ('pca', 'sefa')
+STEPS, SAMPLES = 7, 50_000  # images of a row; w of which the directions and their standard deviations are computed
+
+
+def define_flags():
+  """The command line. Not at import: tools have flags of the same names."""
+  flags.DEFINE_string('checkpoint', '', 'Workdir, whose newest checkpoint counts, or one step of it.')
+  flags.DEFINE_string('out', '', 'Folder of the results; default: directions/ in the workdir.')
+  flags.DEFINE_string('layers', '', 'First and last of the ws that are moved, such as 0-3; default: all.')
+  flags.DEFINE_integer('count', 8, 'Directions to find.')
+  flags.DEFINE_float('sigma', 3, 'How far the sheet goes, in standard deviations of w along the direction.')
+  flags.DEFINE_integer('seed', 0, 'Of the image that is moved.')
+  flags.DEFINE_string('psi', '', 'Truncation of that image; default: 1, none.')
+  flags.DEFINE_integer('class', None, 'Class of that image and of all w that are looked at; default: all.')
+
+
+def main(argv):
+  """Checks, finds, draws, writes."""
+  asked, method = flags.FLAGS, argv[1] if len(argv) > 1 else ''
+  if method not in METHODS:
+    said = f'METHOD={method} is unknown' if method else 'METHOD is missing'
+    raise UsageError(f'{said}; choose from {", ".join(METHODS)}, as in python -m sg2jax.tools.directions pca --checkpoint=RUN')
+  psi, = generate.numbers(asked.psi or '1', 'psi')
+  if not 0 < asked.sigma < math.inf:
+    raise UsageError(f'--sigma={asked.sigma:g} must be a finite number above 0')
+  trained.check_seeds([asked.seed])
+  net = generate.load(asked.checkpoint)
+  label, w_dim = asked['class'].value, net.generator.mapping.w_dim
+  layers = generate.span(net, asked.layers or f'0-{net.num_ws - 1}', 'layers')
+  if not 1 <= asked.count <= w_dim:
+    raise UsageError(f'--count={asked.count} must be 1 or more, and at most {w_dim}, the dimensions of w')
+  generate.check_sheet(net, asked.count * STEPS)
+  out = tools.folder(asked.out or str(net.workdir / 'directions'))
+  ws, w = net.ws([asked.seed], psi, label=label)[0], sample(net, label)
+  found = directions.pca(w, asked.count) if method == 'pca' else directions.sefa(net, w, layers, asked.count)
+  at = np.linspace(-asked.sigma, asked.sigma, STEPS)
+  moved = np.stack([directions.edit(ws, n, at * s, layers) for n, s in zip(found.vectors, found.stdevs)])
+  pictures = net.images(moved.reshape(-1, *ws.shape), seeds=[asked.seed] * moved.shape[0] * STEPS)
+  data = io.BytesIO()
+  np.savez(data, **found._asdict(), layers=[layers.start, layers.stop - 1], method=method, checkpoint=net.hash())
+  report.write_atomic(out / f'{method}.npz', data.getvalue())
+  generate.write_sheet(out / f'{method}.png', pictures.reshape(*moved.shape[:2], *pictures.shape[1:]),
+                       [f'{method} {i}' for i in range(asked.count)], [f'{x:+.2g}' if x else '0' for x in at])
+  shares = '  '.join(f'{s * s / w.var(0).sum():.1%}' for s in found.stdevs)
+  print(f'{net.title}\n  shares of the variance of w: {shares}\nwrote {out / method}.npz and {method}.png')
+
+
+def sample(net, label=None):
+  """SAMPLES of w, of a class or with random labels where there are any: float32 [N,w_dim]."""
+  key = np.random.RandomState(0)
+  z = key.randn(SAMPLES, net.generator.mapping.z_dim).astype(np.float32)
+  return net.map(z, trained.labels(net, SAMPLES, key) if label is None else net.c(range(SAMPLES), label))
+
+
+if __name__ == '__main__':
+  define_flags()
+  tools.run(main, positional=1)

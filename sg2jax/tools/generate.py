@@ -1,0 +1,180 @@
+"""python -m sg2jax.tools.generate [KIND] --checkpoint=RUN --seeds=0-31 [--out=DIR] [--sheet=FILE.png] [--psi=0.7] ...
+
+Makes images with a trained generator (moving average of the weights). The same seed gives the same image, always. KIND is
+  images   (default) one image for each seed: DIR/seed0000.png ..., or all on one sheet, or both
+  mix      a sheet that mixes styles: rows are --seeds, columns --cols; a picture is its row's with the --styles of its column
+  sweep    a sheet of --seeds (rows) at several --psi (columns): 1 is the network as it is, 0 its mean image, -1 the opposite
+RUN is a workdir (its newest checkpoint) or one step of it. A psi between 0 and 1 trades variety for quality; --cutoff=N
+applies it to the N coarsest layers only. docs/generate.md shows what comes out.
+"""
+from concurrent.futures import ThreadPoolExecutor
+import math
+import re
+import time
+
+from absl import flags
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+from tqdm import tqdm
+
+from sg2jax import report, tools, trained
+from sg2jax.data.images import MAX_PIXELS
+from sg2jax.faults import UsageError
+from sg2jax.models.layers import NOISE_MODES
+
+KINDS = ('images', 'mix', 'sweep')
+SWEEP = '1,0.7,0.5,0,-0.5,-1'  # [S1 Fig. 8]
+
+
+def define_flags():
+  """The command line. Not at import: tools have flags of the same names."""
+  define_common()
+  flags.DEFINE_string('out', '', 'images: folder for seed0000.png ...; files of these names are replaced.')
+  flags.DEFINE_string('sheet', '', 'PNG file for all images on one sheet.')
+  flags.DEFINE_string('cols', '4-7', 'mix: seeds of the columns.')
+  flags.DEFINE_string('styles', '0-3', 'mix: which ws come from the column: first and last, counted from the coarsest, 0.')
+  flags.DEFINE_integer('batch', 0, 'Images at once, over all devices; 0: what suits their size. Results do not depend on it.')
+
+
+def define_common():
+  """Flags of all that makes images of seeds."""
+  flags.DEFINE_string('checkpoint', '', 'Workdir, whose newest checkpoint counts, or one step of it.')
+  flags.DEFINE_string('seeds', '0-7', 'Numbers and ranges, such as 0-31,100. NumPy draws a latent from each.')
+  flags.DEFINE_string('psi', '', f'Truncation; default: 1, none. sweep: several; default: {SWEEP}.')
+  flags.DEFINE_integer('cutoff', None, 'How many ws are truncated, counted from the coarsest; default: all.')
+  flags.DEFINE_integer('class', None, 'Class of all images; default: one drawn from each seed, where there are classes.')
+  flags.DEFINE_enum('noise', 'const', NOISE_MODES, 'const: the noise maps of the network; random: drawn from the seed; none.')
+
+
+def main(argv):
+  """Checks, makes, writes."""
+  asked, kind = flags.FLAGS, argv[1] if len(argv) > 1 else 'images'
+  if kind not in KINDS:
+    raise UsageError(f'KIND={kind} is unknown; choose from {", ".join(KINDS)}')
+  if kind == 'images' and not asked.out and not asked.sheet:
+    raise UsageError('--out and --sheet are missing; name a folder for an image per seed, a PNG file for a sheet, or both')
+  if kind != 'images' and asked.out:
+    raise UsageError(f'--out={asked.out} is for images; {kind} writes one sheet: --sheet=FILE.png')
+  if asked.batch < 0:
+    raise UsageError(f'--batch={asked.batch} must be 0 or more')
+  out = tools.folder(asked.out) if asked.out else None
+  place = tools.file(asked.sheet, ['.png'], 'sheet') if asked.sheet or kind != 'images' else None
+  psis = numbers(asked.psi or (SWEEP if kind == 'sweep' else '1'), 'psi', several=kind == 'sweep')
+  seeds, cols = list(dict.fromkeys(tools.seeds(asked.seeds))), tools.seeds(asked.cols, 'cols')
+  net, options = load(asked.checkpoint), {'cutoff': asked.cutoff, 'label': asked['class'].value, 'noise': asked.noise,
+                                          'batch': asked.batch or None}
+  if place:
+    check_sheet(net, {'images': len(seeds), 'mix': (len(seeds) + 1) * (len(cols) + 1), 'sweep': len(seeds) * len(psis)}[kind])
+  if kind == 'images':
+    images(net, seeds, out, place, psi=psis[0], **options)
+  elif kind == 'mix':
+    pictures = mix(net, seeds, cols, span(net, asked.styles, 'styles'), psi=psis[0], **options)
+    write_sheet(place, pictures, ['', *(f'seed {s}' for s in seeds)], ['', *(f'seed {s}' for s in cols)])
+  else:
+    pictures = sweep(net, seeds, psis, **options)
+    write_sheet(place, pictures, [f'seed {s}' for s in seeds], [f'psi {p:g}' for p in psis])
+  print(f'wrote {" and ".join(str(p) for p in (out, place) if p)}')
+
+
+def load(path):
+  """The Trained of --checkpoint. Raises UsageError if none is named, CheckpointError."""
+  if not path:
+    raise UsageError('--checkpoint is missing; name a workdir, as in --checkpoint=runs/quickstart')
+  return trained.load(path)
+
+
+def numbers(text, flag, several=False):
+  """'1,0.5' -> [1.0, 0.5]. Raises UsageError, naming the flag, for what isn't finite numbers, or more than one of them."""
+  try:
+    found = [float(part) for part in text.split(',')]
+  except ValueError:
+    found = [math.nan]
+  if not all(map(math.isfinite, found)) or len(found) > 1 and not several:
+    rule = 'finite numbers, such as 1,0.5,0' if several else 'a finite number, such as 0.7'
+    raise UsageError(f'--{flag}={text} must be {rule}')
+  return found
+
+
+def span(net, text, flag):
+  """'2-4' -> slice(2, 5) of the ws of a network. Raises UsageError, naming the flag, if it hasn't got them."""
+  found = re.fullmatch(r'(\d{1,4})-(\d{1,4})', text)
+  if not found or not int(found[1]) <= int(found[2]) < net.num_ws:
+    raise UsageError(f'--{flag}={text} must be the first and the last of some ws, as in 0-1; this network has the ws 0 to '
+                     f'{net.num_ws - 1}')
+  return slice(int(found[1]), int(found[2]) + 1)
+
+
+def check_sheet(net, count):
+  """Raises UsageError if `count` images make a sheet that image viewers refuse."""
+  h, w = net.generator.synthesis.resolution
+  if count * h * w * max(1, report.READABLE // min(h, w)) ** 2 > MAX_PIXELS:
+    raise UsageError(f'a sheet of {count} images of {h}x{w} would have more than {MAX_PIXELS:,} pixels; ask for fewer')
+
+
+def images(net, seeds, out, place, **options):
+  """An image of each seed into the folder `out`, a sheet of all to `place`; None: not. Memory for some batches at most."""
+  size, kept, start, pending = min(options['batch'] or net.batch, len(seeds)), [], time.monotonic(), []
+  save = lambda seed, image: report.write_atomic(out / f'seed{seed:04d}.png', report.png(image))
+  with ThreadPoolExecutor() as pool, tqdm(total=len(seeds), unit=' images', disable=None) as bar:
+    for rows, count in trained.parts(len(seeds), size):
+      made = net([seeds[i] for i in rows], **options)[:count]
+      for job in pending:
+        job.result()
+      pending = [pool.submit(save, seeds[i], image) for i, image in zip(rows, made)] if out else []
+      kept += list(made) if place else []
+      bar.update(count)
+    for job in pending:
+      job.result()
+  if place:
+    cols = min(len(seeds), max(8, math.isqrt(len(seeds) - 1) + 1))
+    kept += [np.full_like(kept[0], 255)] * (-len(kept) % cols)
+    pictures = np.stack(kept).reshape(-1, cols, *kept[0].shape)
+    write_sheet(place, pictures, [f'seed {s} ...' if cols > 1 else f'seed {s}' for s in seeds[::cols]])
+  seconds = time.monotonic() - start
+  print(f'{len(seeds)} images in {report.duration(seconds)}, {report.number(len(seeds) / seconds)} a second')
+
+
+def mix(net, rows, cols, styles, noise='const', batch=None, **options):
+  """Style mixing [S1 Fig. 3]: uint8 [1+rows,1+cols,H,W,C]; seeds of rows on the left, of columns on top, mixed ones between.
+
+  styles: slice of the ws that come from the column; the others are the row's, as is its noise. options: of `net.ws`.
+  """
+  a, b = (net.ws(seeds, **options) for seeds in (rows, cols))
+  ws = np.empty((1 + len(a), 1 + len(b), *a.shape[1:]), np.float32)
+  ws[0, 1:], ws[1:] = b, a[:, None]
+  ws[1:, 1:, styles] = b[:, styles]
+  ws[0, 0] = b[0]  # made, but not shown
+  number = np.array([[cols[0], *cols], *([r] * (1 + len(cols)) for r in rows)])
+  pictures = net.images(ws.reshape(-1, *a.shape[1:]), noise, number.ravel(), batch)
+  pictures = pictures.reshape(*ws.shape[:2], *pictures.shape[1:])
+  pictures[0, 0] = 255
+  return pictures
+
+
+def sweep(net, seeds, psis, noise='const', batch=None, **options):
+  """Images of seeds (rows) at several psi (columns) [S1 Fig. 8]: uint8 [seeds,psis,H,W,C]. options: of `net.ws`."""
+  ws = np.stack([net.ws(seeds, psi, **options) for psi in psis], 1)
+  pictures = net.images(ws.reshape(-1, *ws.shape[2:]), noise, np.repeat(seeds, len(psis)), batch)
+  return pictures.reshape(*ws.shape[:2], *pictures.shape[1:])
+
+
+def write_sheet(path, pictures, rows=(), cols=()):
+  """Writes a PNG of pictures, uint8 [R,C,h,w,channels], with names of the rows and columns beside them. Raises WriteError."""
+  tiles = report.readable_grid(pictures.reshape(-1, *pictures.shape[2:]), pictures.shape[1])
+  font = ImageFont.load_default(14)
+  left = max([math.ceil(font.getlength(name)) + 16 for name in rows], default=0)
+  top = 26 if cols else 0
+  sheet = np.full((top + tiles.shape[0], left + tiles.shape[1], tiles.shape[2]), 255, np.uint8)
+  sheet[top:, left:] = tiles
+  picture = Image.fromarray(sheet[..., 0] if sheet.shape[2] == 1 else sheet)
+  draw, h, w = ImageDraw.Draw(picture), tiles.shape[0] / pictures.shape[0], tiles.shape[1] / pictures.shape[1]
+  for i, name in enumerate(rows):
+    draw.text((left - 8, top + h * (i + 0.5)), name, 0, font, 'rm')
+  for j, name in enumerate(cols):
+    draw.text((left + w * (j + 0.5), top / 2), name, 0, font, 'mm')
+  report.write_atomic(path, report.png(np.asarray(picture).reshape(sheet.shape)))
+
+
+if __name__ == '__main__':
+  define_flags()
+  tools.run(main, positional=1)
