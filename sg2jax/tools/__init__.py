@@ -47,7 +47,7 @@ def folder(path: str, flag: str = 'out') -> pathlib.Path:
 
 
 def file(path: str, endings: Collection[str], flag: str = 'out') -> pathlib.Path:
-  """The absolute path of a file to write, with one of the endings. Raises UsageError if it is missing, has none, or is a folder."""
+  """The absolute path of a file to write, with one of the endings. Raises UsageError: missing, another ending, a folder."""
   place, said = pathlib.Path(path or '').expanduser().absolute(), f'--{flag}={path}'
   if not path:
     raise faults.UsageError(f'--{flag} is missing; name a file to write, that ends in {" or ".join(endings)}')

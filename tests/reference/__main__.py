@@ -8,7 +8,9 @@ import argparse
 import sys
 
 from tests.reference import (
+    cases_convert,
     cases_detectors,
+    cases_edit,
     cases_growing,
     cases_growing_train,
     cases_metrics,
@@ -19,7 +21,7 @@ from tests.reference import (
 from tests.reference.check import read_manifest, run_case
 
 CASES = (cases_ops.CASES | cases_nets.CASES | cases_train.CASES | cases_growing.CASES | cases_growing_train.CASES
-         | cases_metrics.CASES | cases_detectors.CASES)
+         | cases_metrics.CASES | cases_detectors.CASES | cases_edit.CASES | cases_convert.CASES)
 
 
 def main(argv=None):
