@@ -1,0 +1,69 @@
+"""python -m sg2jax.tools.export --checkpoint=RUN --dest=FILE [--format=safetensors|nvidia|stablehlo]
+
+Writes a trained network to one file that others can use, and beside it a JSON file that says what it is:
+
+  safetensors  FILE.safetensors: all weights (G, its moving average, D), noise maps and w_avg under our names.
+  nvidia       FILE.npz: the same as state dicts of stylegan2-ada-pytorch (G., D., G_ema.), and its constructors' arguments.
+  stablehlo    FILE.stablehlo: the generator as a module of StableHLO: latents in, images out. Runs where jax and
+               flatbuffers are installed (CPU, CUDA, ROCm, TPU), without this package; the JSON file has the line for it.
+
+The first two are read again by `python -m sg2jax.tools.convert`. DEST may be a folder; the file is then called after the run.
+Nothing is overwritten. docs/interop.md has the details.
+"""
+import hashlib
+import json
+import pathlib
+
+from absl import flags
+
+from sg2jax import checkpoint, export, tools, trained
+from sg2jax.faults import UsageError
+from sg2jax.report import write_atomic
+
+SUFFIXES = {'safetensors': '.safetensors', 'nvidia': '.npz', 'stablehlo': '.stablehlo'}
+
+
+def define_flags():
+  """The command line. Not at import: tools have flags of the same names."""
+  flags.DEFINE_string('checkpoint', None, 'Workdir, whose newest checkpoint counts, or one step of it.')
+  flags.DEFINE_string('dest', None, 'File to write, or a folder for it.')
+  flags.DEFINE_enum('format', 'safetensors', list(SUFFIXES), 'What to write.')
+
+
+def main(_):
+  """Reads, converts, writes."""
+  asked = flags.FLAGS
+  if not asked.checkpoint:
+    raise UsageError('--checkpoint is missing; name a workdir, as in --checkpoint=runs/quickstart')
+  if not asked.dest:
+    raise UsageError('--dest is missing; name a file or a folder to write to')
+  name = pathlib.Path(asked.checkpoint).expanduser().absolute().name
+  path = destination(asked.dest, name, SUFFIXES[asked.format])
+  state, config = checkpoint.load(asked.checkpoint)
+  if asked.format == 'stablehlo':
+    data, document = export.stablehlo(trained.of_state(path.parent, config, state))
+  else:
+    data, document = getattr(export, asked.format)(state, config)
+  document |= {'file': path.name, 'sha256': hashlib.sha256(data).hexdigest(), 'step': int(state['step']),
+               'nimg': int(state['nimg'])}
+  write_atomic(path, data)
+  write_atomic(path.with_suffix('.json'), json.dumps(document, indent=1) + '\n')
+  print(f'{path}: {len(data):,} bytes; {path.with_suffix(".json").name} beside it says what it is')
+
+
+def destination(dest, name, suffix):
+  """The file to write: `dest`, or one of that name in it. Raises UsageError if it has another suffix or is there."""
+  path = pathlib.Path(dest).expanduser().absolute()
+  if path.is_dir() or dest.endswith('/'):
+    path = path / f'{name}{suffix}'
+  if path.suffix != suffix:
+    raise UsageError(f'--dest={dest} must be a folder, or end in {suffix}')
+  for there in (path, path.with_suffix('.json')):
+    if there.exists():
+      raise UsageError(f'--dest={dest}: {there} is there already; choose another name')
+  return path
+
+
+if __name__ == '__main__':
+  define_flags()
+  tools.run(main)

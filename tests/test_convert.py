@@ -1,0 +1,522 @@
+"""Import of networks of others: known formats give the reference's images; what would make others is refused by name."""
+import importlib
+import json
+import re
+import types
+
+import jax
+import numpy as np
+import pytest
+
+from sg2jax import build, checkpoint, convert, trained
+from sg2jax.faults import UsageError, WeightsError, WriteError
+from sg2jax.interop import arguments, names
+from sg2jax.interop.names import nhwc
+from sg2jax.interop.network_file import Net
+from tests.reference import cases_growing, cases_nets
+from tests.reference.check import Config, read_manifest
+from tests.runs import ROOT
+from tests.test_network_file import Module, Storage, Tensor, dumps, network, save_zip
+
+FOLDERS = [ROOT / 'tests' / name for name in ('reference', 'reference_growing')]
+CASES = {case['id']: (case, folder) for folder in FOLDERS for case in read_manifest(folder)}
+pytestmark = pytest.mark.usefixtures('quick_compile')
+
+
+def vectors(case, sub):
+  """(config, {name: array}) of a sub-case of the reference."""
+  case, folder = CASES[case]
+  with np.load(folder / case['file']) as data:
+    arrays = {key.removeprefix(f'{sub}/'): data[key] for key in data.files if key.startswith(f'{sub}/')}
+  return json.loads(json.dumps(case['subcases'][sub]['config'])), arrays
+
+
+def under(arrays, prefix):
+  return {key.removeprefix(prefix): x for key, x in arrays.items() if key.startswith(prefix)}
+
+
+def torch_nets(g, d=None):
+  """({name: Net} of the vectors of PyTorch networks, arrays of the generator's vectors, of the discriminator's)."""
+  config, arrays = vectors('generator', g)
+  keys = ('z_dim', 'c_dim', 'w_dim', 'img_resolution', 'img_channels', 'mapping_kwargs', 'synthesis_kwargs')
+  nets = {'G_ema': Net('pytorch', 'Generator', {key: config[key] for key in keys}, under(arrays, 'G/'))}
+  if d is None:
+    return nets, arrays, None
+  config, more = vectors('discriminator', d)
+  config = {key: value for key, value in config.items() if key != 'channels'}
+  return nets | {'D': Net('pytorch', 'Discriminator', config, under(more, 'D/'))}, arrays, more
+
+
+def network_of(found, i):
+  """Generator (0) or discriminator (1) of an Imported."""
+  return build.networks(build.complete(found.config), found.config['c_dim'])[i]
+
+
+def images(found, z, c=None, **more):
+  """Images of an Imported, in float32."""
+  generator = network_of(found, 0)
+  variables = {'params': found.state['g_ema'], 'noise': found.state['noise']}
+  c = np.zeros((len(z), 0)) if c is None else c
+  apply = jax.jit(lambda v, z, c: generator.apply(v, z, c, noise_mode='const', **more))
+  return np.asarray(apply(*jax.tree.map(np.float32, (variables, z, c))))
+
+
+def logits(found, img, c=None):
+  """Of an Imported, in float32."""
+  discriminator = network_of(found, 1)
+  c = np.zeros((len(img), 0)) if c is None else c
+  return np.asarray(jax.jit(discriminator.apply)({'params': found.state['d']}, np.float32(nhwc(img)), np.float32(c)))
+
+
+def close(actual, expected):
+  """To float32's precision, of arrays whose largest is not 0."""
+  assert actual.shape == expected.shape
+  assert np.abs(actual - expected).max() < 1e-4 * np.abs(expected).max()
+
+
+def same(a, b):
+  """Equal trees, bit for bit."""
+  assert jax.tree.structure(a) == jax.tree.structure(b)
+  for (path, x), (_, y) in zip(jax.tree.leaves_with_path(a), jax.tree.leaves_with_path(b)):
+    assert np.array_equal(x, y), path
+
+
+# ---- PyTorch
+
+def stored(arrays):
+  """{name: Tensor}, of one storage for each dtype, which is written fast."""
+  found, arrays = {}, {name: np.ascontiguousarray(x).reshape(np.shape(x)) for name, x in arrays.items()}
+  for dtype in {x.dtype for x in arrays.values()}:
+    own, offset = {name: x for name, x in arrays.items() if x.dtype == dtype}, 0
+    storage = Storage(np.concatenate([x.ravel() for x in own.values()]))
+    for name, x in own.items():
+      found[name], offset = Tensor(x, storage, offset), offset + x.size
+  return {name: found[name] for name in arrays}
+
+
+def module(kind, arrays, kwargs, attributes=None):
+  """A file's Module of {'synthesis.b4.const': array}, with attributes {path: {name: value}}."""
+  tensors = stored(arrays)
+  for name, tensor in tensors.items():
+    tensor.parameter = not name.endswith(('noise_const', 'resample_filter', 'w_avg'))
+  def make(prefix, kind):
+    parts = {}
+    for name, tensor in tensors.items():
+      if name.startswith(prefix):
+        head, _, rest = name.removeprefix(prefix).partition('.')
+        parts[head] = tensor if not rest else parts.get(head) or make(f'{prefix}{head}.', 'Part')
+    made = Module(kind, parts, **(kwargs if not prefix else {}))
+    meta = made.meta
+    own = (attributes or {}).get(prefix[:-1], {})
+    def with_attributes():
+      result = meta()
+      result['state'] = {k: v for k, v in result['state'].items() if k not in ('up', 'clamp', 'filter')} | own
+      return result
+    made.meta = with_attributes
+    return made
+  return make('', kind)
+
+
+@pytest.mark.parametrize('g', ['skip', 'orig', 'resnet', 'skip_cond_gray_121'])
+def test_pytorch_generators(g):
+  """Those that the reference's `generator` case checks."""
+  net = torch_nets(g)[0]['G_ema']
+  found = convert.of_nets({'G_ema': net})
+  assert network_of(found, 0) == cases_nets.read_generator(Config(vectors('generator', g)[0]))[0]
+  params, noise, w_avg = names.load(net.arrays)
+  same((found.state['g_ema'], found.state['noise'], found.state['w_avg']), (params, noise, w_avg))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('g, d', [('skip', 'resnet'), ('orig', None), ('resnet', None), ('skip_cond_gray_121', None)])
+def test_pytorch_pickles_make_the_references_images_and_logits(g, d, tmp_path):
+  nets, arrays, more = torch_nets(g, d)
+  file = tmp_path / 'network.pkl'
+  modules = {name: module(net.kind, net.arrays, net.kwargs) for name, net in nets.items()}
+  file.write_bytes(dumps(modules | {'augment_pipe': None}))
+  found = convert.read(file)
+  close(images(found, arrays['z'], arrays.get('c')), nhwc(arrays['img']))
+  assert found.config['g']['architecture'] == g.split('_')[0]
+  assert set(found.report['unused']['G_ema']) == {name for name in nets['G_ema'].arrays if 'resample' in name}
+  same(found.state['g'], found.state['g_ema'])
+  if d:
+    close(logits(found, more['img']), more['logits'])
+  else:
+    assert found.state['d'] == {} and 'no D' in found.report['initialised']['(D)']
+
+
+@pytest.mark.parametrize('d', ['orig', 'skip', 'resnet_cond', 'orig_cond_group_none', 'skip_gray_batch3_group4',
+                               'resnet_no_mbstd_121'])
+def test_pytorch_discriminators(d):
+  """Beside a generator of the right sizes, of which nothing else is looked at."""
+  config, more = vectors('discriminator', d)
+  nets, _, _ = torch_nets('skip', d)
+  generator = build.networks(build.complete(convert.of_nets(torch_nets('skip')[0]).config), 0)[0]
+  generator = generator.clone(
+      mapping=generator.mapping.clone(c_dim=config['c_dim']),
+      synthesis=generator.synthesis.clone(resolution=(config['img_resolution'],) * 2, img_channels=config['img_channels']))
+  z, c = np.zeros((1, 32)), np.zeros((1, config['c_dim']))
+  params = jax.eval_shape(lambda key: generator.init(key, z, c, noise_mode='const'), jax.random.key(0))
+  params = jax.tree.map(lambda x: np.zeros(x.shape, np.float32), params)
+  arrays = names.store(params['params']) | names.store(params['noise'])
+  kwargs = {key: value for key, value in nets['G_ema'].kwargs.items() if key in ('mapping_kwargs', 'synthesis_kwargs')}
+  nets['G_ema'] = nets['G_ema']._replace(arrays=arrays | {'mapping.w_avg': np.zeros(32, np.float32)}, kwargs=kwargs)
+  found = convert.of_nets(nets)
+  expected = cases_nets.read_discriminator(Config(config))
+  rest = dict(mapping_layers=0 if not config['c_dim'] else expected.mapping_layers)
+  if expected.mbstd_group_size is None:
+    rest['mbstd_group_size'] = arguments.WHOLE_BATCH
+  assert network_of(found, 1) == expected.clone(**rest)
+  same(found.state['d'], names.load(nets['D'].arrays)[0])
+
+
+def layers(net, **values):
+  """Attributes of every convolution of a Net."""
+  return {name.removesuffix('.weight'): values for name in net.arrays if name.endswith(('conv0.weight', 'conv1.weight'))}
+
+
+def test_attributes_say_what_runs_whatever_the_arguments_say(tmp_path):
+  """stylegan3's layers clamp to 256 where no argument says so."""
+  net = torch_nets('skip')[0]['G_ema']
+  flat = {k: v for k, v in net.kwargs.items() if k != 'synthesis_kwargs'} | {'channel_base': 1024, 'channel_max': 32}
+  assert convert.of_nets({'G': net._replace(kwargs=flat)}).config['g']['clamp'] == 0
+  file = tmp_path / 'network.pkl'
+  file.write_bytes(dumps({'G_ema': module('Generator', net.arrays, flat, layers(net, conv_clamp=256, activation='relu'))}))
+  found = convert.read(file).config['g']
+  assert (found['clamp'], found['activation'], found['fmap_base'], found['fmap_max']) == (256, 'relu', 512, 32)
+  positional = {'args': [32, 0, 32, 32, 3], 'synthesis_kwargs': {'conv_clamp': 128}}
+  assert convert.of_nets({'G': net._replace(kwargs=positional)}).config['g']['clamp'] == 128
+
+
+def fields(net, nested=None, **more):
+  """A Net with arguments changed; nested: the dict within the arguments that they are in."""
+  kwargs = json.loads(json.dumps(net.kwargs))
+  (kwargs.setdefault(nested, {}) if nested else kwargs).update(more)
+  return net._replace(kwargs=kwargs)
+
+
+def without(net, name):
+  return net._replace(arrays={k: v for k, v in net.arrays.items() if k != name})
+
+
+def other(net, name, change):
+  return net._replace(arrays=net.arrays | {name: change(net.arrays[name])})
+
+
+SYNTHESIS, MAPPING, FILTER = 'synthesis_kwargs', 'mapping_kwargs', 'synthesis.b8.conv0.resample_filter'
+REFUSED = {
+    'an unknown argument': (lambda g: fields(g, SYNTHESIS, use_magic=0), 'use_magic=0 is not known'),
+    'mapping activation': (lambda g: fields(g, MAPPING, activation='relu'), 'mapping_kwargs.activation=relu'),
+    'unknown activation': (lambda g: fields(g, SYNTHESIS, activation='gelu'), 'activation=gelu must be one of'),
+    'architecture': (lambda g: fields(g, SYNTHESIS, architecture='unet'), 'architecture=unet'),
+    'another architecture': (lambda g: fields(g, SYNTHESIS, architecture='resnet'),
+                             'b16.skip.weight [1, 1, 32, 32] is missing'),
+    'kernel': (lambda g: fields(g, SYNTHESIS, kernel_size=5), 'kernel_size=5'),
+    'resolution': (lambda g: fields(g, img_resolution=64), 'img_resolution=64, but its arrays say 32'),
+    'labels': (lambda g: fields(g, c_dim=2), 'c_dim=2'),
+    'noise': (lambda g: fields(g, SYNTHESIS, use_noise=False), 'use_noise=False'),
+    'clamp': (lambda g: fields(g, SYNTHESIS, conv_clamp=-1), 'clamp=-1'),
+    'taps': (lambda g: fields(g, SYNTHESIS, resample_filter=[1, 2, 1]), 'is not the filter of the taps [1, 2, 1]'),
+    'another filter': (lambda g: other(g, FILTER, lambda x: x.T * 1.1), f'{FILTER} is not the filter'),
+    'layers that differ': (lambda g: fields(g, attributes=layers(g, conv_clamp=None) | {
+        'synthesis.b8.conv0': {'conv_clamp': 1}}), 'differ in conv_clamp'),
+    'its class': (lambda g: g._replace(kind='TriPlaneGenerator'), 'TriPlaneGenerator'),
+    'twice': (lambda g: fields(g, args=[512]), 'z_dim occurs twice'),
+    'a missing layer': (lambda g: without(g, 'synthesis.b8.conv0.bias'), 'g_ema.synthesis.b8.conv0.bias [32] is missing'),
+    'another shape': (lambda g: other(g, 'mapping.fc1.bias', lambda x: x[:5]), 'fc1.bias is [5], and should be [32]'),
+    'w_avg': (lambda g: other(g, 'mapping.w_avg', lambda x: x[:5]), 'w_avg is [5], and should be [32]'),
+    'a layer too many': (lambda g: g._replace(arrays=g.arrays | {'synthesis.b8.conv2.weight': np.zeros(3)}),
+                         'b8.conv2.weight is [3], and belongs to none'),
+    'StyleGAN3': (lambda g: g._replace(arrays={
+        'mapping.fc0.weight': np.zeros((3, 2)), 'synthesis.L0_36_512.bias': np.zeros(3)}),
+                  'not the layers of a StyleGAN2 (IndexError'),
+    'widths': (lambda g: other(g, 'synthesis.b8.conv1.bias', lambda x: x[:31]), 'feature maps {4: 32, 8: 31')}
+
+
+@pytest.mark.parametrize('name', REFUSED)
+def test_what_would_make_other_images_is_refused_by_name(name):
+  change, says = REFUSED[name]
+  with pytest.raises(ValueError, match=re.escape(says)):
+    convert.of_nets({'G_ema': change(torch_nets('skip')[0]['G_ema'])})
+
+
+def test_a_discriminator_of_other_images_is_refused():
+  nets = torch_nets('skip')[0] | {'D': torch_nets('skip', 'resnet_cond')[0]['D']}
+  with pytest.raises(ValueError, match='D: img_resolution=16, but its arrays say 32'):
+    convert.of_nets(nets)
+  with pytest.raises(ValueError, match='D has c_dim=5, G_ema has 0'):
+    convert.of_nets(nets | {'D': nets['D']._replace(kwargs={})})
+  with pytest.raises(ValueError, match='epilogue'):
+    convert.of_nets(nets | {'D': fields(torch_nets('skip', 'resnet')[0]['D'], 'block_kwargs', activation='relu')})
+  with pytest.raises(ValueError, match='G has net'):
+    convert.of_nets(nets | {'G': fields(nets['G_ema'], SYNTHESIS, conv_clamp=3), 'D': torch_nets('skip', 'resnet')[0]['D']})
+
+
+def test_what_a_file_lacks_is_computed_and_said():
+  net = torch_nets('skip')[0]['G_ema']
+  given = convert.of_nets({'G': net})
+  found = convert.of_nets({'G': without(without(net, 'mapping.w_avg'), 'synthesis.b8.conv0.noise_const')})
+  assert 'no G_ema: g_ema is a copy' in found.report['initialised']['(G_ema)']
+  assert {'w_avg', 'noise.synthesis.b8.conv0.noise_const'} < set(found.report['initialised'])
+  assert found.state['noise']['synthesis']['b8']['conv0']['noise_const'].shape == (8, 8)
+  ws = trained.sample_ws(trained.of_state(ROOT, given.config, given.state), 10_000, 7)
+  assert np.abs(found.state['w_avg'] - ws[:, 0].mean(0)).max() < 0.1 * ws.std()
+
+
+def test_numbers_become_float32_and_must_be_finite(tmp_path):
+  net = torch_nets('skip')[0]['G_ema']
+  half = other(net, 'mapping.fc0.bias', np.float16)
+  file = tmp_path / 'network.pkl'
+  file.write_bytes(dumps({'G_ema': module('Generator', half.arrays, half.kwargs)}))
+  found = convert.read(file)
+  assert {x.dtype for x in jax.tree.leaves(found.state)} == {np.dtype(np.float32), np.dtype(np.int32)}
+  assert found.report['notes'] == ['float16 became float32']
+  for change, says in ((lambda x: x * np.nan, 'mapping.fc0.bias holds NaN'), (lambda x: x.astype(int), 'no float')):
+    odd = other(net, 'mapping.fc0.bias', change)
+    file.write_bytes(dumps({'G_ema': module('Generator', odd.arrays, odd.kwargs)}))
+    with pytest.raises(WeightsError, match=says):
+      convert.read(file)
+
+
+# ---- rosinality
+
+def rosinality(arrays, letter):
+  """PyTorch's arrays under rosinality's names and in its shapes."""
+  found, top = {}, max(int(m[1]) for m in (re.search(r'b(\d+)\.', name) for name in arrays) if m)
+  leaves = {'weight': 'conv.weight', 'affine.weight': 'conv.modulation.weight', 'affine.bias': 'conv.modulation.bias',
+            'noise_strength': 'noise.weight', 'bias': 'activate.bias', 'noise_const': None}
+  last = {'conv.weight': 'final_conv.0.weight', 'conv.bias': 'final_conv.1.bias', 'fc.weight': 'final_linear.0.weight',
+          'fc.bias': 'final_linear.0.bias', 'out.weight': 'final_linear.1.weight', 'out.bias': 'final_linear.1.bias'}
+  rest = {'conv0.weight': 'conv1.0.weight', 'conv0.bias': 'conv1.1.bias', 'conv1.weight': 'conv2.1.weight',
+          'conv1.bias': 'conv2.2.bias', 'skip.weight': 'skip.1.weight'}
+  kernel = np.float32(np.outer([1, 3, 3, 1], [1, 3, 3, 1]) / 64)
+  for name, x in arrays.items():
+    if m := re.fullmatch(r'mapping\.fc(\d+)\.(.+)', name):
+      found[f'style.{int(m[1]) + 1}.{m[2]}'] = x
+    elif name == 'mapping.w_avg':
+      found['latent_avg'] = x
+    elif name.endswith('.const'):
+      found['input.input'] = x[None]
+    elif (m := re.search(r'b(\d+)\.(conv0|conv1|torgb)\.(.+)', name)) and letter == 'G' and m[3] in leaves:
+      k = int(m[1]).bit_length() - 3
+      i = 2 * k - 1 + (m[2] == 'conv1')  # among the layers
+      if m[3] == 'noise_const':
+        found[f'noises.noise_{i}'] = x[None, None]
+        continue
+      place = {'torgb': f'to_rgbs.{k - 1}' if k else 'to_rgb1'}.get(m[2], f'convs.{i - 1}' if k else 'conv1')
+      x = x[None] if m[3] == 'weight' else x.reshape(1) if m[3] == 'noise_strength' else x
+      bias = m[2] == 'torgb' and m[3] == 'bias'
+      found[f'{place}.{"bias" if bias else leaves[m[3]]}'] = x[None, :, None, None] if bias else x
+      if m[3] == 'weight' and k and m[2] != 'conv1':
+        found[f'{place}.{"upsample" if m[2] == "torgb" else "conv.blur"}.kernel'] = 4 * kernel
+    elif letter == 'D' and 'resample' not in name:
+      side, leaf = re.fullmatch(r'b(\d+)\.(.+)', name).groups()
+      i = (top // int(side)).bit_length()
+      if 'fromrgb' in leaf:
+        found[{'fromrgb.weight': 'convs.0.0.weight', 'fromrgb.bias': 'convs.0.1.bias'}[leaf]] = x
+      else:
+        found[last[leaf] if leaf in last else f'convs.{i}.{rest[leaf]}'] = x
+        if leaf == 'skip.weight':
+          found |= {f'convs.{i}.conv2.0.kernel': kernel, f'convs.{i}.skip.0.kernel': kernel}
+  return found
+
+
+def test_files_of_rosinality_are_the_same_networks(tmp_path):
+  nets, _, _ = torch_nets('skip', 'resnet')
+  expected = convert.of_nets(nets)
+  g, d = (rosinality(nets[name].arrays, name[0]) for name in ('G_ema', 'D'))
+  file, latent = tmp_path / 'network.pt', g.pop('latent_avg')
+  file.write_bytes(save_zip({'g_ema': stored(g), 'd': stored(d), 'latent_avg': Tensor(latent)}))
+  found = convert.read(file)
+  same(found.state, expected.state)
+  assert found.config == expected.config
+  net = Net('rosinality', '', {}, g)
+  for name, change in (('convs.0.conv.blur.kernel', lambda x: x / 4), ('to_rgbs.0.upsample.kernel', lambda x: x[:3])):
+    with pytest.raises(ValueError, match=f'{name} is not the filter'):
+      convert.of_nets({'G_ema': other(net, name, change)})
+  for name in ('convs.0.conv.magic', 'convs.999999999.conv.weight', 'style.0.weight'):
+    with pytest.raises(ValueError, match=f'{name}.* is not understood'):
+      convert.of_nets({'G_ema': net._replace(arrays=g | {name: np.zeros(3)})})
+
+
+# ---- TensorFlow
+
+def tensorflow(arrays, letter, lods=False):
+  """PyTorch's arrays under TensorFlow's names and in its layouts; lods: images' layers are ToRGB_lod0 and FromRGB_lod0."""
+  found, top = {}, max(int(m[1]) for m in (re.search(r'b(\d+)\.', name) for name in arrays) if m)
+  layers = {'conv0': 'Conv0_up' if letter == 'G' else 'Conv0', 'conv1': 'Conv1' if letter == 'G' else 'Conv1_down',
+            'skip': 'Skip', 'torgb': 'ToRGB', 'fromrgb': 'FromRGB', 'conv': 'Conv', 'fc': 'Dense0', 'out': 'Output'}
+  for name, x in arrays.items():
+    x = np.asarray(x)
+    if name.endswith('resample_filter'):
+      continue
+    if m := re.fullmatch(r'mapping\.(?:fc(\d+)|embed)\.(.+)', name):
+      place = f'{"Dense" if letter == "G" else "Mapping"}{m[1]}' if m[1] else 'LabelEmbed'
+      found[f'{"mapping/" if letter == "G" else ""}{place}/{m[2]}'] = x.T
+      continue
+    if name == 'mapping.w_avg':
+      found['dlatent_avg'] = x
+      continue
+    m = re.fullmatch(r'(synthesis\.)?b(\d+)\.(.+?)(?:\.(.+))?', name)
+    start, side, layer, leaf = 'synthesis/' if m[1] else '', int(m[2]), m[3], m[4]
+    if layer == 'const':
+      found[f'{start}4x4/Const/const'] = x[None]
+    elif leaf == 'noise_const':
+      found[f'{start}noise{2 * side.bit_length() - 7 + (layer == "conv1")}'] = x[None, None]
+    else:
+      place = f'{side}x{side}/{"Conv" if side == 4 and layer == "conv1" else layers[layer]}'
+      place = 'Output' if layer == 'out' else f'{layers[layer]}_lod0' if lods and layer in ('torgb', 'fromrgb') else place
+      if leaf == 'weight' and x.ndim == 4:
+        x = x.transpose(2, 3, 1, 0)
+        x = x[::-1, ::-1] if layer in ('conv0', 'skip') and letter == 'G' else x
+      x = x.T if x.ndim == 2 else x - np.float32(1) if leaf == 'affine.bias' else x
+      leaf = {'affine.weight': 'mod_weight', 'affine.bias': 'mod_bias'}.get(leaf, leaf)
+      found[f'{start}{place}/{leaf}'] = x
+  assert top == max(int(m[1]) for m in (re.search(r'(\d+)x', name) for name in found) if m)
+  return found
+
+
+@pytest.mark.parametrize('g, d, lods', [
+    ('orig', None, False), ('orig', None, True), ('resnet', 'resnet', False), ('skip', None, False)])
+def test_tensorflow_networks_of_all_architectures_are_those_of_pytorch(g, d, lods):
+  nets, _, _ = torch_nets(g, d)
+  expected = convert.of_nets(nets)
+  theirs = {'G_ema': Net('tensorflow', 'G_synthesis_stylegan2', {}, tensorflow(nets['G_ema'].arrays, 'G', lods))}
+  if lods:
+    theirs['G_ema'].arrays['ToRGB_lod1/bias'] = np.zeros(3)
+  if d:
+    theirs['D'] = Net('tensorflow', 'D_stylegan2', {}, tensorflow(nets['D'].arrays, 'D'))
+  found = convert.of_nets(theirs)
+  for part in ('d', 'noise', 'w_avg'):
+    same(found.state[part], expected.state[part])
+  for x, y in zip(jax.tree.leaves(found.state['g']), jax.tree.leaves(expected.state['g'])):
+    assert np.abs(x - y).max() <= 2e-7 * max(1, np.abs(y).max())  # mod_bias lost bits above
+  assert found.config['g'] == expected.config['g']
+  assert ('ToRGB_lod1/bias' in found.report['unused']['G_ema']) == lods
+
+
+GROWING = [('stylegan1_generator', 'G_style', 'r32', 'stylegan1_discriminator r32_n3'),
+           ('revised_generator', 'G_synthesis_stylegan_revised', 'cond_r16', 'growing_discriminator cond_nf2_r16'),
+           ('stylegan1_generator', '', 'fused_scale_r16', '')]
+
+
+@pytest.mark.parametrize('g, kind, sub, d', GROWING)
+def test_configs_a_to_d(g, kind, sub, d):
+  """Those that the reference's cases check."""
+  config, arrays = vectors(g, sub)
+  nets = {'G_ema': Net('tensorflow', kind, config['static_kwargs'], under(arrays, 'tf/G/') | {'lod': np.float32(0)})}
+  read = lambda reader, config: reader(Config(dict(config['static_kwargs'])), config['network'])
+  expected, border = read(cases_growing.read_generator, config)
+  if d:
+    other_, more = vectors(*d.split())
+    nets['D'] = Net('tensorflow', other_['network'], other_['static_kwargs'], under(more, 'tf/D/'))
+  found = convert.of_nets(nets)
+  if expected.mapping.num_layers == 1:
+    expected = expected.clone(mapping=expected.mapping.clone(layer_features=None))
+  assert network_of(found, 0) == expected
+  same((found.state['g_ema'], found.state['noise'], found.state['w_avg']), border.load(under(arrays, 'tf/G/')))
+  if d:
+    expected, border = read(cases_growing.read_discriminator, other_)
+    unlike = dict(mapping_layers=0, mapping_lr_mul=0.1)  # of labels, which these have no network for
+    assert network_of(found, 1) == expected.clone(**unlike)
+    same(found.state['d'], border.load(nets['D'].arrays)[0])
+  with pytest.raises(ValueError, match='still growing'):
+    convert.of_nets({'G_ema': other(nets['G_ema'], 'lod', lambda x: x + 0.5)})
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('g, kind, sub, d', GROWING)
+def test_configs_a_to_d_make_the_references_images(g, kind, sub, d):
+  config, arrays = vectors(g, sub)
+  nets = {'G_ema': Net('tensorflow', kind, config['static_kwargs'], under(arrays, 'tf/G/') | {'lod': np.float32(0)})}
+  if d:
+    other_, more = vectors(*d.split())
+    nets['D'] = Net('tensorflow', other_['network'], other_['static_kwargs'], under(more, 'tf/D/'))
+  found = convert.of_nets(nets)
+  close(images(found, arrays['z'], arrays.get('c')), nhwc(arrays['images/lod0']))
+  if d:
+    close(logits(found, more['images'], more.get('c')), more['logits/lod0'])
+  fixed = {name: x for name, x in nets['G_ema'].arrays.items() if not re.search('_lod[1-9]', name)}
+  found = convert.of_nets({'G_ema': nets['G_ema']._replace(arrays=fixed)})
+  close(images(found, arrays['z'], arrays.get('c')), nhwc(arrays['images/lod0']))
+  assert any('zeros' in text for text in found.report['initialised'].values())
+
+
+@pytest.mark.parametrize('fields_, says', [
+    ({'mapping_nonlinearity': 'relu'}, 'mapping_nonlinearity=relu'), ({'normalize_latents': False}, 'normalize_latents=False'),
+    ({'resample_kernel': [[1]]}, 'taps'), ({'latent_size': 7}, 'latent_size=7'),
+    ({'spectral': True}, 'spectral=True is not known'),
+    ({'components': {'synthesis': {'fmap_max': 1}}}, 'disagree about argument fmap_max'), ({'label_size': 3}, 'label_size=3')])
+def test_tensorflow_arguments(fields_, says):
+  config, arrays = vectors('tf_checkpoint_import', 'skipG_resnetD')
+  net = Net('tensorflow', '', config['generator_static_kwargs'] | fields_, under(arrays, 'tf/G/'))
+  with pytest.raises(ValueError, match=re.escape(says)):
+    convert.of_nets({'G': net})
+
+
+def test_labels_of_old_stylegan2_are_refused():
+  config, arrays = vectors('tf_checkpoint_import', 'skipG_resnetD')
+  net = Net('tensorflow', '', {}, under(arrays, 'tf/G/') | {'mapping/LabelConcat/weight': np.zeros((2, 20))})
+  with pytest.raises(ValueError, match='LabelConcat'):
+    convert.of_nets({'G': net})
+
+
+# ---- the tool
+
+def tool(monkeypatch, name, **values):
+  """Runs a tool of sg2jax.tools in this process."""
+  module_ = importlib.import_module(f'sg2jax.tools.{name}')
+  monkeypatch.setattr(module_.flags, 'FLAGS', types.SimpleNamespace(**{key: str(value) for key, value in values.items()}))
+  module_.main(None)
+
+
+def tensorflow_file(sub='skipG_resnetD'):
+  """A pickle of the vectors of TensorFlow networks, with G, D and Gs, as stylegan2 writes it."""
+  config, arrays = vectors('tf_checkpoint_import', sub)
+  g, kwargs = under(arrays, 'tf/G/'), config['generator_static_kwargs']
+  def generator():
+    parts = {name: network(f'G_{name}', under(g, f'{name}/'), **kwargs) for name in ('mapping', 'synthesis')}
+    return network('G_main', {'dlatent_avg': g['dlatent_avg']}, parts, **kwargs)
+  d = network('D_stylegan2', under(arrays, 'tf/D/'), **config['discriminator_static_kwargs'])
+  return dumps((generator(), d, generator())), arrays
+
+
+def test_tool(tmp_path, monkeypatch, capsys):
+  """A pickle of stylegan2 becomes a run, whole and certified."""
+  data, arrays = tensorflow_file()
+  file, dest = tmp_path / 'stylegan2.pkl', tmp_path / 'deep' / 'run'
+  file.write_bytes(data)
+  tool(monkeypatch, 'convert', source=file, dest=dest)
+  out = capsys.readouterr().out
+  assert 'truncation_psi=0.5' in out and str(dest) in out
+  assert sorted(p.name for p in dest.iterdir()) == ['checkpoints', 'config.json', 'import.json', 'test.png']
+  assert [p.name for p in dest.parent.iterdir()] == ['run']
+  certificate = json.loads((dest / 'import.json').read_text())
+  net = trained.load(dest)
+  assert certificate['network_sha256'] == net.hash() and certificate['test_image']['shape'] == [32, 32, 3]
+  assert certificate['shapes']['d.b4.fc.weight'] == [320, 20] and certificate['initialised'] == {}
+  made = images(convert.Imported(net.config.to_dict(), checkpoint.load(dest)[0], {}), arrays['z'])
+  close(made, nhwc(arrays['img_const']))
+  with pytest.raises(UsageError, match='holds something'):
+    tool(monkeypatch, 'convert', source=file, dest=dest)
+  with pytest.raises(UsageError, match='--source is missing'):
+    tool(monkeypatch, 'convert', source='', dest=tmp_path / 'other')
+  with pytest.raises(WriteError, match='cannot write|could not be written'):
+    tool(monkeypatch, 'convert', source=file, dest='/proc/run')
+  file.write_bytes(data[:-100])
+  with pytest.raises(WeightsError, match='is refused'):
+    tool(monkeypatch, 'convert', source=file, dest=tmp_path / 'other')
+  assert sorted(p.name for p in tmp_path.iterdir()) == ['deep', 'stylegan2.pkl']
+
+
+def test_files_that_are_none(tmp_path):
+  file = tmp_path / 'network.pkl'
+  with pytest.raises(WeightsError, match=f'cannot read {file}'):
+    convert.read(file)
+  for data, says in ((tensorflow_file()[0][:-100], 'network.pkl is refused'), (b'', 'neither'),
+                     (dumps({'D': None}), 'no network'),
+                     (dumps({'D': module('Discriminator', {'b4.out.bias': np.zeros(1, np.float32)}, {})}), 'no generator'),
+                     (dumps({'G': module('Generator', {'a.weight': np.zeros(1, np.float32)}, {})}), 'not the layers')):
+    file.write_bytes(data)
+    with pytest.raises(WeightsError, match=says):
+      convert.read(file)
