@@ -85,7 +85,8 @@ def stablehlo(net):
   z_dim, c_dim = generator.mapping.z_dim, net.config.c_dim
   def images(z, *rest):
     c = rest[0] if c_dim else jnp.zeros((z.shape[0], 0))
-    return generator.apply(variables, z, c, w_avg, rest[-1], None, 'const', **net.growing)
+    with jax.default_matmul_precision('highest'):
+      return generator.apply(variables, z, c, w_avg, rest[-1], None, 'const', **net.growing)
   batch, = jax_export.symbolic_shape('N')
   shapes = {'z': (batch, z_dim)} | ({'c': (batch, c_dim)} if c_dim else {}) | {'psi': ()}
   module = jax_export.export(jax.jit(images), platforms=PLATFORMS)(
