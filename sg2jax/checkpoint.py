@@ -211,19 +211,25 @@ def find(path) -> pathlib.Path:
 def load(path) -> tuple[dict, dict]:
   """State (nested dicts and lists of numpy arrays) and configuration of what `find(path)` finds.
 
-  The configuration is the config.json beside `state/`, or else the workdir's.
-
   Raises:
-    CheckpointError: as `find`; no readable configuration.
+    CheckpointError: as `find` and `configuration`.
   """
   step = find(path)
+  return _restore(step), configuration(step)
+
+
+def configuration(step) -> dict:
+  """The configuration of a result of `find`: the config.json beside its `state/`, or else the workdir's.
+
+  Raises:
+    CheckpointError: it can't be read.
+  """
   places = [step / 'config.json', step.parent.parent / 'config.json']
   try:
-    config = json.loads((places[0] if places[0].exists() else places[1]).read_text())
+    return json.loads((places[0] if places[0].exists() else places[1]).read_text())
   except (OSError, ValueError) as e:
     raise CheckpointError(f'{step} has no readable configuration in {places[0]} or {places[1]}: '
                           f'{_one_line(e)}. Copy it from the run') from e
-  return _restore(step), config
 
 
 def _restore(step):

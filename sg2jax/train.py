@@ -30,6 +30,9 @@ GRID = 64  # fixed latents shown in every snapshot
 FREE = ('total_kimg', 'tick_kimg', 'snapshot_kimg', 'keep', 'swd_images', 'metrics', 'metrics_kimg', 'device', 'data.dir',
         'g.remat', 'd.remat')
 
+# Fields of the networks without which weights of another run can't be used: the arrays don't show them.
+MEANING = {f'{net}.{name}' for net in 'gd' for name in ('activation', 'taps', 'mapping_lr_mul')}
+
 
 def train(config, workdir):
   """Trains `config` in `workdir` until total_kimg, from its latest checkpoint if there is one.
@@ -45,7 +48,7 @@ def train(config, workdir):
   values = config.to_dict()
   check_workdir(values, workdir)
   if config.init_from and not any((workdir / 'checkpoints').glob('*')):
-    checkpoint.find(config.init_from)
+    other_settings(config, checkpoint.find(config.init_from))
   with Stop() as stop:
     devices = jax.devices()
     build.check_devices(config, devices)
@@ -77,7 +80,7 @@ def run(config, workdir, source, mesh, stop):
     log = stack.enter_context(contextlib.closing(report.Report(workdir, step, config.total_kimg)))
     log.say(describe(config, state, source, mesh, step))
     if fresh and config.init_from:
-      state = jax.device_put(init_from(config.init_from, state, workdir, log), same)
+      state = jax.device_put(init_from(config, state, workdir, log), same)
     snapshot = Snapshot(workdir, config, source, mesh, log, stop)
     if snapshot.due(step).exists():
       snapshot.measure(state)
@@ -103,16 +106,31 @@ def run(config, workdir, source, mesh, stop):
     log.say(f'done: pictures in {workdir}/images; python -m sg2jax.tools.evaluate --checkpoint={workdir} measures it')
 
 
-def init_from(path, state, workdir, log):
-  """A fresh state with the weights of the checkpoint at `path` that fit; what was done goes to the log and init_from.json."""
-  old, _ = checkpoint.load(path)
-  state, done = state_lib.transfer(state, old)
+def other_settings(config, step):
+  """{field of config.g, config.d: 'a there, b here'} where the checkpoint to start from has another value.
+
+  Raises: UsageError for a field that changes what its weights mean.
+  """
+  there, here = (flat(json.loads(json.dumps({k: tree[k] for k in 'gd'})))
+                 for tree in (build.complete(checkpoint.configuration(step)).to_dict(), config.to_dict()))
+  other = {name: f'{there[name]} there, {x} here' for name, x in here.items() if there.get(name, x) != x}
+  for name in sorted(MEANING & other.keys()):
+    raise UsageError(f'--config.{name}={here[name]}: the weights of {config.init_from} go with {there[name]}; set it to that')
+  return other
+
+
+def init_from(config, state, workdir, log):
+  """A fresh state with the weights of config.init_from that fit; what was done goes to the log and init_from.json."""
+  path, step = config.init_from, checkpoint.find(config.init_from)
+  state, done = state_lib.transfer(state, checkpoint.load(step)[0])
   if not any(name.startswith('g') for name in done['copied']):
     raise CheckpointError(f'--config.init_from={path}: no weight of it fits this generator; use a configuration like its own')
+  done = {'checkpoint': str(step), 'settings': other_settings(config, step)} | done
   note = workdir / 'init_from.json'
-  report.write_atomic(note, json.dumps({'checkpoint': str(checkpoint.find(path)), **done}, indent=1) + '\n')
+  if jax.process_index() == 0:
+    report.write_atomic(note, json.dumps(done, indent=1) + '\n')
   lines = [f'{path}: {len(done["copied"])} arrays copied, {len(done["initialised"])} initialised, {len(done["unused"])} unused']
-  lines += [f'  {kind} {name}: {why}' for kind in ('initialised', 'unused') for name, why in done[kind].items()]
+  lines += [f'  {kind} {name}: {why}' for kind in ('settings', 'initialised', 'unused') for name, why in done[kind].items()]
   log.say('\n'.join(lines[:20] + ([f'  ... and others, see {note}'] if len(lines) > 20 else [])))
   return state
 
@@ -341,8 +359,8 @@ def flat(tree, prefix=''):
 
 
 @contextlib.contextmanager
-def locked(workdir):
-  """Holds the workdir for this process; the system releases it however the process ends."""
+def locked(workdir, flag='workdir'):
+  """Holds a folder, named by `flag`, for this process; the system releases it however the process ends."""
   with report.writing(workdir):
     workdir.mkdir(parents=True, exist_ok=True)
     f = open(workdir / '.lock', 'a+')
@@ -351,7 +369,7 @@ def locked(workdir):
       fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
       f.seek(0)
-      raise UsageError(f'--workdir={workdir} is in use by process {f.read().strip()}; use another, or stop that one') from None
+      raise UsageError(f'--{flag}={workdir} is in use by process {f.read().strip()}; use another, or stop that one') from None
     f.truncate(0)
     f.write(f'{os.getpid()} on {os.uname().nodename}')
     f.flush()
@@ -366,5 +384,5 @@ def describe(config, state, source, mesh, step):
   return (f'{source.name}: {len(source)} images {height}x{width}x{channels}, {source.c_dim} label components; '
           f'G {config.g.architecture} {count(state.g):.2f}M, D {config.d.architecture} {count(state.d):.2f}M parameters; '
           f'{mesh.size} x {device.device_kind}\n'
-          + (f'resuming at step {step}, {int(state.nimg) / 1000:g} kimg' if step else 'starting from scratch')
-          + f'; to {config.total_kimg:g} kimg')
+          + (f'resuming at step {step}, {int(state.nimg) / 1000:g} kimg' if step else
+             f'starting from {config.init_from or "scratch"}') + f'; to {config.total_kimg:g} kimg')

@@ -22,6 +22,7 @@ from sg2jax.models.mapping import broadcast, truncate
 from sg2jax.models.stylegan2 import largest
 
 BATCH, PIXELS = 32, 2 ** 22  # images and pixels that are made at once on a device, at most
+MAX_PSI = 1e6
 
 
 class Trained(NamedTuple):
@@ -66,7 +67,7 @@ class Trained(NamedTuple):
     """Images of seeds: uint8 [N,H,W,C], of the same bytes (but for 1 of 255) whatever the batch and the number of devices.
 
     Args:
-      seeds: whole numbers in [0, 2^32), one for each image.
+      seeds: whole numbers in [0, 2^32), one for each image; or one number.
       psi: truncation towards w_avg [S1 App. B]; 1: none, 0: the mean image.
       cutoff: number of ws from the coarsest that are truncated; None: all.
       label: of all images a class number, or a vector for each [N,c_dim]; None: drawn from the seed, where there are labels.
@@ -107,9 +108,9 @@ class Trained(NamedTuple):
 
   def truncate(self, w, psi=1.0, cutoff=None):
     """w [N,w_dim] -> ws, truncated: float32 [N,num_ws,w_dim]. Arguments as of a call."""
-    if not np.isfinite(psi):
-      raise UsageError(f'psi={psi} must be a finite number, such as 0.7')
-    if cutoff is not None and not 0 <= cutoff <= self.num_ws:
+    if not abs(psi) <= MAX_PSI:  # NaN isn't, either
+      raise UsageError(f'psi={psi} must be a number such as 0.7, within +-{MAX_PSI:g}')
+    if cutoff is not None and not (0 <= cutoff <= self.num_ws and cutoff == int(cutoff)):
       raise UsageError(f'cutoff={cutoff} must be a number of ws, from 0 to {self.num_ws}')
     ws = np.broadcast_to(w[:, None], (len(w), self.num_ws, w.shape[1]))
     return ws if psi == 1 else np.asarray(truncate(ws, np.asarray(self.w_avg), np.float32(psi), cutoff))
@@ -127,6 +128,9 @@ class Trained(NamedTuple):
     """
     if noise not in NOISE_MODES:
       raise UsageError(f'noise={noise} is unknown; choose from {", ".join(NOISE_MODES)}')
+    w_dim = self.generator.mapping.w_dim
+    if np.ndim(ws) != 3 or not len(ws) or np.shape(ws)[1:] != (self.num_ws, w_dim):
+      raise UsageError(f'ws of shape {list(np.shape(ws))}: this network takes [N,{self.num_ws},{w_dim}], with N of 1 or more')
     mesh = sharding.make_mesh()
     step = _images_step(mesh, self.generator, tuple(self.growing.items()), noise)
     number = np.arange(len(ws)) if seeds is None else np.asarray(seeds)
@@ -173,8 +177,8 @@ def load(path):
 
 def check_seeds(seeds):
   """Seeds as a list of int. Raises UsageError if there are none, or one is not a whole number in [0, 2^32)."""
-  seeds = list(seeds)
-  if not seeds or not all(s == int(s) and 0 <= s < 2 ** 32 for s in seeds):
+  seeds = [seeds] if np.ndim(seeds) == 0 and not hasattr(seeds, '__iter__') else list(seeds)
+  if not seeds or not all(0 <= s < 2 ** 32 and s == int(s) for s in seeds):
     raise UsageError(f'seeds={seeds} must be whole numbers in [0, 2^32), one for each image')
   return [int(s) for s in seeds]
 

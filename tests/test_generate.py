@@ -6,6 +6,7 @@ import pathlib
 import re
 import subprocess
 import sys
+import time
 
 from absl import flags
 import imageio_ffmpeg
@@ -125,12 +126,20 @@ def test_truncation(net):
 
 @pytest.mark.parametrize('fields, said', [
     ({'seeds': []}, r'seeds=\[\]'), ({'seeds': [-1]}, '-1'), ({'seeds': [2 ** 32]}, '4294967296'), ({'seeds': [0.5]}, '0.5'),
-    ({'psi': float('nan')}, 'psi=nan'), ({'cutoff': 7}, 'cutoff=7 .* 0 to 6'), ({'label': 3}, '0 to 2'),
+    ({'seeds': [float('nan')]}, 'nan'), ({'psi': float('nan')}, 'psi=nan'), ({'psi': 1e39}, '1e.39'),
+    ({'cutoff': 2.5}, 'cutoff=2.5'), ({'cutoff': 7}, 'cutoff=7 .* 0 to 6'), ({'label': 3}, '0 to 2'),
     ({'label': np.zeros((2, 3))}, r'\[1,3\]'), ({'noise': 'loud'}, 'const, random, none'), ({'batch': 0}, 'batch=0'),
     ({'batch': -2}, 'batch=-2')])
 def test_bad_values_are_named(net, fields, said):
   with pytest.raises(UsageError, match=said):
     net(**({'seeds': [0]} | fields))
+
+
+def test_ws_of_another_network_are_refused(net):
+  for shape in ((1, 5, Z), (1, 6, Z + 1), (6, Z), (0, 6, Z)):
+    with pytest.raises(UsageError, match=r'takes \[N,6,12\]'):
+      net.images(np.zeros(shape, np.float32))
+  np.testing.assert_array_equal(net(5), net([5]))
 
 
 def test_parts_cover_everything_once_at_one_size():
@@ -369,6 +378,7 @@ def test_directions_tool(net, run, call, tmp_path, monkeypatch, method):
     (generate, '--out=OUT --seeds=3-1', '--seeds=3-1'), (generate, '--out=OUT --seeds=a', "'a' is no seed"),
     (generate, '--out=OUT --psi=nan', '--psi=nan'), (generate, '--out=OUT --psi=1,2', '--psi=1,2'),
     (generate, '--out=OUT --psi=much', '--psi=much'), (generate, '--out=FILE', '--out=.* is a file'),
+    (generate, '--out=FILE/in/it', 'file is a file'), (video, '--out=FILE/x.gif', 'file is a file'),
     (generate, '--sheet=OUT.jpg', 'must end in .png'), (generate, '--out=OUT --batch=-1', '--batch=-1'),
     (generate, 'mix --out=OUT', 'is for images'), (generate, 'mix', '--sheet is missing'),
     (generate, 'mix --checkpoint=RUN --sheet=OUT.png --styles=3-1', '--styles=3-1'),
@@ -400,3 +410,20 @@ def test_bad_flags_are_refused_and_nothing_is_made(run, call, tmp_path, monkeypa
   with pytest.raises(UsageError, match=said):
     call(tool, *args.split())
   assert [p.name for p in tmp_path.iterdir()] == ['file'] and not (run / 'directions').exists()
+
+
+def test_a_signal_leaves_nothing_half_made(run, tmp_path):
+  command = [sys.executable, '-m', 'sg2jax.tools.video', f'--checkpoint={run}', f'--out={tmp_path}/v.mp4', '--seconds=100000']
+  env = os.environ | {'JAX_PLATFORMS': 'cpu', 'XLA_FLAGS': xla_flags()}
+  process = subprocess.Popen(command, cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+  while not list(tmp_path.iterdir()):
+    assert process.poll() is None, process.stderr.read()
+    time.sleep(0.05)
+  process.terminate()
+  _, err = process.communicate(timeout=60)
+  assert process.returncode == 143 and 'SIGTERM' in err.splitlines()[-1] and not list(tmp_path.iterdir())
+
+
+def test_help_is_no_error():
+  done = subprocess.run([sys.executable, '-m', 'sg2jax.tools.generate', '--help'], cwd=ROOT, capture_output=True, text=True)
+  assert done.returncode == 0 and 'seed0000.png' in done.stdout and '--psi' in done.stdout

@@ -15,7 +15,7 @@ from PIL import Image
 import pytest
 
 import sg2jax
-from sg2jax import build, checkpoint, report
+from sg2jax import build, checkpoint, report, train
 from sg2jax import state as state_lib
 from sg2jax.edit import attribute, project
 from sg2jax.faults import DatasetError, NonFiniteError, Preempted, UsageError, WeightsError
@@ -91,7 +91,8 @@ def call(monkeypatch, run):
 
 
 def files(folder):
-  return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob('*')) if p.is_file()}
+  return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob('*'))
+          if p.is_file() and p.name != '.lock'}
 
 
 class Early(Stop):
@@ -249,11 +250,29 @@ def test_damaged_and_foreign_states_are_not_taken(call, pictures, tmp_path, monk
   assert (out / 'p2.npz').read_bytes() == b'mine'
 
 
-def test_video(call, pictures, tmp_path):
+def test_a_folder_in_use_is_refused(call, pictures, tmp_path):
+  with train.locked(tmp_path / 'out', 'out'), pytest.raises(UsageError, match='--out=.* is in use by process'):
+    call(project_tool, f'--images={pictures}/p1.png', f'--out={tmp_path / "out"}')
+
+
+def test_video(call, pictures, tmp_path, monkeypatch):
   args = [f'--images={pictures}/p1.png', f'--out={tmp_path / "out"}']
   call(project_tool, *args)  # and again, though it is finished: there is no video of it yet
   call(project_tool, *args, '--video')
   assert (tmp_path / 'out' / 'p1.mp4').stat().st_size > 500 and not (tmp_path / 'out' / '.frames').exists()
+  args = [f'--images={pictures}/p1.png', f'--out={tmp_path / "late"}']
+  with monkeypatch.context() as patch:
+    patch.setattr(project_tool, 'Stop', Early)
+    with pytest.raises(Preempted):
+      call(project_tool, *args)
+  call(project_tool, *args, '--video')  # begins anew: the film would lack its beginning
+  assert files(tmp_path / 'late') == files(tmp_path / 'out')
+
+
+def test_a_map_of_one_row_is_no_neighbour_of_itself():
+  noise = jnp.asarray(np.random.RandomState(0).randn(1, 1, 8, 1), jnp.float32)
+  want = float((noise * jnp.roll(noise, 1, 2)).mean()) ** 2
+  np.testing.assert_allclose(project.noise_penalty(noise), [want], rtol=1e-5)
 
 
 @pytest.mark.parametrize('args, fault, said', [
@@ -261,7 +280,7 @@ def test_video(call, pictures, tmp_path):
     (['--images=PICTURES', '--lr=nan'], UsageError, '--lr=nan'),
     (['--images=PICTURES', '--batch=-1'], UsageError, '--batch=-1'),
     (['--images=PICTURES', '--noise_weight=-1'], UsageError, '--noise_weight=-1'),
-    (['--images=/nowhere'], DatasetError, '/nowhere has no picture.*No such file'),
+    (['--images=/nowhere'], DatasetError, '/nowhere: there is no such picture'),
     (['--images=PICTURES/text.png'], DatasetError, 'not an image: text'),
     (['--images=PICTURES', '--out=PICTURES/p1.png'], UsageError, 'is a file'),
     (['--images=PICTURES', '--out=PICTURES/deep/out'], UsageError, 'among the pictures'),

@@ -164,6 +164,7 @@ def test_a_run_starts_from_the_weights_of_another(home, whole, tmp_path):
   fields = {'data.labels': False, 'd.freeze_layers': 4, 'total_kimg': 0.016, 'snapshot_kimg': 0.008, 'keep': 9}
   out, _ = finish(start(home, tmp_path / 'a', init_from=whole[0], **fields))
   done = json.loads((tmp_path / 'a' / 'init_from.json').read_text())
+  assert done['settings'] == {'d.freeze_layers': '0 there, 4 here'} and 'starting from' in out
   fc0 = '[16, 16], [32, 16] there'
   assert done['initialised'] == {'g.mapping.fc0.weight': fc0, 'g_ema.mapping.fc0.weight': fc0,
                                  'd.b4.out.weight': '[32, 1], [32, 32] there', 'd.b4.out.bias': '[1], [32] there'}
@@ -178,6 +179,8 @@ def test_a_run_starts_from_the_weights_of_another(home, whole, tmp_path):
   assert 0 < near < 0.01 and int(new['nimg']) == 8  # one step of Adam away, with a clock of its own
   out, _ = finish(start(home, tmp_path / 'a', init_from=whole[0], **fields | {'total_kimg': 0.024}))
   assert 'resuming at step 2' in out and 'arrays copied' not in out
+  _, err = finish(start(home, tmp_path / 'b', init_from=whole[0], **{'g.taps': (1, 2, 1)}), 2)
+  assert '--config.g.taps=[1, 2, 1]' in err and '[1, 3, 3, 1]' in err and not (tmp_path / 'b').exists()
 
 
 def test_restoring_every_checkpoint_of_32_steps_changes_nothing(quick_compile, tmp_path):

@@ -136,8 +136,9 @@ def noise_penalty(noise):
   total = 0
   while True:
     for axis in (1, 2):
-      total += (noise * jnp.roll(noise, 1, axis)).mean((1, 2, 3)) ** 2
-    if noise.shape[1] <= 8:
+      if noise.shape[axis] > 1:  # else it is its own neighbour
+        total += (noise * jnp.roll(noise, 1, axis)).mean((1, 2, 3)) ** 2
+    if min(noise.shape[1:3]) <= 8:
       return total
     noise = ops.half(noise)
 
@@ -186,7 +187,8 @@ def _compiled(mesh, generator, growing, features, between):
     return trained.to_uint8(images), measure(params, target, images)
   def divided(function, **options):
     def whole(constants, *batch, **scalars):
-      found = function(*constants, *jax.tree.map(lambda x: x[0], batch), **scalars)
+      with jax.default_matmul_precision('highest'):  # what is found must be what `trained` makes of it
+        found = function(*constants, *jax.tree.map(lambda x: x[0], batch), **scalars)
       return jax.tree.map(lambda x: x[None], found)
     return jax.jit(whole, out_shardings=sharding.batched(mesh), **options)
   return divided(prepare), divided(advance, donate_argnums=1), divided(look)

@@ -4,6 +4,7 @@ from collections.abc import Callable, Collection
 import os
 import pathlib
 import re
+import signal
 import sys
 
 from absl import app, flags, logging
@@ -43,6 +44,7 @@ def folder(path: str, flag: str = 'out') -> pathlib.Path:
   place = pathlib.Path(path).expanduser().absolute()
   if place.exists() and not place.is_dir():
     raise faults.UsageError(f'--{flag}={path} is a file; name a folder')
+  _check_writable(place, f'--{flag}={path}')
   return place
 
 
@@ -55,7 +57,17 @@ def file(path: str, endings: Collection[str], flag: str = 'out') -> pathlib.Path
     raise faults.UsageError(f'{said} must end in {" or ".join(endings)}')
   if place.is_dir():
     raise faults.UsageError(f'{said} is a folder; name a file')
+  _check_writable(place.parent, said)
   return place
+
+
+def _check_writable(folder, said):
+  """Raises UsageError or WriteError now, rather than after the work, for a place where nothing can be written."""
+  there = next(p for p in (folder, *folder.parents) if p.exists())
+  if not there.is_dir():
+    raise faults.UsageError(f'{said}: {there} is a file; name another place')
+  if not os.access(there, os.W_OK | os.X_OK):
+    raise faults.WriteError(f'{said}: {there} may not be written to; name another place, or ask for the permission')
 
 
 def _fail(message: object, code: int):
@@ -70,6 +82,8 @@ def _parse(argv: list[str]) -> list[str]:
       _fail(f'{arg}: there is no file {path}; run from the folder that holds configs/', faults.UsageError.code)
   try:
     return flags.FLAGS(argv)
+  except SystemExit:
+    sys.exit(0)  # after --help, which absl takes for an error
   # Whatever a configuration file or an unknown --config.key raises; ml_collections wraps it in tracebacks.
   except Exception as err:
     if '--debug' in argv:
@@ -82,6 +96,7 @@ def _parse(argv: list[str]) -> list[str]:
 
 
 def _guard(main: Callable[[list[str]], None], argv: list[str], positional: int):
+  signal.signal(signal.SIGTERM, _terminate)
   try:
     if len(argv) > 1 + positional:
       raise faults.UsageError(f'unexpected argument {argv[1 + positional]!r}; flags are written --name=value')
@@ -94,3 +109,8 @@ def _guard(main: Callable[[list[str]], None], argv: list[str], positional: int):
     if _DEBUG.value:
       raise
     _fail('interrupted; files that were written are whole', faults.Interrupted.code)
+
+
+def _terminate(number, _):
+  """Of SIGTERM where nothing is to be saved: ends as if it hadn't been caught, but cleans up first."""
+  _fail('SIGTERM: ended; files that were written are whole', 128 + number)

@@ -3,7 +3,7 @@
 Was this image made by this network? A network finds its own images again more exactly than photographs. So this projects (as
 sg2jax.tools.project does, with the same flags) images that the network makes now, from the seeds --own, as many reals that it
 was not trained on, from --reals, and the images in question. DIR/attribution.png shows how far the two groups lie apart,
-DIR/attribution.json has for each image in question its distance, the decision and its error rates; DIR/own, DIR/reals and
+DIR/attribution.json has the error rates, and for each image in question its distance and the decision; DIR/own, DIR/reals and
 DIR/images hold the projections. Without --images it says how well the network's images can be told from reals at all.
 Without the weights of LPIPS take --distance=pyramid. Stop it any way you like: the same command goes on where it was.
 """
@@ -38,12 +38,14 @@ def define_flags():
 def main(_):
   """Checks, projects, judges, prints."""
   asked = flags.FLAGS
-  seeds = tools.seeds(asked.own, 'own')
+  seeds = list(dict.fromkeys(tools.seeds(asked.own, 'own')))
   if not asked.reals:
     raise UsageError('--reals is missing; name a folder of pictures that the network was not trained on')
   if len(seeds) < LEAST:
     raise UsageError(f'--own={asked.own} has {len(seeds)} seeds, and rates need {LEAST} at least')
   out = tools.folder(asked.out) if asked.out else None
+  for path in filter(None, (asked.reals, asked.images)):
+    project.check_there(path)
   with Stop() as stop:
     job = project.read_job(asked, stop)
     out = out or job.net.workdir / 'attribution' / f'{job.net.step:08d}'
@@ -51,8 +53,8 @@ def main(_):
     if len(reals) < LEAST:
       raise UsageError(f'--reals={asked.reals} has {len(reals)} pictures, and rates need {LEAST} at least')
     chosen = np.sort(np.random.RandomState(asked.seed).permutation(len(reals))[:len(seeds)])
-    groups = {'own': own_items(job.net, seeds), 'reals': [reals[i] for i in chosen]}
-    groups |= {'images': project.read_items(asked.images, job.net, out)} if asked.images else {}
+    questions = {'images': project.read_items(asked.images, job.net, out)} if asked.images else {}
+    groups = {'own': own_items(job.net, seeds), 'reals': [reals[i] for i in chosen]} | questions
     found = {name: project.project_all(job, items, out / name, f'{GROUPS[name]}: ') for name, items in groups.items()}
   document = judge(found) | {'about': job.about, 'seeds': seeds}
   report.write_atomic(out / 'attribution.json', json.dumps(document, indent=1))

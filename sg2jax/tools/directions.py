@@ -5,7 +5,7 @@ standard deviations of w along one direction, at the chosen layers. METHOD is
   pca     principal components of w (GANSpace): where the network's images differ most
   sefa    closed-form factorisation (SeFa): what changes the styles of the chosen layers most
 Layers are numbered by the ws that they take, from the coarsest, 0: low ones change shape and pose, high ones colour and detail.
-DIR/METHOD.npz has the directions; docs/generate.md says how to use them. DIR is by default directions/ in the workdir.
+DIR/METHOD.npz has the directions; docs/generate.md says how to use them. DIR is by default directions/<step> in the workdir.
 """
 import io
 import math
@@ -25,7 +25,7 @@ STEPS, SAMPLES = 7, 50_000  # images of a row; w of which the directions and the
 def define_flags():
   """The command line. Not at import: tools have flags of the same names."""
   flags.DEFINE_string('checkpoint', '', 'Workdir, whose newest checkpoint counts, or one step of it.')
-  flags.DEFINE_string('out', '', 'Folder of the results; default: directions/ in the workdir.')
+  flags.DEFINE_string('out', '', 'Folder of the results; default: directions/<step> in the workdir.')
   flags.DEFINE_string('layers', '', 'First and last of the ws that are moved, such as 0-3; default: all.')
   flags.DEFINE_integer('count', 8, 'Directions to find.')
   flags.DEFINE_float('sigma', 3, 'How far the sheet goes, in standard deviations of w along the direction.')
@@ -50,7 +50,7 @@ def main(argv):
   if not 1 <= asked.count <= w_dim:
     raise UsageError(f'--count={asked.count} must be 1 or more, and at most {w_dim}, the dimensions of w')
   generate.check_sheet(net, asked.count * STEPS)
-  out = tools.folder(asked.out or str(net.workdir / 'directions'))
+  out = tools.folder(asked.out or str(net.workdir / 'directions' / f'{net.step:08d}'))
   ws, w = net.ws([asked.seed], psi, label=label)[0], sample(net, label)
   found = directions.pca(w, asked.count) if method == 'pca' else directions.sefa(net, w, layers, asked.count)
   at = np.linspace(-asked.sigma, asked.sigma, STEPS)

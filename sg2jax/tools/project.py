@@ -31,7 +31,7 @@ from sg2jax.evaluation import detectors
 from sg2jax.faults import DatasetError, NonFiniteError, UsageError, WeightsError
 from sg2jax.tools.evaluate import parse_weights
 from sg2jax.tools.video import write_video
-from sg2jax.train import Stop
+from sg2jax.train import Stop, locked
 
 PIXELS, BATCH = 2 ** 18, 16  # at once, at most, if --batch doesn't say it
 SAVE_SECONDS = 20
@@ -87,6 +87,7 @@ def main(_):
   if not asked.images:
     raise UsageError('--images is missing; name a picture or a folder of pictures')
   out = tools.folder(asked.out) if asked.out else None
+  check_there(asked.images)
   with Stop() as stop:
     job = read_job(asked, stop, asked.video)
     out = out or job.net.workdir / 'projections' / f'{job.net.step:08d}'
@@ -121,9 +122,17 @@ def read_job(asked, stop, video=False):
                        '--distance=pyramid')
     detector = detectors.lpips(shape, explicit)
     distance = project.distance('lpips', detector.params, detector.hash)
+    if not detector.known:
+      print('the weights of LPIPS are not the published ones: distances are of another kind', file=sys.stderr)
   about = {'network': net.hash(), 'distance': distance.name, 'weights': distance.hash, **setting._asdict()}
   batch = asked.batch or max(1, min(BATCH, PIXELS // (shape[0] * shape[1])))
   return Job(net, distance, setting, project.statistics(net), about, batch, video, stop)
+
+
+def check_there(path):
+  """Raises DatasetError if there is nothing at a path."""
+  if not pathlib.Path(path).expanduser().exists():
+    raise DatasetError(f'{path}: there is no such picture or folder')
 
 
 def read_items(path, net, out):
@@ -156,19 +165,20 @@ def project_all(job, items, out, label=''):
   Raises: UsageError if `out` holds other results of these names, or two have the same name; Preempted, Interrupted.
   """
   _check_names(items)
-  documents = {item.name: _finished(out, item, job) for item in items}
-  pending = [item for item in items if not documents[item.name]]
-  saved = _unfinished(out, job.about, items) if pending else None
-  while pending:
-    batch = [item for item in items if item.name in saved['names']] if saved else pending[:job.batch]
-    done = len(items) - len(pending)
-    name = f'{label}{done + 1}' + (f'-{done + len(batch)}' if len(batch) > 1 else '') + f' of {len(items)}'
-    documents |= _project(job, batch, out, saved, name)
-    pending, saved = [item for item in pending if not documents[item.name]], None
-    document = {'about': job.about, 'images': [documents[item.name] for item in items if documents[item.name]]}
-    report.write_atomic(out / 'projections.json', json.dumps(document, indent=1))
-    (out / '.unfinished.npz').unlink(missing_ok=True)
-  return [documents[item.name] for item in items]
+  with locked(out, 'out'):
+    documents = {item.name: _finished(out, item, job) for item in items}
+    pending = [item for item in items if not documents[item.name]]
+    saved = _unfinished(out, job, items) if pending else None
+    while pending:
+      batch = [item for item in items if item.name in saved['names']] if saved else pending[:job.batch]
+      done = len(items) - len(pending)
+      name = f'{label}{done + 1}' + (f'-{done + len(batch)}' if len(batch) > 1 else '') + f' of {len(items)}'
+      documents |= _project(job, batch, out, saved, name)
+      pending, saved = [item for item in pending if not documents[item.name]], None
+      document = {'about': job.about, 'images': [documents[item.name] for item in items if documents[item.name]]}
+      report.write_atomic(out / 'projections.json', json.dumps(document, indent=1))
+      (out / '.unfinished.npz').unlink(missing_ok=True)
+    return [documents[item.name] for item in items]
 
 
 def _project(job, batch, out, saved, label):
@@ -242,13 +252,15 @@ def _save(out, arrays, batch, about):
       **arrays, names=[item.name for item in batch], hashes=[item.hash for item in batch], about=json.dumps(about)))
 
 
-def _unfinished(out, about, items):
-  """The saved state of a batch of these items, or None."""
+def _unfinished(out, job, items):
+  """The saved state of a batch of these items, or None; also if a video is wanted and its beginning was not kept."""
   with contextlib.suppress(Exception):  # numpy and zipfile raise nearly anything on damaged files
     with np.load(out / '.unfinished.npz') as data:
       saved = dict(data)
     known = {item.name: item.hash for item in items}
-    if json.loads(str(saved['about'])) == about and saved['hashes'].tolist() == [known.get(n) for n in saved['names']]:
+    begun = not job.video or all((out / '.frames' / name / f'{0:07d}.png').exists() for name in saved['names'])
+    same = saved['hashes'].tolist() == [known.get(n) for n in saved['names']]
+    if begun and same and json.loads(str(saved['about'])) == job.about:
       return saved
   return None
 
