@@ -36,6 +36,7 @@ def get_config():
   c.g.architecture = 'skip'
   c.g.fmap_base = 16_384  # feature maps at res pixels: min(2 fmap_base / res, fmap_max) (configs A-E: 8192)
   c.g.fmap_max = 512
+  c.g.fmap_min = 1  # feature maps at least
   c.g.z_dim = 512
   c.g.w_dim = 512
   c.g.mapping_layers = 8  # [S1 3.1]
@@ -53,8 +54,11 @@ def get_config():
   c.d.architecture = 'resnet'  # as g.architecture
   c.d.fmap_base = 16_384
   c.d.fmap_max = 512
+  c.d.fmap_min = 1
   c.d.mapping_layers = 8  # of the label embedding, where labels are used
   c.d.mapping_lr_mul = 0.01
+  c.d.layer_features = 0  # units of its hidden layers; 0: cmap_dim
+  c.d.embed_features = 0  # components of its label embedding; 0: cmap_dim
   c.d.cmap_dim = 0  # components of the mapped label; 0: as many as feature maps in the last block
   c.d.activation = 'lrelu'
   c.d.taps = (1, 3, 3, 1)

@@ -24,8 +24,9 @@ from sg2jax.steps import Steps
 FORMULATIONS = ('pytorch', 'tensorflow')
 # What config.json of a run may lack, because the field is younger, and what it then means.
 YOUNGER = {'init_from': '', 'd.freeze_layers': 0, 'd.mapping_lr_mul': 0.01, 'd.cmap_dim': 0, 'g.layer_features': 0,
-           'g.embed_features': 0, **{f'{net}.{name}': value for net in 'gd' for name, value in
-                                     (('activation', 'lrelu'), ('taps', (1, 3, 3, 1)))}}
+           'g.embed_features': 0, 'd.layer_features': 0, 'd.embed_features': 0,
+           **{f'{net}.{name}': value for net in 'gd' for name, value in
+              (('activation', 'lrelu'), ('taps', (1, 3, 3, 1)), ('fmap_min', 1))}}
 
 
 def complete(config):
@@ -85,20 +86,20 @@ def check(config):
   each('loss.mixing_prob loss.pl_decay', lambda v: 0 <= v <= 1, 'must lie in [0, 1]')
   each('opt.beta1 opt.beta2', lambda v: 0 <= v < 1, 'must lie in [0, 1)')
   each('seed', lambda v: v < 2 ** 32, 'must be less than 2^32')
-  each('batch keep data.channels g.fmap_base g.fmap_max g.z_dim g.w_dim g.mapping_layers d.fmap_base d.fmap_max '
-       'd.mbstd_group_size loss.pl_shrink grow.repeats',
-       lambda v: v >= 1, 'must be 1 or more')
+  each('batch keep data.channels g.fmap_base g.fmap_max g.fmap_min g.z_dim g.w_dim g.mapping_layers d.fmap_base d.fmap_max '
+       'd.fmap_min d.mbstd_group_size loss.pl_shrink grow.repeats', lambda v: v >= 1, 'must be 1 or more')
   each('loss.r1_interval loss.pl_interval grow.start_res microbatch seed swd_images g.num_bf16_res d.num_bf16_res '
-       'd.mbstd_num_channels d.mapping_layers d.cmap_dim d.freeze_layers g.layer_features g.embed_features',
-       lambda v: v >= 0, 'must be 0 or more')
+       'd.mbstd_num_channels d.mapping_layers d.cmap_dim d.freeze_layers g.layer_features g.embed_features '
+       'd.layer_features d.embed_features', lambda v: v >= 0, 'must be 0 or more')
   each('g.architecture d.architecture', lambda v: v in ARCHITECTURES, f'is unknown; choose from {", ".join(ARCHITECTURES)}')
-  each('g.activation d.activation', lambda v: v in ops.ACTIVATIONS,
-       f'is unknown; choose from {", ".join(ops.ACTIVATIONS)}')
+  each('g.activation d.activation', lambda v: v in ops.ACTIVATIONS, f'is unknown; choose from {", ".join(ops.ACTIVATIONS)}')
   each('g.taps d.taps', lambda v: len(v) and all(math.isfinite(tap) for tap in v) and sum(v),
        'must be finite numbers whose sum is not 0, such as (1, 3, 3, 1)')
   each('opt.formulation', lambda v: v in FORMULATIONS, f'is unknown; choose from {", ".join(FORMULATIONS)}')
   each('device', lambda v: v in ('', 'cpu', 'gpu', 'tpu', 'accelerator'),
        'is unknown; choose from gpu, tpu, accelerator, cpu, or leave it empty')
+  need(config.d.mapping_layers or not config.d.embed_features, 'd.embed_features', config.d.embed_features,
+       'needs d.mapping_layers of 1 or more; use 0')
   need(config.data.name or config.data.dir, 'data.dir', "''",
        'names no data set: give the directory that `python -m sg2jax.tools.prepare` wrote, or --config.data.name=digits')
   most = len(image_side_layers(config.d.architecture, sizes))
@@ -106,7 +107,7 @@ def check(config):
        f'must be at most {most}, which is all layers before the last block')
   _check_growth(config, sizes, need)
   if config.d.mbstd_num_channels:
-    width = fmaps(max(sizes[0]), config.d.fmap_base, config.d.fmap_max)
+    width = fmaps(max(sizes[0]), config.d.fmap_base, config.d.fmap_max, config.d.fmap_min)
     need(width % config.d.mbstd_num_channels == 0, 'd.mbstd_num_channels', config.d.mbstd_num_channels,
          f'must divide the {width} feature maps of the last block; use 1')
   for batch, name in batches(config).items():
@@ -178,12 +179,12 @@ def networks(config, c_dim):
               lr_mul=g.mapping_lr_mul, joint=g.architecture in GROWING,
               bias_gain=stylegan2.HALF if g.architecture == 'stylegan1' else 1),
       Synthesis(size, config.data.channels, g.fmap_base, g.fmap_max, g.architecture, g.num_bf16_res, g.clamp or None,
-                tuple(g.taps), g.activation, use_noise=g.noise, remat=g.remat))
+                tuple(g.taps), g.activation, use_noise=g.noise, remat=g.remat, fmap_min=g.fmap_min))
   discriminator = Discriminator(
       size, d.fmap_base, d.fmap_max, c_dim, d.architecture, d.num_bf16_res, d.clamp or None,
       tuple(d.taps), d.activation, cmap_dim=d.cmap_dim or None, mapping_lr_mul=d.mapping_lr_mul,
       mbstd_group_size=d.mbstd_group_size, mbstd_num_channels=d.mbstd_num_channels, mapping_layers=d.mapping_layers,
-      remat=d.remat)
+      embed_features=d.embed_features or None, layer_features=d.layer_features or None, remat=d.remat, fmap_min=d.fmap_min)
   return generator, discriminator
 
 

@@ -80,9 +80,10 @@ def of_nets(nets):
   for name in sorted(nets, key=(first, 'G', 'D').index):
     found[name] = _network(nets[name], name, ema, report)
     ema = ema or found[first]
-    for key in ('resolution', 'channels', 'c_dim', *(('net',) if name != 'D' else ())):
-      if found[name].fields[key] != ema.fields[key]:
-        raise ValueError(f'{name} has {key}={found[name].fields[key]}, {first} has {ema.fields[key]}')
+    own, others = ({k: v for k, v in net.fields.items() if k != 'net'} | (net.fields['net'] if name != 'D' else {})
+                   for net in (found[name], ema))
+    if unlike := [f'{name} has {key}={own[key]}, {first} has {others[key]}' for key in own if own[key] != others[key]]:
+      raise ValueError('; '.join(unlike))
   for name, text in (('G', 'g is a copy of g_ema'), ('D', 'd is empty'), ('G_ema', 'g_ema is a copy of g')):
     if name not in nets:
       report['initialised'][f'({name})'] = f'the file has no {name}: {text}'
@@ -106,12 +107,12 @@ class _Network(NamedTuple):
 def _network(net, name, generator, report):
   """The _Network of a Net. generator: the _Network of the generator (None: this is it)."""
   letter, arrays = name[0], dict(net.arrays)
-  asked = arguments.read(net, letter)
+  asked = arguments.read(net, name)
   report['notes'] += asked.notes
   unused = report['unused'].setdefault(name, {})
   grows = _growing(net, arrays)
   if net.format == 'tensorflow':
-    loaded = _tensorflow(arrays, letter, grows, asked.sets.pop('fused', 'auto'), unused)
+    loaded = _tensorflow(arrays, name, grows, asked.sets.pop('fused', 'auto'), unused)
   else:
     filters = {key: arrays.pop(key) for key in list(arrays) if names.FILTER.fullmatch(key)}
     _check_filters(filters, asked.sets.get('taps', (1, 3, 3, 1)), letter, unused)
@@ -132,7 +133,7 @@ def _network(net, name, generator, report):
     there = fields[what] if what in fields else fields['net'][what]
     if told != there and told != [there, there]:
       raise ValueError(f'{name}: {key}={told}, but its arrays say {there}')
-  fields['net'] |= _options(letter, net.format, grows, asked.sets, widths)
+  fields['net'] |= _options(name, net.format, grows, asked.sets, widths)
   return _Network(params, noise, w_avg, fields)
 
 
@@ -142,13 +143,14 @@ def _growing(net, arrays):
     return ''
   if net.kind == 'D_basic' or '4x4/Dense1/weight' in arrays or any('/StyleMod/' in name for name in arrays):
     return 'stylegan1'
-  return 'revised' if net.kind in ('G_synthesis_stylegan_revised', 'D_stylegan') else ''
+  kinds = {net.kind, net.kwargs.get('synthesis_func')}  # the latter of a generator without parts
+  return 'revised' if kinds & {'G_synthesis_stylegan_revised', 'D_stylegan'} else ''
 
 
-def _tensorflow(arrays, letter, grows, fused, unused):
+def _tensorflow(arrays, network, grows, fused, unused):
   for name in ('lod', 'synthesis/lod'):
     if name in arrays and arrays.pop(name) != 0:
-      raise ValueError(f'{letter}: {name} is not 0: this network is still growing')
+      raise ValueError(f'{network}: {name} is not 0: this network is still growing')
   for name in [name for name in arrays if re.search(r'_lod[1-9]', name) and not grows]:
     unused[name] = 'of a lower resolution, and this network does not grow'
     del arrays[name]
@@ -205,30 +207,34 @@ def _discriminator(params, grows, generator):
     widths[2] = first['fc']['weight'].shape[1]  # see Discriminator.hidden
   c_dim = generator.fields['c_dim'] if grows else mapping['embed']['weight'].shape[0] if mapping else 0
   cmap_dim = first['out']['weight'].shape[1] if c_dim and not grows else 0
-  net = {'architecture': grows or shape, 'mapping_layers': sum(name != 'embed' for name in mapping),
-         'cmap_dim': 0 if cmap_dim == widths[side] else cmap_dim,
+  layers = sum(name != 'embed' for name in mapping)
+  embed = mapping['embed']['weight'].shape[1] if mapping else cmap_dim
+  hidden = mapping['fc0']['weight'].shape[1] if layers > 1 else cmap_dim
+  net = {'architecture': grows or shape, 'mapping_layers': layers, 'cmap_dim': 0 if cmap_dim == widths[side] else cmap_dim,
+         'embed_features': 0 if embed == cmap_dim else embed, 'layer_features': 0 if hidden == cmap_dim else hidden,
          'mbstd_num_channels': first['conv']['weight'].shape[2] - widths[side]}
   channels = last['fromrgb']['weight'].shape[2]
   return {'resolution': generator.fields['resolution'], 'channels': channels, 'c_dim': c_dim, 'net': net}, widths
 
 
-def _options(letter, format_, grows, sets, widths):
-  """What the arrays don't say, of config.g or config.d."""
+def _options(name, format_, grows, sets, widths):
+  """What the arrays don't say, of config.g or, for the name 'D', of config.d."""
   sets = dict(sets)
   if grows:
     sets.pop('architecture', None)
   if grows == 'stylegan1' and sets.get('activation', 'lrelu') != 'lrelu':
-    raise ValueError(f'{letter}: nonlinearity={sets["activation"]}: networks of config A have lrelu here')
-  base, most = sets.pop('fmap_base', 0), sets.pop('fmap_max', 512)
-  fits = lambda: all(fmaps(side, base, most) == n for side, n in widths.items())
+    raise ValueError(f'{name}: nonlinearity={sets["activation"]}: networks of config A have lrelu here')
+  base, most, least = sets.pop('fmap_base', 0), sets.pop('fmap_max', 512), sets.pop('fmap_min', 1)
+  fits = lambda: all(fmaps(side, base, most, least) == n for side, n in widths.items())
   if not fits():
-    base, most = max(side * n for side, n in widths.items()) / 2, max(widths.values())
+    base, most = max((side * n for side, n in widths.items() if n > least), default=2 * least) / 2, max(widths.values())
   if not fits():
-    raise ValueError(f'{letter}: numbers of feature maps {widths} are not min(2 fmap_base / side, fmap_max) for any of these')
-  net = {'fmap_base': int(base) if base == int(base) else base, 'fmap_max': int(most), 'activation': 'lrelu',
-         'taps': [1, 3, 3, 1], 'mapping_lr_mul': 0.1 if (letter, format_) == ('D', 'tensorflow') else 0.01,
+    raise ValueError(f'{name}: numbers of feature maps {widths} are not max(min(2 fmap_base / side, fmap_max), {least}) for '
+                     'any fmap_base and fmap_max')
+  net = {'fmap_base': int(base) if base == int(base) else base, 'fmap_max': int(most), 'fmap_min': least,
+         'activation': 'lrelu', 'taps': [1, 3, 3, 1], 'mapping_lr_mul': 0.1 if (name, format_) == ('D', 'tensorflow') else 0.01,
          'num_bf16_res': 0, 'remat': False}
-  if letter == 'D':
+  if name == 'D':
     net |= {'mbstd_group_size': 4, 'freeze_layers': 0}
     if format_ == 'pytorch' and sets.pop('last', 'lrelu') != sets.get('activation', 'lrelu'):
       raise ValueError('D: the activation of its epilogue is another than that of its blocks')
@@ -242,7 +248,7 @@ def _config(fields, d):
       'data': {'name': '', 'dir': '', 'channels': fields['channels'], 'labels': fields['c_dim'] > 0, 'mirror': False},
       'grow': {'start_res': 0, 'hold_kimg': 600.0, 'fade_kimg': 600.0, 'batch': [], 'lr': [], 'repeats': 4}, 'g': fields['net'],
       'd': d or {'architecture': 'resnet', 'mapping_layers': 8, 'cmap_dim': 0, 'mbstd_num_channels': 1} | _options(
-          'D', 'pytorch', '', {k: fields['net'][k] for k in ('fmap_base', 'fmap_max', 'clamp')}, {})}
+          'D', 'pytorch', '', {k: fields['net'][k] for k in ('fmap_base', 'fmap_max', 'fmap_min', 'clamp')}, {})}
 
 
 def _fit(config, state, report):

@@ -19,7 +19,7 @@ from sg2jax.models.stylegan2 import block_sizes
 
 PLATFORMS = ('cpu', 'cuda', 'rocm', 'tpu')
 RUN = ("from jax import export; net = export.deserialize(open('FILE', 'rb').read()); "
-       "images = net.call({arguments})  # numpy arrays of these shapes")
+       "images = net.call({arguments})  # numpy arrays of these shapes; needs jax and flatbuffers")
 
 
 def safetensors(state, config):
@@ -38,7 +38,7 @@ def nvidia(state, config):
   """An .npz of the state dicts of stylegan2-ada-pytorch, 'G_ema.mapping.fc0.weight', and what its constructors take.
 
   The noise maps and w_avg are those of both generators. Arguments as of `safetensors`.
-  Raises: UsageError: an architecture that stylegan2-ada-pytorch doesn't have.
+  Raises: UsageError: an architecture, or an fmap_min, that stylegan2-ada-pytorch doesn't have.
   """
   config = build.complete(config)
   g, d = config.g, config.d
@@ -46,6 +46,8 @@ def nvidia(state, config):
     if net.architecture not in ('orig', 'skip', 'resnet'):
       raise UsageError(f'--format=nvidia: stylegan2-ada-pytorch has no architecture {net.architecture}; use '
                        '--format=safetensors')
+    if net.fmap_min != 1:
+      raise UsageError(f'--format=nvidia: stylegan2-ada-pytorch has no fmap_min={net.fmap_min}; use --format=safetensors')
   resolution = build.resolution(config)
   first = block_sizes(resolution)[0]
   buffers = names.store({'mapping': {'w_avg': state['w_avg']}, **(state['noise'] or {})}, first)
@@ -57,17 +59,17 @@ def nvidia(state, config):
       arrays |= {} if name == 'D' else {f'{name}.{key}': x for key, x in buffers.items()}
   common = {'c_dim': config.c_dim, 'img_resolution': resolution[0] if resolution[0] == resolution[1] else list(resolution),
             'img_channels': config.data.channels}
+  mapping = lambda net: {'num_layers': net.mapping_layers, 'embed_features': net.embed_features or None,
+                         'layer_features': net.layer_features or None, 'lr_multiplier': net.mapping_lr_mul}
   layers = lambda net: {'resample_filter': list(net.taps), 'activation': net.activation}
   sizes = lambda net: {'architecture': net.architecture, 'channel_base': 2 * net.fmap_base, 'channel_max': net.fmap_max,
                        'num_fp16_res': net.num_bf16_res, 'conv_clamp': net.clamp or None}
   generator = common | {
       'z_dim': g.z_dim, 'w_dim': g.w_dim, 'synthesis_kwargs': sizes(g) | layers(g) | {'use_noise': g.noise},
-      'mapping_kwargs': {'num_layers': g.mapping_layers, 'embed_features': g.embed_features or None,
-                         'layer_features': g.layer_features or None, 'lr_multiplier': g.mapping_lr_mul}}
+      'mapping_kwargs': mapping(g)}
   group = None if d.mbstd_group_size == arguments.WHOLE_BATCH else d.mbstd_group_size
   discriminator = common | sizes(d) | {
-      'cmap_dim': d.cmap_dim or None, 'block_kwargs': layers(d),
-      'mapping_kwargs': {'num_layers': d.mapping_layers, 'lr_multiplier': d.mapping_lr_mul},
+      'cmap_dim': d.cmap_dim or None, 'block_kwargs': layers(d), 'mapping_kwargs': mapping(d),
       'epilogue_kwargs': {'mbstd_group_size': group, 'mbstd_num_channels': d.mbstd_num_channels, 'activation': d.activation}}
   networks = {'G': generator, 'G_ema': generator} | ({'D': discriminator} if state['d'] else {})
   out = io.BytesIO()

@@ -186,6 +186,11 @@ def test_attributes_say_what_runs_whatever_the_arguments_say(tmp_path):
   assert (found['clamp'], found['activation'], found['fmap_base'], found['fmap_max']) == (256, 'relu', 512, 32)
   positional = {'args': [32, 0, 32, 32, 3], 'synthesis_kwargs': {'conv_clamp': 128}}
   assert convert.of_nets({'G': net._replace(kwargs=positional)}).config['g']['clamp'] == 128
+  positional = {'args': [32, 0, 32, 32, 3, {'lr_multiplier': 0.5}, {'conv_clamp': 64}]}
+  found = convert.of_nets({'G': net._replace(kwargs=positional)}).config['g']
+  assert (found['clamp'], found['mapping_lr_mul']) == (64, 0.5)
+  with pytest.raises(ValueError, match='mapping_kwargs.activation=relu'):
+    convert.of_nets({'G': net._replace(kwargs={'args': [32, 0, 32, 32, 3, {'activation': 'relu'}]})})
 
 
 def fields(net, nested=None, **more):
@@ -248,7 +253,7 @@ def test_a_discriminator_of_other_images_is_refused():
     convert.of_nets(nets | {'D': nets['D']._replace(kwargs={})})
   with pytest.raises(ValueError, match='epilogue'):
     convert.of_nets(nets | {'D': fields(torch_nets('skip', 'resnet')[0]['D'], 'block_kwargs', activation='relu')})
-  with pytest.raises(ValueError, match='G has net'):
+  with pytest.raises(ValueError, match=r'^G has clamp=3\.0, G_ema has 0\.0$'):
     convert.of_nets(nets | {'G': fields(nets['G_ema'], SYNTHESIS, conv_clamp=3), 'D': torch_nets('skip', 'resnet')[0]['D']})
 
 
@@ -397,7 +402,8 @@ def test_tensorflow_networks_of_all_architectures_are_those_of_pytorch(g, d, lod
 
 GROWING = [('stylegan1_generator', 'G_style', 'r32', 'stylegan1_discriminator r32_n3'),
            ('revised_generator', 'G_synthesis_stylegan_revised', 'cond_r16', 'growing_discriminator cond_nf2_r16'),
-           ('stylegan1_generator', '', 'fused_scale_r16', '')]
+           ('stylegan1_generator', '', 'fused_scale_r16', ''),
+           ('revised_generator', 'G_main', 'cond_r16', ''), ('revised_generator', 'G_main', 'r16_fmapmin', '')]
 
 
 @pytest.mark.parametrize('g, kind, sub, d', GROWING)
@@ -424,6 +430,13 @@ def test_configs_a_to_d(g, kind, sub, d):
     convert.of_nets({'G_ema': other(nets['G_ema'], 'lod', lambda x: x + 0.5)})
 
 
+def test_feature_maps_that_are_held_up_by_fmap_min_do_not_say_fmap_base():
+  config, arrays = vectors('revised_generator', 'r16_fmapmin')
+  kwargs = {key: value for key, value in config['static_kwargs'].items() if key != 'fmap_base'}
+  found = convert.of_nets({'G_ema': Net('tensorflow', '', kwargs, under(arrays, 'tf/G/'))}).config
+  assert all((found[net]['fmap_base'], found[net]['fmap_max'], found[net]['fmap_min']) == (48, 16, 10) for net in 'gd')
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize('g, kind, sub, d', GROWING)
 def test_configs_a_to_d_make_the_references_images(g, kind, sub, d):
@@ -444,7 +457,9 @@ def test_configs_a_to_d_make_the_references_images(g, kind, sub, d):
 
 @pytest.mark.parametrize('fields_, says', [
     ({'mapping_nonlinearity': 'relu'}, 'mapping_nonlinearity=relu'), ({'normalize_latents': False}, 'normalize_latents=False'),
-    ({'resample_kernel': [[1]]}, 'taps'), ({'latent_size': 7}, 'latent_size=7'),
+    ({'resample_kernel': [[1]]}, 'taps'), ({'resample_kernel': None}, 'resample_kernel=None'),
+    ({'blur_filter': None}, 'blur_filter=None'), ({'fmap_min': 0}, 'fmap_min=0'), ({'fmap_min': 30}, 'fmap_max), 30)'),
+    ({'latent_size': 7}, 'latent_size=7'),
     ({'spectral': True}, 'spectral=True is not known'),
     ({'components': {'synthesis': {'fmap_max': 1}}}, 'disagree about argument fmap_max'), ({'label_size': 3}, 'label_size=3')])
 def test_tensorflow_arguments(fields_, says):
@@ -452,6 +467,22 @@ def test_tensorflow_arguments(fields_, says):
   net = Net('tensorflow', '', config['generator_static_kwargs'] | fields_, under(arrays, 'tf/G/'))
   with pytest.raises(ValueError, match=re.escape(says)):
     convert.of_nets({'G': net})
+
+
+def test_harmless_differences_of_tensorflow_networks():
+  """Arguments that are as if they weren't there, and a noise strength that is an array of one number."""
+  config, arrays = vectors('tf_checkpoint_import', 'skipG_resnetD')
+  g = Net('tensorflow', '', config['generator_static_kwargs'], under(arrays, 'tf/G/'))
+  d = Net('tensorflow', '', config['discriminator_static_kwargs'], under(arrays, 'tf/D/'))
+  expected = convert.of_nets({'G': g, 'D': d})
+  one = {k: x.reshape(1) if k.endswith('noise_strength') else x for k, x in g.arrays.items()}
+  more = {'score_max': 1, 'use_spectral_norm': False, 'adaptive_dropout': 0}
+  found = convert.of_nets({'G': g._replace(arrays=one), 'D': fields(d, **more)})
+  same(found.state, expected.state)
+  assert found.config == expected.config
+  for name in more:
+    with pytest.raises(ValueError, match=f'{name}=3: networks here have'):
+      convert.of_nets({'G': g, 'D': fields(d, **{name: 3})})
 
 
 def test_labels_of_old_stylegan2_are_refused():
@@ -488,7 +519,8 @@ def test_tool(tmp_path, monkeypatch, capsys):
   file.write_bytes(data)
   tool(monkeypatch, 'convert', source=file, dest=dest)
   out = capsys.readouterr().out
-  assert 'truncation_psi=0.5' in out and str(dest) in out
+  assert str(dest) in out and [line.partition(' is a')[0] for line in out.splitlines() if 'psi' in line] == [
+      '  G_ema: truncation_psi=0.5', '  G: truncation_psi=0.5']
   assert sorted(p.name for p in dest.iterdir()) == ['checkpoints', 'config.json', 'import.json', 'test.png']
   assert [p.name for p in dest.parent.iterdir()] == ['run']
   certificate = json.loads((dest / 'import.json').read_text())

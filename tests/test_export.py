@@ -24,12 +24,14 @@ TINY = {'resolution': 16, 'batch': 8, 'data.dir': 'somewhere', 'data.channels': 
 NETWORKS = {  # fields of the configuration and c_dim
     'skip': ({}, 0),
     'resnet with labels': ({'g.architecture': 'resnet', 'g.layer_features': 5, 'g.embed_features': 3, 'd.cmap_dim': 4,
+                            'd.mapping_layers': 2, 'd.embed_features': 5, 'd.layer_features': 7,
                             'd.mapping_lr_mul': 0.1, 'd.architecture': 'skip', 'd.mbstd_group_size': arguments.WHOLE_BATCH,
                             'd.clamp': 2.5, 'g.num_bf16_res': 1, 'd.activation': 'relu'}, 3),
     'oblong': ({'resolution': (12, 20), 'g.taps': (1, 2, 1), 'd.taps': (1, 4, 6, 4, 1), 'g.noise': False,
                 'g.activation': 'swish', 'data.channels': 3, 'd.architecture': 'orig',
                 'd.mbstd_num_channels': 0, 'g.clamp': 3.0}, 0),
-    'growing': ({'g.architecture': 'revised', 'd.architecture': 'stylegan1', 'grow.start_res': 8}, 2),
+    'growing': ({'g.architecture': 'revised', 'g.fmap_min': 9, 'd.fmap_min': 7,
+                 'd.architecture': 'stylegan1', 'grow.start_res': 8}, 2),
     'msg': ({'g.architecture': 'msg', 'd.architecture': 'msg'}, 0)}
 
 
@@ -61,6 +63,9 @@ def test_safetensors_are_read_back_bit_for_bit(name, tmp_path):
   found = convert.read(written(tmp_path, 'net.safetensors', *export.safetensors(state, config)))
   same(found.state, state)
   assert found.config == config and not found.report['initialised']
+  if name == 'growing':
+    assert [net['b16']['conv1']['bias'].shape for net in (state['g']['synthesis'], state['d'])] == [(9,), (10,)]
+    assert state['d']['b16']['conv0']['bias'].shape == (7,)
   assert trained.of_state(tmp_path, found.config, found.state).hash() == trained.of_state(tmp_path, config, state).hash()
 
 
@@ -78,7 +83,9 @@ def test_nvidias_names_are_read_back_bit_for_bit(name, tmp_path):
       low |= dict(mapping_layers=0)  # there is no such network
     assert ours == (theirs.clone(**low) if i else theirs.clone(synthesis=theirs.synthesis.clone(**low)))
   assert document['networks']['D']['cmap_dim'] == (config['d']['cmap_dim'] or None)
-  assert document['networks']['G']['mapping_kwargs']['embed_features'] == (config['g']['embed_features'] or None)
+  for field in ('embed_features', 'layer_features'):
+    for net in 'GD':
+      assert document['networks'][net]['mapping_kwargs'][field] == (config[net.lower()][field] or None)
   arrays = np.load(tmp_path / 'net.npz')
   if name == 'oblong':
     assert arrays['G.synthesis.b5.const'].shape == (12, 3, 5)
@@ -98,9 +105,23 @@ def test_names_and_filters_are_those_of_the_reference():
       same(dict(sorted(ours.items())), dict(sorted(theirs.items())))
 
 
-def test_nvidia_has_no_growing_networks():
+def test_nvidia_has_no_growing_networks_and_no_least_width():
   with pytest.raises(UsageError, match='no architecture revised; use --format=safetensors'):
     export.nvidia(*fresh('growing'))
+  state, config = fresh('skip')
+  with pytest.raises(UsageError, match='no fmap_min=9; use --format=safetensors'):
+    export.nvidia(state, config | {'d': config['d'] | {'fmap_min': 9}})
+
+
+@pytest.mark.parametrize('fields, said', [
+    ({'g.fmap_min': 0}, 'g.fmap_min=0 must be 1'), ({'d.layer_features': -1}, 'd.layer_features=-1 must be 0'),
+    ({'d.embed_features': 3, 'd.mapping_layers': 0}, 'd.embed_features=3 needs d.mapping_layers'),
+    ({'d.fmap_min': 9, 'd.fmap_base': 8, 'd.mbstd_num_channels': 4}, 'must divide the 9 feature maps')])
+def test_widths_that_no_network_has(fields, said):
+  config = default.get_config()
+  config.update_from_flattened_dict(TINY | fields)
+  with pytest.raises(UsageError, match=said):
+    build.check(config)
 
 
 def test_exports_without_their_json_or_changed_are_refused(tmp_path):
@@ -171,6 +192,7 @@ def test_stablehlo_runs_in_a_process_that_imports_only_jax(name, nimg, tmp_path)
   ours = jax.jit(lambda v, z: net.generator.apply(v, z, c, net.w_avg, psi, None, 'const', **net.growing))(net.variables, z)
   theirs = np.load(tmp_path / 'images.npy')
   assert theirs.dtype == np.float32 and theirs.shape == (5, 16, 16, 1) and document['result'] == ['N', '16', '16', '1']
+  assert 'needs jax and flatbuffers' in document['run']
   assert np.abs(theirs - ours).max() < 1e-5 * max(1, np.abs(ours).max()) and theirs.std() > 0
   assert bool(net.growing) == (name == 'growing') and (not nimg or 0 < net.growing['alpha'] < 1)
 

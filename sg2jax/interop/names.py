@@ -183,6 +183,8 @@ class TensorFlow:
       return nhwc(array[0]) if inward else nchw(array)[None]
     if path[-1] == 'noise_const':
       return array[0, 0] if inward else array[None, None]
+    if path[-1] == 'noise_strength' and array.shape == (1,):
+      return array[0]
     if path[-2:] == ('fc', 'weight'):
       return _first(array, (4, 4), inward)
     if path[-2:] == ('affine', 'bias') and not self.adain:  # theirs adds 1 when it runs

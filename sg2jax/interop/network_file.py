@@ -25,8 +25,11 @@ _RECONSTRUCT, _SCALAR, _BUFFER = (  # before and since numpy 2
     {Global(f'numpy.{core}.{name.split()[0]}', name.split()[1]) for core in ('core', '_core')}
     for name in ('multiarray _reconstruct', 'multiarray scalar', 'numeric _frombuffer'))
 _NUMPY = {_ARRAY, *_DTYPE, *_RECONSTRUCT, *_SCALAR, *_BUFFER, *_ENCODE, *_BYTES}
-_PICKLE = {_NETWORK, _MODULE, _HIDDEN, *_DICTS, *_SETS, *_NUMPY, *torch_file.NAMES}
-_TORCH = {Global('argparse', 'Namespace'), *_NUMPY, *torch_file.NAMES}
+_UNREAD = {  # what modules hold besides, and nobody looks at; a format's name depends on what was imported when it was written
+    *(Global('torch', name) for name in ('float16', 'float32', 'device', 'channels_last', 'contiguous_format')),
+    *(Global('torch._utils', f'torch.{name}') for name in ('channels_last', 'contiguous_format'))}
+_PICKLE = {_NETWORK, _MODULE, _HIDDEN, *_DICTS, *_SETS, *_NUMPY, *_UNREAD, *torch_file.NAMES}
+_TORCH = {Global('argparse', 'Namespace'), Global('torch.torch_version', 'TorchVersion'), *_NUMPY, *torch_file.NAMES}
 _NUMBERS = ('f2', 'f4', 'f8', 'i1', 'i2', 'i4', 'i8', 'u1', 'u2', 'u4', 'u8', 'b1')
 
 
@@ -52,8 +55,8 @@ def read(data: bytes) -> dict[str, Net]:
 
   Args:
     data: content of the file: a pickle of protocol 2 to 5 of (G, D, Gs) or of one network (tensorflow), of {'G', 'D',
-      'G_ema', ...} (pytorch), or a file of torch.save of {'g', 'd', 'g_ema', 'latent_avg', ...} (rosinality; 'latent_avg'
-      becomes an array of its generators).
+      'G_ema' or 'Gs', ...} (either), or a file of torch.save of {'g', 'd', 'g_ema', 'latent_avg', ...} (rosinality;
+      'latent_avg' becomes an array of its generators).
 
   Raises:
     ValueError: malformed, or anything else in it; says what. Time and memory are in proportion to the file.
@@ -63,14 +66,13 @@ def read(data: bytes) -> dict[str, Net]:
     nets = file.rosinality(data)
   elif data[:1] == b'\x80':
     tree = pickle_reader.parse(data, _PICKLE)
-    if isinstance(tree, tuple) and len(tree) == 3:
-      nets = {key: file.network(node) for key, node in zip(('G', 'D', 'G_ema'), tree) if node is not None}
-    elif isinstance(tree, Call) and tree.function == _NETWORK:
+    if isinstance(tree, Call) and tree.function == _NETWORK:
       net = file.network(tree)
       nets = {'D' if net.kind.startswith('D') else 'G_ema': net}
     else:
-      found = file.entries(tree)
-      nets = {key: file.module(found[key]) for key in ('G', 'D', 'G_ema') if found.get(key) is not None}
+      found = dict(zip(('G', 'D', 'Gs'), tree)) if _sized(tree, 3) else file.entries(tree)
+      nets = {new: file.net(found[key]) for key, new in (('G', 'G'), ('D', 'D'), ('Gs', 'G_ema'), ('G_ema', 'G_ema'))
+              if found.get(key) is not None}
   else:
     raise ValueError('neither a pickle of protocol 2 to 5 nor a file of torch.save')
   if not nets:
@@ -142,6 +144,10 @@ class _File:
     """{name: value} of arguments."""
     return {name: self.plain(part) for name, part in self.entries(node).items()}
 
+  def net(self, node):
+    """Net of a Network or of a persistent module."""
+    return self.network(node) if isinstance(node, Call) and node.function == _NETWORK else self.module(node)
+
   # TensorFlow
 
   def network(self, node):
@@ -150,11 +156,14 @@ class _File:
       raise ValueError(f'holds {describe(node)} where a network should be')
     state = self.entries(node.state)
     version, kind, kwargs, variables = self.fields(state, 'version', 'build_func_name', 'static_kwargs', 'variables')
-    if version not in (2, 3, 4, 5) or not isinstance(kind, str) or not isinstance(variables, list):
+    if version not in (2, 3, 4, 5):
       raise ValueError(f'a network of version {describe(version)}; known are 2 to 5')
-    parts = {name: self.network(part) for name, part in self.entries(state.get('components', {})).items()}
+    if not isinstance(kind, str):
+      raise ValueError(f'a network whose build_func_name is {describe(kind)}, which is no text')
+    parts = state.get('components')
+    parts = {} if parts is None else {name: self.network(part) for name, part in self.entries(parts).items()}
     arrays, kwargs = {}, self.named(kwargs)
-    for pair in variables:
+    for pair in variables if isinstance(variables, (list, tuple)) else self.entries(variables).items():
       if not _sized(pair, 2) or not isinstance(pair[0], str):
         raise ValueError(f'holds {describe(pair)} where a variable should be')
       self.add(arrays, _short(pair[0]), _array(pair[1], pair[0]))
@@ -173,8 +182,8 @@ class _File:
     """Net of a persistent module."""
     arrays, attributes = {}, {}
     kind, state = self.tensors(node, '', arrays, attributes)
-    args, kwargs = self.fields(state, '_init_args', '_init_kwargs')
-    kwargs = self.named(kwargs) | ({'args': self.plain(args)} if args else {})
+    args, kwargs = state.get('_init_args', ()), self.named(state.get('_init_kwargs', {}))
+    kwargs |= {'args': self.plain(args)} if args else {}
     return Net('pytorch', kind, kwargs | {'attributes': attributes}, arrays)
 
   def tensors(self, node, prefix, arrays, attributes):
@@ -227,8 +236,10 @@ class _File:
 
 
 def _array(node, name):
-  """The array that the node of a numpy array or number stands for."""
+  """The array that the node of a numpy array or number, or of a float, stands for."""
   axes, order = None, 'C'
+  if isinstance(node, float):
+    return np.broadcast_to(node, ())  # which makes it read-only
   if _is(node, _RECONSTRUCT, stateful=True) and node.args[:1] == (_ARRAY,) and _sized(node.state, 5):
     _, shape, dtype, fortran, raw = node.state
     order = 'F' if fortran is True else 'C'

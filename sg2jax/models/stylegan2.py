@@ -269,6 +269,8 @@ class Discriminator(nn.Module):
   cmap_dim: int | None = None
   mapping_layers: int = 8
   mapping_lr_mul: float = 0.01
+  embed_features: int | None = None
+  layer_features: int | None = None
   remat: bool = False
   fmap_min: int = 1
 
@@ -293,7 +295,8 @@ class Discriminator(nn.Module):
     if self.c_dim and grows:
       return jnp.sum(x * c, axis=1, keepdims=True)
     if self.c_dim:
-      cmap = Mapping(0, self.c_dim, cmap_dim, self.mapping_layers, lr_mul=self.mapping_lr_mul, name='mapping')(None, c)
+      cmap = Mapping(0, self.c_dim, cmap_dim, self.mapping_layers, self.embed_features, self.layer_features,
+                     lr_mul=self.mapping_lr_mul, name='mapping')(None, c)
       x = jnp.sum(x * cmap, axis=1, keepdims=True) / math.sqrt(cmap_dim)
     return x
 
