@@ -1,4 +1,4 @@
-"""Whole runs of `python -m sg2jax.main` as a user starts them, for test_train.py and test_growing.py."""
+"""Whole runs of `python -m sg2jax.main` as a user starts them, and workdirs with a network that nobody trained."""
 import json
 import os
 import pathlib
@@ -63,3 +63,33 @@ def kill_and_resume(home, workdir, delays, **fields):
     process.kill()
     process.communicate()
   return finish(start(home, workdir, **fields))
+
+
+def write_run(workdir, config, state):
+  """Makes a workdir with the checkpoint of a state. config: JSON values, with c_dim. -> workdir"""
+  from sg2jax.checkpoint import Checkpoints
+  checkpoints = Checkpoints(workdir, keep=1, meta={})
+  checkpoints.save(state)
+  checkpoints.close()
+  (workdir / 'config.json').write_text(json.dumps(config))
+  return workdir
+
+
+def random_run(workdir, scales, **fields):
+  """`write_run` of a generator for 3 classes, random also in what starts at 0; scales: of arrays by their number of axes."""
+  import jax
+  import jax.numpy as jnp
+  import numpy as np
+
+  from configs import default
+  from sg2jax import build
+  from sg2jax.state import TrainState
+  config = default.get_config()
+  config.update_from_flattened_dict({'data.dir': '-', 'g.mapping_lr_mul': 1.0} | fields)
+  generator, _ = build.networks(config, 3)
+  make = lambda key: generator.init(key, jnp.zeros((1, config.g.z_dim)), jnp.zeros((1, 3)), noise_mode='const')
+  random = np.random.RandomState(0)
+  found = jax.tree.map(lambda x: np.float32(random.randn(*x.shape) * scales[x.ndim]), jax.eval_shape(make, jax.random.key(0)))
+  none, w_avg = np.zeros((), np.int32), random.randn(config.g.w_dim).astype(np.float32)
+  state = TrainState(none + 3, none + 24, {}, {}, found['params'], {}, {}, found['noise'], w_avg, none)
+  return write_run(workdir, config.to_dict() | {'c_dim': 3}, state)

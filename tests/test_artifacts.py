@@ -14,10 +14,10 @@ from PIL import Image
 import pytest
 
 from sg2jax import build
-from sg2jax.checkpoint import Checkpoints
 from sg2jax.faults import UsageError
 from sg2jax.metrics import artifacts
 from sg2jax.models.stylegan2 import largest
+from tests.runs import write_run
 
 ROOT = pathlib.Path(__file__).parent.parent
 pytestmark = pytest.mark.usefixtures('quick_compile')
@@ -252,11 +252,8 @@ class State:
 def save(workdir, architecture, nimg=20_000, **fields):
   config = tiny(architecture, **fields)
   _, variables, _ = network(architecture)
-  checkpoints = Checkpoints(workdir, keep=1, meta={})
-  checkpoints.save(State(jnp.int32(100), jnp.int32(nimg), variables['params'], variables['noise']))
-  checkpoints.close()
-  (workdir / 'config.json').write_text(json.dumps(config.to_dict() | {'c_dim': 0}))
-  return workdir
+  state = State(jnp.int32(100), jnp.int32(nimg), variables['params'], variables['noise'])
+  return write_run(workdir, config.to_dict() | {'c_dim': 0}, state)
 
 
 def analyze(*args):

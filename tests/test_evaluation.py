@@ -15,12 +15,12 @@ import numpy as np
 from PIL import Image
 import pytest
 
-from sg2jax import build, checkpoint, data, sharding, trained
+from sg2jax import build, data, sharding, trained
 from sg2jax import state as state_lib
 from sg2jax.evaluation import detectors, measure, passes, protocols, samples
 from sg2jax.faults import UsageError, WeightsError, WriteError
 from tests.reference.check import read_manifest
-from tests.runs import ROOT, TINY, xla_flags
+from tests.runs import ROOT, TINY, write_run, xla_flags
 
 
 @pytest.fixture(scope='module')
@@ -33,12 +33,8 @@ def run(home, tmp_path_factory):
   steps = build.steps(config, source.c_dim, lambda x: x)
   make = jax.jit(lambda key: state_lib.init(key, steps.generator, steps.discriminator, steps.g_tx, steps.d_tx))
   state = make(jax.random.key(0))
-  workdir = tmp_path_factory.mktemp('evaluated')
-  checkpoints = checkpoint.Checkpoints(workdir, keep=1, meta={})
-  checkpoints.save(state.replace(step=np.int32(3)))
-  checkpoints.close()
-  (workdir / 'config.json').write_text(json.dumps(config.to_dict() | {'c_dim': source.c_dim}))
-  return workdir
+  workdir, config = tmp_path_factory.mktemp('evaluated'), config.to_dict() | {'c_dim': source.c_dim}
+  return write_run(workdir, config, state.replace(step=np.int32(3)))
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ from sg2jax import state as state_lib
 from sg2jax.faults import UsageError, WeightsError
 from sg2jax.interop import arguments, names
 from sg2jax.tools.export import destination
-from tests.runs import ROOT
+from tests.runs import ROOT, write_run
 from tests.test_convert import same, tool
 
 pytestmark = pytest.mark.usefixtures('quick_compile')
@@ -158,11 +158,7 @@ def test_exports_without_their_json_or_changed_are_refused(tmp_path):
 def saved(tmp_path, name, nimg=0):
   """A run of a network that nobody trained."""
   state, config = fresh(name, nimg)
-  checkpoints = checkpoint.Checkpoints(tmp_path / 'run', keep=1, meta={})
-  checkpoints.save(state_lib.TrainState(**state, g_opt={}, d_opt={}))
-  checkpoints.close()
-  (tmp_path / 'run' / 'config.json').write_text(json.dumps(config))
-  return trained.load(tmp_path / 'run'), state
+  return trained.load(write_run(tmp_path / 'run', config, state_lib.TrainState(**state, g_opt={}, d_opt={}))), state
 
 
 SCRIPT = '''

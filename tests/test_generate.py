@@ -1,6 +1,5 @@
 """Images of seeds, sheets, videos, directions: against numpy, by invariants, read again from the files; the command line."""
 from functools import partial
-import json
 import os
 import pathlib
 import re
@@ -10,20 +9,17 @@ import time
 
 from absl import flags
 import imageio_ffmpeg
-import jax
-import jax.numpy as jnp
 import numpy as np
 from PIL import Image, ImageSequence
 import pytest
 
 import sg2jax
-from sg2jax import build, checkpoint, trained
-from sg2jax import state as state_lib
+from sg2jax import trained
 from sg2jax.edit import directions
 from sg2jax.faults import UsageError, WriteError
 from sg2jax.tools import directions as directions_tool
 from sg2jax.tools import generate, video
-from tests.runs import xla_flags
+from tests.runs import random_run, xla_flags
 
 ROOT = pathlib.Path(__file__).parent.parent
 pytestmark = pytest.mark.usefixtures('quick_compile')
@@ -33,23 +29,8 @@ Z = 12
 @pytest.fixture(scope='module')
 def run(tmp_path_factory):
   """A workdir with a tiny network, 8x16 px, RGB, 3 classes, 6 ws, whose weights are random in all that starts at 0."""
-  from configs import default
-  config = default.get_config()
-  config.update_from_flattened_dict({
-      'resolution': (8, 16), 'data.dir': '-', 'g.fmap_base': 64, 'g.z_dim': Z, 'g.w_dim': Z,
-      'g.mapping_layers': 2, 'g.mapping_lr_mul': 1.0})
-  generator, _ = build.networks(config, 3)
-  shapes = jax.eval_shape(partial(generator.init, noise_mode='const'), jax.random.key(0), jnp.zeros((1, Z)), jnp.zeros((1, 3)))
-  random = np.random.RandomState(0)
-  found = jax.tree.map(lambda x: np.float32(random.randn(*x.shape) * (1 if x.ndim > 1 else 0.3)), shapes)
-  none, w_avg = np.zeros((), np.int32), random.randn(Z).astype(np.float32)
-  state = state_lib.TrainState(none + 3, none + 24, {}, {}, found['params'], {}, {}, found['noise'], w_avg, none)
-  workdir = tmp_path_factory.mktemp('generated')
-  checkpoints = checkpoint.Checkpoints(workdir, keep=1, meta={})
-  checkpoints.save(state)
-  checkpoints.close()
-  (workdir / 'config.json').write_text(json.dumps(config.to_dict() | {'c_dim': 3}))
-  return workdir
+  return random_run(tmp_path_factory.mktemp('generated'), (0.3, 0.3, 1, 1, 1), resolution=(8, 16), **{
+      'g.fmap_base': 64, 'g.z_dim': Z, 'g.w_dim': Z, 'g.mapping_layers': 2})
 
 
 @pytest.fixture(scope='module')

@@ -15,15 +15,14 @@ from PIL import Image
 import pytest
 
 import sg2jax
-from sg2jax import build, checkpoint, report, train
-from sg2jax import state as state_lib
+from sg2jax import report, train
 from sg2jax.edit import attribute, project
 from sg2jax.faults import DatasetError, NonFiniteError, Preempted, UsageError, WeightsError
 from sg2jax.models import vgg
 from sg2jax.tools import attribute as attribute_tool
 from sg2jax.tools import project as project_tool
 from sg2jax.train import Stop
-from tests.runs import ROOT, xla_flags
+from tests.runs import ROOT, random_run, xla_flags
 
 pytestmark = pytest.mark.usefixtures('quick_compile')
 SETTING = project.Setting(steps=6)
@@ -33,24 +32,8 @@ PYRAMID = project.distance('pyramid')
 @pytest.fixture(scope='module')
 def run(tmp_path_factory):
   """A workdir with a tiny network, 4x8 px, grey, 3 classes, whose weights are random in all that starts at 0."""
-  from configs import default
-  config = default.get_config()
-  config.update_from_flattened_dict({
-      'resolution': (4, 8), 'data.dir': '-', 'data.channels': 1, 'g.fmap_base': 32, 'g.z_dim': 8, 'g.w_dim': 8,
-      'g.mapping_layers': 1, 'g.mapping_lr_mul': 1.0})
-  generator, _ = build.networks(config, 3)
-  shapes = jax.eval_shape(partial(generator.init, noise_mode='const'), jax.random.key(0), jnp.zeros((1, 8)), jnp.zeros((1, 3)))
-  random = np.random.RandomState(0)
-  found = jax.tree.map(lambda x: np.float32(random.randn(*x.shape) * (0.03, 0.3, 1, 1, 1)[x.ndim]), shapes)
-  none = np.zeros((), np.int32)
-  w_avg = np.zeros(8, np.float32)
-  state = state_lib.TrainState(none + 3, none + 24, {}, {}, found['params'], {}, {}, found['noise'], w_avg, none)
-  workdir = tmp_path_factory.mktemp('projected')
-  checkpoints = checkpoint.Checkpoints(workdir, keep=1, meta={})
-  checkpoints.save(state)
-  checkpoints.close()
-  (workdir / 'config.json').write_text(json.dumps(config.to_dict() | {'c_dim': 3}))
-  return workdir
+  return random_run(tmp_path_factory.mktemp('projected'), (0.03, 0.3, 1, 1, 1), resolution=(4, 8), **{
+      'data.channels': 1, 'g.fmap_base': 32, 'g.z_dim': 8, 'g.w_dim': 8, 'g.mapping_layers': 1})
 
 
 @pytest.fixture(scope='module')
