@@ -13,6 +13,7 @@ from sg2jax.faults import UsageError, WeightsError, WriteError
 from sg2jax.interop import arguments, names
 from sg2jax.interop.names import nhwc
 from sg2jax.interop.network_file import Net
+from sg2jax.tools import evaluate
 from tests.reference import cases_growing, cases_nets
 from tests.reference.check import Config, read_manifest
 from tests.runs import ROOT
@@ -529,6 +530,8 @@ def test_tool(tmp_path, monkeypatch, capsys):
   assert certificate['shapes']['d.b4.fc.weight'] == [320, 20] and certificate['initialised'] == {}
   made = images(convert.Imported(net.config.to_dict(), checkpoint.load(dest)[0], {}), arrays['z'])
   close(made, nhwc(arrays['img_const']))
+  with pytest.raises(UsageError, match='imported and names no data set'):
+    evaluate.load(net, '')
   with pytest.raises(UsageError, match='holds something'):
     tool(monkeypatch, 'convert', source=file, dest=dest)
   with pytest.raises(UsageError, match='--source is missing'):

@@ -79,6 +79,8 @@ def load(net, given, labels=True):
   """The Source of a data set, by default that of the run. Raises DatasetError, UsageError if its labels don't fit."""
   config = net.config
   name, folder = given or config.data.name, config.data.dir
+  if not (name or folder):
+    raise UsageError(f'{net.workdir} was imported and names no data set; name one, as in --data=DATA/mine')
   if given and (given.startswith(('/', '.', '~')) or pathlib.Path(given).exists()):
     name, folder = '', given
   source = data.load(name, folder, build.resolution(config), config.data.channels,
