@@ -324,7 +324,7 @@ def _equal(a, b):
 
 def _json(path, digest):
   """What stands beside an export. Raises ValueError if it isn't there or belongs to another file."""
-  beside = path.with_suffix('.json')
+  beside = path.with_name(f'{path.name}.json')
   try:
     document = json.loads(beside.read_text())
     if document['sha256'] != digest:

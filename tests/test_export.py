@@ -53,7 +53,7 @@ def written(folder, name, data, document):
   """The file, and its JSON, as the tool writes them."""
   path = folder / name
   path.write_bytes(data)
-  path.with_suffix('.json').write_text(json.dumps(document | {'sha256': hashlib.sha256(data).hexdigest()}))
+  path.with_name(f'{path.name}.json').write_text(json.dumps(document | {'sha256': hashlib.sha256(data).hexdigest()}))
   return path
 
 
@@ -128,7 +128,7 @@ def test_exports_without_their_json_or_changed_are_refused(tmp_path):
   state, config = fresh('skip')
   data, document = export.safetensors(state, config)
   path = written(tmp_path, 'net.safetensors', data, document)
-  beside = path.with_suffix('.json')
+  beside = path.with_name(f'{path.name}.json')
   text = beside.read_text()
 
   def refused(says, content=None):
@@ -148,10 +148,10 @@ def test_exports_without_their_json_or_changed_are_refused(tmp_path):
   refused('refused', '[')
   more = convert.safetensors.save(convert.safetensors.load(data) | {'h.x': np.zeros(2)})
   path = written(tmp_path, 'more.safetensors', more, document)
-  beside, text = path.with_suffix('.json'), path.with_suffix('.json').read_text()
+  beside, text = path.with_name(f'{path.name}.json'), path.with_name(f'{path.name}.json').read_text()
   refused("'h', which belongs to no network")
   beside.unlink()
-  with pytest.raises(WeightsError, match='it needs more.json'):
+  with pytest.raises(WeightsError, match='it needs more.safetensors.json'):
     convert.read(path)
 
 

@@ -182,7 +182,7 @@ def test_a_projection_goes_on_bit_for_bit(net, start):
 def test_a_folder_is_projected_and_goes_on(call, pictures, tmp_path, capsys, monkeypatch):
   call(project_tool, f'--images={pictures}', f'--out={tmp_path / "whole"}', '--batch=3')
   said = capsys.readouterr()
-  assert '6 projected; pyramid fell by' in said.out
+  assert '6 projected; pyramid fell to 1/' in said.out
   out = [line.split(':')[1].strip() for line in said.err.splitlines() if 'left out' in line]
   assert out == ['small.png', 'text.png', 'torn.png']
   whole = files(tmp_path / 'whole')
@@ -231,6 +231,13 @@ def test_damaged_and_foreign_states_are_not_taken(call, pictures, tmp_path, monk
   with pytest.raises(UsageError, match='p2.npz holds something else'):
     call(project_tool, f'--images={pictures}/p2.png', f'--out={out}')
   assert (out / 'p2.npz').read_bytes() == b'mine'
+
+
+def test_pictures_of_earlier_commands_stay_listed(call, pictures, tmp_path):
+  for name in ('p1', 'p2', 'p1'):
+    call(project_tool, f'--images={pictures}/{name}.png', f'--out={tmp_path / "out"}')
+  listed = json.loads((tmp_path / 'out' / 'projections.json').read_text())['images']
+  assert sorted(d['name'] for d in listed) == ['p1', 'p2']
 
 
 def test_a_folder_in_use_is_refused(call, pictures, tmp_path):

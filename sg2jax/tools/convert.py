@@ -53,7 +53,7 @@ def main(_):
           'sha256': hashlib.sha256(image.tobytes()).hexdigest(), 'shape': list(image.shape),
           'platform': jax.default_backend(), 'jax': jax.__version__}}
   write(dest, found, certificate, image)
-  print(f'{dest}: {net.title}, {" x ".join(map(str, image.shape))}')
+  print(f'{dest}: {net.config.g.architecture}, images of {" x ".join(map(str, image.shape))}')
   for name, text in found.report['initialised'].items():
     print(f'  {name}: {text}')
   for note in found.report['notes']:

@@ -1,6 +1,6 @@
 """python -m sg2jax.tools.export --checkpoint=RUN --dest=FILE [--format=safetensors|nvidia|stablehlo]
 
-Writes a trained network to one file that others can use, and beside it a JSON file that says what it is:
+Writes a trained network to one file that others can use, and beside it FILE.<ending>.json, which says what it is:
 
   safetensors  FILE.safetensors: all weights (G, its moving average, D), noise maps and w_avg under our names.
   nvidia       FILE.npz: the same as state dicts of stylegan2-ada-pytorch (G., D., G_ema.), and its constructors' arguments.
@@ -47,8 +47,13 @@ def main(_):
   document |= {'file': path.name, 'sha256': hashlib.sha256(data).hexdigest(), 'step': int(state['step']),
                'nimg': int(state['nimg'])}
   write_atomic(path, data)
-  write_atomic(path.with_suffix('.json'), json.dumps(document, indent=1) + '\n')
-  print(f'{path}: {len(data):,} bytes; {path.with_suffix(".json").name} beside it says what it is')
+  write_atomic(beside(path), json.dumps(document, indent=1) + '\n')
+  print(f'{path}: {len(data):,} bytes; {beside(path).name} says what it is')
+
+
+def beside(path):
+  """The JSON file of an exported one: FILE.npz.json for FILE.npz."""
+  return path.with_name(f'{path.name}.json')
 
 
 def destination(dest, name, suffix):
@@ -58,7 +63,7 @@ def destination(dest, name, suffix):
     path = path / f'{name}{suffix}'
   if path.suffix != suffix:
     raise UsageError(f'--dest={dest} must be a folder, or end in {suffix}')
-  for there in (path, path.with_suffix('.json')):
+  for there in (path, beside(path)):
     if there.exists():
       raise UsageError(f'--dest={dest}: {there} is there already; choose another name')
   return path

@@ -40,7 +40,7 @@ def define_common():
   """Flags of all that makes images of seeds."""
   flags.DEFINE_string('checkpoint', '', 'Workdir, whose newest checkpoint counts, or one step of it.')
   flags.DEFINE_string('seeds', '0-7', 'Numbers and ranges, such as 0-31,100. NumPy draws a latent from each.')
-  flags.DEFINE_string('psi', '', f'Truncation; default: 1, none. sweep: several; default: {SWEEP}.')
+  flags.DEFINE_string('psi', '', f'Truncation; default: 1, none. (generate sweep: several; default: {SWEEP}.)')
   flags.DEFINE_integer('cutoff', None, 'How many ws are truncated, counted from the coarsest; default: all.')
   flags.DEFINE_integer('class', None, 'Class of all images; default: one drawn from each seed, where there are classes.')
   flags.DEFINE_enum('noise', 'const', NOISE_MODES, 'const: the noise maps of the network; random: drawn from the seed; none.')

@@ -93,7 +93,7 @@ def main(_):
     out = out or job.net.workdir / 'projections' / f'{job.net.step:08d}'
     documents = project_all(job, read_items(asked.images, job.net, out), out)
   factor = np.median([d['distance_start'] / max(d['distance'], 1e-12) for d in documents])
-  print(f'{job.net.title}: {len(documents)} projected; {job.distance.name} fell by {factor:.3g} (median); results in {out}/')
+  print(f'{job.net.title}: {len(documents)} projected; {job.distance.name} fell to 1/{factor:.3g} (median); results in {out}/')
 
 
 def read_job(asked, stop, video=False):
@@ -167,6 +167,7 @@ def project_all(job, items, out, label=''):
   _check_names(items)
   with locked(out, 'out'):
     documents = {item.name: _finished(out, item, job) for item in items}
+    others = [d for d in _listed(out, job.about) if d['name'] not in documents]
     pending = [item for item in items if not documents[item.name]]
     saved = _unfinished(out, job, items) if pending else None
     while pending:
@@ -175,10 +176,18 @@ def project_all(job, items, out, label=''):
       name = f'{label}{done + 1}' + (f'-{done + len(batch)}' if len(batch) > 1 else '') + f' of {len(items)}'
       documents |= _project(job, batch, out, saved, name)
       pending, saved = [item for item in pending if not documents[item.name]], None
-      document = {'about': job.about, 'images': [documents[item.name] for item in items if documents[item.name]]}
+      document = {'about': job.about, 'images': [documents[item.name] for item in items if documents[item.name]] + others}
       report.write_atomic(out / 'projections.json', json.dumps(document, indent=1))
       (out / '.unfinished.npz').unlink(missing_ok=True)
     return [documents[item.name] for item in items]
+
+
+def _listed(out, about):
+  """What projections.json says of pictures that were projected as these are, and are still there."""
+  with contextlib.suppress(Exception):  # there is none, or it is something else
+    old = json.loads((out / 'projections.json').read_text())
+    return [d for d in old['images'] if old['about'] == about and (out / f'{d["name"]}.npz').exists()]
+  return []
 
 
 def _project(job, batch, out, saved, label):
