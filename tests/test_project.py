@@ -334,6 +334,8 @@ def test_attribution_tool(call, pictures, tmp_path, capsys, monkeypatch):
   assert document['own_missed'] == document['reals_taken_for_own'] == 0
   assert max(document['distances']['own']) < document['threshold'] < min(document['distances']['reals'])
   assert Image.open(tmp_path / 'out' / 'attribution.png').width == 1200
+  own = [{'name': f'seed{i:04d}', 'distance': i} for i in range(3)]
+  assert list(attribute_tool.examples(tmp_path / 'out' / 'own', own)) == ['closest', '60 %', 'farthest']
   monkeypatch.setattr(project, 'Projector', None)  # nothing is done again
   call(attribute_tool, *args)
   for bad, match in (('--own=0-3', '10 at least'), (f'--reals={pictures}/p1.png', '1 pictures'),

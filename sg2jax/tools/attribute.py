@@ -122,7 +122,8 @@ def draw(job, document, found, out):
 def examples(folder, documents):
   """{quantile of the distances: target beside what was found, uint8 [h,w] or [h,w,3]}, no image twice."""
   ordered = sorted(documents, key=lambda document: document['distance'])
-  at = {round(part * (len(ordered) - 1)): title for title, part in reversed(QUANTILES.items())}
+  ends_last = sorted(QUANTILES, key=lambda title: QUANTILES[title] in (0, 1))  # where few images share places, they count
+  at = {round(QUANTILES[title] * (len(ordered) - 1)): title for title in ends_last}
   return {title: np.asarray(Image.open(folder / f'{ordered[i]["name"]}.png')) for i, title in at.items()}
 
 
