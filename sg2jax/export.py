@@ -2,7 +2,6 @@
 
 Each function gives the bytes of a file and a dict, which stands beside it as JSON.
 """
-import io
 
 from flax import traverse_util
 import jax
@@ -11,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from safetensors import numpy as safetensors_numpy
 
-from sg2jax import build
+from sg2jax import build, report
 from sg2jax.convert import FIELDS
 from sg2jax.faults import UsageError
 from sg2jax.interop import arguments, names
@@ -72,9 +71,7 @@ def nvidia(state, config):
       'cmap_dim': d.cmap_dim or None, 'block_kwargs': layers(d), 'mapping_kwargs': mapping(d),
       'epilogue_kwargs': {'mbstd_group_size': group, 'mbstd_num_channels': d.mbstd_num_channels, 'activation': d.activation}}
   networks = {'G': generator, 'G_ema': generator} | ({'D': discriminator} if state['d'] else {})
-  out = io.BytesIO()
-  np.savez(out, **arrays)
-  return out.getvalue(), {'format': 'sg2jax-nvidia-1', 'networks': networks}
+  return report.npz(**arrays), {'format': 'sg2jax-nvidia-1', 'networks': networks}
 
 
 def stablehlo(net):

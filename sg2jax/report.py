@@ -244,6 +244,13 @@ def png(image):
   return out.getvalue()
 
 
+def npz(**arrays):
+  """Arrays -> bytes of an .npz file."""
+  out = io.BytesIO()
+  np.savez(out, **arrays)
+  return out.getvalue()
+
+
 def save_run(workdir, config):
   """Writes WORKDIR/config.json (a dict) and appends to the list in WORKDIR/environment.json."""
   if jax.process_index() != 0:

@@ -239,13 +239,20 @@ def labels(trained, count, key):
   return np.eye(max(c_dim, 1), c_dim, dtype=np.float32)[key.randint(max(c_dim, 1), size=count)]
 
 
+def sample_w(trained, count, seed, label=None):
+  """w of `count` latents of RandomState(seed), of a class or with random labels where there are any: [count,w_dim].
+
+  The dtype is that of the weights.
+  """
+  key, dtype = np.random.RandomState(seed), jax.tree.leaves(trained.variables['params'])[0].dtype
+  z = key.randn(count, trained.generator.mapping.z_dim).astype(dtype)
+  c = labels(trained, count, key) if label is None else trained.c(range(count), label)
+  return trained.map(z, c.astype(dtype))
+
+
 def sample_ws(trained, count, seed):
-  """ws of `count` latents, with random labels where there are any: float32 [count,num_ws,w_dim]."""
-  key = np.random.RandomState(seed)
-  z = key.randn(count, trained.generator.mapping.z_dim).astype(np.float32)
-  c = labels(trained, count, key)
-  w = jax.jit(lambda v, z, c: trained.generator.apply(v, z, c, method='map'))(trained.variables, z, c)
-  return broadcast(w, trained.num_ws)
+  """`sample_w` for every layer: [count,num_ws,w_dim]."""
+  return broadcast(sample_w(trained, count, seed), trained.num_ws)
 
 
 def to_uint8(images):

@@ -117,9 +117,7 @@ def statistics(net, samples=SAMPLES, seed=SAMPLES_SEED):
 
   The spread is one number: the root of the mean squared distance to the mean.
   """
-  key, dtype = np.random.RandomState(seed), jax.tree.leaves(net.variables['params'])[0].dtype
-  z = key.randn(samples, net.generator.mapping.z_dim).astype(dtype)
-  w = net.map(z, trained.labels(net, samples, key).astype(dtype)).astype(np.float64)
+  w = trained.sample_w(net, samples, seed).astype(np.float64)
   return w.mean(0), np.sqrt(((w - w.mean(0)) ** 2).sum() / samples)
 
 

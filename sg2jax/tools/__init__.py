@@ -61,6 +61,12 @@ def file(path: str, endings: Collection[str], flag: str = 'out') -> pathlib.Path
   return place
 
 
+def check_checkpoint(path: str | None):
+  """Raises UsageError if no --checkpoint was named."""
+  if not path:
+    raise faults.UsageError('--checkpoint is missing; name a workdir, as in --checkpoint=runs/quickstart')
+
+
 def _check_writable(folder, said):
   """Raises UsageError or WriteError now, rather than after the work, for a place where nothing can be written."""
   there = next(p for p in (folder, *folder.parents) if p.exists())

@@ -7,7 +7,6 @@ Measures artefacts in trained generators, several side by side, and writes DIR/K
 A checkpoint is a workdir (its newest) or one step of it. Weights are the moving average, w is not truncated, a network that
 grows is taken at the stage it had reached. docs/analysis.md says how to read the figures.
 """
-import io
 import json
 import math
 import pathlib
@@ -48,10 +47,9 @@ def main(argv):
        'resolution': build.resolution(net.config), **net.growing, 'images': images, 'seed': SEED.value, 'weights': 'g_ema',
        'noise_mode': noise, **n} for path, net, n in zip(CHECKPOINT.value, networks, numbers)]}
   caption = f'{images} {unit} of each network, moving average of the weights, noise {noise}'
-  png = io.BytesIO()
-  draw([net.title for net in networks], numbers, pictures, caption).savefig(png, format='png')
+  figure = draw([net.title for net in networks], numbers, pictures, caption)
   out = pathlib.Path(OUT.value or networks[0].workdir / 'analysis')
-  report.write_atomic(out / f'{kind}.png', png.getvalue())
+  report.write_atomic(out / f'{kind}.png', figures.png(figure))
   report.write_atomic(out / f'{kind}.json', json.dumps(document, indent=1, allow_nan=False) + '\n')
   print(f'wrote {out / kind}.png and {kind}.json')
 

@@ -7,7 +7,6 @@ DIR/attribution.json has the error rates, and for each image in question its dis
 DIR/images hold the projections. Without --images it says how well the network's images can be told from reals at all.
 Without the weights of LPIPS take --distance=pyramid. Stop it any way you like: the same command goes on where it was.
 """
-import io
 import json
 
 from absl import flags
@@ -58,9 +57,7 @@ def main(_):
     found = {name: project.project_all(job, items, out / name, f'{GROUPS[name]}: ') for name, items in groups.items()}
   document = judge(found) | {'about': job.about, 'seeds': seeds}
   report.write_atomic(out / 'attribution.json', json.dumps(document, indent=1))
-  png = io.BytesIO()
-  draw(job, document, found, out).savefig(png, format='png')
-  report.write_atomic(out / 'attribution.png', png.getvalue())
+  report.write_atomic(out / 'attribution.png', figures.png(draw(job, document, found, out)))
   print('\n'.join([job.net.title, *table(document), f'results in {out}/']))
 
 

@@ -7,7 +7,6 @@ standard deviations of w along one direction, at the chosen layers. METHOD is
 Layers are numbered by the ws that they take, from the coarsest, 0: low ones change shape and pose, high ones colour and detail.
 DIR/METHOD.npz has the directions; docs/generate.md says how to use them. DIR is by default directions/<step> in the workdir.
 """
-import io
 import math
 
 from absl import flags
@@ -51,25 +50,17 @@ def main(argv):
     raise UsageError(f'--count={asked.count} must be 1 or more, and at most {w_dim}, the dimensions of w')
   generate.check_sheet(net, asked.count * STEPS)
   out = tools.folder(asked.out or str(net.workdir / 'directions' / f'{net.step:08d}'))
-  ws, w = net.ws([asked.seed], psi, label=label)[0], sample(net, label)
+  ws, w = net.ws([asked.seed], psi, label=label)[0], trained.sample_w(net, SAMPLES, 0, label)
   found = directions.pca(w, asked.count) if method == 'pca' else directions.sefa(net, w, layers, asked.count)
   at = np.linspace(-asked.sigma, asked.sigma, STEPS)
   moved = np.stack([directions.edit(ws, n, at * s, layers) for n, s in zip(found.vectors, found.stdevs)])
   pictures = net.images(moved.reshape(-1, *ws.shape), seeds=[asked.seed] * moved.shape[0] * STEPS)
-  data = io.BytesIO()
-  np.savez(data, **found._asdict(), layers=[layers.start, layers.stop - 1], method=method, checkpoint=net.hash())
-  report.write_atomic(out / f'{method}.npz', data.getvalue())
+  report.write_atomic(out / f'{method}.npz', report.npz(
+      **found._asdict(), layers=[layers.start, layers.stop - 1], method=method, checkpoint=net.hash()))
   generate.write_sheet(out / f'{method}.png', pictures.reshape(*moved.shape[:2], *pictures.shape[1:]),
                        [f'{method} {i}' for i in range(asked.count)], [f'{x:+.2g}' if x else '0' for x in at])
   shares = '  '.join(f'{s * s / w.var(0).sum():.1%}' for s in found.stdevs)
   print(f'{net.title}\n  shares of the variance of w: {shares}\nwrote {out / method}.npz and {method}.png')
-
-
-def sample(net, label=None):
-  """SAMPLES of w, of a class or with random labels where there are any: float32 [N,w_dim]."""
-  key = np.random.RandomState(0)
-  z = key.randn(SAMPLES, net.generator.mapping.z_dim).astype(np.float32)
-  return net.map(z, trained.labels(net, SAMPLES, key) if label is None else net.c(range(SAMPLES), label))
 
 
 if __name__ == '__main__':

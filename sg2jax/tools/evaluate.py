@@ -34,8 +34,7 @@ def main(_):
   """Checks, measures, prints."""
   asked = flags.FLAGS
   wanted, explicit = [protocols.parse(name) for name in dict.fromkeys(asked.metrics) if name], parse_weights(asked.weights)
-  if not asked.checkpoint:
-    raise UsageError('--checkpoint is missing; name a workdir, as in --checkpoint=runs/quickstart')
+  tools.check_checkpoint(asked.checkpoint)
   if asked.batch < 0:
     raise UsageError(f'--batch={asked.batch} must be 0 or more')
   if not 0 <= (asked.seed or 0) < 2 ** 32:

@@ -33,8 +33,7 @@ def define_flags():
 def main(_):
   """Reads, converts, writes."""
   asked = flags.FLAGS
-  if not asked.checkpoint:
-    raise UsageError('--checkpoint is missing; name a workdir, as in --checkpoint=runs/quickstart')
+  tools.check_checkpoint(asked.checkpoint)
   if not asked.dest:
     raise UsageError('--dest is missing; name a file or a folder to write to')
   name = pathlib.Path(asked.checkpoint).expanduser().absolute().name

@@ -1,4 +1,5 @@
 """The figures of sg2jax.tools.analyze: from titles of networks, and numbers and pictures of each, to a matplotlib Figure."""
+import io
 import math
 
 from matplotlib import colormaps
@@ -79,6 +80,13 @@ def phase(titles, numbers, shown, caption):
   chart.set_xticks(range(len(periods)), ['details of {} to {} px'.format(*period) for period in periods])
   chart.set(yticks=[0, 0.25, 0.5, 0.75, 1], ylim=(None, 1.08))
   return figure
+
+
+def png(figure):
+  """Bytes of a PNG file."""
+  out = io.BytesIO()
+  figure.savefig(out, format='png')
+  return out.getvalue()
 
 
 def blank(title, caption, height):

@@ -78,8 +78,7 @@ def main(argv):
 
 def load(path):
   """The Trained of --checkpoint. Raises UsageError if none is named, CheckpointError."""
-  if not path:
-    raise UsageError('--checkpoint is missing; name a workdir, as in --checkpoint=runs/quickstart')
+  tools.check_checkpoint(path)
   return trained.load(path)
 
 

@@ -8,7 +8,6 @@ A cell that fails is named in the tables, the others go on, and the exit code is
 """
 import contextlib
 from functools import partial
-import io
 import json
 import pathlib
 import statistics
@@ -27,6 +26,7 @@ from sg2jax import build, checkpoint, data, faults, sharding, tools, trained, we
 from sg2jax.evaluation import measure, passes, protocols
 from sg2jax.metrics.ppl import ppl
 from sg2jax.report import write_atomic
+from sg2jax.tools.figures import png
 from sg2jax.train import Stop
 
 LADDER = {'a': 'A  StyleGAN', 'b': 'B  + weight demodulation', 'c': 'C  + lazy regularization', 'd': 'D  + path length reg.',
@@ -283,7 +283,7 @@ def samples(runs):
     if result(run) and run.cell not in shown:
       shown |= {} if shown else {'real images': run.workdir / 'images' / 'reals.png'}
       shown[run.cell] = max((run.workdir / 'images').glob('fakes_*.png'))
-  rows, png = -(-len(shown) // 3), io.BytesIO()
+  rows = -(-len(shown) // 3)
   figure = Figure((12, 2.3 * rows), dpi=120, layout='constrained')
   for i, (name, path) in enumerate(shown.items()):
     with Image.open(path) as image:
@@ -292,8 +292,7 @@ def samples(runs):
     axes.imshow(grid[:len(grid) // 2])
     axes.set_title(LADDER.get(name, name), loc='left', size=10)
     axes.axis('off')
-  figure.savefig(png, format='png')
-  return png.getvalue()
+  return png(figure)
 
 
 if __name__ == '__main__':

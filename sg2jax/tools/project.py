@@ -10,7 +10,6 @@ without them take --distance=pyramid, which compares pixels. Stop it any way you
 from collections.abc import Callable
 import contextlib
 import hashlib
-import io
 import json
 import pathlib
 import shutil
@@ -100,8 +99,7 @@ def read_job(asked, stop, video=False):
   """The Job of the common flags. Raises UsageError, WeightsError, CheckpointError."""
   setting = project.Setting(asked.steps, asked.space, asked.lr, asked.noise_weight, asked.seed)
   explicit = parse_weights(asked.weights)
-  if not asked.checkpoint:
-    raise UsageError('--checkpoint is missing; name a workdir, as in --checkpoint=runs/quickstart')
+  tools.check_checkpoint(asked.checkpoint)
   for name, low, high in (('steps', 1, 1e6), ('lr', 1e-9, 1e30), ('noise_weight', 0, 1e30), ('batch', 0, 1e6),
                           ('seed', 0, 2 ** 32 - 1)):
     if not low <= asked[name].value <= high:  # NaN isn't, either
@@ -251,13 +249,13 @@ def _write(job, out, item, target, found):
   document = {'name': item.name, 'source': item.source, 'target': item.hash, 'distance_start': float(found.start),
               'distance': float(found.distance)}
   about = json.dumps({'about': job.about | {'target': item.hash}, 'document': document})
-  report.write_atomic(out / f'{item.name}.npz', _npz(
+  report.write_atomic(out / f'{item.name}.npz', report.npz(
       ws=found.ws, **{f'noise/{name}': x for name, x in found.noise.items()}, distance=found.distance, about=about))
   return document
 
 
 def _save(out, arrays, batch, about):
-  report.write_atomic(out / '.unfinished.npz', _npz(
+  report.write_atomic(out / '.unfinished.npz', report.npz(
       **arrays, names=[item.name for item in batch], hashes=[item.hash for item in batch], about=json.dumps(about)))
 
 
@@ -302,12 +300,6 @@ def _check_names(items):
 
 def _frames(out, item):
   return out / '.frames' / item.name
-
-
-def _npz(**arrays):
-  data = io.BytesIO()
-  np.savez(data, **arrays)
-  return data.getvalue()
 
 
 def image_hash(image):
