@@ -1,9 +1,7 @@
 """The run: build, restore, loop, maintenance. The only reader of the clock."""
 from concurrent import futures
 import contextlib
-import fcntl
 from functools import partial
-import json
 import os
 import pathlib
 import signal
@@ -13,25 +11,13 @@ import time
 import jax
 import numpy as np
 
-from sg2jax import build, checkpoint, data, ops, report, sharding
+from sg2jax import build, checkpoint, data, report, sharding
 from sg2jax import state as state_lib
 from sg2jax.checkpoint import Checkpoints
-from sg2jax.evaluation import measure, passes, protocols
-from sg2jax.evaluation.detectors import SWD_SIDE
-from sg2jax.faults import CheckpointError, Interrupted, NonFiniteError, Preempted, UsageError
-from sg2jax.metrics import artifacts
-from sg2jax.metrics.swd import swd
-from sg2jax.models.mapping import broadcast
-from sg2jax.models.stylegan2 import largest
-from sg2jax.trained import of_state, to_uint8
-
-GRID = 64  # fixed latents shown in every snapshot
-# Fields that may differ from the run that a workdir holds: they change how long or how it is watched, not what is computed.
-FREE = ('total_kimg', 'tick_kimg', 'snapshot_kimg', 'keep', 'swd_images', 'metrics', 'metrics_kimg', 'device', 'data.dir',
-        'g.remat', 'd.remat')
-
-# Fields of the networks without which weights of another run can't be used: the arrays don't show them.
-MEANING = {f'{net}.{name}' for net in 'gd' for name in ('activation', 'taps', 'mapping_lr_mul')}
+from sg2jax.evaluation import measure, protocols
+from sg2jax.faults import Interrupted, NonFiniteError, Preempted, UsageError
+from sg2jax.snapshot import GRID, Snapshot
+from sg2jax.workdir import check_workdir, init_from, locked, other_settings
 
 
 def train(config, workdir):
@@ -106,35 +92,6 @@ def run(config, workdir, source, mesh, stop):
     log.say(f'done: pictures in {workdir}/images; python -m sg2jax.tools.evaluate --checkpoint={workdir} measures it')
 
 
-def other_settings(config, step):
-  """{field of config.g, config.d: 'a there, b here'} where the checkpoint to start from has another value.
-
-  Raises: UsageError for a field that changes what its weights mean.
-  """
-  there, here = (flat(json.loads(json.dumps({k: tree[k] for k in 'gd'})))
-                 for tree in (build.complete(checkpoint.configuration(step)).to_dict(), config.to_dict()))
-  other = {name: f'{there[name]} there, {x} here' for name, x in here.items() if there.get(name, x) != x}
-  for name in sorted(MEANING & other.keys()):
-    raise UsageError(f'--config.{name}={here[name]}: the weights of {config.init_from} go with {there[name]}; set it to that')
-  return other
-
-
-def init_from(config, state, workdir, log):
-  """A fresh state with the weights of config.init_from that fit; what was done goes to the log and init_from.json."""
-  path, step = config.init_from, checkpoint.find(config.init_from)
-  state, done = state_lib.transfer(state, checkpoint.load(step)[0])
-  if not any(name.startswith('g') for name in done['copied']):
-    raise CheckpointError(f'--config.init_from={path}: no weight of it fits this generator; use a configuration like its own')
-  done = {'checkpoint': str(step), 'settings': other_settings(config, step)} | done
-  note = workdir / 'init_from.json'
-  if jax.process_index() == 0:
-    report.write_atomic(note, json.dumps(done, indent=1) + '\n')
-  lines = [f'{path}: {len(done["copied"])} arrays copied, {len(done["initialised"])} initialised, {len(done["unused"])} unused']
-  lines += [f'  {kind} {name}: {why}' for kind in ('settings', 'initialised', 'unused') for name, why in done[kind].items()]
-  log.say('\n'.join(lines[:20] + ([f'  ... and others, see {note}'] if len(lines) > 20 else [])))
-  return state
-
-
 def loop(config, growth, steps, compiled, state, key, batches, mesh, checkpoints, log, snapshot, stop):
   """Minibatches until the stage ends, total_kimg or a signal. Only maintenance waits for the device. -> state."""
   step, nimg, total, stage = int(state.step), int(state.nimg), config.total_kimg * 1000, steps.stage
@@ -196,92 +153,6 @@ def fetch(pending, step):
   return {name: v.mean() for name, v in values.items()}
 
 
-class Snapshot:
-  """Grid of fixed latents and SWD of the EMA generator against reals that don't change; all from the seed."""
-
-  def __init__(self, workdir, config, source, mesh, log, stop):
-    self.workdir, self.config, self.source = workdir, config.to_dict() | {'c_dim': source.c_dim}, source
-    self.log, self.seed, self.stop, self.mesh = log, config.seed, stop, mesh
-    self.batch = max(mesh.size, 32 // mesh.size * mesh.size)
-    self.factor = -(-max(source.shape[:2]) // SWD_SIDE)
-    compare = config.swd_images if min(source.shape[:2]) // self.factor >= 7 else 0  # SWD takes 7x7 patches
-    count = max(min(GRID, len(source)), min(compare, len(source)))
-    self.order = np.random.default_rng([config.seed, 0]).permutation(len(source))[:count].tolist()
-    self.reals, labels = [], []
-    for i in self.order:
-      sample = source[i]
-      labels.append(sample['label'])
-      if compare:
-        self.reals.append(data.shrink(sample['image'], self.factor))
-    self.labels = np.stack(labels)
-    self.z = np.random.RandomState(config.seed).randn(max(count, GRID), config.g.z_dim)
-
-  def enter(self, steps):
-    """Takes the images of this stage from now on, and with several torgb layers what each contributes [S2 Fig. 8]."""
-    generator, parts = steps.generator, steps.generator.synthesis.architecture in artifacts.PARTS
-    def sample(state, z, c):
-      variables = {'params': state.g_ema, 'noise': state.noise}
-      ws = broadcast(generator.apply(variables, z[0], c[0], method='map'), generator.synthesis.num_ws)
-      images = generator.apply(variables, ws, 'const', steps.stage.level, steps.alpha(state), method='synthesize')
-      images = ops.nearest(largest(images), 2 ** steps.stage.level)
-      return to_uint8(images), artifacts.contribution(generator, variables, ws) if parts else {}
-    same = sharding.replicated(self.mesh)
-    self.sample = jax.jit(sample, in_shardings=(same, *[sharding.batched(self.mesh)] * 2), out_shardings=same)
-
-  def __call__(self, state, last=False):
-    """Writes the grid; returns {'contribution_b4', ..., 'swd', 'swd_<level>'}, less what doesn't apply or was stopped.
-
-    The last one isn't stopped by a signal: a finished run would lack it for ever.
-    """
-    dtype, stop, grid, fakes, parts = state.pl_mean.dtype, () if last else self.stop, [], [], []
-    for first in range(0, len(self.z), self.batch):
-      if stop:
-        return {}
-      part = np.arange(first, first + self.batch)
-      z, c = (x[part % len(x)][None].astype(dtype) for x in (self.z, self.labels))
-      images, shares = jax.device_get(self.sample(state, z, c))
-      if first < GRID:
-        grid.append(images)
-      parts.append(shares)
-      if self.reals:
-        fakes.append(data.shrink(images, self.factor))
-    self.log.images(f'fakes_{int(state.nimg) // 1000:06d}', np.concatenate(grid)[:GRID], int(state.step))
-    metrics = {f'contribution_{name}': np.mean([float(shares[name]) for shares in parts])
-               for name in sorted(parts[0], key=artifacts.resolution)}
-    if self.reals:
-      levels = swd(np.stack(self.reals), np.concatenate(fakes)[:len(self.reals)], self.seed, stop)
-      metrics |= {'swd' if k == 'mean' else f'swd_{k}': v for k, v in levels.items()}
-    return metrics
-
-
-  def plan(self, step):
-    """Notes that config.metrics are to be measured at this step; a run that is resumed there begins with it."""
-    if self.config['metrics']:
-      report.write_atomic(self.due(step), '')
-
-  def due(self, step):
-    """The note of `plan`."""
-    return self.workdir / 'evaluation' / f'{step:08d}' / '.due'
-
-  def measure(self, state):
-    """Measures config.metrics of this state into <workdir>/evaluation/<step> and the log, unless a signal comes."""
-    net = of_state(self.workdir, self.config, state)
-    note, found = self.due(net.step), {}
-    wanted = [protocols.parse(name) for name in self.config['metrics']]
-    left = [p.name for p in wanted if p.kind == 'ppl' and net.grows]
-    if left:
-      self.log.say(f'{", ".join(left)}: left out while the network grows')
-    try:
-      for document in measure.measure([p for p in wanted if p.name not in left], measure.Setting(
-          net, self.source, self.mesh, note.parent, self.seed, self.batch, stop=self.stop)):
-        found |= document['values']
-    except passes.Stopped:
-      return
-    if found:
-      self.log.values(net.step, net.nimg, found)
-    note.unlink(missing_ok=True)
-
-
 def compile_steps(steps, state, mesh, config, source, stop):
   """The steps, compiled side by side before the first minibatch. -> ({name: compiled}, seconds)."""
   micro = build.microbatch(config, steps.stage.batch)
@@ -329,51 +200,6 @@ class Stop:
       os.write(2, f'{text}\n'.encode())
       os._exit(fault.code)
     raise fault(text)
-
-
-def check_workdir(values, workdir):
-  """Raises UsageError if the workdir holds a run of another configuration or data set. Creates nothing."""
-  path = workdir / 'config.json'
-  if workdir.exists() and not workdir.is_dir():
-    raise UsageError(f'--workdir={workdir} is a file; name a directory')
-  if not path.exists() or not any((workdir / 'checkpoints').glob('*')):
-    return  # nothing has been trained yet
-  try:
-    old = flat(json.loads(path.read_text()))
-  except ValueError:
-    raise UsageError(f'{path} is not readable as JSON; restore it or use another --workdir') from None
-  new = flat(json.loads(json.dumps(values)))
-  changed = [f'{k}: {old[k]} there, {new[k]} here' for k in sorted(new)
-             if k not in FREE and k in old and old[k] != new[k]]
-  if changed:
-    raise UsageError(f'--workdir={workdir} holds a run of another configuration ({"; ".join(changed)}); use another '
-                     'workdir, or the configuration of that run')
-
-
-def flat(tree, prefix=''):
-  """Nested dict -> {'a.b': value}."""
-  items = {}
-  for k, v in tree.items():
-    items |= flat(v, f'{prefix}{k}.') if isinstance(v, dict) else {prefix + k: v}
-  return items
-
-
-@contextlib.contextmanager
-def locked(workdir, flag='workdir'):
-  """Holds a folder, named by `flag`, for this process; the system releases it however the process ends."""
-  with report.writing(workdir):
-    workdir.mkdir(parents=True, exist_ok=True)
-    f = open(workdir / '.lock', 'a+')
-  with f:
-    try:
-      fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-      f.seek(0)
-      raise UsageError(f'--{flag}={workdir} is in use by process {f.read().strip()}; use another, or stop that one') from None
-    f.truncate(0)
-    f.write(f'{os.getpid()} on {os.uname().nodename}')
-    f.flush()
-    yield
 
 
 def describe(config, state, source, mesh, step):

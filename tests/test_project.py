@@ -15,7 +15,7 @@ from PIL import Image
 import pytest
 
 import sg2jax
-from sg2jax import report, train
+from sg2jax import report, workdir
 from sg2jax.edit import attribute, project
 from sg2jax.faults import DatasetError, NonFiniteError, Preempted, UsageError, WeightsError
 from sg2jax.models import vgg
@@ -241,7 +241,7 @@ def test_pictures_of_earlier_commands_stay_listed(call, pictures, tmp_path):
 
 
 def test_a_folder_in_use_is_refused(call, pictures, tmp_path):
-  with train.locked(tmp_path / 'out', 'out'), pytest.raises(UsageError, match='--out=.* is in use by process'):
+  with workdir.locked(tmp_path / 'out', 'out'), pytest.raises(UsageError, match='--out=.* is in use by process'):
     call(project_tool, f'--images={pictures}/p1.png', f'--out={tmp_path / "out"}')
 
 

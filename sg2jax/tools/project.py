@@ -30,7 +30,8 @@ from sg2jax.evaluation import detectors
 from sg2jax.faults import DatasetError, NonFiniteError, UsageError, WeightsError
 from sg2jax.tools.evaluate import parse_weights
 from sg2jax.tools.video import write_video
-from sg2jax.train import Stop, locked
+from sg2jax.train import Stop
+from sg2jax.workdir import locked
 
 PIXELS, BATCH = 2 ** 18, 16  # at once, at most, if --batch doesn't say it
 SAVE_SECONDS = 20
