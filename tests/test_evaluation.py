@@ -1,5 +1,6 @@
 """Evaluation of a tiny checkpoint: what a metric sees, passes that are stopped, cut or damaged, and whole runs of the tool."""
 import contextlib
+import errno
 import json
 import logging
 import os
@@ -226,6 +227,33 @@ def test_full_disk_is_an_error_before_anything_is_computed_for_nothing(tmp_path,
     passes.run(fake_pass(300, []), tmp_path, 64)
   monkeypatch.undo()
   assert outcome(passes.run(fake_pass(300, []), tmp_path, 64))[3] == 300
+
+
+@pytest.mark.parametrize('how', ['missing', 'not supported'])
+def test_where_room_cannot_be_asked_for_it_is_taken(tmp_path, monkeypatch, how):
+  """macOS has no posix_fallocate, some file systems refuse it: the rows are allocated, and a full disk is still an error."""
+  def refuse(*_):
+    raise OSError(errno.EOPNOTSUPP, 'not supported')
+  if how == 'missing':
+    monkeypatch.delattr(os, 'posix_fallocate')
+  else:
+    monkeypatch.setattr(os, 'posix_fallocate', refuse)
+  path = tmp_path / 'rows.npy'
+  new = np.lib.format.open_memmap(path, 'w+', np.float32, (700, 1000))
+  with open(path, 'r+b') as f:
+    passes._reserve(f, new.offset, new.offset + new.nbytes)
+  assert path.stat().st_blocks * 512 >= new.nbytes == path.stat().st_size - new.offset
+  assert np.load(path).shape == (700, 1000) and not np.load(path).any()
+  before = resource.getrlimit(resource.RLIMIT_FSIZE)
+  heard = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+  resource.setrlimit(resource.RLIMIT_FSIZE, (2048, before[1]))
+  try:
+    with open(path, 'r+b') as f, pytest.raises(OSError, match='too large'):
+      passes._reserve(f, new.offset, new.offset + new.nbytes)
+  finally:
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    signal.signal(signal.SIGXFSZ, heard)
+  assert outcome(passes.run(fake_pass(300, []), tmp_path / 'run', 64)) == outcome(passes.run(fake_pass(300, []), tmp_path, 64))
 
 
 def test_a_pass_belongs_to_one_process_and_waiting_for_it_can_be_ended(tmp_path, capsys):

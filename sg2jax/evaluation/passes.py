@@ -8,7 +8,7 @@ A folder that isn't what it says is set aside with a warning and made anew. Of s
 """
 from collections.abc import Callable
 import contextlib
-import fcntl
+import errno
 import hashlib
 import json
 import os
@@ -24,11 +24,12 @@ from jax.experimental import multihost_utils
 import numpy as np
 import tqdm
 
-from sg2jax import report
+from sg2jax import locks, report
 from sg2jax.metrics.scores import Moments
 
 FORMAT = 1
 SAVE_SECONDS = 20
+_ZEROS = bytes(2 ** 20)
 
 
 class Stopped(Exception):
@@ -155,9 +156,9 @@ class _Keeper:
         path, shape = self._folder / f'{name}.npy', (self._job.total, *x.shape[1:])
         with report.writing(path):
           if not self.done:
-            np.lib.format.open_memmap(path, 'w+', x.dtype, shape)
+            new = np.lib.format.open_memmap(path, 'w+', x.dtype, shape)
             with open(path, 'r+b') as f:  # room for all of it: a map that finds none kills the process
-              os.posix_fallocate(f.fileno(), 0, path.stat().st_size)
+              _reserve(f, new.offset, new.offset + new.nbytes)
           self._files[name] = np.lib.format.open_memmap(path, 'r+')
       self._files[name][self.done:self.done + len(x)] = x
     self.done += len(x)
@@ -221,23 +222,38 @@ def _locked(folder, stop):
   """Makes the folder and holds it; another process on it is waited for until `stop` is true: then Stopped is raised."""
   path, said = folder.with_name(folder.name + '.lock'), False
   while True:
-    with report.writing(folder):
-      folder.mkdir(parents=True, exist_ok=True)
-      f = open(path, 'a')
     try:
-      fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
+      with report.writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        f = locks.acquire(path)
       if path.exists() and path.stat().st_ino == os.fstat(f.fileno()).st_ino and folder.is_dir():
         break
-    except BlockingIOError:
+      f.close()  # and again: it was removed by the one who had it
+    except locks.Held as e:
       if stop:
         raise Stopped from None
       if not said:
-        print(f'waiting for another process that computes {folder}', file=sys.stderr)
+        print(f'waiting for another process that computes {folder}: {e}', file=sys.stderr)
       said = True
       time.sleep(0.5)
-    f.close()  # and again: it is taken, or was removed by the one who had it
   with f:
     yield
+
+
+def _reserve(f, first, end):
+  """Makes sure that a file of `end` bytes, zeros from `first` on, has its room on disk. Raises OSError if there is none."""
+  if hasattr(os, 'posix_fallocate'):  # macOS hasn't
+    try:
+      os.posix_fallocate(f.fileno(), 0, end)
+      return
+    except OSError as e:
+      if e.errno not in (errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS):  # the file system can't, which isn't a full disk
+        raise
+  f.seek(first)
+  for i in range(first, end, len(_ZEROS)):
+    f.write(_ZEROS[:end - i])
+  f.flush()
+  os.fsync(f.fileno())  # some file systems find out only then
 
 
 def _sha256(path):
