@@ -24,9 +24,10 @@ from jax.experimental import multihost_utils
 import numpy as np
 import orbax.checkpoint as ocp
 
+from sg2jax import state as state_lib
 from sg2jax.faults import CheckpointError, UsageError, WriteError
 
-FORMAT = 1
+FORMAT = 2  # 1: of version 0.1, whose states lack state.YOUNGER and whose random numbers came from other keys
 _STEP = re.compile(r'(0|[1-9][0-9]*)(\.tmp|\.damaged-[0-9]+)?')
 
 # Orbax says the first at every save without OCDBT, which is meant (OCDBT's file names are random);
@@ -43,6 +44,9 @@ class Checkpoints:
   """The checkpoints of one run. To be closed (`contextlib.closing`), or a save in flight is lost.
 
   Every process makes the same calls; process 0 alone seals, renames and deletes.
+
+  Attributes:
+    restored: the manifest of what `restore_latest` found; None if it found nothing or wasn't called.
   """
 
   def __init__(self, workdir, *, keep: int, meta: dict):
@@ -63,11 +67,14 @@ class Checkpoints:
     self._meta = json.loads(json.dumps(meta))  # what JSON can't hold fails here, not in a thread
     self._checkpointer = ocp.AsyncCheckpointer(
         ocp.PyTreeCheckpointHandler(use_ocdbt=False, use_compression=False))
-    self._thread = self._error = None
+    self._thread = self._error = self.restored = None
     self._scores = {}  # step -> score or None; a step without a readable manifest is never deleted
     for step in _steps(self._root):
       with contextlib.suppress(_Damaged):
-        self._scores[step] = _manifest(self._root / str(step))['score']
+        manifest = _manifest(self._root / str(step))
+        # A score against other pictures can't be compared, and would keep its checkpoint for ever.
+        same = manifest['meta'].get('data_hash') == self._meta.get('data_hash')
+        self._scores[step] = manifest['score'] if same else None
     if jax.process_index() == 0:
       for step in _steps(self._root, '.tmp'):
         shutil.rmtree(self._root / f'{step}.tmp', ignore_errors=True)
@@ -172,6 +179,8 @@ class Checkpoints:
     Args:
       like: pytree of arrays or ShapeDtypeStructs; a leaf without a sharding becomes a numpy array.
 
+    What a checkpoint of an older format lacks has the value that state.YOUNGER says.
+
     Raises:
       CheckpointError: some were there but none is whole; format too new; leaves unlike `like`'s.
     """
@@ -184,7 +193,16 @@ class Checkpoints:
     if bad and step < 0:
       raise CheckpointError(f'no whole checkpoint in {self._root}: {"; ".join(bad)}. Bring one '
                             'back, or move that directory away to start from the beginning')
-    return None if step < 0 else _restore_like(self._root / str(step), like)
+    if step < 0:
+      return None
+    self.restored = _manifest(self._root / str(step))
+    return _restore_like(self._root / str(step), like)
+
+
+def begun(workdir) -> bool:
+  """Whether `workdir` holds a checkpoint, be it a damaged one; half-written ones don't count."""
+  root = pathlib.Path(workdir) / 'checkpoints'
+  return bool(_steps(root) or _steps(root, '.damaged-'))
 
 
 def find(path) -> pathlib.Path:
@@ -239,15 +257,19 @@ def _restore(step):
 
 def _restore_like(step, like):
   """The tree at `step` with the structure and shardings of `like`."""
-  there = {k: f'{dtype}{shape}' for k, (dtype, shape) in _manifest(step)['leaves'].items()}
+  manifest = _manifest(step)
+  there = {k: f'{dtype}{shape}' for k, (dtype, shape) in manifest['leaves'].items()}
   here = {k: f'{x.dtype}{list(x.shape)}' for k, x in _named(like).items()}
+  added = {k: np.asarray(x) for k, x in getattr(state_lib, 'YOUNGER', {}).items()
+           if manifest['format'] < FORMAT and k in here and k not in there}
+  there |= {k: f'{x.dtype}{list(x.shape)}' for k, x in added.items()}
   for name in [*here, *there]:
     if here.get(name) != there.get(name):
       raise CheckpointError(
           f'{step} does not fit this configuration: leaf {name} is {there.get(name, "missing")} '
           f'there, {here.get(name, "missing")} here. Use the configuration it was trained with '
           f'({step.parent.parent}/config.json) or another workdir')
-  values = _named(_restore(step))
+  values = _named(_restore(step)) | added
 
   def place(path, leaf):
     value, sharding = values[_name(path)], getattr(leaf, 'sharding', None)

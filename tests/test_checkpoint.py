@@ -206,14 +206,67 @@ def test_another_state_is_refused_by_its_first_leaf(workdir, change, words):
 
 
 def test_newer_format_is_refused_and_left_alone(workdir):
-  path = workdir / 'checkpoints/2/manifest.json'
-  manifest = json.loads(path.read_text())
-  del manifest['sha256']
-  path.write_text(checkpoint._encode(manifest | {'format': checkpoint.FORMAT + 1}))
+  rewrite(workdir / 'checkpoints/2', format=checkpoint.FORMAT + 1)
   for use in (restore, checkpoint.load):
     with pytest.raises(CheckpointError, match='update sg2jax'):
       use(workdir)
   assert names(workdir) == ['1', '2']
+
+
+@flax.struct.dataclass
+class Younger(State):
+  """A state of today: version 0.1 had no `fault`."""
+  fault: jax.Array
+
+
+def rewrite(step, **fields):
+  """Other fields in a manifest, sealed again."""
+  path = step / 'manifest.json'
+  manifest = json.loads(path.read_text())
+  del manifest['sha256']
+  path.write_text(checkpoint._encode(manifest | fields))
+
+
+def test_leaves_younger_than_the_format_have_their_defaults(workdir, monkeypatch):
+  """A checkpoint of version 0.1 restores into a state of today; one of today that lacks a leaf does not."""
+  monkeypatch.setattr(checkpoint.state_lib, 'YOUNGER', {'fault': np.int32([7, 0, 0])}, raising=False)
+  here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+  like = Younger(**vars(state_at(0)), fault=jax.ShapeDtypeStruct((3,), np.int32, sharding=here))
+  with pytest.raises(CheckpointError, match='leaf fault is missing there'):
+    restore(workdir, like)
+  rewrite(workdir / 'checkpoints/2', format=1)
+  with opened(workdir) as checkpoints:
+    assert checkpoints.restored is None
+    state = checkpoints.restore_latest(like)
+    assert checkpoints.restored['format'] == 1 and checkpoints.restored['step'] == 2
+    assert_equal(state, Younger(**vars(state_at(2)), fault=jnp.int32([7, 0, 0])))
+    assert isinstance(state.fault, jax.Array) and int(checkpoint.load(workdir)[0]['step']) == 2
+    checkpoints.save(state.replace(step=jnp.int32(3)))
+  assert json.loads((workdir / 'checkpoints/3/manifest.json').read_text())['format'] == checkpoint.FORMAT == 2
+  assert int(restore(workdir, like).step) == 3
+  with pytest.raises(CheckpointError, match=r'leaf g.odd is float32\[4\] there, missing'):
+    rewrite(workdir / 'checkpoints/3', format=1)
+    restore(workdir, like.replace(g={k: v for k, v in like.g.items() if k != 'odd'}))
+
+
+def test_half_written_and_foreign_things_are_no_beginning(workdir, tmp_path):
+  assert checkpoint.begun(workdir) and not checkpoint.begun(tmp_path / 'nowhere')
+  root = tmp_path / 'b/checkpoints'
+  (root / '5.tmp').mkdir(parents=True)
+  (root / 'notes').mkdir()
+  assert not checkpoint.begun(tmp_path / 'b')
+  (root / '5.tmp').rename(root / '5.damaged-0')
+  assert checkpoint.begun(tmp_path / 'b')
+
+
+def test_best_on_other_pictures_is_not_the_best(tmp_path):
+  with opened(tmp_path, keep=1) as checkpoints:
+    for step, score in enumerate([1., 5.]):
+      checkpoints.save(state_at(step), score=score)
+  with contextlib.closing(Checkpoints(tmp_path, keep=1, meta=META | {'data_hash': 'other'})) as checkpoints:
+    for step, score in ((2, 9.), (3, 10.)):
+      checkpoints.save(state_at(step), score=score)
+  assert names(tmp_path) == ['2', '3']
 
 
 def test_newest_and_best_are_kept_also_by_the_next_process(tmp_path):
