@@ -4,8 +4,7 @@ Only process 0 writes; every process may call. Non-finite numbers go to JSON as 
 "inf", "-inf": valid JSON, unlike NaN, and `float()` reads them back, unlike null.
 
 TensorBoard: importing anything of `clu.metric_writers` (0.0.12) imports TensorFlow, which training
-must not. So clu's writer is used where TensorFlow is in the process already, else `EventWriter`,
-which has the methods of clu's interface that we call.
+must not. So clu's writer is used where TensorFlow is in the process already, else `EventWriter`.
 """
 
 import contextlib
@@ -33,6 +32,7 @@ from sg2jax import __version__, faults
 # Metrics of the status line, in this order, and their names there. metrics.jsonl has all metrics.
 SHOWN = {'lod': 'lod', 'loss_g': 'G', 'loss_d': 'D', 'pl_length': 'pl', 'r1': 'r1', 'ada_p': 'p', 'swd': 'swd'}
 READABLE = 64  # px; smaller images are enlarged in PNG files
+GRID_SIDE = 4096  # px of a grid's longer side, unless one image is larger: more, no viewer shows and TensorBoard chokes on
 PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'numpy')
 
 
@@ -61,7 +61,10 @@ class Report:
       write_atomic(self._log, b''.join(kept))
       dropped = len(old.splitlines()) - len(kept)
       self.say(f'{self._log}: dropped {dropped} line(s) from after step {step}')
-    self._ticks, self._columns = len(kept), set()
+    records = [json.loads(line) for line in kept]
+    # Metrics that were measured later have lines of their own, which are no ticks.
+    self._ticks, self._columns = sum('sec_per_tick' in record for record in records), set()
+    self._values = {(record['step'], name) for record in records if 'sec_per_tick' not in record for name in record}
     with writing(self._workdir / 'tensorboard'):
       self._writer = _tensorboard_writer(self._workdir / 'tensorboard', step)
     if not self._writer:
@@ -86,8 +89,10 @@ class Report:
     self._ticks += 1
 
   def values(self, step, nimg, metrics):
-    """Logs metrics that were measured after the tick of their step, in a line of their own."""
-    if self._active:
+    """Logs metrics that were measured after the tick of their step, in a line of their own; each once."""
+    metrics = {name: value for name, value in metrics.items() if self._active and (step, name) not in self._values}
+    if metrics:
+      self._values |= {(step, name) for name in metrics}
       self._write(step, nimg, metrics)
       self.say('  '.join(f'{name} {number(value)}' for name, value in metrics.items()))
 
@@ -106,7 +111,7 @@ class Report:
         self._writer.flush()
     return scalars
 
-  def images(self, name, images, step):
+  def images(self, name, images, step, cols=None):
     """Writes a grid to WORKDIR/images/<name>.png and to TensorBoard.
 
     Args:
@@ -114,14 +119,19 @@ class Report:
       images: uint8 [N,H,W,C]. 1 and 2 channels become grey, 4 become RGBA, others RGB of the first
         three. Sides under 64 px are enlarged by a whole factor, so that a person can read them.
       step: minibatches so far.
+      cols: columns of the grid; None: as `image_grid` chooses.
     """
     if not self._active:
       return
-    grid = readable_grid(images)
-    write_atomic(self._workdir / 'images' / f'{name}.png', png(grid))
+    grid = readable_grid(images, cols)
+    file, tag = png(grid), re.sub(r'_\d+$', '', name)
+    write_atomic(self._workdir / 'images' / f'{name}.png', file)
     if self._writer:
       with writing(self._workdir / 'tensorboard'):
-        self._writer.write_images(int(step), {re.sub(r'_\d+$', '', name): grid[None, ..., :3]})
+        if isinstance(self._writer, EventWriter):
+          self._writer.write_png(int(step), tag, file, grid.shape)
+        else:
+          self._writer.write_images(int(step), {tag: grid[None, ..., :3]})
         self._writer.flush()
 
   def progress(self, nimg):
@@ -167,7 +177,7 @@ class Report:
 
 
 class EventWriter:
-  """TensorBoard event files without TensorFlow; the methods are those of clu's MetricWriter.
+  """TensorBoard event files without TensorFlow; `write_scalars`, `flush` and `close` are those of clu's MetricWriter.
 
   Uses tensorboard's RecordWriter: its EventFileWriter imports TensorFlow where that is installed.
   """
@@ -193,14 +203,11 @@ class EventWriter:
     values = [self._summary.Value(tag=k, simple_value=v) for k, v in scalars.items()]
     self._add(step=step, summary=self._summary(value=values))
 
-  def write_images(self, step, images):
-    """Writes pictures: dict, name -> uint8 [1,H,W,C], C 1 or 3."""
-    for name, (image,) in images.items():
-      height, width, channels = image.shape
-      picture = self._summary.Image(height=height, width=width, colorspace=channels,
-                                    encoded_image_string=png(image))
-      value = self._summary.Value(tag=name, image=picture)
-      self._add(step=step, summary=self._summary(value=[value]))
+  def write_png(self, step, name, file, shape):
+    """Writes a picture: the bytes of a PNG file of a shape [H,W,C]."""
+    height, width, channels = shape
+    picture = self._summary.Image(height=height, width=width, colorspace=channels, encoded_image_string=file)
+    self._add(step=step, summary=self._summary(value=[self._summary.Value(tag=name, image=picture)]))
 
 
 def _tensorboard_writer(logdir, step):
@@ -212,6 +219,17 @@ def _tensorboard_writer(logdir, step):
   with contextlib.suppress(ImportError):
     return EventWriter(logdir, step)
   return None
+
+
+def grid_shape(height, width, most):
+  """(rows, columns) of the grid of images [height,width] that holds the most of them.
+
+  It has no gaps, at most `most` images and GRID_SIDE on a side, small ones enlarged as in `readable_grid`.
+  """
+  factor = max(1, READABLE // min(height, width))
+  fit = lambda side: min(max(1, GRID_SIDE // (factor * side)), most)
+  shapes = [(rows, min(fit(width), most // rows)) for rows in range(1, fit(height) + 1)]
+  return max(shapes, key=lambda shape: (shape[0] * shape[1], -max(shape), shape[1]))
 
 
 def image_grid(images, cols=None):
@@ -233,7 +251,9 @@ def image_grid(images, cols=None):
 def readable_grid(images, cols=None):
   """`image_grid` of images as a person sees them: sides under READABLE px enlarged by a whole factor, 1, 3 or 4 channels."""
   factor = max(1, READABLE // min(images.shape[1:3]))
-  grid = image_grid(np.asarray(images), cols).repeat(factor, 0).repeat(factor, 1)
+  grid = image_grid(np.asarray(images), cols)
+  if factor > 1:
+    grid = grid.repeat(factor, 0).repeat(factor, 1)
   return grid[..., :{1: 1, 2: 1, 4: 4}.get(grid.shape[2], 3)]
 
 
@@ -251,11 +271,23 @@ def npz(**arrays):
   return out.getvalue()
 
 
-def save_run(workdir, config):
-  """Writes WORKDIR/config.json (a dict) and appends to the list in WORKDIR/environment.json."""
+def save_run(workdir, config, labels=None, changes=()):
+  """Writes what is being run into WORKDIR: config.json, labels.json, and one more start in environment.json.
+
+  Args:
+    workdir: str or path; created if need be.
+    config: dict of JSON values.
+    labels: data.labels.Labels of the data set; None: it has none.
+    changes: what is other than in the run that goes on, as lines for people.
+  """
   if jax.process_index() != 0:
     return
   path = pathlib.Path(workdir) / 'environment.json'
+  if labels is None:
+    with writing(path):
+      path.with_name('labels.json').unlink(missing_ok=True)
+  else:
+    write_atomic(path.with_name('labels.json'), labels.to_json())
   write_atomic(path.with_name('config.json'), json.dumps(config, indent=2, sort_keys=True) + '\n')
   with writing(path):
     text = path.read_text() if path.exists() else '[]'
@@ -263,7 +295,7 @@ def save_run(workdir, config):
     starts = json.loads(text)
   except ValueError:
     starts = [{'unreadable': text}]
-  write_atomic(path, json.dumps([*starts, environment()], indent=2) + '\n')
+  write_atomic(path, json.dumps([*starts, environment() | ({'changes': list(changes)} if changes else {})], indent=2) + '\n')
 
 
 def environment():
@@ -291,8 +323,7 @@ def _git_commit():
     return None
   command = ['git', 'describe', '--always', '--dirty', '--abbrev=40', '--exclude=*']
   with contextlib.suppress(OSError, subprocess.TimeoutExpired):
-    done = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=5,
-                          check=False)
+    done = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=5, check=False)
     return done.stdout.strip() or None
 
 

@@ -13,6 +13,7 @@ from PIL import Image
 import pytest
 
 from sg2jax import faults, report
+from sg2jax.data.labels import Labels
 
 ROOT = report.pathlib.Path(__file__).resolve().parents[1]
 
@@ -85,6 +86,65 @@ def test_status_lines_are_aligned_and_leave_out_what_is_absent(tmp_path, capsys)
   assert re.search(r'mem \d+\.\d GB$', first) and 'device' not in first  # CPU
   for name in ('kimg', 's/tick', 'img/s', 'left', 'G ', 'D ', 'r1', 'mem'):
     assert first.index(name) == second.index(name), (first, second)
+
+
+def test_ticks_are_numbered_through_kills_resumes_and_lines_of_metrics(tmp_path, capsys):
+  log = report.Report(tmp_path, 0, 4)
+  for step in range(6):  # 0 to 5; metrics after 2, 3 and 5
+    log.tick(step, step * 32, {'loss_g': 1.0}, 2.0, 16.0)
+    if step in (2, 3, 5):
+      log.values(step, step * 32, {'fid': 3.0, 'kid': 1.0})
+  log.close()
+  for start in (4, 3):  # the last one was killed at once
+    log = report.Report(tmp_path, start, 4)
+  log.tick(4, 128, {'loss_g': 1.0}, 2.0, 16.0)
+  log.close()
+  ticks = [int(n) for n in re.findall(r'^tick (\d+)', capsys.readouterr().out, re.M)]
+  assert ticks == [0, 1, 2, 3, 4, 5, 4]
+  assert [(r['step'], 'fid' in r) for r in records(tmp_path)] == [
+      (0, False), (1, False), (2, False), (2, True), (3, False), (3, True), (4, False)]
+
+
+def test_metrics_of_a_step_are_logged_once(tmp_path, capsys):
+  """Killed between the line and the note that it is written, a run measures again."""
+  log = report.Report(tmp_path, 0, 4)
+  log.tick(2, 64, {}, 2.0, 16.0)
+  log.values(2, 64, {'fid': 3.0})
+  log.close()
+  log = report.Report(tmp_path, 2, 4)
+  log.values(2, 64, {'fid': 3.0})
+  log.values(2, 64, {'fid': 3.0, 'kid': 1.0})
+  log.values(3, 96, {'fid': 2.0})
+  log.close()
+  assert [{k: v for k, v in r.items() if k in ('step', 'fid', 'kid')} for r in records(tmp_path)[1:]] == [
+      {'step': 2, 'fid': 3.0}, {'step': 2, 'kid': 1.0}, {'step': 3, 'fid': 2.0}]
+
+
+@pytest.mark.parametrize('channels', [1, 3, 4])
+def test_a_grid_is_encoded_once_for_the_file_and_tensorboard(tmp_path, monkeypatch, channels):
+  accumulator = pytest.importorskip('tensorboard.backend.event_processing.event_accumulator')
+  encode, encoded = report.png, []
+  monkeypatch.setattr(report, 'png', lambda image: encoded.append(encode(image)) or encoded[-1])
+  log = report.Report(tmp_path, 0, 4)
+  log.images('fakes_000012', np.full([6, 64, 64, channels], 9, np.uint8), 4, cols=2)
+  log.close()
+  events = accumulator.EventAccumulator(str(tmp_path / 'tensorboard'))
+  events.Reload()
+  (image,) = events.Images('fakes')
+  assert [(tmp_path / 'images' / 'fakes_000012.png').read_bytes(), image.encoded_image_string] == encoded * 2
+  assert (image.width, image.height) == (128, 192) and len(encoded) == 1
+
+
+@pytest.mark.parametrize('size, shape', [
+    ((16, 16), (8, 8)), ((256, 256), (8, 8)), ((512, 512), (8, 8)), ((1024, 1024), (4, 4)), ((2048, 2048), (2, 2)),
+    ((4096, 4096), (1, 1)), ((8192, 8192), (1, 1)), ((1024, 512), (4, 8)), ((512, 1024), (8, 4)), ((768, 1024), (5, 4)),
+    ((1024, 768), (4, 5)), ((8192, 4096), (1, 1)), ((8, 56), (8, 8)), ((4, 28), (8, 8)), ((384, 512), (8, 8))])
+def test_grids_fit_4096_px_without_gaps(size, shape):
+  assert report.grid_shape(*size, 64) == shape
+  height, width = report.readable_grid(np.zeros((shape[0] * shape[1], *size, 1), np.uint8), shape[1]).shape[:2]
+  factor = max(1, 64 // min(size))
+  assert (height, width) == (shape[0] * size[0] * factor, shape[1] * size[1] * factor)
+  assert max(height, width) <= max(4096, *size)
 
 
 def test_event_file_is_what_tensorboard_reads(tmp_path):
@@ -193,6 +253,17 @@ def test_save_run(tmp_path):
   starts = json.loads((tmp_path / 'run' / 'environment.json').read_text())
   assert len(starts) == 2 and starts[0]['devices'] >= 1 and starts[0]['jax'] and starts[0]['python']
   assert sorted(os.listdir(tmp_path / 'run')) == ['config.json', 'environment.json']
+
+
+def test_save_run_keeps_labels_and_what_changed(tmp_path):
+  labels = Labels.of_classes(('cat', 'dog'), [3, 0])
+  report.save_run(tmp_path, {}, labels, ['microbatch: 0 there, 4 here'])
+  kept = Labels.from_json((tmp_path / 'labels.json').read_text())
+  assert kept.names == labels.names and kept.class_counts() == {'cat': 3, 'dog': 0}
+  report.save_run(tmp_path, {})  # started again before anything was trained, without labels
+  starts = json.loads((tmp_path / 'environment.json').read_text())
+  assert [s.get('changes') for s in starts] == [['microbatch: 0 there, 4 here'], None]
+  assert not (tmp_path / 'labels.json').exists()
 
 
 def test_failing_file_system_is_a_write_error(tmp_path, monkeypatch):
