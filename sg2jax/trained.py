@@ -15,13 +15,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sg2jax import build, checkpoint, ops, sharding
-from sg2jax.faults import UsageError
+from sg2jax import build, checkpoint, keys, ops, places, sharding
+from sg2jax.data.labels import FILE, Labels
+from sg2jax.faults import CheckpointError, UsageError
+from sg2jax.keys import purpose_key
 from sg2jax.models.layers import NOISE_MODES, draw_noise
 from sg2jax.models.mapping import broadcast, truncate
 from sg2jax.models.stylegan2 import largest
 
-BATCH, PIXELS = 32, 2 ** 22  # images and pixels that are made at once on a device, at most
+BATCH, PIXELS = 32, 2 ** 22  # images and pixels that are made or looked at at once on a device, at most
 MAX_PSI = 1e6
 
 
@@ -29,7 +31,8 @@ class Trained(NamedTuple):
   """A trained generator: moving average of the weights, at the stage that a growing network had reached.
 
   workdir, config: of its run, with `c_dim`; generator: a models.stylegan2.Generator; variables: {'params', 'noise'}; growing:
-  arguments `stage` and `alpha` of its synthesis, {} for a network that doesn't grow; w_avg: moving average of w, [w_dim].
+  arguments `stage` and `alpha` of its synthesis, {} for a network that doesn't grow; w_avg: moving average of w, [w_dim];
+  labels: the data.labels.Labels of the data that it was trained on, None without labels.
 
   `net(seeds)` makes images. In steps: `z`, `c` and `ws` are what they are made of, `images` makes them of ws.
   """
@@ -41,6 +44,7 @@ class Trained(NamedTuple):
   variables: dict
   growing: dict
   w_avg: Any
+  labels: Any = None
 
   @property
   def title(self):
@@ -61,7 +65,7 @@ class Trained(NamedTuple):
   @property
   def batch(self):
     """Images that are made at once, over all devices, where nothing else is said."""
-    return max(1, min(BATCH, PIXELS // math.prod(self.generator.synthesis.resolution))) * sharding.make_mesh().size
+    return images_at_once(self.generator.synthesis.resolution) * sharding.make_mesh().size
 
   def __call__(self, seeds, psi=1.0, cutoff=None, label=None, noise='const', batch=None):
     """Images of seeds: uint8 [N,H,W,C], of the same bytes (but for 1 of 255) whatever the batch and the number of devices.
@@ -70,7 +74,7 @@ class Trained(NamedTuple):
       seeds: whole numbers in [0, 2^32), one for each image; or one number.
       psi: truncation towards w_avg [S1 App. B]; 1: none, 0: the mean image.
       cutoff: number of ws from the coarsest that are truncated; None: all.
-      label: of all images a class number, or a vector for each [N,c_dim]; None: drawn from the seed, where there are labels.
+      label: what `c` takes; None: drawn from the seed as the data has them, where there are labels.
       noise: 'const', the network's constant maps; 'random', drawn from the seed; 'none'.
       batch: images at once, over all devices; None: what suits their size.
 
@@ -85,22 +89,22 @@ class Trained(NamedTuple):
     return np.stack([np.random.RandomState(s).randn(z_dim) for s in check_seeds(seeds)]).astype(np.float32)
 
   def c(self, seeds, label=None):
-    """Labels [N,c_dim], float32: of a class, of vectors, or drawn from the seeds. Raises UsageError if they don't fit."""
-    c_dim, n = self.config.c_dim, len(seeds)
-    if label is None:
-      z_dim = self.generator.mapping.z_dim
-      drawn = [_after(s, z_dim).randint(c_dim) for s in check_seeds(seeds)] if c_dim else []
-      return np.eye(c_dim, dtype=np.float32)[drawn] if c_dim else np.zeros((n, 0), np.float32)
-    if not c_dim:
-      raise UsageError(f'class {label}: this network was trained without labels; leave the class out')
-    if np.ndim(label) == 0:
-      if not 0 <= label < c_dim or label != int(label):
-        raise UsageError(f'class {label}: this network has the classes 0 to {c_dim - 1}')
-      label = np.eye(c_dim)[[int(label)] * n]
-    label = np.asarray(label, np.float32)
-    if label.shape != (n, c_dim):
-      raise UsageError(f'labels of shape {list(label.shape)}: they must be a class number, or [{n},{c_dim}]')
-    return label
+    """Labels of seeds: float32 [N,c_dim].
+
+    Args:
+      seeds: whole numbers, one for each label.
+      label: a class by number (int) or by name (str); a list of classes, one for each seed; a vector of float [c_dim] (or of
+        anything, where the labels are vectors) or one for each seed, [N,c_dim]. None: drawn from the seed as the data has
+        them, so never a class that no image has.
+
+    Raises: UsageError, naming the label and the choices.
+    """
+    seeds = check_seeds(seeds)
+    if label is not None:
+      return _labels(self.labels, label, len(seeds))
+    if not self.labels:
+      return np.zeros((len(seeds), 0), np.float32)
+    return np.concatenate([self.labels.draw(_after(s, self.generator.mapping.z_dim), 1) for s in seeds])
 
   def ws(self, seeds, psi=1.0, cutoff=None, label=None, batch=None):
     """The mapped latents of seeds, truncated: float32 [N,num_ws,w_dim]. Arguments as of a call."""
@@ -148,9 +152,10 @@ class Trained(NamedTuple):
     return digest.hexdigest()
 
 
-def of_state(workdir, config, state):
-  """The Trained in a TrainState, or in one as a dict. config: a ConfigDict or a dict, with `c_dim`."""
+def of_state(workdir, config, state, labels=None):
+  """The Trained in a TrainState, or in one as a dict. config: a ConfigDict or a dict, with `c_dim`; labels: None: unknown."""
   config = build.complete(config)
+  labels = (labels or Labels.unknown(config.c_dim)) if config.c_dim else None
   get = state.get if isinstance(state, dict) else partial(getattr, state)
   generator, _ = build.networks(config, config.c_dim)
   step, nimg, growing = int(get('step')), int(get('nimg')), {}
@@ -160,19 +165,44 @@ def of_state(workdir, config, state):
     alpha = float(growth.alpha(stage, jnp.int32(step), jnp.int32(nimg)))
     growing = {'stage': stage.level, 'alpha': alpha if alpha < 1 else None}
   variables = {'params': get('g_ema'), 'noise': get('noise') or {}}
-  return Trained(workdir, config, step, nimg, generator, variables, growing, get('w_avg'))
+  return Trained(workdir, config, step, nimg, generator, variables, growing, get('w_avg'), labels)
 
 
 def load(path):
   """The Trained in a checkpoint: a workdir, whose newest counts, or one step of it.
 
-  Raises: CheckpointError as `checkpoint.load` does.
+  Raises: CheckpointError as `checkpoint.load` and `read_labels` do; UsageError for an address, such as gs://...
   """
+  places.check_local(path)
   state, config = checkpoint.load(path)
   path = pathlib.Path(path).expanduser().absolute()
   workdir = next((p for p in (path, *path.parents[:2]) if (p / 'checkpoints').is_dir()), path.parent)
-  trained = of_state(workdir, config, state)
+  step = path if (path / 'state').exists() else workdir
+  trained = of_state(workdir, config, state, read_labels((step, workdir), config['c_dim']))
   return trained._replace(variables=jax.device_put(trained.variables))
+
+
+def read_labels(folders, c_dim):
+  """The Labels of a run, from the first of `folders` that has them; where none does (older and imported runs), unknown ones.
+
+  Raises: CheckpointError: they can't be read, or are of another run.
+  """
+  path = next((p for p in (pathlib.Path(folder) / FILE for folder in folders) if p.exists()), None)
+  if not path or not c_dim:
+    return Labels.unknown(c_dim) if c_dim else None
+  try:
+    found = Labels.from_json(path.read_text(encoding='utf-8'))
+    if found.c_dim != c_dim or not len(found.counts) or min(found.counts) < 1 or len(found.names) not in (0, c_dim):
+      raise ValueError(f'{found.c_dim} components, and {c_dim} of the run')
+  except Exception as e:  # whatever a file that isn't as it was written leads to
+    raise CheckpointError(f'{path} does not hold the labels of this run ({e or type(e).__name__}); bring it back, or move it '
+                          'away: then classes have numbers only, and are drawn as equally frequent') from e
+  return found
+
+
+def images_at_once(shape):
+  """Images of shape (H, W, ...) that a device makes or looks at at once: by their pixels, whatever they are for."""
+  return max(1, min(BATCH, PIXELS // math.prod(shape[:2])))
 
 
 def check_seeds(seeds):
@@ -181,6 +211,42 @@ def check_seeds(seeds):
   if not seeds or not all(0 <= s < 2 ** 32 and s == int(s) for s in seeds):
     raise UsageError(f'seeds={seeds} must be whole numbers in [0, 2^32), one for each image')
   return [int(s) for s in seeds]
+
+
+def _labels(labels, given, count):
+  """`given` as `Trained.c` takes it, not None -> float32 [count,c_dim]."""
+  shown = ' '.join(str(given).split())[:100]
+  if not labels:
+    raise UsageError(f'class {shown}: this network was trained without labels; leave the class out')
+  parts = list(given) if np.ndim(given) == 1 else [given]
+  if all(isinstance(x, str) or np.ndim(x) == 0 and np.asarray(x).dtype.kind in 'iu' for x in parts) or np.ndim(given) == 0:
+    if labels.one_hot and not (np.ndim(given) and len(parts) == labels.c_dim != count and not isinstance(parts[0], str)):
+      if len(parts) not in (1, count):
+        raise UsageError(f'classes {shown}: these are {len(parts)}; give one for all, or one for each of {count} seeds')
+      return np.eye(labels.c_dim, dtype=np.float32)[np.resize([_class(labels, x) for x in parts], count)]
+    if not np.ndim(given) or any(isinstance(x, str) for x in parts):
+      raise UsageError(f'class {shown}: the labels of this network are no classes but {labels.listing()}; give a vector, as '
+                       f'in --label={labels.name(labels.values[0])}')
+  try:
+    vectors = np.asarray(given, np.float32)
+  except (TypeError, ValueError):
+    vectors = np.zeros(0)
+  if vectors.ndim not in (1, 2) or vectors.shape[-1] != labels.c_dim or len(np.atleast_2d(vectors)) not in (1, count):
+    raise UsageError(f'labels of shape {list(np.shape(vectors))} ({shown}): they must be a class ({labels.listing()}), a list '
+                     f'of classes, or vectors [{count},{labels.c_dim}]')
+  if not np.isfinite(vectors).all():
+    raise UsageError(f'label {shown}: must be finite numbers')
+  return np.broadcast_to(vectors, (count, labels.c_dim)).copy()
+
+
+def _class(labels, given):
+  """Number of a class by number or name."""
+  if isinstance(given, str):
+    return labels.index(given)
+  if not 0 <= given < labels.c_dim or given != int(given):
+    names = f': {labels.listing()}' if labels.names else ''
+    raise UsageError(f'class {given}: there is no such class; this network has the classes 0 to {labels.c_dim - 1}{names}')
+  return int(given)
 
 
 def _after(seed, count):
@@ -194,7 +260,10 @@ def _after(seed, count):
 
 @functools.lru_cache(32)
 def _map_step(mesh, generator):
-  return sharding.jit_each(lambda v, batch: {'': generator.apply(v, batch['z'], batch['c'], method='map')}, mesh, 1)
+  def step(variables, batch):
+    with jax.default_matmul_precision('highest'):
+      return {'': generator.apply(variables, batch['z'], batch['c'], method='map')}
+  return sharding.jit_each(step, mesh, 1)
 
 
 @functools.lru_cache(32)
@@ -202,8 +271,8 @@ def _images_step(mesh, generator, growing, noise):
   growing = dict(growing)
   def step(variables, batch):
     if noise == 'random':
-      keys = jax.vmap(partial(jax.random.fold_in, jax.random.key(0)))(batch['number'])
-      variables = variables | {'noise': draw_noise(variables['noise'], keys)}
+      each = jax.vmap(partial(jax.random.fold_in, purpose_key(0, 'sampling')))(batch['number'])
+      variables = variables | {'noise': draw_noise(variables['noise'], each)}
     with jax.default_matmul_precision('highest'):  # in TF32 the batch would show, and others' images would be other ones
       images = generator.apply(variables, batch['ws'], 'none' if noise == 'none' else 'const', method='synthesize', **growing)
     return {'': to_uint8(ops.nearest(largest(images), 2 ** growing.get('stage', 0)))}
@@ -234,9 +303,8 @@ def parts(n, size):
 
 
 def labels(trained, count, key):
-  """`count` labels drawn at random from all classes: float32 [count,c_dim]. key: a numpy RandomState."""
-  c_dim = trained.config.c_dim
-  return np.eye(max(c_dim, 1), c_dim, dtype=np.float32)[key.randint(max(c_dim, 1), size=count)]
+  """`count` labels drawn at random as the data has them: float32 [count,c_dim]. key: a numpy RandomState."""
+  return trained.labels.draw(key, count) if trained.labels else np.zeros((count, 0), np.float32)
 
 
 def sample_w(trained, count, seed, label=None):

@@ -13,7 +13,7 @@ import zipfile
 
 import numpy as np
 
-from sg2jax import faults
+from sg2jax import faults, places
 from sg2jax.interop import torch_file
 
 TOOL = 'python -m sg2jax.tools.fetch_weights'
@@ -62,14 +62,18 @@ FILES = {
 
 
 def cache() -> pathlib.Path:
-  """The folder for what can be made or fetched again: $SG2JAX_CACHE or ~/.cache/sg2jax."""
-  return pathlib.Path(os.path.expanduser(os.environ.get('SG2JAX_CACHE') or '~/.cache/sg2jax')).absolute()
+  """The folder for what can be made or fetched again, see `places.cache`."""
+  return places.cache()
 
 
 def folders() -> list[pathlib.Path]:
   """The folders where files of FILES are looked for, first to last."""
   own = os.environ.get('SG2JAX_WEIGHTS')
-  return ([pathlib.Path(os.path.expanduser(own)).absolute()] if own else []) + [cache() / 'weights']
+  found = [pathlib.Path(os.path.expanduser(own)).absolute()] if own else []
+  found.append(cache() / 'weights')
+  if not os.environ.get(places.VARIABLE) and (home := places.home_cache()):
+    found.append(home / 'weights')  # one that can only be read
+  return list(dict.fromkeys(found))
 
 
 def find(name: str, explicit: str | os.PathLike = '') -> pathlib.Path | None:

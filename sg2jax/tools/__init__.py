@@ -1,6 +1,7 @@
 """The command line. `run` starts every tool: flags in; exit code and one line of error out."""
 
 from collections.abc import Callable, Collection
+import importlib.util
 import os
 import pathlib
 import re
@@ -8,8 +9,9 @@ import signal
 import sys
 
 from absl import app, flags, logging
+from ml_collections import ConfigDict
 
-from sg2jax import faults
+from sg2jax import faults, places
 
 _DEBUG = flags.DEFINE_bool('debug', False, 'Show the traceback of an expected error.')
 
@@ -20,7 +22,13 @@ def run(main: Callable[[list[str]], None], positional: int = 0):
   With 0, with 2 for bad flags, or with a Fault's code; the message is on stderr, the traceback only
   with --debug.
   """
+  for stream in (sys.stdout, sys.stderr):  # what a terminal can't show is escaped: a name never ends the work
+    if hasattr(stream, 'reconfigure'):
+      stream.reconfigure(errors='backslashreplace')
+  if importlib.util.find_spec('fcntl') is None:
+    _fail(f'sg2jax runs on Linux or macOS only, and this is {sys.platform}', faults.UsageError.code)
   logging.set_verbosity(logging.WARNING)  # orbax tells every save at length; --verbosity=0 shows it
+  logging.get_absl_logger().addFilter(lambda r: 'get_config() returned None' not in r.getMessage())  # refused below
   app.run(lambda argv: _guard(main, argv, positional), flags_parser=_parse)
 
 
@@ -82,23 +90,88 @@ def _fail(message: object, code: int):
 
 
 def _parse(argv: list[str]) -> list[str]:
-  for arg in argv:
-    path = arg.split('=', 1)[-1].split(':')[0]
-    if arg.startswith('--config=') and not os.path.exists(path):
-      _fail(f'{arg}: there is no file {path}; run from the folder that holds configs/', faults.UsageError.code)
   try:
-    return flags.FLAGS(argv)
+    for said, path in _config_files(argv):
+      places.check_local(path, said)
+      path = path.split(':')[0]
+      if not os.path.isfile(path):
+        what = f'{path} is a folder; name a file' if os.path.isdir(path) else f'there is no file {path}'
+        raise faults.UsageError(f'{said}: {what}; run from the folder that holds configs/')
+    found = flags.FLAGS(argv)
+    for said, _ in _config_files(argv):
+      if not isinstance(value := flags.FLAGS['config'].value, ConfigDict):
+        raise faults.UsageError(f'{said}: {_reason(value)}')
+    return found
   except SystemExit:
-    sys.exit(0)  # after --help, which absl takes for an error
+    if any(re.fullmatch(r'--?(help(short|full|xml)?|\?)', arg) for arg in argv):
+      sys.exit(0)  # absl takes it for an error
+    _fail('the configuration file ended the program itself', faults.UsageError.code)
+  except faults.Fault as fault:
+    _fail(fault, fault.code)
   # Whatever a configuration file or an unknown --config.key raises; ml_collections wraps it in tracebacks.
   except Exception as err:
     if '--debug' in argv:
       raise
     said = str(err).replace('\\n', '\n').replace("\\'", "'")  # some of it is a repr
-    lines = [line for line in said.replace('"\'', '').strip('" \n').splitlines() if line.strip()]
+    lines = [line for line in said.replace('"\'', '').strip('" \n').splitlines() if line.strip()] or [type(err).__name__]
     text = lines[-1].split('Error: ', 1)[-1] if 'Traceback' in said else ' '.join(lines)
     text = ' '.join(text.split()).replace("''", "'")
     _fail(text.rstrip("'") if text.count("'") % 2 else text, faults.UsageError.code)
+
+
+def _config_files(argv: list[str]):
+  """(argument as given, value) of each --config, in all the forms that absl knows."""
+  if 'config' not in flags.FLAGS:
+    return
+  for arg, after in zip(argv[1:], [*argv[2:], '']):
+    if arg == '--':
+      return
+    if found := re.fullmatch(r'--?config(=(.*))?', arg, re.DOTALL):
+      yield (arg, found[2]) if found[1] else (f'{arg} {after}', after)
+
+
+def _reason(config) -> str:
+  """Why what a configuration file gave is none."""
+  try:
+    getattr(config, 'batch', None)
+  except OSError as e:  # ml_collections raises only now what came of the file
+    return f'cannot be read ({" ".join(str(e.__cause__ or e).split())})'
+  return f'get_config() returned {type(config).__name__}, and must return a ConfigDict'
+
+
+def _check_places(argv: list[str]):
+  """Raises UsageError for addresses (gs://...) and home folders that nobody knows, wherever a flag or a field has text."""
+  given = [('', argument) for argument in argv[1:]]
+  for name in flags.FLAGS:
+    value = flags.FLAGS[name].value
+    if isinstance(value, ConfigDict):
+      given += [(f'--{name}.{field}=', x) for field, x in _leaves(value)]
+    else:
+      given += [(f'--{name}=', x) for x in (value if isinstance(value, (list, tuple)) else [value])]
+  for said, text in given:
+    if isinstance(text, str):
+      places.check_local(text, said + text)
+      if text.startswith('~') and os.path.expanduser(text) == text:
+        raise faults.UsageError(f'{said}{text}: the home folder of {text.split("/")[0]} is unknown; give the whole path')
+
+
+def _leaves(config: ConfigDict, prefix=''):
+  for name, value in config.items():
+    if isinstance(value, ConfigDict):
+      yield from _leaves(value, f'{prefix}{name}.')
+    else:
+      yield prefix + name, value
+
+
+def _keep_compiled():
+  """Has JAX keep what it compiles in the cache, unless the user said where. Doesn't import it: that takes long."""
+  name = 'JAX_COMPILATION_CACHE_DIR'
+  if name in os.environ:
+    return
+  if 'jax' not in sys.modules:
+    os.environ[name] = str(places.cache() / 'jax')
+  elif not (jax := sys.modules['jax']).config.jax_compilation_cache_dir:
+    jax.config.update('jax_compilation_cache_dir', str(places.cache() / 'jax'))
 
 
 def _guard(main: Callable[[list[str]], None], argv: list[str], positional: int):
@@ -106,6 +179,8 @@ def _guard(main: Callable[[list[str]], None], argv: list[str], positional: int):
   try:
     if len(argv) > 1 + positional:
       raise faults.UsageError(f'unexpected argument {argv[1 + positional]!r}; flags are written --name=value')
+    _check_places(argv)
+    _keep_compiled()
     main(argv)
   except faults.Fault as fault:
     if _DEBUG.value:

@@ -1,0 +1,69 @@
+"""Where things are: addresses that are no paths, and the one folder for all that can be made or fetched again."""
+
+import functools
+import os
+import pathlib
+import re
+import stat
+import tempfile
+
+from absl import logging
+
+from sg2jax import faults
+
+VARIABLE = 'SG2JAX_CACHE'
+_ADDRESS = re.compile(  # also in NAME=ADDRESS; pathlib makes one slash of two
+    r'(?:^|=)\s*(?:([A-Za-z][A-Za-z0-9+.-]*)://|(gs|s3|https?|hdfs|ftp|file):/)', re.IGNORECASE)
+_REMEDIES = {
+    'gs': 'mount the bucket (gcsfuse) and give the path of its folder, or copy it to a disk',
+    's3': 'mount the bucket (mount-s3, s3fs) and give the path of its folder, or copy it to a disk',
+    'http': 'download it and give the path of the file', 'https': 'download it and give the path of the file',
+    'ftp': 'download it and give the path of the file', 'file': 'give the path alone, without file://'}
+
+
+def check_local(text, said=''):
+  """Raises UsageError if `text` is an address (gs://, s3://, https:// ...) or NAME=ADDRESS. said: how it was given."""
+  found = _ADDRESS.search(os.fsdecode(text)) if isinstance(text, (str, bytes, os.PathLike)) else None
+  if found:
+    scheme = (found[1] or found[2]).lower()
+    remedy = _REMEDIES.get(scheme, 'mount it as a folder and give its path, or copy it to a disk')
+    raise faults.UsageError(f'{said or text}: only folders and files of this machine are read and written, no {scheme}:// '
+                            f'address; {remedy}')
+
+
+def cache() -> pathlib.Path:
+  """The folder for what can be made or fetched again: $SG2JAX_CACHE or ~/.cache/sg2jax; the system's temporary one
+  where there is no home folder, or it can't be written to."""
+  if own := os.environ.get(VARIABLE):
+    return pathlib.Path(os.path.expanduser(own)).absolute()
+  place = home_cache()
+  return place if place and _writable(place) else _temporary()
+
+
+def home_cache() -> pathlib.Path | None:
+  """~/.cache/sg2jax; None for a user without home folder."""
+  home = os.path.expanduser('~')  # leaves ~ as it is if nobody knows, and makes / of an empty $HOME
+  known = os.path.isabs(home) and os.environ.get('HOME') != ''
+  return pathlib.Path(home) / '.cache' / 'sg2jax' if known else None
+
+
+def _writable(place):
+  there = next(p for p in (place, *place.parents) if p.exists())
+  return there.is_dir() and os.access(there, os.W_OK | os.X_OK)
+
+
+@functools.lru_cache
+def _temporary():
+  """A folder of this user alone: compiled code is read from it."""
+  place = pathlib.Path(tempfile.gettempdir()) / f'sg2jax-{os.getuid() if hasattr(os, "getuid") else "cache"}'
+  try:
+    place.mkdir(mode=0o700, exist_ok=True)
+    found = place.lstat()
+    own = not hasattr(os, 'getuid') or found.st_uid == os.getuid()
+    if not stat.S_ISDIR(found.st_mode) or not own or found.st_mode & 0o022:
+      raise OSError
+  except OSError:
+    place = pathlib.Path(tempfile.mkdtemp(prefix='sg2jax-'))  # for this process
+  logging.warning('no home folder that can be written to: what can be made again is kept in %s; %s=DIR names another place',
+                  place, VARIABLE)
+  return place

@@ -1,0 +1,159 @@
+"""What all tools have in common: what is refused before any work, odd terminals, folders for the cache."""
+import os
+import pathlib
+import subprocess
+import sys
+import tempfile
+
+import pytest
+
+import sg2jax
+from sg2jax import places, weights
+from sg2jax.faults import UsageError
+from tests.runs import ROOT
+
+# A tool without work: prints what it got.
+TOOL = '''
+from absl import flags
+from ml_collections import config_flags
+from sg2jax import tools
+flags.DEFINE_string('out', '', '')
+flags.DEFINE_multi_string('weights', [], '')
+flags.DEFINE_list('metrics', [], '')
+CONFIG = config_flags.DEFINE_config_file('config', None, '')
+def main(argv):
+  import os, sys
+  print('out', flags.FLAGS.out, CONFIG.value and CONFIG.value.batch, 'jax' in sys.modules,
+        os.environ.get('JAX_COMPILATION_CACHE_DIR'))
+tools.run(main, positional=1)
+'''
+
+
+@pytest.fixture
+def tool(tmp_path):
+  """Runs TOOL with arguments; env: {name: value, or None to be without}; -> (exit code, output, errors)."""
+  (tmp_path / 'tool.py').write_text(TOOL)
+  def run(*args, **env):
+    merged = os.environ | {'PYTHONPATH': str(ROOT), 'SG2JAX_CACHE': str(tmp_path / 'cache')} | env
+    merged.pop('JAX_COMPILATION_CACHE_DIR', None) if 'JAX_COMPILATION_CACHE_DIR' not in env else None
+    done = subprocess.run([sys.executable, tmp_path / 'tool.py', *args], cwd=ROOT, capture_output=True,
+                          env={k: v for k, v in merged.items() if v is not None})
+    return done.returncode, done.stdout.decode(errors='replace'), done.stderr.decode(errors='replace')
+  return run
+
+
+def refused(result, *said):
+  """Whether a tool ended with 2 and one line that says all of it."""
+  code, out, err = result
+  assert code == 2 and not out and len(err.splitlines()) == 1, (code, out, err)
+  assert all(text in err for text in said), err
+
+
+ADDRESSES = {'gs://bucket/run': 'gcsfuse', 's3://b/r': 'mount', 'http://h/x': 'download it', 'https://h/x.pkl': 'download it',
+             'hdfs://n/x': 'mount it', 'file:///home/x': 'without file://', 'GS://b': 'gcsfuse', 'abfs+x://y': 'mount it'}
+
+
+@pytest.mark.parametrize('address', ADDRESSES)
+def test_addresses_are_no_paths(address):
+  for given in (address, f'inception={address}', address.encode()):
+    with pytest.raises(UsageError, match=ADDRESSES[address]):
+      places.check_local(given, '--flag')
+  for given in (address, pathlib.Path(address)) if '+' not in address else (address,):
+    with pytest.raises(UsageError, match=ADDRESSES[address]):
+      sg2jax.load(given)
+
+
+@pytest.mark.parametrize('text', ['runs/x', '/a/b:c', 'C:/x', 'a=b', 'configs/custom.py:64', '', None, 3, 'x/gs://y', '://x'])
+def test_others_are(text):
+  places.check_local(text)
+
+
+@pytest.mark.parametrize('args, said', [
+    (['--out=gs://b/x'], ['--out=gs://b/x', 'gcsfuse']), (['--weights=inception=s3://b/x'], ['--weights=inception=s3://b/x']),
+    (['--metrics=a,https://b'], ['--metrics=https://b', 'download it']), (['hdfs://x'], ['hdfs://x', 'mount it']),
+    (['--config=gs://b/c.py'], ['--config=gs://b/c.py']),
+    (['--config=configs/custom.py:64', '--config.data.dir=gs://b/x'], ['--config.data.dir=gs://b/x']),
+    (['--config=configs/custom.py:64', '--config.init_from=file:///x'], ['--config.init_from=file:///x', 'without file://']),
+    (['--out=~nobody-here/x'], ['--out=~nobody-here/x', 'home folder of ~nobody-here'])])
+def test_addresses_in_any_flag_are_refused(tool, args, said):
+  refused(tool(*args), *said)
+
+
+CONFIGS = {  # name: content (None: no file), what is said
+    'missing.py': (None, 'there is no file'), 'syntax.py': ('def get_config(:', 'syntax'), 'empty.py': ('', 'get_config'),
+    'none.py': ('def get_config(): pass', 'NoneType'), 'dict.py': ('def get_config(): return {}', 'dict'),
+    'raises.py': ('def get_config(): raise RuntimeError("odd\\nlines")', 'odd'), 'name.py': ('x = undefined', 'undefined'),
+    'import.py': ('import nothing_of_this_name', 'nothing_of_this_name'), 'exit.py': ('import sys; sys.exit(0)', 'ended'),
+    'open.py': ('open("/nowhere")', '/nowhere'), 'args.py': ('def get_config(a): pass', 'argument'),
+    'folder': ('/', 'is a folder')}
+
+
+@pytest.mark.parametrize('name', CONFIGS)
+def test_whatever_is_wrong_with_a_configuration_is_one_line(tool, tmp_path, name):
+  content, said = CONFIGS[name]
+  path = tmp_path / name
+  if content == '/':
+    path.mkdir()
+  elif content is not None:
+    path.write_text(content)
+  refused(tool(f'--config={path}'), said)
+
+
+@pytest.mark.parametrize('args', [['--config', 'configs/no.py'], ['-config=configs/no.py'], ['-config', 'configs/no.py'],
+                                  ['--config=configs/no.py:64'], ['--out=x', '--config', 'configs/no.py', '--config.batch=3']])
+def test_all_forms_of_the_flag(tool, args):
+  refused(tool(*args), 'there is no file configs/no.py')
+  good = [arg.replace('no.py:64', 'custom.py:64').replace('no.py', 'default.py') for arg in args]
+  assert tool(*good)[:2] == (0, tool(*good)[1])
+
+
+def test_no_name_is_too_odd_to_be_printed(tool):
+  name = b'x/\xff ' + '坏ü'.encode()
+  for encoding in ('ascii', 'latin-1', 'utf-8'):
+    code, out, err = tool(b'--out=' + name, PYTHONIOENCODING=encoding)
+    assert code == 0 and out.startswith('out x/\\udcff ') and not err, (out, err)
+    code, _, err = tool(b'--unknown=' + name, PYTHONIOENCODING=encoding)
+    assert code == 2 and len(err.splitlines()) == 1, err
+
+
+def test_what_is_compiled_is_kept_in_the_cache(tool, tmp_path):
+  assert tool()[1].split() == ['out', 'None', 'False', str(tmp_path / 'cache' / 'jax')]  # and without importing jax
+  assert tool(JAX_COMPILATION_CACHE_DIR='/mine')[1].split()[-1] == '/mine'
+
+
+@pytest.mark.parametrize('home', [None, '', 'relative', __file__])
+def test_without_a_home_folder(monkeypatch, tmp_path, home, caplog):
+  """A user without passwd entry and HOME, or whose home can't be written to."""
+  import pwd
+  def unknown(_):
+    raise KeyError
+  monkeypatch.setattr(pwd, 'getpwuid', unknown)
+  monkeypatch.setattr(tempfile, 'tempdir', str(tmp_path))
+  monkeypatch.delenv('SG2JAX_CACHE', raising=False)
+  monkeypatch.delenv('SG2JAX_WEIGHTS', raising=False)
+  monkeypatch.delenv('HOME', raising=False)
+  if home is not None:
+    monkeypatch.setenv('HOME', home)
+  places._temporary.cache_clear()
+  found = places.cache()
+  assert found == tmp_path / f'sg2jax-{os.getuid()}' and found.stat().st_mode & 0o777 == 0o700
+  assert weights.cache() == found and weights.folders()[0] == found / 'weights'
+  places._temporary.cache_clear()
+  found.chmod(0o777)  # others could put compiled code there
+  assert places.cache() != found and places.cache().parent == tmp_path
+  places._temporary.cache_clear()
+  monkeypatch.setenv('SG2JAX_CACHE', str(tmp_path / 'own'))
+  assert places.cache() == tmp_path / 'own'
+
+
+def test_a_tool_runs_without_a_home_folder(tool):
+  """The whole way, where this machine can take another user's place."""
+  if os.getuid():
+    pytest.skip('only root can be another user')
+  command = ['setpriv', '--reuid', '12345', '--regid', '12345', '--clear-groups']
+  if subprocess.run([*command, sys.executable, '-c', f'import os; os.listdir({str(ROOT)!r})'], capture_output=True).returncode:
+    pytest.skip('the other user may not read this folder')
+  env = {k: v for k, v in os.environ.items() if k not in ('HOME', 'SG2JAX_CACHE', 'JAX_COMPILATION_CACHE_DIR')}
+  done = subprocess.run([*command, sys.executable, '-m', 'sg2jax.tools.fetch_weights'], cwd=ROOT, capture_output=True,
+                        env=env)
+  assert done.returncode == 0, done.stderr
