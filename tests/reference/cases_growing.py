@@ -18,6 +18,7 @@ from sg2jax.models.mapping import Mapping, broadcast, truncate
 from sg2jax.models.stylegan1 import TAPS, StyleLayer
 from sg2jax.models.stylegan2 import HALF, Discriminator, Generator, Synthesis
 from sg2jax.steps import Steps, _apply
+from tests.reference.cases_nets import read_stddev
 from tests.reference.cases_train import RECORD
 from tests.reference.check import Config, jit
 from tests.reference.names import TensorFlow, nchw, nhwc
@@ -77,8 +78,8 @@ def read_discriminator(options, text):
   """As read_generator -> (Discriminator, TensorFlow)."""
   arch = _architecture('D', text, options)
   options.ignore('num_channels', 'fused_scale')  # stands in the image's shape; the fused layer is the same
-  group = options.get('mbstd_group_size', 4)
-  features = options.get('mbstd_num_features', 1) if group > 1 else 0
+  group, features = read_stddev(options)
+  features = 0 if group == 1 else features  # here 1 means none, too
   net = Discriminator(c_dim=options.get('label_size', 0), mbstd_group_size=group, mbstd_num_channels=features,
                       **_read_common(options, arch))
   return net, TensorFlow(net.resolution[0], arch == 'stylegan1')

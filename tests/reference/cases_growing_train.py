@@ -25,6 +25,10 @@ VALUES = {'fake_scores': 'gen_logits', 'real_scores': 'real_logits', 'gradient_p
           'pl_lengths': 'pl_lengths', 'pl_penalty': 'pl_penalty', 'loss': 'loss'}
 
 
+NAMES_OF_LABELS = {'c_G': ('c_G', 'labels_G', 'gen_c'), 'c_pl': ('c_pl', 'labels_pl', 'c_G_pl', 'gen_c_pl'),
+                   'c_real': ('c_real', 'c_D', 'labels', 'labels_real', 'real_c')}
+
+
 def _shrunk(images, level):
   """The mean of each box of 2^level pixels: NumPy [N,H,W,C] -> [N,h,w,C]."""
   n, h, w, c = images.shape
@@ -49,6 +53,8 @@ class _Losses:
     self.d = self.d_border = None
     if 'D_static_kwargs' in config:
       self.d, self.d_border = read_discriminator(config.sub('D_static_kwargs'), config['networks'])
+    for name in ('z_G', 'z_D', 'c_G', 'c_real'):
+      self.given.get(name)  # understood, even where no expected array needs it
     self.lazy = config.get('lazy_regularization', True)
     config.ignore('G_reg_interval', 'D_reg_interval')  # no gradient here has this factor
     self.names = {net: sub.under(f'tf/{net}/') for net in 'GD'}
@@ -63,6 +69,18 @@ class _Losses:
     interval = int(self.lazy)
     self.at = cache(partial(steps_at, generator=self.g, discriminator=self.d, r1_interval=interval, pl_interval=interval,
                             **settings))
+
+  def labels(self, name, z, *prefixes):
+    """The labels of the latents z, or None: an array `name`, or, of path lengths, the first of the generator's."""
+    names = [f'{prefix}{n}' for prefix in prefixes or ('',) for n in (*NAMES_OF_LABELS[name], 'c' if prefix else name)]
+    found = self.given.first(*names)
+    if found is None and name == 'c_pl':
+      found = self.given.first(*NAMES_OF_LABELS['c_G'])
+      found = None if found is None else found[:len(z)]
+    c_dim = self.g.mapping.c_dim
+    if (0 if found is None else found.shape[1]) != c_dim or (found is not None and len(found) != len(z)):
+      raise ValueError(f'{c_dim} labels for {len(z)} latents, and {name} is {None if found is None else found.shape}')
+    return found
 
   def run(self, phase, lod, net, z, labels=None, pl=None, reals=None, w_avg=None, pl_mean=0.0):
     """One evaluation at lod = (level, alpha) -> (values by their names, gradients, state after it)."""
@@ -100,9 +118,9 @@ def losses_ad(sub):
   for name, lod in read_lods(sub).items():
     parts = sorted({full.split('/')[1] for full in sub.wanted if full.startswith(f'{name}/')})
     if 'G' in parts:
-      note(f'{name}/G', *at.run('Gmain', lod, 'G', given['z_G'], given.get('c_G'))[:2], 'grad')
+      note(f'{name}/G', *at.run('Gmain', lod, 'G', given['z_G'], at.labels('c_G', given['z_G']))[:2], 'grad')
     if 'D' in parts:
-      args = lod, 'D', given['z_D'], given.get('c_real')
+      args = lod, 'D', given['z_D'], at.labels('c_real', given['z_D'])
       reals = given[f'{name}/real_images']
       values, grads, _ = at.run('Dmain' if at.lazy else 'Dboth', *args, reals=reals)
       note(f'{name}/D', values, grads, 'grad_main' if at.lazy else 'grad_total')
@@ -112,7 +130,8 @@ def losses_ad(sub):
     carry = {'w_avg': None, 'pl_mean': given.get('pl_mean_before', 0.0)}
     for call in [part for part in parts if re.fullmatch(r'call\d+', part)]:
       prefix = f'{name}/{call}'
-      values, grads, new = at.run('Greg', lod, 'G', given[f'{prefix}/z_pl'],
+      z = given[f'{prefix}/z_pl']
+      values, grads, new = at.run('Greg', lod, 'G', z, at.labels('c_pl', z, f'{prefix}/', f'{name}/', ''),
                                   pl=given[f'{prefix}/pl_noise_raw'], **carry)
       note(prefix, values, grads, 'grad_reg')
       carry = {'w_avg': new.w_avg, 'pl_mean': new.pl_mean}
@@ -122,12 +141,12 @@ def losses_ad(sub):
 # ---- growing_trajectory
 
 def _read_training(config):
-  """Config of a trajectory -> (function of a Stage: its Steps, compiled updates and round; Growth; TensorFlow of each net)."""
+  """Config of a trajectory -> (function of a Stage: its Steps, updates and round; Growth; {net: TensorFlow}; labels)."""
   config.ignore('config')  # a name
   g, g_border = read_generator(config.sub('G_static_kwargs'), config['networks'])
   d, d_border = read_discriminator(config.sub('D_static_kwargs'), config['networks'])
-  if g.mapping.c_dim or d.c_dim:
-    raise NotImplementedError('a trajectory with labels: no array holds them')
+  if g.mapping.c_dim != d.c_dim:
+    raise NotImplementedError(f'a generator with {g.mapping.c_dim} labels and a discriminator with {d.c_dim}')
   loss, hyper = config.sub('loss'), config.sub('adam')
   loss.expect('D', 'D_logistic_r1')
   path = {'G_logistic_ns': False, 'G_logistic_ns_pathreg': True}[loss['G']]
@@ -150,14 +169,21 @@ def _read_training(config):
     updates = {phase: jit(getattr(new, f'{phase}_update')) for phase in ('g', 'g_reg', 'd', 'd_reg')}
     updates['reals'] = jit(new.reals)
     return new, updates, more['minibatch_gpu'](growth.side >> stage.level)
-  return at, growth, {'G': g_border, 'D': d_border}
+  return at, growth, {'G': g_border, 'D': d_border}, d.c_dim
+
+
+# What the labels of draws are called.
+LABELS = {'z_G': ('c_G', 'labels_G', 'gen_c'), 'z_pl': ('c_pl', 'labels_pl', 'gen_c_pl'),
+          'reals': ('c_real', 'c_reals', 'labels', 'labels_real', 'reals_c', 'real_c', 'c_D')}
 
 
 class _Draws:
-  """The stored draws of a sub-case in the order in which they are consumed."""
+  """The stored draws of a sub-case in the order in which they are consumed: `<name>/<i>`. c_dim 0: no labels among them."""
 
-  def __init__(self, given):
-    self.given, self.used = given, {}
+  def __init__(self, given, c_dim):
+    self.given, self.c_dim, self.used = given, c_dim, {}
+    for name in ('z_G', 'z_D', 'z_pl', 'reals', 'pl_noise_raw', *(name for names in LABELS.values() for name in names)):
+      given.under(f'{name}/')  # understood; `draw_counts` says how many of them are to be consumed
 
   def take(self, name, rounds):
     """The next `rounds` arrays called name/<i>, stacked."""
@@ -165,9 +191,19 @@ class _Draws:
     self.used[name] = i + rounds
     return np.stack([self.given[f'{name}/{k}'] for k in range(i, i + rounds)])
 
+  def labels(self, of, rounds):
+    """The labels that belong to the next `rounds` draws called `of`, or None."""
+    names = [name for name in LABELS[of] if f'{name}/0' in self.given]
+    if not self.c_dim and not names:
+      return None
+    if not self.c_dim or len(names) != 1:
+      raise ValueError(f'{self.c_dim} labels, and of the arrays {", ".join(f"{name}/<i>" for name in LABELS[of])} there is '
+                       f'{" and ".join(names) or "none"}')
+    return self.take(names[0], rounds)
+
   def latents(self, name, rounds, **more):
-    """Draws of a phase."""
-    return make_draws(self.take(name, rounds), None, **more)
+    """Draws of a phase of the generator."""
+    return make_draws(self.take(name, rounds), self.labels(name, rounds), **more)
 
 
 def _minibatch(steps, updates, rounds, state, draws):
@@ -181,10 +217,12 @@ def _minibatch(steps, updates, rounds, state, draws):
   if 'g_reg' in due:
     state, _ = updates['g_reg'](state, path_lengths())
   reals = updates['reals'](state, nhwc(draws.take('reals', rounds)))
-  labels = np.zeros((*reals.shape[:2], 0))
-  state, _ = updates['d'](state, draws.latents('z_D', rounds), reals, labels)
+  labels = draws.labels('reals', rounds)  # of the fakes, too
+  fakes = make_draws(draws.take('z_D', rounds), labels)
+  state, _ = updates['d'](state, fakes, reals, fakes['c'])
   if 'd_reg' in due:  # without fetching: all its rounds have the last reals
-    state, _ = updates['d_reg'](state, jnp.broadcast_to(reals[-1:], reals.shape), labels)
+    last = lambda x: jnp.broadcast_to(x[-1:], x.shape)
+    state, _ = updates['d_reg'](state, last(reals), last(fakes['c']))
   return state
 
 
@@ -199,12 +237,12 @@ def _snapshot(state, borders, names, prefix):
 def trajectory(sub):
   """The training loop from stored draws, across changes of resolution."""
   config, names = sub.config, {net: sub.under(f'init/{net}/') for net in 'GD'}
-  at, growth, borders = _read_training(config)
+  at, growth, borders, c_dim = _read_training(config)
   g, noise, w_avg = borders['G'].load(names['G'])
   d = borders['D'].load(names['D'])[0]
   dtype = w_avg.dtype
   state = state_at(0, g, d, noise, w_avg, config.sub('loss').get('pl_mean_initial', 0.0), dtype).replace(nimg=np.int32(0))
-  wanted, draws, lods, resets, before, results = list(config['nimg_at_state']), _Draws(sub.given), [], [], None, {}
+  wanted, draws, lods, resets, before, results = list(config['nimg_at_state']), _Draws(sub.given, c_dim), [], [], None, {}
   done = 0
   while done < len(wanted):
     nimg = int(state.nimg)
@@ -224,7 +262,7 @@ def trajectory(sub):
   config.expect('reset_before_evaluation', resets)
   config.expect('num_schedule_evaluations', len(lods))
   counts = config.sub('draw_counts')
-  for name in ('z_G', 'z_D', 'z_pl', 'reals'):
+  for name in {'z_G', 'z_D', 'z_pl', 'reals', 'pl_noise_raw', *draws.used}:
     counts.expect(name, draws.used.get(name, 0))
   return results | {'schedule_lod': np.asarray(lods)}
 

@@ -53,21 +53,36 @@ def read_generator(config):
   return stylegan2.Generator(mapping, net), beta
 
 
+def read_stddev(*configs, prefix='mbstd_'):
+  """(group size, channels) of the minibatch stddev, channels 0: there is none. The fields stand in one of the configs.
+
+  PyTorch switches it off by 0 channels, TensorFlow, which calls them features, by a group of 0.
+  """
+  def read(default, *keys):
+    found = [config[prefix + key] for config in configs for key in keys if prefix + key in config]
+    if len(set(found)) > 1:
+      raise ValueError(f'{" and ".join(prefix + key for key in keys)} are {found}')
+    return found[0] if found else default
+  group, channels = read(4, 'group_size'), read(1, 'num_channels', 'num_features')
+  return group, 0 if group == 0 else channels or 0
+
+
 def read_discriminator(config):
   """Their discriminator config -> Discriminator."""
   config.ignore(*PRECISION)
   block, epilogue, mapping = (config.sub(f'{name}_kwargs') for name in ('block', 'epilogue', 'mapping'))
   block.ignore(*PRECISION)
   activation = block.get('activation', 'lrelu')
+  group, channels = read_stddev(epilogue, config)
   if epilogue.get('activation', 'lrelu') != activation:
     raise NotImplementedError(f'blocks with {activation} and an epilogue with {epilogue.get("activation", "lrelu")}')
   net = stylegan2.Discriminator(
       _size(config), config.get('channel_base', 32768) / 2, config.get('channel_max', 512), config['c_dim'],
       config.get('architecture', 'resnet'), clamp=config.get('conv_clamp'),
       taps=tuple(block.get('resample_filter', (1, 3, 3, 1))), activation=activation,
-      mbstd_group_size=epilogue.get('mbstd_group_size', 4), mbstd_num_channels=epilogue.get('mbstd_num_channels', 1),
-      cmap_dim=config.get('cmap_dim'), mapping_layers=mapping.get('num_layers', 8),
-      mapping_lr_mul=mapping.get('lr_multiplier', 0.01))
+      mbstd_group_size=group, mbstd_num_channels=channels, cmap_dim=config.get('cmap_dim'),
+      mapping_layers=mapping.get('num_layers', 8), mapping_lr_mul=mapping.get('lr_multiplier', 0.01),
+      embed_features=mapping.get('embed_features'), layer_features=mapping.get('layer_features'))
   config.ignore('img_channels')  # stands in the image's shape
   _check_channels(config, block_sizes(net.resolution), net.fmap_base, net.fmap_max)
   return net

@@ -8,6 +8,7 @@ import numpy as np
 from sg2jax import ops
 from sg2jax.data.images import transform_image
 from sg2jax.models.layers import Dense
+from tests.reference.cases_nets import read_stddev
 from tests.reference.names import nchw, nhwc
 
 
@@ -127,7 +128,9 @@ def minibatch_stddev(sub):
   """Minibatch standard deviation and its gradient."""
   config, given = sub.config, sub.given
   config.expect('batch', len(given['x']))
-  function = partial(ops.minibatch_stddev, group_size=config['group_size'], num_channels=config['num_channels'])
+  group, channels = read_stddev(config, prefix='')
+  # where there is none, as in sg2jax.models.stylegan2, nothing is called
+  function = partial(ops.minibatch_stddev, group_size=group, num_channels=channels) if channels else lambda x: x
   def everything(x, dy):
     y, pull = jax.vjp(function, x)
     return y, *pull(dy)

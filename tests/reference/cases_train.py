@@ -20,10 +20,10 @@ RECORD = optax.GradientTransformation(lambda p: jax.tree.map(jnp.zeros_like, p),
 
 
 def _state(steps, params, pl_mean):
-  """TrainState at step 0 from {'G/key', 'D/key'} arrays; also the size of the first block."""
+  """TrainState at step 0 from Given with 'G/key', 'D/key'; also the size of the first block."""
   size = block_sizes(steps.discriminator.resolution)[0]
-  g, noise, w_avg = load({k[2:]: v for k, v in params.items() if k.startswith('G/')}, size)
-  d, _, _ = load({k[2:]: v for k, v in params.items() if k.startswith('D/')}, size)
+  g, noise, w_avg = load(params.under('G/'), size)
+  d, _, _ = load(params.under('D/'), size)
   zero = np.zeros((), np.int32)
   return jax.tree.map(jnp.asarray, state_lib.TrainState(
       step=zero, nimg=zero, g=g, d=d, g_ema=g, g_opt=steps.g_tx.init(g), d_opt=steps.d_tx.init(d), noise=noise,
@@ -135,20 +135,31 @@ def loss_phases(sub):
 NAMES = {'Gmain': 'g', 'Greg': 'g_reg', 'Gboth': 'g', 'Dmain': 'd', 'Dreg': 'd_reg', 'Dboth': 'd'}
 
 
-def _read_training(config):
-  """Config of a trajectory -> Steps, phases. What this code base can't do is an error."""
-  g, beta = read_generator(config.sub('G'))
-  d = read_discriminator(config.sub('D'))
-  intervals = {name: config[f'{name}_reg_interval'] or 0 for name in 'GD'}  # None: not lazy
+def _read_phases(config):
+  """({'G': interval of its regularizer, 'D': ...}, phases). Interval 0, None there: not lazy, one phase `<net>both`."""
+  lazy = config.get('lazy_regularization', True)
+  intervals = {name: (config.get(f'{name}_reg_interval') or 0) * lazy for name in 'GD'}
   phases = [phase for name, k in intervals.items() for phase in ([f'{name}main', f'{name}reg'] if k else [f'{name}both'])]
-  for key, value in (('optimizer', 'Adam'), ('real_image_scaling', 'x/127.5 - 1'), ('style_mixing_prob', 0),
-                     ('phases', phases)):
-    config.expect(key, value)
-  (b1, b2), lr, eps = config['betas'], config['lr'], config['eps']
+  config.expect('phases', phases)
   for name, interval in intervals.items():
     effective, ratio = config.sub('effective').sub(name), schedule.lazy_correction(interval)
-    effective.expect('mb_ratio', ratio)
+    if interval or effective.get('mb_ratio') is not None:
+      effective.expect('mb_ratio', ratio)
     effective.ignore('lr', 'betas')  # follow from it
+  return intervals, phases
+
+
+def _read_training(config, mixes):
+  """Config of a trajectory -> Steps, phases. mixes: the case holds styles to mix. What this code can't do is an error."""
+  g, beta = read_generator(config.sub('G'))
+  d = read_discriminator(config.sub('D'))
+  intervals, phases = _read_phases(config)
+  for key, value in (('optimizer', 'Adam'), ('real_image_scaling', 'x/127.5 - 1')):
+    config.expect(key, value)
+  if mixes:
+    config.ignore('style_mixing_prob')  # the stored cutoffs are drawn with it
+  config.expect('style_mixing_prob', 0)
+  (b1, b2), lr, eps = config['betas'], config['lr'], config['eps']
   config.ignore('float64_sensitivity')  # a remark
   gamma, weight = config['r1_gamma'], config['pl_weight']
   # Weight 0 switches a regularizer off, its bookkeeping included, but leaves Adam's correction.
@@ -159,10 +170,61 @@ def _read_training(config):
   return steps, phases
 
 
+class _Draws:
+  """The stored draws of a trajectory, as rounds [R,M,...].
+
+  z and gen_c (and z_mix, style_mixing_cutoff) are [iterations, phases, batch, ...], or <phase>/z ... [iterations, batch, ...];
+  pl_noise_raw is [path length phases, rounds, ...], and so are z_mix_pl and style_mixing_cutoff_pl.
+  """
+
+  def __init__(self, given, phases, rounds, num_ws):
+    self.given, self.phases, self.rounds, self.num_ws, self.regs = given, phases, rounds, num_ws, 0
+    given.get('Dreg/z')  # drawn there, and never used
+    for name in ('z', 'gen_c', 'z_mix'):
+      if name in given and given[name].shape[1] != len(phases):
+        raise ValueError(f'{name} is for {given[name].shape[1]} phases, but there are {", ".join(phases)}')
+
+  def find(self, name, i, phase):
+    """The array of an iteration and a phase, or None."""
+    if f'{phase}/{name}' in self.given:
+      return self.given[f'{phase}/{name}'][i]
+    found = self.given.get(name)
+    return None if found is None else found[i, self.phases.index(phase)]
+
+  def _mix(self, z, cutoff, shape):
+    """Mixed styles; cutoff: one for all, or one for each round; the number of layers means none."""
+    if cutoff is None:
+      raise ValueError('z_mix without style_mixing_cutoff')
+    cutoff = np.broadcast_to(np.reshape(cutoff, (-1, 1)), shape)
+    return {'mix': {'z': z, 'cutoff': np.where(cutoff < 0, self.num_ws, cutoff)}}
+
+  def main(self, i, phase):
+    """Draws of the main loss."""
+    z, c, other = (None if x is None else self.rounds(x) for x in (self.find(k, i, phase) for k in ('z', 'gen_c', 'z_mix')))
+    if z is None:
+      raise KeyError(f'no z for {phase}')
+    more = {} if other is None else self._mix(other, self.find('style_mixing_cutoff', i, phase), z.shape[:2])
+    return make_draws(z, c, **more)
+
+  def path_lengths(self, phase, draws, count):
+    """Draws of the path length that follows: of each round the first `count` images, but styles to mix of its own."""
+    first = {k: v[:, :count] if np.ndim(v) > 1 else v for k, v in draws.items() if k != 'mix'}
+    own = lambda name: self.given.first(f'{phase}/{name}', name)[self.regs]
+    noise = nhwc(own('pl_noise_raw'))
+    first['pl'] = noise if noise.ndim == 5 else noise[None]
+    if 'mix' in draws and 'z_mix_pl' in self.given:
+      other = own('z_mix_pl').reshape(*first['z'].shape)
+      first |= self._mix(other, own('style_mixing_cutoff_pl'), first['z'].shape[:2])
+    elif 'mix' in draws:
+      first['mix'] = {k: v[:, :count] for k, v in draws['mix'].items()}
+    self.regs += 1
+    return first
+
+
 def _lengths(steps, state, draws):
   """Path lengths [R,M/s] at `state`, image by image."""
   def one(x):
-    ws, _ = steps._ws(state.g, state.w_avg, x['z'], x['c'], None)
+    ws, _ = steps._ws(state.g, state.w_avg, x['z'], x['c'], x.get('mix'))
     return losses.path_lengths(partial(steps._synthesize, state, state.g, None), ws, x['pl'])
   return jax.lax.map(one, draws)
 
@@ -189,21 +251,47 @@ TRACES = {'loss_Gmain': 'loss_g', 'scores_fake_Gmain': 'logits_fake', 'pl_penalt
           'loss_Dgen': 'loss_d_fake', 'loss_Dreal': 'loss_d_real', 'scores_real': 'logits_real', 'r1_penalty_mean': 'r1'}
 
 
+def _traces(steps, phase, aux):
+  """What a phase leaves in the traces, by their names."""
+  values = {theirs: aux[ours] for theirs, ours in TRACES.items() if ours in aux}
+  if 'pl_penalty' in aux:
+    values['loss_Gpl'] = aux['pl_penalty'] * steps.pl_weight
+  if 'r1' in aux:
+    values['loss_Dr1'] = aux['r1'] * steps.r1_gamma / 2
+  if phase.endswith('both'):
+    values[f'loss_{phase}'] = aux.get('loss_g', aux.get('loss_d')) + values.get('loss_Gpl', 0) + values.get('loss_Dr1', 0)
+  return values
+
+
+def _expect_due(config, due, phases):
+  """Checks the field that says when a regularizer runs: a phase of its own, or, without laziness, every iteration or none."""
+  there = config.sub('regularisation_iterations')
+  for net, ours in (('G', 'g_reg'), ('D', 'd_reg')):
+    every = list(range(len(due)))
+    if f'{net}both' in phases:
+      there.expect(f'{net}both', every)
+      if there.get(f'{net}reg') not in (None, []):
+        there.expect(f'{net}reg', every)
+    else:
+      there.expect(f'{net}reg', [i for i in every if ours in due[i]])
+
+
 def training_trajectory(sub):
   """The loop over minibatches from stored draws: traces, the state after some iterations and at the end."""
   config, given = sub.config, sub.given
-  steps, phases = _read_training(config)
+  steps, phases = _read_training(config, any(name.endswith('z_mix') for name in given))
   iterations, batch, micro = config['iterations'], config['batch_size'], config['batch_gpu']
   due = [steps.due(i) for i in range(iterations)]
-  for theirs, ours in (('Greg', 'g_reg'), ('Dreg', 'd_reg')):  # [] if not lazy
-    config.sub('regularisation_iterations').expect(theirs, [i for i in range(iterations) if ours in due[i]])
-  state, size = _state(steps, sub.under('init/'), np.zeros((), given['z'].dtype))
-  rounds = lambda x: x.reshape(batch // micro, micro, *x.shape[1:])
+  _expect_due(config, due, phases)
   images = nhwc(given['real_img_uint8'])
+  dtype = next(iter(sub.under('init/').values())).dtype
+  state, size = _state(steps, sub.under('init/'), np.zeros((), dtype))
+  rounds = lambda x: x.reshape(batch // micro, micro, *x.shape[1:])
+  draws = _Draws(given, phases, rounds, steps.generator.synthesis.num_ws)
   update = {name: jit(getattr(steps, f'{name}_update')) for name in NAMES.values()}
   lengths, end, beta_at = jit(partial(_lengths, steps)), jit(_end_of_iteration), jit(
-      lambda nimg, dtype=given['z'].dtype: schedule.ema_beta(nimg, batch, steps.ema_kimg, steps.ema_rampup, dtype))
-  trace, results, regs = {}, {}, 0
+      lambda nimg: schedule.ema_beta(nimg, batch, steps.ema_kimg, steps.ema_rampup, dtype))
+  trace, results = {}, {}
   def note(values):
     for key, value in values.items():
       trace.setdefault(key, []).append(value)
@@ -211,25 +299,20 @@ def training_trajectory(sub):
     reals = steps.reals(state, rounds(images[i]))
     labels = rounds(given['real_c'][i]) if 'real_c' in given else np.zeros((*reals.shape[:2], 0))
     beta = beta_at(state.nimg)
-    for index, phase in enumerate(phases):
-      name = NAMES[phase]
-      if name not in due[i]:
-        continue
-      c = rounds(given['gen_c'][i, index]) if 'gen_c' in given else None
-      draws, pl_draws = make_draws(rounds(given['z'][i, index]), c), None
+    for phase in [phase for phase in phases if NAMES[phase] in due[i]]:
+      main, pl_draws = draws.main(i, phase) if phase != 'Dreg' else None, None
       if phase == 'Greg' or (phase == 'Gboth' and steps.pl_weight):
-        pl_draws = {k: v[:, :micro // steps.pl_shrink] if v.ndim > 1 else v for k, v in draws.items()}
-        pl_draws['pl'] = nhwc(given['pl_noise_raw'][regs])
-        regs += 1
+        pl_draws = draws.path_lengths(phase, main, micro // steps.pl_shrink)
         note({'pl_lengths': lengths(state, pl_draws)})
-      args = {'g': (draws, pl_draws), 'g_reg': (pl_draws,), 'd': (draws, reals, labels), 'd_reg': (reals, labels)}[name]
+      name = NAMES[phase]
+      args = {'g': (main, pl_draws), 'g_reg': (pl_draws,), 'd': (main, reals, labels), 'd_reg': (reals, labels)}[name]
       state, aux = update[name](state, *args)
-      note({theirs: aux[ours] for theirs, ours in TRACES.items() if ours in aux})
+      note(_traces(steps, phase, aux))
     note(end(state, beta))
     if any(name.startswith(f'iter{i + 1}/') for name in sub.wanted):
       results |= _snapshot(state, size, f'iter{i + 1}')
   results |= _snapshot(state, size, 'final') | {f'trace/{key}': np.stack(values) for key, values in trace.items()}
-  z, c = given['z'][0, 0], given['gen_c'][0, 0] if 'gen_c' in given else None
+  z, c = (draws.find(name, 0, phases[0]) for name in ('z', 'gen_c'))
   img = jit(partial(steps.generator.apply, noise_mode='const'))({'params': state.g_ema, 'noise': state.noise}, z, c)
   return results | {'final/G_ema_img': nchw(img)}
 

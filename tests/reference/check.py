@@ -1,7 +1,8 @@
 """What all cases share: reading a manifest, comparing with its tolerances, one report line per case.
 
 A case is computed by a function `Subcase -> {name: array}`; every expected array of the manifest is looked up in that
-dict. What nothing computes, an unread config field and an exception are failures of the sub-case.
+dict. What nothing computes, an unread config field, a given array that nobody takes and an exception are failures of the
+sub-case.
 """
 import contextlib
 import dataclasses
@@ -62,6 +63,34 @@ class Config:
     return sorted([f'{self._path}{key}' for key in self._unread] + [k for s in subs for k in s.unread()])
 
 
+class Given(dict):
+  """The given arrays of a sub-case, which know who was asked for by name; looping over all isn't asking."""
+
+  def __init__(self, values, unread=()):
+    super().__init__(values)
+    self._unread = set(unread)
+
+  def __getitem__(self, name):
+    self._unread.discard(name)
+    return super().__getitem__(name)
+
+  def get(self, name, default=None):
+    """The array of an optional name."""
+    return self[name] if name in self else default
+
+  def first(self, *names):
+    """The array of the first of these names that there is, or None: cases may call the same thing differently."""
+    return next((self[name] for name in names if name in self), None)
+
+  def under(self, prefix):
+    """Given of those whose name begins with prefix, without it."""
+    return Given({name[len(prefix):]: self[name] for name in self if name.startswith(prefix)})
+
+  def unread(self):
+    """Names that nobody asked for."""
+    return sorted(self._unread)
+
+
 @dataclasses.dataclass
 class Subcase:
   """One sub-case: config, given arrays (floats in the working precision) and the names of the expected arrays.
@@ -70,13 +99,13 @@ class Subcase:
   """
   id: str
   config: Config
-  given: dict
+  given: Given
   wanted: list
   common: dict = dataclasses.field(default_factory=dict)
 
   def under(self, prefix):
-    """{rest: array} of the given arrays whose name begins with prefix."""
-    return {k[len(prefix):]: v for k, v in self.given.items() if k.startswith(prefix)}
+    """Given of the arrays whose name begins with prefix, without it."""
+    return self.given.under(prefix)
 
 
 @dataclasses.dataclass
@@ -102,6 +131,15 @@ class Report:
 
 def _abridge(messages, most=5):
   return messages[:most] + ([f'... and {len(messages) - most} more'] if len(messages) > most else [])
+
+
+def kind_of(case, kinds):
+  """What kind of case it is: its id, or the longest of `kinds` that its id, or a field `kind`, begins with; None: none."""
+  for name in (case.get('kind'), case['id']):
+    fits = [kind for kind in kinds if name == kind or (name or '').startswith(f'{kind}_')]
+    if fits:
+      return max(fits, key=len)
+  return None
 
 
 def read_manifest(folder):
@@ -189,10 +227,13 @@ def _run(case, sub, names, shared, data, compute, float32, report):
   wide = np.float32 if float32 else np.float64
   def cast(key):
     return data[key].astype(wide) if data[key].dtype.kind == 'f' else data[key]
-  given = {name: cast(key) for name, key in [(k, k) for k in shared] + names if info[key]['role'] != 'expected'}
+  own = [(name, key) for name, key in names if info[key]['role'] != 'expected']
+  # what belongs to all sub-cases need not serve each of them
+  given = Given({name: cast(key) for name, key in [(k, k) for k in shared] + own}, [name for name, _ in own])
   wanted = {name: key for name, key in names if info[key]['role'] == 'expected'}
   results = compute(Subcase(sub, config, given, list(wanted), case.get('config') or {}))
   messages = [f'config field {key} is not understood' for key in config.unread()]
+  messages += [f'{name}: nothing takes this given array' for name in given.unread()]
   if results and not wanted:
     messages.append('nothing is expected of it')
   for name, key in wanted.items():
