@@ -35,7 +35,7 @@ class Labels(NamedTuple):
     """Labels of classes from the images in each [c_dim]; names: [c_dim], or () for '0', '1', ..."""
     counts = np.asarray(counts, np.int64)
     some = np.flatnonzero(counts)
-    return cls(tuple(names), True, np.eye(len(counts), dtype=np.float32)[some], counts[some])
+    return cls(_real_names(names), True, _one_hot(some, len(counts)), counts[some])
 
   @classmethod
   def of_vectors(cls, vectors, names=()) -> 'Labels':
@@ -102,7 +102,19 @@ class Labels(NamedTuple):
     read = json.loads(text)
     values = np.array(read['values'], np.float32)
     if read['one_hot']:
-      values = np.eye(read['c_dim'], dtype=np.float32)[read['values']]
+      values = _one_hot(np.array(read['values'], np.int64), read['c_dim'])
     if values.shape != (len(read['counts']), read['c_dim']):
       raise ValueError('as many counts as labels, of one length')
     return cls(tuple(read['names']), read['one_hot'], values, np.array(read['counts'], np.int64))
+
+
+def _real_names(names) -> tuple[str, ...]:
+  """Without those that only say the number, which some readers of data sets make up."""
+  names = tuple(names)
+  return () if names == tuple(map(str, range(len(names)))) else names
+
+
+def _one_hot(classes: np.ndarray, c_dim: int) -> np.ndarray:
+  values = np.zeros((len(classes), c_dim), np.float32)
+  values[np.arange(len(classes)), classes] = 1
+  return values

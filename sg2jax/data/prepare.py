@@ -1,30 +1,35 @@
 """Users' pictures -> a TFDS data set (array_record) and a report that names every file left out.
 
-Which files are looked at is stated in `sources.py`, what is done to a picture in `images.py`.
+Which files are looked at is stated in `sources.py`, what is done to a picture in `images.py`, where
+labels come from in `label_rules.py`.
 """
 
 import collections
 from collections.abc import Callable, Iterator
 import concurrent.futures
+import contextlib
 import dataclasses
 import hashlib
 import json
 import os
 import pathlib
+import re
 import shutil
 import sys
+from typing import NamedTuple
 import warnings
 
 from array_record.python.array_record_module import ArrayRecordWriter
 import numpy as np
+from PIL import Image
 import tensorflow_datasets as tfds
 import tqdm
 
 from sg2jax import faults
-from sg2jax.data import images, sources
+from sg2jax.data import destination, images, label_rules, labels, sources, summary
+from sg2jax.models import stylegan2
 
-REPORT = 'report.json'
-TOOL = 'sg2jax.tools.prepare'
+REPORT = destination.REPORT
 SHARD_BYTES = 256 * 2**20
 
 
@@ -35,12 +40,15 @@ class Options:
   Attributes:
     height: pixels.
     width: pixels.
-    channels: 3 RGB, 1 grey.
+    channels: 3 RGB, 1 grey, 4 RGBA.
     fit: crop rule, see images.fit_image.
     resize_filter: see images.FILTERS.
     background: RGB in 0..255 behind transparency and, with fit='pad', around the picture.
     allow_upscale: take pictures smaller than the target.
-    labels: rule, see sources.labels.
+    labels: rule, see label_rules.assign.
+    max_pixels: larger pictures are refused.
+    animation: 'refuse', or 'first' for the first picture of several.
+    max_value: value of 16-bit grey that becomes white; 0: 65535.
   """
   height: int
   width: int
@@ -50,11 +58,33 @@ class Options:
   background: tuple[int, int, int] = (255, 255, 255)
   allow_upscale: bool = False
   labels: str = 'none'
+  max_pixels: int = images.MAX_PIXELS
+  animation: str = 'refuse'
+  max_value: int = 0
 
   @property
   def shape(self) -> tuple[int, int, int]:
     """(H, W, C) of the images that come out."""
     return self.width if self.fit == 'wide' else self.height, self.width, self.channels
+
+  @property
+  def rules(self) -> images.Rules:
+    """What is asked of a picture before it is cropped and resized."""
+    return images.Rules(self.channels, self.background, self.max_pixels, self.animation, self.max_value)
+
+  def check_resolution(self):
+    """Raises UsageError if no network has the size of the images that come out."""
+    height, width, _ = self.shape
+    try:
+      stylegan2.block_sizes((height, width))
+    except ValueError as err:
+      near = re.search(r'try (\d+)x(\d+)', str(err))
+      near = [int(side) for side in near.groups()] if near else [height, width]
+      if self.fit == 'wide':  # the width alone counts; the height follows it
+        near = [max(1, round(near[1] * self.height / self.width)), near[1]]
+      raise faults.UsageError(
+          f'--resolution={_size(self.height, self.width)}: no network makes images of {height}x{width} (both sides are '
+          f'h0*2^k, the longer h0 in 4..7); try --resolution={_size(*near)}') from None
 
 
 def build(source: str, dest: str, options: Options, workers: int | None = None) -> dict:
@@ -68,122 +98,165 @@ def build(source: str, dest: str, options: Options, workers: int | None = None) 
 
   Returns:
     The report, as in DEST/report.json: `images` (count), `unusable` ([{file, reason}]),
-    `content_sha256`, and the options. If `images` is 0, nothing was made.
+    `content_sha256`, `classes` ({name: images}, by index) or `components` (images in which each is not
+    0), `warnings`, `stale_labels`, and the options. If `images` is 0, nothing was made.
 
   Raises:
     UsageError: `dest` holds something else, or lies inside `source`.
     DatasetError: `source` missing or unreadable, or labels missing.
     WriteError: `dest` can't be written.
   """
-  source = pathlib.Path(source).expanduser()
-  dest = pathlib.Path(dest).expanduser().absolute()
-  _check_dest(source, dest)
+  options.check_resolution()
+  source, named = pathlib.Path(source).expanduser(), dest
+  dest = destination.resolved(dest)
+  destination.check(source, dest)
   listing = sources.listing(source)
-  labels, classes = sources.labels(options.labels, listing)
-  scratch = dest.with_name(f'.{dest.name}.building-{os.getpid()}')
+  if not listing.names and not listing.unusable:
+    raise faults.DatasetError(f'--source={source}: there is no file in it (hidden ones are not looked at); '
+                              'nothing was made')
+  scratch = destination.scratch(dest)
   try:
-    scratch.mkdir(parents=True)
-    with warnings.catch_warnings():
-      # Pillow warns of oddities that it can read; the report is for what it can't.
-      warnings.simplefilter('ignore')
-      report = _write(scratch, listing, labels, classes, options, workers or os.cpu_count())
-    report = {'tool': TOOL, 'source': str(source), **dataclasses.asdict(options), **report}
+    with _pillow(options):
+      pictures = _Pictures(listing, options)
+      assigned = label_rules.assign(options.labels, listing, pictures.usable)
+      scratch.mkdir(parents=True)
+      report = _write(scratch, pictures, assigned, workers or os.cpu_count())
+    report = {'tool': destination.TOOL, 'source': sources.text(str(source)), **dataclasses.asdict(options), **report}
     report['unusable'] = sorted(listing.unusable + report['unusable'], key=lambda e: e['file'])
+    report['stale_labels'] = list(assigned.stale)
     if report['images']:
-      (scratch / REPORT).write_text(json.dumps(report, indent=1) + '\n')
-      _replace(scratch, dest)
+      report['warnings'] += destination.leftovers(dest)
+      (scratch / destination.REPORT).write_text(json.dumps(report, indent=1) + '\n')
+      report['warnings'] += destination.replace(scratch, dest)
   except (OSError, RuntimeError) as err:
-    raise faults.WriteError(f'{dest}: the data set could not be written ({err}); '
+    raise faults.WriteError(f'{named}: the data set could not be written ({err}); '
                             'free some space or choose another --dest') from err
   finally:
     shutil.rmtree(scratch, ignore_errors=True)
   return report
 
 
-def summary(report: dict, most: int = 20) -> str:
-  """The report for people: the counts, then the first `most` unusable files with their reasons."""
-  bad = report['unusable']
-  most = most if report['images'] else len(bad)  # then there is no report.json that names them all
-  lines = [f"{report['images']} images, {len(bad)} unusable files"]
-  lines += [f"  {e['file']}: {e['reason']}" for e in bad[:most]]
-  if len(bad) > most:
-    lines.append(f'  ... and {len(bad) - most} more')
-  return '\n'.join(lines)
-
-
-def _check_dest(source: pathlib.Path, dest: pathlib.Path):
-  if dest.resolve().is_relative_to(source.resolve()):
-    raise faults.UsageError(f'--dest={dest} lies inside --source={source}; choose a place outside')
-  if dest.exists() and not dest.is_dir():
-    raise faults.UsageError(f'--dest={dest} is a file; choose a new folder')
-  if dest.exists() and any(dest.iterdir()) and not _is_ours(dest):
-    raise faults.UsageError(f'--dest={dest} is not empty and was not made by this tool; '
-                            'choose a new folder')
-
-
-def _is_ours(dest: pathlib.Path) -> bool:
+@contextlib.contextmanager
+def _pillow(options: Options):
+  """Pillow with our limit of pixels; it warns of oddities that it can read, and the report is for what it can't."""
+  limit = Image.MAX_IMAGE_PIXELS
+  Image.MAX_IMAGE_PIXELS = max(options.max_pixels, images.MAX_PIXELS)
   try:
-    return json.loads((dest / REPORT).read_text()).get('tool') == TOOL
-  except (OSError, ValueError, AttributeError):
-    return False
+    with warnings.catch_warnings():
+      warnings.simplefilter('ignore')
+      yield
+  finally:
+    Image.MAX_IMAGE_PIXELS = limit
 
 
-def _replace(scratch: pathlib.Path, dest: pathlib.Path):
-  """Puts the finished folder in place; an earlier one is deleted once the new one is there."""
-  old = dest.with_name(f'.{dest.name}.old-{os.getpid()}')
-  if dest.exists():
-    os.rename(dest, old)
-  os.rename(scratch, dest)
-  shutil.rmtree(old, ignore_errors=True)
+def _size(height: int, width: int) -> str:
+  return f'{height}' if height == width else f'{height}x{width}'
 
 
-def _features(options: Options, labels: dict, classes) -> tfds.features.FeaturesDict:
+def _features(options: Options, assigned: label_rules.Assigned) -> tfds.features.FeaturesDict:
   features = {'image': tfds.features.Image(shape=options.shape, encoding_format='png')}
-  if isinstance(classes, list):
-    features['label'] = tfds.features.ClassLabel(names=classes)
-  elif classes and isinstance(next(iter(labels.values())), int):
-    features['label'] = tfds.features.ClassLabel(num_classes=classes)
-  elif classes:
-    features['label'] = tfds.features.Tensor(shape=(classes,), dtype=np.float32)
+  if assigned.names:
+    features['label'] = tfds.features.ClassLabel(names=assigned.names)
+  elif assigned.c_dim and assigned.one_hot:
+    features['label'] = tfds.features.ClassLabel(num_classes=assigned.c_dim)
+  elif assigned.c_dim:
+    features['label'] = tfds.features.Tensor(shape=(assigned.c_dim,), dtype=np.float32)
   return tfds.features.FeaturesDict(features)
 
 
-def _write(place: pathlib.Path, listing: sources.Listing, labels: dict, classes, options: Options,
-           workers: int) -> dict:
-  """Writes records and metadata of the usable pictures into `place`, in the order of the names."""
-  features = _features(options, labels, classes)
+class _Pictures:
+  """The pictures of a listing at the data set's size; remembers why files are unusable. For threads."""
 
-  def convert(name: str) -> tuple[str, bytes | str, bytes]:
-    """(name, record or reason, digest of pixels and label); runs in a thread."""
+  def __init__(self, listing: sources.Listing, options: Options):
+    self.listing, self.options, self.reasons = listing, options, {}
+
+  def read(self, name: str) -> images.Picture:
+    """Raises Unusable with the reason."""
+    if name in self.reasons:
+      raise images.Unusable(self.reasons[name])
+    options = self.options
     try:
-      if classes and name not in labels:
-        raise images.Unusable(f'no label by --labels={options.labels}')
-      image = images.fit_image(
-          images.decode(listing.read(name), options.channels, options.background), options.fit,
-          options.height, options.width, options.resize_filter, options.background,
-          options.allow_upscale)
+      picture = images.read(self.listing.read(name), options.rules, name)
+      return picture._replace(pixels=images.fit_image(
+          picture.pixels, options.fit, options.height, options.width, options.resize_filter, options.background,
+          options.allow_upscale))
     except images.Unusable as err:
-      return name, str(err), b''
-    example = {'image': images.encode_png(image)}
-    if classes:
-      example['label'] = labels[name]
-    digest = hashlib.sha256(image.tobytes() + json.dumps(labels.get(name)).encode()).digest()
-    return name, features.serialize_example(example), digest
+      self.reasons[name] = str(err)
+      raise
 
-  unusable, shards = [], _Shards(place)
+  def usable(self, name: str) -> bool:
+    """Whether `read` would return."""
+    try:
+      self.read(name)
+    except images.Unusable:
+      return False
+    return True
+
+
+class _Converted(NamedTuple):
+  """A file as a record with a digest of pixels and label, or the reason why it isn't one."""
+  name: str
+  reason: str | None
+  record: bytes = b''
+  digest: bytes = b''
+  peak: int | None = None
+  grey: bool = True
+
+
+def _write(scratch: pathlib.Path, pictures: _Pictures, assigned: label_rules.Assigned, workers: int) -> dict:
+  """Writes records and metadata of the usable pictures into `scratch`, in the order of the names."""
+  options, names = pictures.options, pictures.listing.names
+  features = _features(options, assigned)
+
+  def convert(name: str) -> _Converted:
+    """Runs in a thread."""
+    if name in assigned.missing:
+      return _Converted(name, assigned.missing[name])
+    try:
+      pixels, peak, grey = pictures.read(name)
+    except images.Unusable as err:
+      return _Converted(name, str(err))
+    example = {'image': images.encode_png(pixels)}
+    if assigned.c_dim:
+      example['label'] = assigned.labels[name]
+    digest = hashlib.sha256(pixels.tobytes() + json.dumps(assigned.labels.get(name)).encode()).digest()
+    return _Converted(name, None, features.serialize_example(example), digest, peak, grey)
+
+  unusable, used, peaks, shards = [], [], [], _Shards(scratch)
   content = hashlib.sha256(repr(options.shape).encode())
   with concurrent.futures.ThreadPoolExecutor(workers) as pool:
-    done = _ordered(pool, convert, listing.names, 4 * workers)
-    for name, record, digest in tqdm.tqdm(done, total=len(listing.names), unit='files',
-                                          disable=not sys.stderr.isatty()):
-      if isinstance(record, str):
-        unusable.append(sources.entry(name, record))
-      else:
-        content.update(digest)
-        shards.add(record)
+    done = _ordered(pool, convert, names, 4 * workers)
+    for one in tqdm.tqdm(done, total=len(names), unit='files', disable=not sys.stderr.isatty()):
+      if one.reason is not None:
+        unusable.append(sources.entry(one.name, one.reason))
+        continue
+      content.update(one.digest)
+      shards.add(one.record)
+      used.append(one.name)
+      if one.peak is not None and (one.grey or not options.max_value):  # which is for grey alone
+        peaks.append(one.peak)
   shards.finish(features, content_sha256=content.hexdigest(), resize_filter=options.resize_filter)
-  return {'images': sum(shards.lengths), 'unusable': unusable,
-          'content_sha256': content.hexdigest()}
+  report = {'images': len(used), 'unusable': unusable, 'content_sha256': content.hexdigest(),
+            'warnings': [*assigned.warnings, *_of_peaks(peaks, options.max_value)]}
+  if assigned.c_dim and used:
+    of_used = [assigned.labels[name] for name in used]
+    (scratch / labels.FILE).write_text(summary.count(assigned, of_used).to_json())
+    about, empty = summary.of_labels(assigned, of_used)
+    report |= about
+    report['warnings'] += empty
+  return report
+
+
+def _of_peaks(peaks: list[int], max_value: int) -> list[str]:
+  """What the largest values of pictures with 16 bits say of their range."""
+  white, top = max_value or 65535, max(peaks, default=0)
+  if peaks and max_value and top > white:
+    return [f'{sum(peak > white for peak in peaks)} pictures have values above --max_value={white}, up to {top}: white']
+  if peaks and not max_value and top <= 4095:
+    bits = max(top.bit_length(), 8)
+    return [f'{len(peaks)} pictures have 16 bits, but no value above {top} of 65535: they are nearly black; '
+            f'--max_value={2 ** bits - 1} makes that value white (of grey; convert colour to 8 bits first)']
+  return []
 
 
 def _ordered(pool: concurrent.futures.Executor, function: Callable, items: list,

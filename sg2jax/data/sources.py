@@ -1,27 +1,30 @@
-"""Where pictures and labels come from: a folder or a zip, read without trusting either.
+"""Where pictures come from: a folder or a zip, read without trusting either.
 
 Looked at is every regular file at any depth, in the order of the names, except hidden ones (a part
-of the path starts with a dot), `__MACOSX`, `Thumbs.db`, `desktop.ini` and `dataset.json`. Links to
-files are followed, links to folders are not. Nothing of a zip is ever unpacked to disk.
+of the path starts with a dot), `__MACOSX`, `Thumbs.db`, `desktop.ini` and `dataset.json`. Links are
+followed; a folder is read once, by its own path if that is in the source, else by the first link to
+it, and never a folder that the source lies in. Nothing of a zip is ever unpacked to disk.
 """
 
 from collections.abc import Callable
-import json
 import os
 import pathlib
+import posixpath
+import stat
 import threading
 from typing import NamedTuple
+import unicodedata
 import zipfile
 import zlib
 
 from sg2jax import faults
 from sg2jax.data import images
 
-LABELS = ('none', 'folder', 'json')
 MAX_FILE_BYTES = 512 * 2**20
-_LABEL_FILE = 'dataset.json'
-_SUFFIXES = ('.png', '.jpg', '.jpeg', '.webp', '.bmp', '.gif', '.tif', '.tiff', '.ppm')
-_IGNORED = ('__MACOSX', 'Thumbs.db', 'desktop.ini', _LABEL_FILE)
+LABEL_FILE = 'dataset.json'
+_IGNORED = ('__MACOSX', 'Thumbs.db', 'desktop.ini', LABEL_FILE)
+PICTURE_SUFFIXES = ('.png', '.jpg', '.jpeg', '.jfif', '.jpe', '.webp', '.bmp', '.dib', '.gif', '.tif', '.tiff',
+                    '.ppm', '.pgm', '.pbm', '.pnm', '.avif')
 
 
 class Listing(NamedTuple):
@@ -32,16 +35,35 @@ class Listing(NamedTuple):
     unusable: [{file, reason}] of what isn't even tried.
     read: name -> bytes; thread-safe; raises images.Unusable.
     label_file: the dataset.json nearest the top, or None.
+    folders: all folders, also those without a file.
   """
   names: list[str]
   unusable: list[dict[str, str]]
   read: Callable[[str], bytes]
   label_file: str | None
+  folders: tuple[str, ...] = ()
+
+
+def text(name: str) -> str:
+  """A name that is shown or stored: what isn't text, control characters and blanks at its ends are escaped.
+
+  File names are any bytes; a line of output, a name of a class, and JSON are text.
+  """
+  def escaped(char: str) -> str:
+    return char.encode('unicode_escape', 'surrogatepass').decode() if char != ' ' else '\\x20'
+
+  shown = ''.join(escaped(c) if unicodedata.category(c) in ('Cc', 'Cs', 'Zl', 'Zp') else c for c in name)
+  inner = shown.strip()
+  if inner != shown:  # of blanks alone, `inner` is empty
+    start = shown.index(inner) if inner else len(shown)
+    head, tail = shown[:start], shown[start + len(inner):]
+    shown = ''.join(map(escaped, head)) + inner + ''.join(map(escaped, tail))
+  return shown
 
 
 def entry(name: str, reason: str) -> dict[str, str]:
-  """A line of the report. File names needn't be text, JSON must be."""
-  return {'file': name.encode('utf-8', 'backslashreplace').decode(), 'reason': reason}
+  """A line of the report."""
+  return {'file': text(name), 'reason': reason}
 
 
 def listing(source: pathlib.Path) -> Listing:
@@ -60,7 +82,8 @@ def _ignored(name: str) -> bool:
 
 
 def _nearest_label_file(names: list[str]) -> str | None:
-  found = [name for name in names if name.rpartition('/')[2] == _LABEL_FILE]
+  found = [name for name in names if name.rpartition('/')[2] == LABEL_FILE
+           and not _ignored(name.rpartition('/')[0])]
   return min(found, key=lambda name: (name.count('/'), name), default=None)
 
 
@@ -71,28 +94,78 @@ def _limited(file) -> bytes:
   return data
 
 
+class _Walk:
+  """Files and folders below `root`, links followed; see the top of this file."""
+
+  def __init__(self, root: pathlib.Path):
+    self.root, self.names, self.folders, self.unusable = str(root), [], [], []
+    real = root.resolve()
+    self.around = {_identity(str(parent)) for parent in real.parents}
+    self.seen, self.links = {}, []
+    self._folder(self.root)
+    while self.links:  # all real folders come first, so that a link takes none of their files
+      path = self.links.pop(0)
+      first = self.seen.get(_identity(path))
+      if _identity(path) in self.around:
+        self._refuse(path, 'link to a folder that the source lies in (a loop): not followed')
+      elif first is not None:
+        loop = ' (a loop)' if path.startswith(os.path.join(first, '')) else ''
+        self._refuse(path, f'link to a folder that is read already, as {self._name(first)}{loop}')
+      else:
+        self._folder(path)
+
+  def _name(self, path: str) -> str:
+    return path[len(os.path.join(self.root, '')):].replace(os.sep, '/') or '.'
+
+  def _refuse(self, path: str, reason: str):
+    self.unusable.append(entry(self._name(path), text(reason)))
+
+  def _folder(self, top: str):
+    pending = [top]
+    while pending:
+      path = pending.pop()
+      identity = _identity(path)
+      try:
+        found = sorted(os.scandir(path), key=lambda e: e.name)
+      except OSError as err:
+        self._refuse(path, f'unreadable folder: {err.strerror}')
+        continue
+      if identity in self.seen or identity in self.around:  # reached again, inside of what a link led to
+        self._refuse(path, 'a folder that is read already by another path')
+        continue
+      self.seen[identity] = path
+      if path != self.root:
+        self.folders.append(self._name(path))
+      for item in found:
+        if not _ignored(self._name(item.path)) or item.name == LABEL_FILE:
+          self._item(item, pending)
+
+  def _item(self, item: os.DirEntry, pending: list[str]):
+    if os.path.isdir(item.path):
+      if item.is_symlink():
+        self.links.append(item.path)
+        return
+      if item.name.lower().endswith(PICTURE_SUFFIXES):
+        self._refuse(item.path, 'a folder, not an image (files in it are read)')
+      pending.append(item.path)
+    elif os.path.isfile(item.path):
+      self.names.append(self._name(item.path))
+    elif item.is_symlink():
+      self._refuse(item.path, 'broken link')
+    else:  # opening a pipe or a device could hang
+      self._refuse(item.path, 'not a regular file')
+
+
+def _identity(path: str) -> tuple[int, int] | None:
+  try:
+    found = os.stat(path)
+  except OSError:
+    return None  # gone, or not to be looked at; to list it will say why
+  return found.st_dev, found.st_ino
+
+
 def _list_folder(root: pathlib.Path) -> Listing:
-  names, unusable = [], []
-
-  def refuse(path: str, reason: str):
-    name = os.path.relpath(path, root).replace(os.sep, '/')
-    if not _ignored(name):
-      unusable.append(entry(name, reason))
-
-  def unreadable(err: OSError):
-    refuse(err.filename, f'unreadable folder: {err.strerror}')
-
-  for folder, subfolders, files in os.walk(root, onerror=unreadable):
-    for path in (os.path.join(folder, name) for name in subfolders):
-      if os.path.islink(path):
-        refuse(path, 'link to a folder: not followed')
-      elif path.lower().endswith(_SUFFIXES):
-        refuse(path, 'a folder, not an image (files in it are read)')
-    for path in (os.path.join(folder, name) for name in files):
-      if os.path.isfile(path):
-        names.append(os.path.relpath(path, root).replace(os.sep, '/'))
-      else:  # opening a pipe or a device could hang
-        refuse(path, 'broken link' if os.path.islink(path) else 'not a regular file')
+  found = _Walk(root)
 
   def read(name: str) -> bytes:
     try:
@@ -101,32 +174,39 @@ def _list_folder(root: pathlib.Path) -> Listing:
     except OSError as err:
       raise images.Unusable(f'unreadable: {err.strerror}') from err
 
-  return Listing(sorted(name for name in names if not _ignored(name)), unusable, read,
-                 _nearest_label_file(names))
+  return Listing(sorted(name for name in found.names if not _ignored(name)), found.unusable, read,
+                 _nearest_label_file(found.names), tuple(found.folders))
 
 
-def _list_zip(path: pathlib.Path) -> Listing:
+def _list_zip(archive_path: pathlib.Path) -> Listing:
   try:
-    with zipfile.ZipFile(path) as archive:
-      members = [member for member in archive.infolist() if not member.is_dir()]
+    with zipfile.ZipFile(archive_path) as archive:
+      members = archive.infolist()
   except (OSError, zipfile.BadZipFile) as err:
     raise faults.DatasetError(
-        f'--source={path}: neither a folder nor a readable zip ({err})') from err
-  unusable, found = [], {}
+        f'--source={archive_path}: neither a folder nor a readable zip ({text(str(err))})') from err
+  unusable, found, folders = [], {}, set()
   for member in members:
-    name = member.filename
-    if name.startswith('/') or name[1:2] == ':' or '..' in name.replace('\\', '/').split('/'):
+    name = member.filename.replace('\\', '/')  # Windows' separator, against the standard
+    if name.startswith('/') or name[1:2] == ':' or '..' in name.split('/'):
       unusable.append(entry(name, 'path leads out of the zip'))
-    elif name in found:
-      unusable.append(entry(name, 'second file of this name in the zip'))
+      continue
+    path = posixpath.normpath(name)
+    folders.update(str(parent) for parent in pathlib.PurePosixPath(path).parents)
+    if member.is_dir() or name.endswith('/'):
+      folders.add(path)
+    elif stat.S_ISLNK(member.external_attr >> 16):
+      unusable.append(entry(path, 'link in a zip: not followed'))
+    elif path in found:
+      unusable.append(entry(path, 'second file of this name in the zip'))
     else:
-      found[name] = member
+      found[path] = member
   local = threading.local()
 
   def read(name: str) -> bytes:
     try:
       if not hasattr(local, 'archive'):  # a shared handle would make threads wait for each other
-        local.archive = zipfile.ZipFile(path)
+        local.archive = zipfile.ZipFile(archive_path)
       with local.archive.open(found[name]) as file:
         return _limited(file)
     # NotImplementedError: unknown compression; RuntimeError: encrypted.
@@ -134,62 +214,4 @@ def _list_zip(path: pathlib.Path) -> Listing:
       raise images.Unusable(f'corrupt zip member: {err}') from err
 
   return Listing(sorted(name for name in found if not _ignored(name)), unusable, read,
-                 _nearest_label_file(list(found)))
-
-
-def labels(rule: str, source: Listing) -> tuple[dict, list[str] | int | None]:
-  """Finds the labels.
-
-  Args:
-    rule: 'none'; 'folder': the class is the first folder below the one that all pictures share;
-      'json': dataset.json, as {"labels": [[path, label], ...]} or {path: label} with paths relative
-      to its own folder, a label being a number or a list (multi-hot).
-    source: what was listed.
-
-  Returns:
-    ({name: int or list of float}, the sorted class names, or the length of a label, or None).
-
-  Raises:
-    DatasetError: no labels, or not in this form.
-  """
-  if rule == 'none':
-    return {}, None
-  if rule == 'folder':
-    return _folder_labels(source.names)
-  if source.label_file is None:
-    raise faults.DatasetError(f'--labels=json: there is no {_LABEL_FILE} in the source; add one, '
-                              'or use --labels=folder')
-  try:
-    return _json_labels(source.read(source.label_file), source.label_file.rpartition('/')[0])
-  except (images.Unusable, ValueError, TypeError, AttributeError) as err:
-    raise faults.DatasetError(
-        f'{source.label_file}: not the labels of a data set ({err}); expected {{"labels": '
-        '[["path", 3], ...]} or {"path": 3}, numbers or lists throughout') from err
-
-
-def _folder_labels(names: list[str]) -> tuple[dict[str, int], list[str]]:
-  # A README beside the one top folder must not make that folder the only class.
-  pictures = [name for name in names if name.lower().endswith(_SUFFIXES)] or names or ['']
-  shared = os.path.commonpath([os.path.dirname(name) for name in pictures])
-  below = {name: os.path.relpath(name, shared or '.').split(os.sep) for name in names}
-  found = {name: parts[0] for name, parts in below.items() if len(parts) > 1 and parts[0] != '..'}
-  classes = sorted(set(found.values()))
-  if not classes:
-    raise faults.DatasetError('--labels=folder: all pictures lie in one folder; make one folder '
-                              'per class')
-  return {name: classes.index(c) for name, c in found.items()}, classes
-
-
-def _json_labels(data: bytes, folder: str) -> tuple[dict, int]:
-  table = json.loads(data)
-  if isinstance(table.get('labels', 0), list | None):
-    table = dict(table['labels'] or {})
-  table = {f'{folder}/{name}'.lstrip('/'): label for name, label in table.items()}
-  if not table:
-    raise ValueError('it holds no labels')
-  if all(isinstance(label, int) and label >= 0 for label in table.values()):
-    return table, max(table.values()) + 1
-  lengths = {len(label) for label in table.values()}
-  if len(lengths) != 1:
-    raise ValueError(f'lists of different lengths {sorted(lengths)}')
-  return {name: [float(x) for x in label] for name, label in table.items()}, lengths.pop()
+                 _nearest_label_file(list(found)), tuple(f for f in folders if f != '.' and not _ignored(f)))

@@ -4,7 +4,7 @@
 
 DIR becomes a TFDS data set in array_record format, to be used as --config.data.name=
 --config.data.dir=DIR, and DIR/report.json names every file that was left out, with the reason. The
-rules are stated in sg2jax/data/images.py (pictures) and sg2jax/data/sources.py (files, labels).
+rules are stated in docs/data.md.
 """
 
 import re
@@ -13,7 +13,7 @@ from absl import flags
 from PIL import ImageColor
 
 from sg2jax import faults, tools
-from sg2jax.data import images, prepare, sources
+from sg2jax.data import images, label_rules, prepare, sources, summary
 
 _SOURCE = flags.DEFINE_string('source', None, 'Folder or zip of pictures.')
 _DEST = flags.DEFINE_string('dest', None, 'Folder to make.')
@@ -22,13 +22,19 @@ _FIT = flags.DEFINE_enum('fit', 'center', images.FITS,
                          'center: crop the middle; wide: crop the middle rows, black bars above '
                          'and below, giving WIDTHxWIDTH; pad: keep all, fill with --background.')
 _FILTER = flags.DEFINE_enum('filter', 'box', sorted(images.FILTERS), 'Resampling filter.')
-_CHANNELS = flags.DEFINE_enum('channels', '3', ('3', '1'), '3: RGB, 1: grey.')
-_LABELS = flags.DEFINE_enum('labels', 'none', sources.LABELS,
+_CHANNELS = flags.DEFINE_enum('channels', '3', ('3', '1', '4'),
+                             '3: RGB, 1: grey, 4: RGBA (straight alpha).')
+_LABELS = flags.DEFINE_enum('labels', 'none', label_rules.RULES,
                             'Class labels from folder names or dataset.json.')
 _BACKGROUND = flags.DEFINE_string('background', 'white',
                                   'Colour behind transparent pixels: a CSS name or #rrggbb.')
 _UPSCALE = flags.DEFINE_bool('allow_upscale', False,
                              'Enlarge pictures that are too small instead of refusing them.')
+_MAX_PIXELS = flags.DEFINE_integer('max_pixels', images.MAX_PIXELS, 'Refuse larger pictures.', lower_bound=1)
+_ANIMATION = flags.DEFINE_enum('animation', 'refuse', images.ANIMATIONS,
+                               'Of animations and files of several pages: refuse, or take the first picture.')
+_MAX_VALUE = flags.DEFINE_integer('max_value', None, 'Value of 16-bit grey that becomes white, such as 4095 for 12 '
+                                  'bits; default: 65535.', lower_bound=1, upper_bound=2**31 - 1)
 _WORKERS = flags.DEFINE_integer('workers', None, 'Threads; default: one per core.', lower_bound=1)
 
 
@@ -60,13 +66,15 @@ def main(argv: list[str]):
                             'larger side')
   options = prepare.Options(
       height, width, int(_CHANNELS.value), _FIT.value, _FILTER.value,
-      _background(_BACKGROUND.value), _UPSCALE.value, _LABELS.value)
+      _background(_BACKGROUND.value), _UPSCALE.value, _LABELS.value, _MAX_PIXELS.value, _ANIMATION.value,
+      _MAX_VALUE.value or 0)
   report = prepare.build(_SOURCE.value, _DEST.value, options, _WORKERS.value)
-  print(prepare.summary(report))
+  print(summary.lines(report))
   if not report['images']:
-    raise faults.DatasetError(f'--source={_SOURCE.value}: no usable picture in it (the reasons are '
+    raise faults.DatasetError(f'--source={sources.text(_SOURCE.value)}: no usable picture in it (the reasons are '
                               'above); nothing was made')
-  print(f'{_DEST.value}: ready; the report is {_DEST.value}/{prepare.REPORT}')
+  dest = sources.text(_DEST.value)
+  print(f'{dest}: ready; the report is {dest}/{prepare.REPORT}')
 
 
 if __name__ == '__main__':
