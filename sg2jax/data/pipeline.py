@@ -6,6 +6,7 @@ epoch has its own permutation, and whether a sample is mirrored is drawn per pos
 """
 
 from collections.abc import Iterator
+import functools
 import hashlib
 import io
 import os
@@ -19,7 +20,8 @@ import tensorflow_datasets as tfds
 from tensorflow_datasets.proto import tf_example_pb2
 
 from sg2jax import faults
-from sg2jax.data import digits, images
+from sg2jax.data import digits, images, sources
+from sg2jax.data import labels as label_module
 
 _MODES = {1: 'L', 2: 'LA', 3: 'RGB', 4: 'RGBA'}
 _PREPARE = ('own pictures: `python -m sg2jax.tools.prepare --source=FOLDER|ZIP --dest=DIR '
@@ -43,6 +45,9 @@ class Source:
     resize_filter: by which the images were brought to this size; 'unknown' if the data set doesn't say.
   """
 
+  READ_RECORDS = 65_536  # of which labels are read at most
+  READ_BYTES = 2**34  # and what these may hold; an image is read with its label
+
   def __init__(self, builder: tfds.core.DatasetBuilder, labels: bool):
     self.place = str(builder.data_path)
     self.name = builder.info.name
@@ -65,10 +70,44 @@ class Source:
     """See the class."""
     return self.shape
 
+  @functools.cached_property
+  def labels(self) -> label_module.Labels | None:
+    """Which labels there are, how many images have each, names; None without labels.
+
+    As `prepare` stored it. Of other data sets, and of those that earlier versions prepared, labels are read: all,
+    or of more than READ_RECORDS records or READ_BYTES a subset, the same each time, stands for them.
+    """
+    if not self.c_dim:
+      return None
+    stored = self._stored_labels()
+    if stored is not None:
+      return stored
+    size = np.mean([len(self._record(i)) for i in range(0, len(self), max(1, len(self) // 16))])
+    most = min(self.READ_RECORDS, max(1024, int(self.READ_BYTES / size)))
+    some = range(len(self))
+    if len(self) > most:
+      some = np.sort(np.random.default_rng(0).choice(len(self), most, replace=False)).tolist()
+    read = [self.label(i) for i in some]
+    if not self._one_hot:
+      return label_module.Labels.of_vectors(read)
+    counts = np.bincount([label.argmax() for label in read], minlength=self.c_dim)
+    return label_module.Labels.of_classes(self._class_names, counts)
+
+  def _stored_labels(self) -> label_module.Labels | None:
+    place = epath.Path(self.place) / label_module.FILE
+    try:
+      stored = label_module.Labels.from_json(place.read_text())
+    except (OSError, ValueError, KeyError, TypeError, IndexError, AttributeError):
+      return None  # it can be told from the records
+    if (stored.c_dim, stored.one_hot) != (self.c_dim, self._one_hot) or self._one_hot and stored.counts.sum() != len(self):
+      return None
+    return stored
+
   def _label_dim(self, feature) -> int:
     """Number of classes, or length of the vector; sets how labels are read."""
     self._one_hot = isinstance(feature, tfds.features.ClassLabel)
     if self._one_hot and feature.num_classes:
+      self._class_names = tuple(feature.names)
       return feature.num_classes
     if isinstance(feature, tfds.features.Tensor) and len(feature.shape) == 1 and feature.shape[0]:
       return feature.shape[0]
@@ -153,6 +192,11 @@ class Shrunk:
     self._keep = len(source) * (int(np.prod(self.shape)) + 600) <= self.MEMORY  # 600: Python's share
     self.place, self.stored = source.place, source.shape
 
+  @property
+  def labels(self) -> label_module.Labels | None:
+    """As of the Source."""
+    return self._source.labels
+
   def __repr__(self) -> str:
     return f'Shrunk({self._source}, {self._factor})'
 
@@ -214,6 +258,15 @@ def _is_dataset(place: str) -> bool:
   return bool(place) and (epath.Path(place).expanduser() / 'dataset_info.json').exists()
 
 
+def _below(place: str, most: int = 5) -> list[str]:
+  """Names of data sets in a folder."""
+  try:
+    names = sorted(os.listdir(os.path.expanduser(place)))[:1000] if place else []
+  except OSError:
+    return []
+  return [sources.text(n) for n in names if n[0] != '.' and _is_dataset(os.path.join(place, n))][:most]
+
+
 def _builder(name: str, data_dir: str, resolution: tuple[int, int]) -> tfds.core.DatasetBuilder:
   """Finds the files; never downloads and never runs a data set's own code."""
   place = None
@@ -224,11 +277,15 @@ def _builder(name: str, data_dir: str, resolution: tuple[int, int]) -> tfds.core
     place = data_dir
   elif _is_dataset(name):
     place = name
+  elif name and name != 'digits' and data_dir and _is_dataset(os.path.join(data_dir, name)):
+    place = os.path.join(data_dir, name)
   elif name == 'digits':
     place = digits.prepare(data_dir or tfds.core.constants.DATA_DIR, *resolution)
   height, width = resolution
   remedy = f'to make one, {_PREPARE.format(height=height, width=width)}'
   if place is None and not name:
+    there = _below(data_dir)
+    remedy = f'in it are {", ".join(there)}: set data.name={there[0]}' if there else remedy
     raise faults.DatasetError(f'no data set in data.dir={data_dir!r} and data.name is empty; '
                               f'{remedy}')
   try:
