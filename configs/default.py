@@ -15,6 +15,10 @@ def get_config():
   c.batch = 32  # images per minibatch, over all devices [S2 App. B]
   c.microbatch = 0  # images per round of gradient accumulation, over all devices; 0: the whole batch
   c.seed = 0  # of weights, latents, noise and data order
+  # Of products of float32 arrays in training. 'default': what is fast, one bfloat16 pass on TPUs, TF32 on NVIDIA's Ampere and
+  # later; 'high': three passes on TPUs, TF32; 'highest': float32 everywhere, as in the paper's runs. CPUs always compute
+  # float32. Sampling and metrics are 'highest' whatever stands here.
+  c.precision = 'default'
   c.init_from = ''  # checkpoint or workdir whose weights a new run starts from; what doesn't fit is initialised and listed
   c.device = ''  # what must be there: 'gpu', 'tpu', 'accelerator' (either); '': whatever JAX finds
   c.tick_kimg = 4.0  # thousands of images between status lines
@@ -29,6 +33,7 @@ def get_config():
   c.data.dir = ''  # directory of the data set, or TFDS data_dir; '': TFDS's default
   c.data.channels = 3  # of an image: 1 grey, 3 RGB, 4 RGBA
   c.data.labels = False  # condition on the data set's labels [ADA App. D]
+  c.data.allow_change = False  # let a run go on with other pictures than it began with; their classes must be as many
   c.data.mirror = False  # flip each image horizontally with probability 1/2 (FFHQ: yes) [S2 App. B]
 
   c.g = ConfigDict()

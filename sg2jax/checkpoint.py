@@ -44,9 +44,7 @@ class Checkpoints:
   """The checkpoints of one run. To be closed (`contextlib.closing`), or a save in flight is lost.
 
   Every process makes the same calls; process 0 alone seals, renames and deletes.
-
-  Attributes:
-    restored: the manifest of what `restore_latest` found; None if it found nothing or wasn't called.
+  `restored` is the manifest of what `restore_latest` found; None if it found nothing or wasn't called.
   """
 
   def __init__(self, workdir, *, keep: int, meta: dict):
@@ -65,8 +63,7 @@ class Checkpoints:
     self._root = pathlib.Path(workdir).absolute() / 'checkpoints'
     self._keep = keep
     self._meta = json.loads(json.dumps(meta))  # what JSON can't hold fails here, not in a thread
-    self._checkpointer = ocp.AsyncCheckpointer(
-        ocp.PyTreeCheckpointHandler(use_ocdbt=False, use_compression=False))
+    self._checkpointer = ocp.AsyncCheckpointer(ocp.PyTreeCheckpointHandler(use_ocdbt=False, use_compression=False))
     self._thread = self._error = self.restored = None
     self._scores = {}  # step -> score or None; a step without a readable manifest is never deleted
     for step in _steps(self._root):
@@ -185,9 +182,7 @@ class Checkpoints:
       CheckpointError: some were there but none is whole; format too new; leaves unlike `like`'s.
     """
     self.wait()
-    step, bad = None, []
-    if jax.process_index() == 0:
-      step, bad = _newest(self._root, set_aside=True)
+    step, bad = _newest(self._root, set_aside=True) if jax.process_index() == 0 else (None, [])
     step = int(multihost_utils.broadcast_one_to_all(np.int32(-1 if step is None else step)))
     self._scores = {s: score for s, score in self._scores.items() if s <= step}
     if bad and step < 0:
@@ -236,6 +231,14 @@ def load(path) -> tuple[dict, dict]:
   return _restore(step), configuration(step)
 
 
+def restore(path, like):
+  """The checkpoint that `find(path)` finds with the structure and the shardings of `like`, as `Checkpoints.restore_latest`.
+
+  Raises: CheckpointError: as `find`; or its leaves are unlike those of `like`.
+  """
+  return _restore_like(find(path), like)
+
+
 def configuration(step) -> dict:
   """The configuration of a result of `find`: the config.json beside its `state/`, or else the workdir's.
 
@@ -246,8 +249,8 @@ def configuration(step) -> dict:
   try:
     return json.loads((places[0] if places[0].exists() else places[1]).read_text())
   except (OSError, ValueError) as e:
-    raise CheckpointError(f'{step} has no readable configuration in {places[0]} or {places[1]}: '
-                          f'{_one_line(e)}. Copy it from the run') from e
+    raise CheckpointError(f'{step} has no readable configuration in {places[0]} or {places[1]}: {_one_line(e)}. Copy it from '
+                          'the run') from e
 
 
 def _restore(step):
@@ -260,8 +263,8 @@ def _restore_like(step, like):
   manifest = _manifest(step)
   there = {k: f'{dtype}{shape}' for k, (dtype, shape) in manifest['leaves'].items()}
   here = {k: f'{x.dtype}{list(x.shape)}' for k, x in _named(like).items()}
-  added = {k: np.asarray(x) for k, x in getattr(state_lib, 'YOUNGER', {}).items()
-           if manifest['format'] < FORMAT and k in here and k not in there}
+  younger = state_lib.YOUNGER.items() if manifest['format'] < FORMAT else ()
+  added = {k: np.asarray(x) for k, x in younger if k in here and k not in there}
   there |= {k: f'{x.dtype}{list(x.shape)}' for k, x in added.items()}
   for name in [*here, *there]:
     if here.get(name) != there.get(name):

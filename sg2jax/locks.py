@@ -17,6 +17,16 @@ class Held(Exception):
   """Another process holds the lock; `str()` says which."""
 
 
+def module():
+  """The module `fcntl`. Raises UsageError where the operating system has none."""
+  try:
+    import fcntl  # here, because all else of this package can be imported anywhere
+  except ImportError:
+    raise faults.UsageError(
+        f'sg2jax runs on Linux or macOS only: {platform.system() or "this system"} has no fcntl') from None
+  return fcntl
+
+
 def acquire(path):
   """Holds the lock file at `path`, which is made if need be, until what is returned is closed.
 
@@ -30,11 +40,7 @@ def acquire(path):
     UsageError: the operating system has no such locks.
     OSError: the file can't be written.
   """
-  try:
-    import fcntl  # here, because all else of this package can be imported anywhere
-  except ImportError:
-    raise faults.UsageError(
-        f'sg2jax runs on Linux or macOS only: {platform.system() or "this system"} has no fcntl') from None
+  fcntl = module()
   f = open(path, 'a+', encoding='utf-8', errors='replace')
   try:
     try:

@@ -2,16 +2,16 @@
 import jax
 import numpy as np
 
-from sg2jax import data, ops, report, sharding
+from sg2jax import build, data, ops, report, sharding
 from sg2jax.evaluation import measure, passes, protocols
 from sg2jax.evaluation.detectors import SWD_SIDE
 from sg2jax.metrics import artifacts
 from sg2jax.metrics.swd import swd
 from sg2jax.models.mapping import broadcast
 from sg2jax.models.stylegan2 import largest
-from sg2jax.trained import of_state, to_uint8
+from sg2jax.trained import images_at_once, of_state, to_uint8
 
-GRID = 64  # fixed latents shown in every snapshot
+GRID = 64  # fixed latents shown in every snapshot, at most
 
 
 class Snapshot:
@@ -20,29 +20,39 @@ class Snapshot:
   def __init__(self, workdir, config, source, mesh, log, stop):
     self.workdir, self.config, self.source = workdir, config.to_dict() | {'c_dim': source.c_dim}, source
     self.log, self.seed, self.stop, self.mesh = log, config.seed, stop, mesh
-    self.batch = max(mesh.size, 32 // mesh.size * mesh.size)
+    # On a device never more images at once than in training, which its memory is known to be enough for.
+    micro = min(build.microbatch(config, batch) for batch in build.batches(config))
+    self.batch = max(1, min(images_at_once(source.shape), micro // mesh.size)) * mesh.size
+    rows, self.cols = report.grid_shape(*source.shape[:2], GRID)
+    self.shown = rows * self.cols
     self.factor = -(-max(source.shape[:2]) // SWD_SIDE)
     compare = config.swd_images if min(source.shape[:2]) // self.factor >= 7 else 0  # SWD takes 7x7 patches
-    count = max(min(GRID, len(source)), min(compare, len(source)))
+    count = max(min(self.shown, len(source)), min(compare, len(source)))
     self.order = np.random.default_rng([config.seed, 0]).permutation(len(source))[:count].tolist()
-    self.reals, labels = [], []
+    self.small_reals, labels = [], []
     for i in self.order:
       sample = source[i]
       labels.append(sample['label'])
       if compare:
-        self.reals.append(data.shrink(sample['image'], self.factor))
+        self.small_reals.append(data.shrink(sample['image'], self.factor))
     self.labels = np.stack(labels)
-    self.z = np.random.RandomState(config.seed).randn(max(count, GRID), config.g.z_dim)
+    self.z = np.random.RandomState(config.seed).randn(max(count, self.shown), config.g.z_dim)
+
+  def reals(self, name, step):
+    """Writes as many real images as a grid has places, or as there are."""
+    images = np.stack([self.source[i]['image'] for i in self.order[:self.shown]])
+    self.log.images(name, images, step, min(self.cols, len(images)))
 
   def enter(self, steps):
     """Takes the images of this stage from now on, and with several torgb layers what each contributes [S2 Fig. 8]."""
     generator, parts = steps.generator, steps.generator.synthesis.architecture in artifacts.PARTS
     def sample(state, z, c):
       variables = {'params': state.g_ema, 'noise': state.noise}
-      ws = broadcast(generator.apply(variables, z[0], c[0], method='map'), generator.synthesis.num_ws)
-      images = generator.apply(variables, ws, 'const', steps.stage.level, steps.alpha(state), method='synthesize')
-      images = ops.nearest(largest(images), 2 ** steps.stage.level)
-      return to_uint8(images), artifacts.contribution(generator, variables, ws) if parts else {}
+      with jax.default_matmul_precision('highest'):  # as everything that makes images to be looked at
+        ws = broadcast(generator.apply(variables, z[0], c[0], method='map'), generator.synthesis.num_ws)
+        images = generator.apply(variables, ws, 'const', steps.stage.level, steps.alpha(state), method='synthesize')
+        images = ops.nearest(largest(images), 2 ** steps.stage.level)
+        return to_uint8(images), artifacts.contribution(generator, variables, ws) if parts else {}
     same = sharding.replicated(self.mesh)
     self.sample = jax.jit(sample, in_shardings=(same, *[sharding.batched(self.mesh)] * 2), out_shardings=same)
 
@@ -58,16 +68,16 @@ class Snapshot:
       part = np.arange(first, first + self.batch)
       z, c = (x[part % len(x)][None].astype(dtype) for x in (self.z, self.labels))
       images, shares = jax.device_get(self.sample(state, z, c))
-      if first < GRID:
-        grid.append(images)
+      if first < self.shown:
+        grid.append(images[:self.shown - first])
       parts.append(shares)
-      if self.reals:
+      if self.small_reals:
         fakes.append(data.shrink(images, self.factor))
-    self.log.images(f'fakes_{int(state.nimg) // 1000:06d}', np.concatenate(grid)[:GRID], int(state.step))
+    self.log.images(f'fakes_{int(state.nimg) // 1000:06d}', np.concatenate(grid), int(state.step), self.cols)
     metrics = {f'contribution_{name}': np.mean([float(shares[name]) for shares in parts])
                for name in sorted(parts[0], key=artifacts.resolution)}
-    if self.reals:
-      levels = swd(np.stack(self.reals), np.concatenate(fakes)[:len(self.reals)], self.seed, stop)
+    if self.small_reals:
+      levels = swd(np.stack(self.small_reals), np.concatenate(fakes)[:len(self.small_reals)], self.seed, stop)
       metrics |= {'swd' if k == 'mean' else f'swd_{k}': v for k, v in levels.items()}
     return metrics
 

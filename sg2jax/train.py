@@ -3,21 +3,23 @@ from concurrent import futures
 import contextlib
 from functools import partial
 import os
-import pathlib
+import shlex
 import signal
 import threading
 import time
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
-from sg2jax import build, checkpoint, data, report, sharding
+from sg2jax import build, checkpoint, data, locks, nonfinite, places, report, sharding
 from sg2jax import state as state_lib
 from sg2jax.checkpoint import Checkpoints
 from sg2jax.evaluation import measure, protocols
-from sg2jax.faults import Interrupted, NonFiniteError, Preempted, UsageError
-from sg2jax.snapshot import GRID, Snapshot
-from sg2jax.workdir import check_workdir, init_from, locked, other_settings
+from sg2jax.faults import Interrupted, Preempted, UsageError
+from sg2jax.keys import purpose_key
+from sg2jax.snapshot import Snapshot
+from sg2jax.workdir import check_start, check_workdir, data_values, folder, init_from, locked, origin, resume
 
 
 def train(config, workdir):
@@ -25,16 +27,17 @@ def train(config, workdir):
 
   Raises: the Faults of faults.py, each with its exit code; nothing that was saved is lost.
   """
+  locks.module()
   build.check(config)
   wanted = [protocols.parse(name) for name in config.metrics]
   measure.check(wanted, {})
   if 'swd' in config.metrics:
     raise UsageError(f'--config.metrics={config.metrics}: swd is logged at every snapshot, of swd_images images; leave it out')
-  workdir = pathlib.Path(workdir)
-  values = config.to_dict()
+  places.check_local(config.data.dir, f'--config.data.dir={config.data.dir}')
+  workdir, values = folder(workdir), config.to_dict()
   check_workdir(values, workdir)
-  if config.init_from and not any((workdir / 'checkpoints').glob('*')):
-    other_settings(config, checkpoint.find(config.init_from))
+  begins = not checkpoint.begun(workdir)
+  start = origin(config) if begins else None
   with Stop() as stop:
     devices = jax.devices()
     build.check_devices(config, devices)
@@ -42,17 +45,23 @@ def train(config, workdir):
                        config.data.labels)
     data.check_size(source, max(build.batches(config)))
     measure.load(wanted, source, {})  # weights and images that can't be used are refused now, not after days
-    values |= {'c_dim': source.c_dim, 'data_hash': source.hash}
-    with locked(workdir):
-      check_workdir(values, workdir)
-      report.save_run(workdir, values)
-      run(config, workdir, source, sharding.make_mesh(devices), stop)
+    if begins:
+      check_start(config, start, source.c_dim)
+    values |= data_values(source)
+    # The others of several processes write nothing, and the folder is one for all.
+    with locked(workdir) if jax.process_index() == 0 else contextlib.nullcontext():
+      changes = check_workdir(values, workdir, getattr(source, 'labels', None))
+      report.save_run(workdir, values, getattr(source, 'labels', None), changes)
+      run(config, workdir, source, sharding.make_mesh(devices), stop, start, changes)
 
 
-def run(config, workdir, source, mesh, stop):
-  """Everything after the checks: restore, then stage by stage (one, unless the networks grow) compile and train."""
+def run(config, workdir, source, mesh, stop, start=None, changes=()):
+  """Everything after the checks: restore, then stage by stage (one, unless the networks grow) compile and train.
+
+  start: the workdir.Origin of a new run, or None; changes: what is other than in the run that goes on, lines for people.
+  """
   growth, same = build.growth(config), sharding.replicated(mesh)
-  make_steps = partial(build.steps, config, source.c_dim, sharding.constrain(mesh))
+  make_steps = partial(build.steps, config, source.c_dim, mesh)
   with contextlib.ExitStack() as stack:
     checkpoints = stack.enter_context(contextlib.closing(
         Checkpoints(workdir, keep=config.keep, meta={'data_hash': source.hash, 'config': config.to_dict()})))
@@ -65,12 +74,18 @@ def run(config, workdir, source, mesh, stop):
     step, nimg = int(state.step), int(state.nimg)
     log = stack.enter_context(contextlib.closing(report.Report(workdir, step, config.total_kimg)))
     log.say(describe(config, state, source, mesh, step))
-    if fresh and config.init_from:
-      state = jax.device_put(init_from(config, state, workdir, log), same)
+    for text in changes:
+      log.say(f'another than so far: {text}')
+    if not fresh:
+      state = resume(config, growth.stage(growth.look(step, nimg)).batch, state, checkpoints.restored, mesh, log)
+    elif start:
+      state = jax.device_put(init_from(config, state, start, workdir, log), same)
     snapshot = Snapshot(workdir, config, source, mesh, log, stop)
+    if not fresh and checkpoints.restored['meta'].get('data_hash') != source.hash:
+      snapshot.reals(f'reals_{nimg // 1000:06d}', step)
     if snapshot.due(step).exists():
       snapshot.measure(state)
-    key = jax.device_put(jax.random.key(config.seed), same)
+    key = jax.device_put(purpose_key(config.seed, 'training'), same)
     unfinished = lambda: nimg < config.total_kimg * 1000 or step % growth.repeats
     while unfinished() and not stop:
       stage = growth.stage(growth.look(step, nimg))
@@ -79,30 +94,32 @@ def run(config, workdir, source, mesh, stop):
       log.say(f'{"x".join(map(str, images.shape))}, batch {stage.batch}: compiled in {seconds:.0f} s')
       snapshot.enter(steps)
       if not step:
-        log.images('reals', np.stack([source[i]['image'] for i in snapshot.order[:GRID]]), 0)
+        snapshot.reals('reals', 0)
         log.tick(0, 0, snapshot(state), 0, 0)
-      with contextlib.closing(data.batches(
-          images, batch=stage.batch, microbatch=build.microbatch(config, stage.batch), seed=config.seed,
-          mirror=config.data.mirror, nimg=nimg, process_index=jax.process_index(),
-          process_count=jax.process_count())) as batches:
-        state = loop(config, growth, steps, compiled, state, key, batches, mesh, checkpoints, log, snapshot, stop)
+      halt = partial(nonfinite.halt, workdir, config, steps, compiled, key=key, images=images, mesh=mesh)
+      with contextlib.closing(nonfinite.batches(config, stage, images, nimg)) as batches:
+        state = loop(config, growth, steps, compiled, state, key, batches, mesh, checkpoints, log, snapshot, halt, stop)
       step, nimg = int(state.step), int(state.nimg)
     if unfinished() or snapshot.due(step).exists():
       stop.leave(f'saved step {step} ({nimg / 1000:g} kimg)' if step else 'stopped before the first minibatch')
-    log.say(f'done: pictures in {workdir}/images; python -m sg2jax.tools.evaluate --checkpoint={workdir} measures it')
+    log.say(hint(workdir))
 
 
-def loop(config, growth, steps, compiled, state, key, batches, mesh, checkpoints, log, snapshot, stop):
-  """Minibatches until the stage ends, total_kimg or a signal. Only maintenance waits for the device. -> state."""
+def loop(config, growth, steps, compiled, state, key, batches, mesh, checkpoints, log, snapshot, halt, stop):
+  """Minibatches until the stage ends, total_kimg or a signal. Only maintenance waits for the device. -> state.
+
+  halt: called with a state in which something isn't finite; raises the NonFiniteError.
+  """
   step, nimg, total, stage = int(state.step), int(state.nimg), config.total_kimg * 1000, steps.stage
   seen = growth.look(step, nimg)
-  pending, tick_time, tick_nimg = [], time.monotonic(), nimg
+  tally, last, tick_time, tick_nimg = Tally(), (), time.monotonic(), nimg
   while not stop and growth.stage(seen) == stage and (nimg < total or step % growth.repeats):
-    batch, last = sharding.to_global(mesh, next(batches)), pending[-1:]
+    batch, before = sharding.to_global(mesh, next(batches)), last
     for name in steps.due(step):
       state, aux = compiled[name](key, state, batch)
-      pending.append(aux)
-    jax.block_until_ready(last)  # the device is one minibatch behind at most: a signal is heard in time
+      tally.add(name, aux)
+      last = aux
+    jax.block_until_ready(before)  # the device is one minibatch behind at most: a signal is heard in time
     step, nimg = step + 1, nimg + stage.batch
     log.progress(nimg)
     if step % growth.repeats:
@@ -114,7 +131,10 @@ def loop(config, growth, steps, compiled, state, key, batches, mesh, checkpoints
     tick, snap = over or passed(config.tick_kimg, seen, nimg), over or measured or passed(config.snapshot_kimg, seen, nimg)
     seen = nimg
     if tick or snap:
-      metrics = fetch(pending, step) | ({'lod': growth.lod(nimg)} if growth.levels else {})
+      metrics = tally.fetch(state)
+      if metrics is None:
+        halt(state)
+      metrics |= {'lod': growth.lod(nimg)} if growth.levels else {}
       now = time.monotonic()  # the time of training only, not of the snapshot below
       seconds, images = now - tick_time, nimg - tick_nimg
       if snap:
@@ -126,9 +146,10 @@ def loop(config, growth, steps, compiled, state, key, batches, mesh, checkpoints
         checkpoints.save(state, score=metrics.get('swd'))
       if measured:
         snapshot.measure(state)
-      pending, tick_time, tick_nimg = [], time.monotonic(), nimg
+      tally, tick_time, tick_nimg = Tally(), time.monotonic(), nimg
   if stop and (nimg < total or step % growth.repeats):
-    fetch(pending, step)
+    if state_lib.halted(state):
+      halt(state)
     checkpoints.save(state)
   checkpoints.wait()
   return state
@@ -139,18 +160,48 @@ def passed(kimg, before, after):
   return after // (1000 * kimg) > before // (1000 * kimg)
 
 
-def fetch(pending, step):
-  """Means of the aux of a tick, in one transfer. Raises NonFiniteError if an update was held back in it."""
-  rows = jax.device_get(pending)
-  values = {name: np.array([row[name] for row in rows if name in row], np.float64)
-            for name in sorted({name for row in rows for name in row})}
-  for name, v in values.items():
-    if name.startswith('grad_norm') and not np.isfinite(v).all():
-      raise NonFiniteError(
-          f'{(~np.isfinite(v)).sum()} of the last {len(v)} gradients of phase {name.removeprefix("grad_norm_")}, up to step '
-          f'{step}, are not finite; they were not applied, and the last checkpoint is sound. Lower the learning rate or '
-          'raise loss.r1_gamma; with bfloat16 set g.clamp and d.clamp to 256')
-  return {name: v.mean() for name, v in values.items()}
+class Tally:
+  """Sums of what the steps of a tick report. They stay on the device, so that a tick fetches one small array."""
+
+  def __init__(self):
+    self._sums, self._names = {}, {}
+
+  def add(self, phase, aux):
+    """Adds the scalars that a step of `phase` reported."""
+    scalars = {name: x for name, x in aux.items() if x.ndim == 0}
+    self._names[phase] = sorted(scalars)
+    self._sums[phase] = _add(self._sums[phase], scalars) if phase in self._sums else _start(scalars)
+
+  def fetch(self, state):
+    """{name: mean}; None if `state` is halted. Waits for the device."""
+    phases = sorted(self._sums)
+    found = jax.device_get(_pack([self._sums[phase] for phase in phases], state.fault))
+    fault, sums = found[:3], found[3:].view(np.float32)
+    if fault[0] >= 0:
+      return None
+    means, first = {}, 0
+    for names in (self._names[phase] for phase in phases):
+      count = sums[first + len(names)]
+      means |= {name: float(x / count) for name, x in zip(names, sums[first:], strict=False)}
+      first += len(names) + 1
+    return means
+
+
+@jax.jit
+def _start(scalars):
+  """[K+1]: the scalars in the order of their names, and 1."""
+  return jnp.stack([*(scalars[name] for name in sorted(scalars)), jnp.float32(1)])
+
+
+@jax.jit
+def _add(sums, scalars):
+  return sums + _start(scalars)
+
+
+@jax.jit
+def _pack(sums, fault):
+  """One array of int32, the sums by their bits."""
+  return jnp.concatenate([fault, *(jax.lax.bitcast_convert_type(x, jnp.int32) for x in sums)])
 
 
 def compile_steps(steps, state, mesh, config, source, stop):
@@ -200,6 +251,12 @@ class Stop:
       os.write(2, f'{text}\n'.encode())
       os._exit(fault.code)
     raise fault(text)
+
+
+def hint(workdir):
+  """What a finished run says; the command can be pasted."""
+  option = f'--checkpoint={shlex.quote(str(workdir))}'
+  return f'done: pictures in {workdir}/images; python -m sg2jax.tools.evaluate {option} measures it'
 
 
 def describe(config, state, source, mesh, step):
