@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sg2jax import build, checkpoint, keys, ops, places, sharding
+from sg2jax import build, checkpoint, ops, places, sharding
 from sg2jax.data.labels import FILE, Labels
 from sg2jax.faults import CheckpointError, UsageError
 from sg2jax.keys import purpose_key
@@ -200,6 +200,18 @@ def read_labels(folders, c_dim):
   return found
 
 
+def class_number(labels, given):
+  """Number of a class of Labels by number, or by name or number as text. Raises UsageError, naming the choices."""
+  if isinstance(given, str):
+    if labels.names or not (given.isascii() and given.isdigit()):
+      return labels.index(given)
+    given = int(given)
+  if isinstance(given, bool) or not isinstance(given, (int, float)) or not 0 <= given < labels.c_dim or given != int(given):
+    names = f': {labels.listing()}' if labels.names else ''
+    raise UsageError(f'class {given}: there is no such class; this network has the classes 0 to {labels.c_dim - 1}{names}')
+  return int(given)
+
+
 def images_at_once(shape):
   """Images of shape (H, W, ...) that a device makes or looks at at once: by their pixels, whatever they are for."""
   return max(1, min(BATCH, PIXELS // math.prod(shape[:2])))
@@ -218,35 +230,30 @@ def _labels(labels, given, count):
   shown = ' '.join(str(given).split())[:100]
   if not labels:
     raise UsageError(f'class {shown}: this network was trained without labels; leave the class out')
-  parts = list(given) if np.ndim(given) == 1 else [given]
-  if all(isinstance(x, str) or np.ndim(x) == 0 and np.asarray(x).dtype.kind in 'iu' for x in parts) or np.ndim(given) == 0:
-    if labels.one_hot and not (np.ndim(given) and len(parts) == labels.c_dim != count and not isinstance(parts[0], str)):
-      if len(parts) not in (1, count):
-        raise UsageError(f'classes {shown}: these are {len(parts)}; give one for all, or one for each of {count} seeds')
-      return np.eye(labels.c_dim, dtype=np.float32)[np.resize([_class(labels, x) for x in parts], count)]
-    if not np.ndim(given) or any(isinstance(x, str) for x in parts):
-      raise UsageError(f'class {shown}: the labels of this network are no classes but {labels.listing()}; give a vector, as '
-                       f'in --label={labels.name(labels.values[0])}')
   try:
-    vectors = np.asarray(given, np.float32)
+    array = np.asarray(given)
+  except ValueError:  # rows of unlike lengths
+    array = np.zeros(0)
+  text, whole = array.dtype.kind == 'U', array.dtype.kind in 'iu'
+  if labels.one_hot and (not array.ndim or array.ndim == 1 and (
+      text or whole and (len(array) in (1, count) or len(array) != labels.c_dim))):
+    if array.size not in (1, count):
+      raise UsageError(f'classes {shown}: these are {array.size}; give one for all, or one for each of {count} seeds')
+    found = [class_number(labels, x) for x in array.ravel().tolist()]
+    return np.eye(labels.c_dim, dtype=np.float32)[np.resize(found, count)]
+  if not labels.one_hot and (text or not array.ndim):
+    raise UsageError(f'class {shown}: the labels of this network are no classes but {labels.listing()}; give a vector, as in '
+                     f'--label={labels.name(labels.values[0])}')
+  try:
+    vectors = array.astype(np.float32)
   except (TypeError, ValueError):
     vectors = np.zeros(0)
   if vectors.ndim not in (1, 2) or vectors.shape[-1] != labels.c_dim or len(np.atleast_2d(vectors)) not in (1, count):
-    raise UsageError(f'labels of shape {list(np.shape(vectors))} ({shown}): they must be a class ({labels.listing()}), a list '
+    raise UsageError(f'labels of shape {list(np.shape(array))} ({shown}): they must be a class ({labels.listing()}), a list '
                      f'of classes, or vectors [{count},{labels.c_dim}]')
   if not np.isfinite(vectors).all():
     raise UsageError(f'label {shown}: must be finite numbers')
   return np.broadcast_to(vectors, (count, labels.c_dim)).copy()
-
-
-def _class(labels, given):
-  """Number of a class by number or name."""
-  if isinstance(given, str):
-    return labels.index(given)
-  if not 0 <= given < labels.c_dim or given != int(given):
-    names = f': {labels.listing()}' if labels.names else ''
-    raise UsageError(f'class {given}: there is no such class; this network has the classes 0 to {labels.c_dim - 1}{names}')
-  return int(given)
 
 
 def _after(seed, count):

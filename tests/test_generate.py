@@ -3,6 +3,7 @@ from functools import partial
 import os
 import pathlib
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -15,8 +16,9 @@ import pytest
 
 import sg2jax
 from sg2jax import trained
+from sg2jax.data.labels import Labels
 from sg2jax.edit import directions
-from sg2jax.faults import UsageError, WriteError
+from sg2jax.faults import CheckpointError, UsageError, WriteError
 from sg2jax.tools import directions as directions_tool
 from sg2jax.tools import generate, video
 from tests.runs import random_run, xla_flags
@@ -109,7 +111,11 @@ def test_truncation(net):
     ({'seeds': []}, r'seeds=\[\]'), ({'seeds': [-1]}, '-1'), ({'seeds': [2 ** 32]}, '4294967296'), ({'seeds': [0.5]}, '0.5'),
     ({'seeds': [float('nan')]}, 'nan'), ({'psi': float('nan')}, 'psi=nan'), ({'psi': 1e39}, '1e.39'),
     ({'cutoff': 2.5}, 'cutoff=2.5'), ({'cutoff': 7}, 'cutoff=7 .* 0 to 6'), ({'label': 3}, '0 to 2'),
-    ({'label': np.zeros((2, 3))}, r'\[1,3\]'), ({'noise': 'loud'}, 'const, random, none'), ({'batch': 0}, 'batch=0'),
+    ({'label': np.zeros((2, 3))}, r'\[1,3\]'), ({'label': -1}, 'class -1'), ({'label': 1.5}, 'class 1.5'),
+    ({'label': 'cat'}, 'class cat: .* 0, 1, 2'), ({'label': [0, 1]}, 'these are 2'), ({'label': [[0, 1], [1]]}, r'\[\[0, 1'),
+    ({'label': [0, float('nan'), 1]}, 'finite'), ({'label': True}, 'class True'), ({'label': {1}}, r'\{1\}'),
+    ({'label': ['0', 'x']}, 'these are 2'), ({'label': [None]}, 'None'),
+    ({'noise': 'loud'}, 'const, random, none'), ({'batch': 0}, 'batch=0'),
     ({'batch': -2}, 'batch=-2')])
 def test_bad_values_are_named(net, fields, said):
   with pytest.raises(UsageError, match=said):
@@ -164,7 +170,8 @@ def test_files_of_images(net, run, call, tmp_path, monkeypatch, capsys):
   assert close(png(out / 'seed0003.png'), made(net, [3])[0]) and len(list(out.iterdir())) == 11
   assert (out / 'mine.txt').read_text() == 'mine' and close(png(out / 'seed0002.png'), want[2])
   tiles = png(tmp_path / 'sheet.png')  # 8 px are enlarged by 8, and a name is on the left
-  assert tiles.shape[0] == 64 and all(close(tiles[k::8, k - 128::8], made(net, [6])[0]) for k in (0, 7))
+  assert tiles.shape[0] == 64 + generate.LINE  # with the class below each
+  assert all(close(tiles[k:64:8, k - 128::8], made(net, [6])[0]) for k in (0, 7))
 
 
 def test_sheets(net, run, call, tmp_path):
@@ -173,7 +180,8 @@ def test_sheets(net, run, call, tmp_path):
   call(generate, *flags_, '--seeds=0-8')
   want = np.full((16, 8, 16, 3), 255, np.uint8)
   want[:9] = made(net, range(9))
-  assert close(png(place)[::8, -8 * 128::8], want.reshape(2, 8, 8, 16, 3).transpose(0, 2, 1, 3, 4).reshape(16, 128, 3))
+  tiles = png(place).reshape(2, 64 + generate.LINE, -1, 3)[:, :64:8, -8 * 128::8]
+  assert close(tiles, want.reshape(2, 8, 8, 16, 3).transpose(0, 2, 1, 3, 4).reshape(2, 8, 128, 3))
   call(generate, 'mix', *flags_, '--seeds=0,1', '--cols=2-4', '--styles=1-1')
   want = generate.mix(net, [0, 1], [2, 3, 4], slice(1, 2), batch=4)
   assert close(png(place)[-192::8, -4 * 128::8], want.transpose(0, 2, 1, 3, 4).reshape(24, 64, 3))
@@ -350,6 +358,145 @@ def test_directions_tool(net, run, call, tmp_path, monkeypatch, method):
   ws[1, 2:5] += 2 * found['stdevs'][1] * found['vectors'][1]
   tiles = png(tmp_path / f'{method}.png')[-192::8, -7 * 128::8].reshape(3, 8, 7, 16, 3)
   assert close(tiles[1][:, [3, 6]].swapaxes(0, 1), net.images(ws[[0, 1, 0, 1]])[:2])
+
+
+# ---- labels: as the data has them, by name, one for each seed
+
+CATS = Labels.of_classes(('cat', 'dog', '0'), (5, 0, 2))  # nobody has dog; 0 is the name of the last
+VECTORS = Labels.of_vectors([[1, 0, 1], [1, 1, 0.5], [1, 0, 1]])
+
+
+def drawn(labels, seeds):
+  """What a network with these labels draws from seeds."""
+  found = []
+  for seed in seeds:
+    key = np.random.RandomState(seed)
+    key.randn(Z)
+    found.append(labels.draw(key, 1)[0])
+  return np.array(found)
+
+
+@pytest.mark.parametrize('labels', [CATS, VECTORS])
+def test_labels_are_drawn_as_the_data_has_them(net, labels):
+  net = net._replace(labels=labels)
+  found = net.c(range(300))
+  np.testing.assert_array_equal(found, drawn(labels, range(300)))
+  for drawn_ in (found, trained.labels(net, 300, np.random.RandomState(0))):
+    assert {tuple(x) for x in drawn_} == {tuple(x) for x in labels.values}
+    share = (drawn_ == labels.values[labels.counts.argmax()]).all(1).mean()
+    assert share == pytest.approx(labels.counts.max() / labels.counts.sum(), abs=0.1)
+  np.testing.assert_array_equal(trained.sample_w(net, 7, 3), net.map(*(lambda key: (
+      key.randn(7, Z).astype(np.float32), labels.draw(key, 7)))(np.random.RandomState(3))))
+
+
+def test_without_labels_json_classes_are_as_frequent(net):
+  assert net.labels.one_hot and net.labels.counts.tolist() == [1, 1, 1] and net.labels.names == ()
+
+
+@pytest.mark.parametrize('label, want', [
+    ('cat', [0, 0, 0]), ('0', [2, 2, 2]), ('2', [2, 2, 2]), (0, [0, 0, 0]), (np.int64(2), [2, 2, 2]), (2.0, [2, 2, 2]),
+    (['cat', 'dog', '0'], [0, 1, 2]), ([2, 0, 1], [2, 0, 1]), ((1, 'cat', '0'), [1, 0, 2]), (np.array([1, 1, 0]), [1, 1, 0]),
+    ([1], [1, 1, 1]), (range(3), [0, 1, 2])])
+def test_classes_by_number_and_name(net, label, want):
+  np.testing.assert_array_equal(net._replace(labels=CATS).c([7, 8, 9], label), np.eye(3)[want])
+
+
+def test_vectors_for_all_or_each(net):
+  vectors, named = net._replace(labels=VECTORS), net._replace(labels=CATS)
+  for label in ([1, 0, 1], (1., 0., 1.), np.array([[1, 0, 1]])):
+    np.testing.assert_array_equal(vectors.c([7, 8, 9], label), [[1, 0, 1]] * 3)
+  np.testing.assert_array_equal(vectors.c([7, 8], [[1, 0, 1], [0, 0.5, -1]]), [[1, 0, 1], [0, 0.5, -1]])
+  np.testing.assert_array_equal(named.c([7, 8], [0.5, 0.5, 0]), [[0.5, 0.5, 0]] * 2)  # between two classes
+  np.testing.assert_array_equal(named.c([7, 8], [0, 0, 1]), [[0, 0, 1]] * 2)  # no list of 2 classes
+  for label in (1, 'cat', ['cat'], '1,0,1'):
+    with pytest.raises(UsageError, match=r'no classes but vectors of 3 components.*--label='):
+      vectors.c([7, 8], label)
+  for label in ('bird', -1, 3, [0, 'bird']):
+    with pytest.raises(UsageError, match='(bird|-1|3): .*cat, dog, 0'):
+      named.c([7, 8], label)
+  with pytest.raises(UsageError, match='without labels'):
+    named._replace(labels=None).c([7], 'cat')
+
+
+@pytest.mark.parametrize('where', ['workdir', 'step', 'copy'])
+def test_a_run_says_its_labels(run, tmp_path, where):
+  shutil.copytree(run, tmp_path / 'run')
+  step = tmp_path / 'run' / 'checkpoints' / '3'
+  if where == 'copy':
+    step = shutil.copytree(step, tmp_path / 'elsewhere')
+    shutil.copy(run / 'config.json', step)
+  place = (tmp_path / 'run' if where == 'workdir' else step) / 'labels.json'
+  place.write_text(CATS.to_json())
+  for path in ([step] if where == 'copy' else [step, tmp_path / 'run'] if where == 'workdir' else [step]):
+    assert sg2jax.load(path).labels.names == CATS.names and sg2jax.load(path).c([5], '0').argmax() == 2
+  for text in ('', '[]', '{}', Labels.unknown(4).to_json(), CATS.to_json().replace('[5, 2]', '[5, 0]'),
+               CATS.to_json().replace('[0, 2]', '[0, 7]'), CATS.to_json().replace('"dog", ', '')):
+    place.write_text(text)
+    with pytest.raises(CheckpointError, match='labels.json'):
+      sg2jax.load(step)
+  place.unlink()
+  assert sg2jax.load(step).labels.names == ()
+
+
+@pytest.fixture
+def named_run(run, tmp_path):
+  """The run with labels.json of CATS."""
+  shutil.copytree(run, tmp_path / 'named')
+  (tmp_path / 'named' / 'labels.json').write_text(CATS.to_json())
+  return tmp_path / 'named'
+
+
+def test_classes_on_the_command_line(net, named_run, call, tmp_path, capsys):
+  flags_ = f'--checkpoint={named_run}', f'--out={tmp_path / "out"}', '--batch=4'
+  found = lambda: [png(p) for p in sorted((tmp_path / 'out').iterdir())]
+  call(generate, *flags_, '--seeds=5,6', '--class=cat')
+  assert all(close(*pair) for pair in zip(found(), made(net, [5, 6], label=0)))
+  call(generate, *flags_, '--seeds=5,6,7,7,7', '--class=2, cat,0,dog,cat')
+  assert sorted(p.name for p in (tmp_path / 'out').iterdir()) == [
+      'seed0005.png', 'seed0006.png', 'seed0007.png', 'seed0007_2.png', 'seed0007_3.png']
+  assert all(close(*pair) for pair in zip(found(), made(net, [5, 6, 7, 7, 7], label=np.eye(3)[[2, 0, 2, 1, 0, 0, 0, 0]])))
+  assert 'had class dog' in capsys.readouterr().err
+  call(generate, *flags_, '--seeds=5,6', '--label=0.5,0,0.5;0,1,0')
+  assert all(close(*pair) for pair in zip(found(), made(net, [5, 6], label=np.array([[0.5, 0, 0.5]] + [[0, 1, 0]] * 4))))
+  for text, said in (('--class=bird', 'bird.*cat, dog, 0'), ('--class=cat,dog', 'has 2, and there are 3 seeds'),
+                     ('--class=', 'empty'),
+                     ('--label=1,0', 'must be 3 finite'), ('--label=1,0,nan', 'must be 3'), ('--label=cat', 'must be 3'),
+                     ('--label=1,0,0;0,0,1', 'has 2'), ('--label=', 'must be 3')):
+    with pytest.raises(UsageError, match=said):
+      call(generate, *flags_, '--seeds=1-3', text)
+  with pytest.raises(UsageError, match='give one'):
+    call(generate, *flags_, '--class=cat', '--label=1,0,0')
+  (named_run / 'labels.json').write_text(VECTORS.to_json())
+  with pytest.raises(UsageError, match='--class=1: .* use --label, as in --label=1,0,1'):
+    call(generate, *flags_, '--class=1')
+  with pytest.raises(UsageError, match='use --label'):
+    call(video, f'--checkpoint={named_run}', f'--out={tmp_path}/x.gif', '--class=1')
+  with pytest.raises(UsageError, match='use --label'):
+    call(directions_tool, 'pca', f'--checkpoint={named_run}', '--class=1')
+
+
+def test_sheets_name_the_classes(net, named_run, call, tmp_path, monkeypatch):
+  told, write = [], generate.write_sheet
+  monkeypatch.setattr(generate, 'write_sheet', lambda *args, **names: told.append((args[2:], names)) or write(*args, **names))
+  flags_ = f'--checkpoint={named_run}', f'--sheet={tmp_path}/s.png', '--batch=4'
+  call(generate, *flags_, '--seeds=5,6', '--class=cat,0')
+  assert told.pop() == ((['seed 5 ...'],), {'below': ['cat', '0']})
+  blank = png(tmp_path / 's.png')[64:, -128:]
+  assert (blank < 128).any()  # text is there
+  call(generate, 'sweep', *flags_, '--seeds=5', '--class=dog')
+  assert told.pop()[0][0] == ['seed 5\ndog']
+  call(generate, 'mix', *flags_, '--seeds=5,6', '--cols=7', '--styles=0-1', '--class=cat,0,dog')
+  assert told.pop()[0] == (['', 'seed 5\ncat', 'seed 6\n0'], ['', 'seed 7\ndog'])
+  (named_run / 'labels.json').write_text(VECTORS.to_json())
+  call(generate, *flags_, '--seeds=0-3')
+  assert set(told.pop()[1]['below']) == {'1,0,1', '1,1,0.5'}
+
+
+def test_names_of_any_length_and_kind_fit(tmp_path):
+  pictures = np.zeros((1, 2, 64, 64, 4), np.uint8)
+  generate.write_sheet(tmp_path / 's.png', pictures, ['a\udcffb'], ['c' * 99, '写真'], below=['long ' * 50, '\udcff'])
+  found = png(tmp_path / 's.png')
+  assert found.shape[2] == 4 and (found[26:90, -128:] == 0).all() and found.shape[0] == 26 + 64 + generate.LINE
 
 
 # ---- the command line

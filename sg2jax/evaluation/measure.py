@@ -16,8 +16,8 @@ from sg2jax.evaluation.protocols import LEAST, MAX_REALS, K
 from sg2jax.faults import DatasetError, UsageError
 from sg2jax.metrics import neighbors, ppl, scores
 from sg2jax.metrics.separability import linear_separability
-from sg2jax.metrics.swd import swd
-from sg2jax.trained import Trained
+from sg2jax.metrics.swd import PATCH, swd
+from sg2jax.trained import Trained, images_at_once
 
 OUTPUTS = {'inception': 'pool', 'vgg16': 'fc', 'pixels': 'pixels', 'small': 'small'}
 LPIPS_SIDE = 16  # px, the least that VGG16 halves four times; cropped, images are half as large
@@ -27,17 +27,23 @@ FAKES = 'which fakes were drawn'
 
 
 class Setting(NamedTuple):
-  """What is measured, and how. holdout: a Source of reals that weren't trained on, or None; explicit: {name: path of weights};
-  out: folder of results, and of passes over fakes until all is measured; stop: true after a signal."""
+  """What is measured, and how. batch: images at once, over all devices, 0: what suits their size; holdout: a Source of reals
+  that weren't trained on, or None; explicit: {name: path of weights}; out: folder of results, and of passes over fakes until
+  all is measured; stop: true after a signal."""
   trained: Trained
   source: Any
   mesh: Any
   out: pathlib.Path
   seed: int = 0
-  batch: int = 32
+  batch: int = 0
   holdout: Any = None
   explicit: dict = {}
   stop: Any = ()
+
+  @property
+  def at_once(self):
+    """Images at once, over all devices."""
+    return self.batch or images_at_once(self.source.shape) * self.mesh.size
 
 
 class Found(NamedTuple):
@@ -58,13 +64,25 @@ def check(protocols, explicit):
     detectors.classifiers(explicit.get('attributes', ''))
 
 
+def unfit(p, shape):
+  """Why a protocol can't be measured on images of `shape`, '' if it can."""
+  height, width = shape[:2]
+  shrunk = {'small': detectors.SWD_SIDE, 'pixels': detectors.PIXELS}.get(p.detector, max(height, width))
+  factor = -(-max(height, width) // shrunk)
+  least = {'ppl': LPIPS_SIDE * (1 + p.crop), 'swd': PATCH}.get(p.kind, 1)
+  if min(height, width) // factor >= least:
+    return ''
+  after = f', {height // factor}x{width // factor} after shrinking' if factor > 1 else ''
+  return f'{p.name} needs images of {least} px or more; these have {height}x{width}{after}'
+
+
 def load(protocols, source, explicit):
   """{name: Detector} of all that these metrics need. Raises WeightsError, UsageError, DatasetError if that can't be."""
   for p in protocols:
     if len(source) < LEAST.get(p.kind, 1):
       raise DatasetError(f'{source.place}: {len(source)} images, and {p.name} needs {LEAST[p.kind]} or more')
-    if p.kind == 'ppl' and min(source.shape[:2]) < LPIPS_SIDE * (1 + p.crop):
-      raise UsageError(f'{p.name} needs images of {LPIPS_SIDE * (1 + p.crop)} px or more; these have {source.shape[:2]}')
+    if reason := unfit(p, source.shape):
+      raise UsageError(reason)
   loaded, shape = {}, source.shape
   for name in sorted({p.detector for p in protocols}):
     if name == 'lpips':
@@ -152,14 +170,14 @@ class Room:
   def own(self, job, label):
     """A pass that is kept only until all is measured."""
     if job.key not in self.kept:
-      self.kept[job.key] = passes.run(job, self.partial, self.s.batch, self.s.stop, label, self.held)
+      self.kept[job.key] = passes.run(job, self.partial, self.s.at_once, self.s.stop, label, self.held)
     return self.kept[job.key]
 
   def reals(self, p, detector, places, moments=False, source=None):
     """A pass over reals at `places`, kept in the cache."""
     s, training = self.s, None if p.full else (self.s.seed, mirrored(self.s, p))
     job = samples.reals_pass(source or s.source, s.mesh, detector, OUTPUTS[detector.name], places, moments, training)
-    return passes.run(job, weights.cache() / 'reals', s.batch, s.stop, f'reals: {detector.name}')
+    return passes.run(job, weights.cache() / 'reals', s.at_once, s.stop, f'reals: {detector.name}')
 
   def tick(self):
     """For long work on the host: raises Stopped after a signal."""

@@ -12,12 +12,18 @@ import numpy as np
 from sg2jax import data, sharding
 from sg2jax.build import networks
 from sg2jax.evaluation.passes import Pass
+from sg2jax.keys import purpose_key
 from sg2jax.metrics import ppl
 from sg2jax.models.layers import draw_noise
-from sg2jax.trained import Trained, to_uint8
+from sg2jax.trained import Trained, images_at_once, to_uint8
 
 BLOCK = 256  # latents that are drawn at once
-PAIRS = 4  # path lengths that are computed at once, whatever the batch: they feel the last bits of float32
+PAIRS = 4  # path lengths that are computed at once, at most
+
+
+def _pairs(shape):
+  """Path lengths of images of `shape` that are computed at once, whatever the batch: they feel the last bits of float32."""
+  return min(PAIRS, max(1, images_at_once(shape) // 2))
 
 
 def _share(mesh, first, n, size, group=1):
@@ -49,7 +55,10 @@ def order(source, count, seed):
 
 @functools.lru_cache
 def _reals_step(mesh, apply, output):
-  return sharding.jit_each(lambda params, batch: {output: apply(params, batch['image'])[output]}, mesh, 1)
+  def step(params, batch):
+    with jax.default_matmul_precision('highest'):  # as the fakes
+      return {output: apply(params, batch['image'])[output]}
+  return sharding.jit_each(step, mesh, 1)
 
 
 def reals_pass(source, mesh, detector, output, places, moments=False, training=None):
@@ -92,12 +101,13 @@ def _fakes_step(mesh, generator, growing, seed, looks):
   """looks: (name, apply) of detectors; none: the images themselves."""
   def step(variables, params, batch):
     noise = draw_noise(variables['noise'], _keys(seed, batch['number']))
-    found, images = {}, to_uint8(generator.apply({'params': variables['params'], 'noise': noise}, batch['z'], batch['label'],
-                                                 noise_mode='const', **dict(growing)))
-    if 'attributes' in dict(looks):
-      found = {'z': batch['z'], 'w': generator.apply(variables, batch['z'], batch['label'], method='map')}
-    for name, apply in looks:
-      found |= apply(params[name], images)
+    with jax.default_matmul_precision('highest'):  # in TF32 the batch would show
+      found, images = {}, to_uint8(generator.apply({'params': variables['params'], 'noise': noise}, batch['z'], batch['label'],
+                                                   noise_mode='const', **dict(growing)))
+      if 'attributes' in dict(looks):
+        found = {'z': batch['z'], 'w': generator.apply(variables, batch['z'], batch['label'], method='map')}
+      for name, apply in looks:
+        found |= apply(params[name], images)
     return found if looks else {'image': images}
   return sharding.jit_each(step, mesh, 2)
 
@@ -124,13 +134,14 @@ def fake_images(trained: Trained, source, mesh, seed, numbers):
 
 @functools.lru_cache
 def _ppl_step(mesh, generator, distance, protocol, seed):
+  pairs = _pairs(generator.synthesis.resolution)
   def step(variables, params, batch):
     def group(part):
       t = part['t'] if protocol.sampling == 'full' else jnp.zeros_like(part['t'])
       return ppl.distances(generator, partial(distance, params), protocol.space, variables, part['z'], part['z1'], t,
                            part['label'], _keys(seed, part['number']), protocol.crop)
     with jax.default_matmul_precision('highest'):
-      groups = {name: x.reshape(-1, PAIRS, *x.shape[1:]) for name, x in batch.items()}
+      groups = {name: x.reshape(-1, pairs, *x.shape[1:]) for name, x in batch.items()}
       return {'ppl': jax.lax.map(group, groups).ravel()}
   return sharding.jit_each(step, mesh, 2)
 
@@ -141,7 +152,8 @@ def ppl_pass(trained: Trained, source, mesh, distance, protocol, seed):
   config.g.num_bf16_res = 0  # a step of 1e-4 is lost in bfloat16
   step = _ppl_step(mesh, networks(config, config.c_dim)[0], distance.apply, protocol, seed)
   look = _look(mesh, step, trained.variables, distance.params)
-  compute = lambda first, n, size: look(n, latents(trained, source, seed, _share(mesh, first, n, size, PAIRS), kind=1))
+  pairs = _pairs(trained.generator.synthesis.resolution)
+  compute = lambda first, n, size: look(n, latents(trained, source, seed, _share(mesh, first, n, size, pairs), kind=1))
   about = _fakes(trained, source, protocol.count, seed) | {'ppl': list(protocol[4:]), 'distance': distance.hash}
   return Pass(about, protocol.count, compute)
 
@@ -153,4 +165,4 @@ def _fakes(trained, source, count, seed):
 
 def _keys(seed, numbers):
   """One key for each fake, by its number."""
-  return jax.vmap(partial(jax.random.fold_in, jax.random.key(seed)))(numbers)
+  return jax.vmap(partial(jax.random.fold_in, purpose_key(seed, 'evaluation')))(numbers)

@@ -30,7 +30,8 @@ def define_flags():
   flags.DEFINE_float('sigma', 3, 'How far the sheet goes, in standard deviations of w along the direction.')
   flags.DEFINE_integer('seed', 0, 'Of the image that is moved.')
   flags.DEFINE_string('psi', '', 'Truncation of that image; default: 1, none.')
-  flags.DEFINE_integer('class', None, 'Class of that image and of all w that are looked at; default: all.')
+  generate.define_labels('w that are looked at, and of that image', 'drawn as the data has them')
+  flags.adopt_module_key_flags(generate)  # --help shows them
 
 
 def main(argv):
@@ -44,7 +45,7 @@ def main(argv):
     raise UsageError(f'--sigma={asked.sigma:g} must be a finite number above 0')
   trained.check_seeds([asked.seed])
   net = generate.load(asked.checkpoint)
-  label, w_dim = asked['class'].value, net.generator.mapping.w_dim
+  label, w_dim = generate.labels(net, asked, 1), net.generator.mapping.w_dim
   layers = generate.span(net, asked.layers or f'0-{net.num_ws - 1}', 'layers')
   if not 1 <= asked.count <= w_dim:
     raise UsageError(f'--count={asked.count} must be 1 or more, and at most {w_dim}, the dimensions of w')

@@ -7,14 +7,15 @@ IS, precision and recall, PPL) wants its weights first: python -m sg2jax.tools.f
 docs/evaluation.md. Stop it any way you like: the same command goes on where it was.
 """
 import pathlib
+import sys
 
 from absl import flags
 import jax
 
 from sg2jax import build, data, sharding, tools, trained, weights
 from sg2jax.evaluation import passes, protocols
-from sg2jax.evaluation.measure import Setting, check, measure, table
-from sg2jax.faults import UsageError
+from sg2jax.evaluation.measure import Setting, check, measure, table, unfit
+from sg2jax.faults import DatasetError, UsageError
 from sg2jax.train import Stop
 
 
@@ -27,7 +28,7 @@ def define_flags():
   flags.DEFINE_multi_string('weights', [], 'NAME=PATH of weights elsewhere, or others than the standard ones: inception=FILE.')
   flags.DEFINE_string('out', '', 'Folder of results; default: evaluation/<step> in the workdir.')
   flags.DEFINE_integer('seed', None, 'Of latents, labels, noise and subsets; default: that of the run.')
-  flags.DEFINE_integer('batch', 0, 'Images at once, over all devices; 0: 32 for each. Results do not depend on it.')
+  flags.DEFINE_integer('batch', 0, 'Images at once, over all devices; 0: what suits their size. Results do not depend on it.')
 
 
 def main(_):
@@ -41,13 +42,12 @@ def main(_):
     raise UsageError(f'--seed={asked.seed} must be 0 or more and less than 2^32')
   check(wanted, explicit)
   net = trained.load(asked.checkpoint)
-  if not wanted:
-    wanted = [protocols.parse(name) for name in ('swd', *(net.config.get('metrics') or [protocols.OFFLINE]))]
-    check(wanted, explicit)
+  wanted = wanted or defaults(net)
+  check(wanted, explicit)
   source = load(net, asked.data)
   mesh = sharding.make_mesh()
   seed = net.config.seed if asked.seed is None else asked.seed
-  setting = Setting(net, source, mesh, out_of(net, asked.out), seed, asked.batch or 32 * mesh.size,
+  setting = Setting(net, source, mesh, out_of(net, asked.out), seed, asked.batch,
                     load(net, asked.holdout, labels=False) if asked.holdout else None, explicit)
   print(f'{net.title}, against {len(source)} images of {source.name}', flush=True)
   with Stop() as stop:
@@ -58,6 +58,17 @@ def main(_):
       stop.leave(f'what is done is in {setting.out}')
   if jax.process_index() == 0:
     print(f'results in {setting.out}/: {", ".join(f"{p.name}.json" for p in wanted)}')
+
+
+def defaults(net):
+  """The protocols that are measured if none is named: those that can be; names the others. Raises UsageError without any."""
+  found = [protocols.parse(name) for name in ('swd', *(net.config.get('metrics') or [protocols.OFFLINE]))]
+  reasons = {p: unfit(p, build.resolution(net.config)) for p in found}
+  for reason in filter(None, reasons.values()):
+    print(f'left out: {reason}', file=sys.stderr)
+  if all(reasons.values()):
+    raise UsageError(f'{net.workdir}: none of the metrics that are measured without --metrics suits its images')
+  return [p for p, reason in reasons.items() if not reason]
 
 
 def out_of(net, given):
@@ -87,7 +98,24 @@ def load(net, given, labels=True):
   if labels and source.c_dim != config.c_dim:
     raise UsageError(f'--data={given}: its labels have {source.c_dim} components, and those of the run {config.c_dim}; use a '
                      'data set with the same classes')
+  if labels and config.c_dim:
+    check_labels(net, source)
   return source
+
+
+def check_labels(net, source):
+  """Raises DatasetError if the labels of a data set mean something else than those of the run, as far as both say it."""
+  ours, theirs = net.labels, source.labels
+  known = ours.names or not ours.one_hot  # older and imported runs don't say
+  remedy = 'prepare it again with the classes of the run, in their order, or name another --data'
+  if known and ours.one_hot != theirs.one_hot:
+    kind = lambda labels: 'classes' if labels.one_hot else 'vectors'
+    raise DatasetError(f'{source.place}: its labels are {kind(theirs)}, and those of the run {kind(ours)}; {remedy}')
+  if ours.names and theirs.names and ours.names != theirs.names:
+    i = next(i for i, pair in enumerate(zip(ours.names, theirs.names)) if pair[0] != pair[1])
+    order = ' (the same names in another order)' if sorted(ours.names) == sorted(theirs.names) else ''
+    raise DatasetError(f'{source.place}: its class {i} is {theirs.names[i]}, and that of the run {ours.names[i]}{order}; '
+                       f'{remedy}')
 
 
 if __name__ == '__main__':

@@ -10,6 +10,7 @@ applies it to the N coarsest layers only. docs/generate.md shows what comes out.
 from concurrent.futures import ThreadPoolExecutor
 import math
 import re
+import sys
 import time
 
 from absl import flags
@@ -24,6 +25,7 @@ from sg2jax.models.layers import NOISE_MODES
 
 KINDS = ('images', 'mix', 'sweep')
 SWEEP = '1,0.7,0.5,0,-0.5,-1'  # [S1 Fig. 8]
+LINE = 18  # px, of text on sheets
 
 
 def define_flags():
@@ -42,8 +44,15 @@ def define_common():
   flags.DEFINE_string('seeds', '0-7', 'Numbers and ranges, such as 0-31,100. NumPy draws a latent from each.')
   flags.DEFINE_string('psi', '', f'Truncation; default: 1, none. (generate sweep: several; default: {SWEEP}.)')
   flags.DEFINE_integer('cutoff', None, 'How many ws are truncated, counted from the coarsest; default: all.')
-  flags.DEFINE_integer('class', None, 'Class of all images; default: one drawn from each seed, where there are classes.')
+  define_labels('images', 'drawn from each seed as the data has them')
   flags.DEFINE_enum('noise', 'const', NOISE_MODES, 'const: the noise maps of the network; random: drawn from the seed; none.')
+
+
+def define_labels(what, default):
+  """The flags that `labels` reads."""
+  flags.DEFINE_string('class', None, f'Class of all {what} by name or number, or one for each seed: cat,dog,cat; default: '
+                      f'{default}.')
+  flags.DEFINE_string('label', None, 'The same for networks whose labels are vectors: 1,0,1 or one for each seed: 1,0,1;0,0,1.')
 
 
 def main(argv):
@@ -60,19 +69,22 @@ def main(argv):
   out = tools.folder(asked.out) if asked.out else None
   place = tools.file(asked.sheet, ['.png'], 'sheet') if asked.sheet or kind != 'images' else None
   psis = numbers(asked.psi or (SWEEP if kind == 'sweep' else '1'), 'psi', several=kind == 'sweep')
-  seeds, cols = list(dict.fromkeys(tools.seeds(asked.seeds))), tools.seeds(asked.cols, 'cols')
-  net, options = load(asked.checkpoint), {'cutoff': asked.cutoff, 'label': asked['class'].value, 'noise': asked.noise,
-                                          'batch': asked.batch or None}
+  seeds, cols = tools.seeds(asked.seeds), tools.seeds(asked.cols, 'cols')
+  net, options = load(asked.checkpoint), {'cutoff': asked.cutoff, 'noise': asked.noise, 'batch': asked.batch or None}
+  label = labels(net, asked, len(seeds) + (len(cols) if kind == 'mix' else 0))
+  if label is None or len(label) == 1:  # with labels of its own, a seed is worth asking for again
+    seeds = list(dict.fromkeys(seeds))
   if place:
     check_sheet(net, {'images': len(seeds), 'mix': (len(seeds) + 1) * (len(cols) + 1), 'sweep': len(seeds) * len(psis)}[kind])
   if kind == 'images':
-    images(net, seeds, out, place, psi=psis[0], **options)
+    images(net, seeds, label, out, place, psi=psis[0], **options)
   elif kind == 'mix':
-    pictures = mix(net, seeds, cols, span(net, asked.styles, 'styles'), psi=psis[0], **options)
-    write_sheet(place, pictures, ['', *(f'seed {s}' for s in seeds)], ['', *(f'seed {s}' for s in cols)])
+    pictures = mix(net, seeds, cols, span(net, asked.styles, 'styles'), psi=psis[0], label=label, **options)
+    names = seed_names(net, [*seeds, *cols], label)
+    write_sheet(place, pictures, ['', *names[:len(seeds)]], ['', *names[len(seeds):]])
   else:
-    pictures = sweep(net, seeds, psis, **options)
-    write_sheet(place, pictures, [f'seed {s}' for s in seeds], [f'psi {p:g}' for p in psis])
+    pictures = sweep(net, seeds, psis, label=label, **options)
+    write_sheet(place, pictures, seed_names(net, seeds, label), [f'psi {p:g}' for p in psis])
   print(f'wrote {" and ".join(str(p) for p in (out, place) if p)}')
 
 
@@ -80,6 +92,53 @@ def load(path):
   """The Trained of --checkpoint. Raises UsageError if none is named, CheckpointError."""
   tools.check_checkpoint(path)
   return trained.load(path)
+
+
+def labels(net, asked, count):
+  """What --class or --label ask for, as `net.c` takes it: None, one for all or one for each of `count` seeds.
+
+  Raises: UsageError, naming the flag and the choices.
+  """
+  names, vectors = asked['class'].value, asked['label'].value
+  if names is None and vectors is None:
+    return None
+  flag, text = ('class', names) if vectors is None else ('label', vectors)
+  said = f'--{flag}={text}'
+  if names is not None and vectors is not None:
+    raise UsageError(f'--class={names} --label={vectors}: give one of them')
+  if not net.labels:
+    raise UsageError(f'{said}: this network was trained without labels; leave --{flag} out')
+  if flag == 'class':
+    if not net.labels.one_hot:
+      raise UsageError(f'{said}: the labels of this network are no classes but {net.labels.listing()}; use --label, as in '
+                       f'--label={net.labels.name(net.labels.values[0])}')
+    if not text:
+      raise UsageError(f'{said} is empty; choose from {net.labels.listing()}')
+    known = net.labels.names
+    found = [text] if text in known else [x if x in known else x.strip() for x in text.split(',')]
+    counts = list(net.labels.class_counts().items())
+    for name, trained_on in (counts[trained.class_number(net.labels, name)] for name in dict.fromkeys(found)):
+      if not trained_on:
+        print(f'{said}: no image that this network was trained on had class {name}; what comes out means nothing',
+              file=sys.stderr)
+  else:
+    try:
+      found = [[float(x) for x in part.split(',')] for part in text.split(';')]
+    except ValueError:
+      found = [[math.nan]]
+    if any(len(vector) != net.labels.c_dim or not all(map(math.isfinite, vector)) for vector in found):
+      raise UsageError(f'{said} must be {net.labels.c_dim} finite numbers, as in '
+                       f'--label={net.labels.name(net.labels.values[0])}, or so many for each seed with ; between them')
+  if len(found) not in (1, count):
+    raise UsageError(f'{said} has {len(found)}, and there are {count} seeds; give one for all, or one for each seed')
+  return found if flag == 'class' else np.array(found, np.float32)
+
+
+def seed_names(net, seeds, label):
+  """What a sheet calls the images of seeds."""
+  if not net.labels:
+    return [f'seed {seed}' for seed in seeds]
+  return [f'seed {seed}\n{net.labels.name(c)}' for seed, c in zip(seeds, net.c(seeds, label))]
 
 
 def numbers(text, flag, several=False):
@@ -106,21 +165,30 @@ def span(net, text, flag):
 def check_sheet(net, count):
   """Raises UsageError if `count` images make a sheet that image viewers refuse."""
   h, w = net.generator.synthesis.resolution
-  if count * h * w * max(1, report.READABLE // min(h, w)) ** 2 > MAX_PIXELS:
+  factor = max(1, report.READABLE // min(h, w))
+  if count * (factor * h + LINE) * factor * w > MAX_PIXELS:
     raise UsageError(f'a sheet of {count} images of {h}x{w} would have more than {MAX_PIXELS:,} pixels; ask for fewer')
 
 
-def images(net, seeds, out, place, **options):
-  """An image of each seed into the folder `out`, a sheet of all to `place`; None: not. Memory for some batches at most."""
+def images(net, seeds, label, out, place, **options):
+  """An image of each seed into the folder `out`, a sheet of all to `place`; None: not. Memory for some batches at most.
+
+  label: of `labels`; options: of a call of `net`.
+  """
   size, kept, start, pending = min(options['batch'] or net.batch, len(seeds)), [], time.monotonic(), []
-  save = lambda seed, image: report.write_atomic(out / f'seed{seed:04d}.png', report.png(image))
+  names, below, each = file_names(seeds), [], label is not None and len(label) > 1
+  save = lambda name, image: report.write_atomic(out / name, report.png(image))
   with ThreadPoolExecutor() as pool, tqdm(total=len(seeds), unit=' images', disable=None) as bar:
     for rows, count in trained.parts(len(seeds), size):
-      made = net([seeds[i] for i in rows], **options)[:count]
+      part = [seeds[i] for i in rows]
+      c = net.c(part, [label[i] for i in rows] if each else label) if net.labels else None
+      made = net(part, label=c, **options)[:count]
       for job in pending:
         job.result()
-      pending = [pool.submit(save, seeds[i], image) for i, image in zip(rows, made)] if out else []
-      kept += list(made) if place else []
+      pending = [pool.submit(save, names[i], image) for i, image in zip(rows, made)] if out else []
+      if place:
+        kept += list(made)
+        below += [net.labels.name(x) for x in c[:count]] if net.labels else []
       bar.update(count)
     for job in pending:
       job.result()
@@ -128,17 +196,30 @@ def images(net, seeds, out, place, **options):
     cols = min(len(seeds), max(8, math.isqrt(len(seeds) - 1) + 1))
     kept += [np.full_like(kept[0], 255)] * (-len(kept) % cols)
     pictures = np.stack(kept).reshape(-1, cols, *kept[0].shape)
-    write_sheet(place, pictures, [f'seed {s} ...' if cols > 1 else f'seed {s}' for s in seeds[::cols]])
+    write_sheet(place, pictures, [f'seed {s} ...' if cols > 1 else f'seed {s}' for s in seeds[::cols]],
+                below=below)
   seconds = time.monotonic() - start
   print(f'{len(seeds)} images in {report.duration(seconds)}, {report.number(len(seeds) / seconds)} a second')
 
 
-def mix(net, rows, cols, styles, noise='const', batch=None, **options):
+def file_names(seeds):
+  """A PNG file for each seed; a seed that comes again (with another label) has its count in its name."""
+  found, counts = [], {}
+  for seed in seeds:
+    counts[seed] = counts.get(seed, 0) + 1
+    found.append(f'seed{seed:04d}' + (f'_{counts[seed]}' if counts[seed] > 1 else '') + '.png')
+  return found
+
+
+def mix(net, rows, cols, styles, noise='const', batch=None, label=None, **options):
   """Style mixing [S1 Fig. 3]: uint8 [1+rows,1+cols,H,W,C]; seeds of rows on the left, of columns on top, mixed ones between.
 
-  styles: slice of the ws that come from the column; the others are the row's, as is its noise. options: of `net.ws`.
+  styles: slice of the ws that come from the column; the others are the row's, as is its noise. label: one for all, or one for
+  each row and then for each column; options: of `net.ws`.
   """
-  a, b = (net.ws(seeds, **options) for seeds in (rows, cols))
+  c = net.c([*rows, *cols], label)
+  a, b = (net.ws(seeds, label=part if net.labels else None, **options) for seeds, part in (
+      (rows, c[:len(rows)]), (cols, c[len(rows):])))
   ws = np.empty((1 + len(a), 1 + len(b), *a.shape[1:]), np.float32)
   ws[0, 1:], ws[1:] = b, a[:, None]
   ws[1:, 1:, styles] = b[:, styles]
@@ -157,21 +238,46 @@ def sweep(net, seeds, psis, noise='const', batch=None, **options):
   return pictures.reshape(*ws.shape[:2], *pictures.shape[1:])
 
 
-def write_sheet(path, pictures, rows=(), cols=()):
-  """Writes a PNG of pictures, uint8 [R,C,h,w,channels], with names of the rows and columns beside them. Raises WriteError."""
+def write_sheet(path, pictures, rows=(), cols=(), below=()):
+  """Writes a PNG of pictures, with names around them.
+
+  Args:
+    path: of the file.
+    pictures: uint8 [R,C,h,w,channels].
+    rows: names of the rows, left of them; of one or more lines.
+    cols: names of the columns, above them.
+    below: names of the pictures, row by row, each below its own and cut to its width.
+
+  Raises: WriteError.
+  """
   tiles = report.readable_grid(pictures.reshape(-1, *pictures.shape[2:]), pictures.shape[1])
-  font = ImageFont.load_default(14)
-  left = max([math.ceil(font.getlength(name)) + 16 for name in rows], default=0)
-  top = 26 if cols else 0
+  count, h, w = pictures.shape[0], tiles.shape[0] // pictures.shape[0], tiles.shape[1] / pictures.shape[1]
+  if below:
+    tiles = np.pad(tiles.reshape(count, h, *tiles.shape[1:]), [(0, 0), (0, LINE), (0, 0), (0, 0)], constant_values=255)
+    h, tiles = h + LINE, tiles.reshape(-1, *tiles.shape[2:])
+  font, rows, cols = ImageFont.load_default(14), [*map(_drawable, rows)], [*map(_drawable, cols)]
+  width = lambda name: max(map(font.getlength, name.split('\n')))
+  left = max([math.ceil(width(name)) + 16 for name in rows], default=0)
+  top = 8 + LINE * max((name.count('\n') + 1 for name in cols), default=0) if cols else 0
   sheet = np.full((top + tiles.shape[0], left + tiles.shape[1], tiles.shape[2]), 255, np.uint8)
   sheet[top:, left:] = tiles
   picture = Image.fromarray(sheet[..., 0] if sheet.shape[2] == 1 else sheet)
-  draw, h, w = ImageDraw.Draw(picture), tiles.shape[0] / pictures.shape[0], tiles.shape[1] / pictures.shape[1]
+  draw, dark = ImageDraw.Draw(picture), (0, 0, 0, 255) if sheet.shape[2] == 4 else 0
   for i, name in enumerate(rows):
-    draw.text((left - 8, top + h * (i + 0.5)), name, 0, font, 'rm')
+    draw.text((left - 8, top + h * (i + 0.5)), name, dark, font, 'rm')
   for j, name in enumerate(cols):
-    draw.text((left + w * (j + 0.5), top / 2), name, 0, font, 'mm')
+    draw.text((left + w * (j + 0.5), top / 2), name, dark, font, 'mm', align='center')
+  for i, name in enumerate(map(_drawable, below)):
+    while width(name) > w - 4 and len(name) > 1:
+      name = name[:-2] + '\u2026' if name.endswith('\u2026') else name[:-1] + '\u2026'
+    row, col = divmod(i, pictures.shape[1])
+    draw.text((left + w * (col + 0.5), top + h * (row + 1) - LINE / 2), name, dark, font, 'mm')
   report.write_atomic(path, report.png(np.asarray(picture).reshape(sheet.shape)))
+
+
+def _drawable(name):
+  """A name without what fonts and files can't hold."""
+  return name.encode('utf-8', 'backslashreplace').decode()
 
 
 if __name__ == '__main__':

@@ -3,8 +3,9 @@
 Makes a video that moves through the images of --seeds, one after another, and back to the first (--noloop: ends at the last).
 With --grid=ROWSxCOLUMNS the seeds are shared out to the cells: --seeds=0-11 --grid=2x2 shows seeds 0, 1, 2 in the first, 3, 4
 and 5 in the second, and so on. --space=w goes straight from one mapped latent to the next, --space=z on the sphere of latents.
-Where the network has classes and no --class is given, each seed has its own, and they are blended on the way. The file's ending
-says which kind it is: mp4, gif or webp. The encoder comes with the package imageio-ffmpeg; nothing else is needed.
+Where the network has classes and no --class is given, each seed has its own, and they are blended on the way; --class=cat,dog
+goes from one to the other. The file's ending says which kind it is: mp4, gif or webp. The encoder comes with the package
+imageio-ffmpeg; nothing else is needed.
 """
 import contextlib
 import itertools
@@ -62,8 +63,9 @@ def main(_):
   if not 2 <= seconds * asked.fps < 1e9:
     raise UsageError(f'--seconds={seconds:g} at {asked.fps:g} frames per second must make 2 frames or more')
   count = round(seconds * asked.fps)
-  pictures = frames(generate.load(asked.checkpoint), seeds, count, asked.space, asked.loop, psi, asked.cutoff,
-                    asked['class'].value, asked.noise)
+  net = generate.load(asked.checkpoint)
+  label = generate.labels(net, asked, seeds.size)
+  pictures = frames(net, seeds, count, asked.space, asked.loop, psi, asked.cutoff, label, asked.noise)
   write_video(out, tqdm(pictures, total=count, unit=' frames', disable=None), asked.fps)
   print(f'wrote {out}: {count} frames')
 
