@@ -26,7 +26,7 @@ import tensorflow_datasets as tfds
 import tqdm
 
 from sg2jax import faults
-from sg2jax.data import destination, images, label_rules, labels, sources, summary
+from sg2jax.data import classes, destination, images, label_rules, labels, sources, summary
 from sg2jax.models import stylegan2
 
 REPORT = destination.REPORT
@@ -153,7 +153,7 @@ def _size(height: int, width: int) -> str:
   return f'{height}' if height == width else f'{height}x{width}'
 
 
-def _features(options: Options, assigned: label_rules.Assigned) -> tfds.features.FeaturesDict:
+def _features(options: Options, assigned: classes.Assigned) -> tfds.features.FeaturesDict:
   features = {'image': tfds.features.Image(shape=options.shape, encoding_format='png')}
   if assigned.names:
     features['label'] = tfds.features.ClassLabel(names=assigned.names)
@@ -203,7 +203,7 @@ class _Converted(NamedTuple):
   grey: bool = True
 
 
-def _write(scratch: pathlib.Path, pictures: _Pictures, assigned: label_rules.Assigned, workers: int) -> dict:
+def _write(scratch: pathlib.Path, pictures: _Pictures, assigned: classes.Assigned, workers: int) -> dict:
   """Writes records and metadata of the usable pictures into `scratch`, in the order of the names."""
   options, names = pictures.options, pictures.listing.names
   features = _features(options, assigned)
@@ -251,10 +251,11 @@ def _of_peaks(peaks: list[int], max_value: int) -> list[str]:
   """What the largest values of pictures with 16 bits say of their range."""
   white, top = max_value or 65535, max(peaks, default=0)
   if peaks and max_value and top > white:
-    return [f'{sum(peak > white for peak in peaks)} pictures have values above --max_value={white}, up to {top}: white']
+    above = classes.counted(sum(peak > white for peak in peaks), 'picture')
+    return [f'{above} with values above --max_value={white}, up to {top}: these are white']
   if peaks and not max_value and top <= 4095:
     bits = max(top.bit_length(), 8)
-    return [f'{len(peaks)} pictures have 16 bits, but no value above {top} of 65535: they are nearly black; '
+    return [f'{classes.counted(len(peaks), "picture")} of 16 bits without a value above {top} of 65535, nearly black; '
             f'--max_value={2 ** bits - 1} makes that value white (of grey; convert colour to 8 bits first)']
   return []
 

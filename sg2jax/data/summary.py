@@ -5,7 +5,7 @@ import re
 
 import numpy as np
 
-from sg2jax.data import label_rules, labels
+from sg2jax.data import classes, labels
 
 _LISTED = 20  # files, and
 _CLASSES = 40  # classes, of more there is the report
@@ -13,14 +13,14 @@ _KINDS = ('too small', 'wrong aspect', 'truncated', 'corrupt', 'corrupt zip memb
           'decompression bomb', 'no label', 'unreadable', 'unreadable folder', 'link to a folder', 'two labels')
 
 
-def count(assigned: label_rules.Assigned, used: list) -> labels.Labels:
+def count(assigned: classes.Assigned, used: list) -> labels.Labels:
   """The labels of the pictures that were used."""
   if not assigned.one_hot:
     return labels.Labels.of_vectors(np.array(used, np.float32))
   return labels.Labels.of_classes(assigned.names, np.bincount(used, minlength=assigned.c_dim))
 
 
-def of_labels(assigned: label_rules.Assigned, used: list) -> tuple[dict, list[str]]:
+def of_labels(assigned: classes.Assigned, used: list) -> tuple[dict, list[str]]:
   """Entries of the report on the labels of the pictures that were used, and warnings."""
   if not assigned.one_hot:
     vectors = np.array(used, np.float32)  # [N,c_dim]
@@ -31,7 +31,7 @@ def of_labels(assigned: label_rules.Assigned, used: list) -> tuple[dict, list[st
   empty = [i for i, n in enumerate(counts) if not n]
   warnings = []
   if empty:
-    named = label_rules.ranges(empty) if not assigned.names else label_rules.enumerated([names[i] for i in empty])
+    named = classes.ranges(empty) if not assigned.names else classes.enumerated([names[i] for i in empty])
     plural = ('es', 'have', 'they are') if len(empty) > 1 else ('', 'has', 'it is')
     warnings.append(f'class{plural[0]} {named} {plural[1]} no picture: {plural[2]} never drawn')
   return {'classes': dict(zip(names, counts, strict=True))}, warnings
@@ -55,17 +55,20 @@ def lines(report: dict) -> str:
   return '\n'.join(out + [f'warning: {line}' for line in report['warnings']])
 
 
-def _classes(classes: dict[str, int]) -> list[str]:
-  out = [f'{len(classes)} classes, by index (names in natural order: numbers by value, then text):']
-  out += [f'  {i}: {name}, {n} images' if name != str(i) else f'  {i}: {n} images'
-          for i, (name, n) in enumerate(classes.items()) if i < _CLASSES]
-  return out + ([f'  ... and {len(classes) - _CLASSES} more, see the report'] if len(classes) > _CLASSES else [])
+def _classes(counts: dict[str, int]) -> list[str]:
+  named = list(counts) != [str(i) for i in range(len(counts))]
+  order = ' (their names in natural order: numbers by value, then text)' if named else ''
+  out = [f"{classes.counted(len(counts), 'class')}, by index{order}:"]
+  out += [f"  {i}: {name + ', ' if named else ''}{classes.counted(n, 'image')}"
+          for i, (name, n) in enumerate(counts.items()) if i < _CLASSES]
+  return out + ([f'  ... and {len(counts) - _CLASSES} more, see the report'] if len(counts) > _CLASSES else [])
 
 
 def _kind(reason: str) -> str:
   first = re.split('[:;,(]', reason)[0].strip()
   kind = next((kind for kind in sorted(_KINDS, key=len, reverse=True) if first.startswith(kind)), None)
-  return kind or re.sub(r'\d+', 'N', reason.split(';')[0])
+  short = reason.split(';')[0]
+  return kind or (short if short.startswith('wrong format') else re.sub(r'\d+', 'N', short))
 
 
 def _hint(kind: str, report: dict) -> str:
