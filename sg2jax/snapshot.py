@@ -92,7 +92,7 @@ class Snapshot:
 
   def measure(self, state):
     """Measures config.metrics of this state into <workdir>/evaluation/<step> and the log, unless a signal comes."""
-    net = of_state(self.workdir, self.config, state)
+    net = of_state(self.workdir, self.config, state, self.source.labels)
     note, found = self.due(net.step), {}
     wanted = [protocols.parse(name) for name in self.config['metrics']]
     left = [p.name for p in wanted if p.kind == 'ppl' and net.grows]

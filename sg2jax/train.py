@@ -50,8 +50,8 @@ def train(config, workdir):
     values |= data_values(source)
     # The others of several processes write nothing, and the folder is one for all.
     with locked(workdir) if jax.process_index() == 0 else contextlib.nullcontext():
-      changes = check_workdir(values, workdir, getattr(source, 'labels', None))
-      report.save_run(workdir, values, getattr(source, 'labels', None), changes)
+      changes = check_workdir(values, workdir, source.labels)
+      report.save_run(workdir, values, source.labels, changes)
       run(config, workdir, source, sharding.make_mesh(devices), stop, start, changes)
 
 
