@@ -29,6 +29,7 @@ def test_case(case):
   check(PUBLIC[case], FOLDER)
 
 
+@pytest.mark.slow
 def test_regularization_that_is_not_lazy(tmp_path):
   """Gboth, which the public vectors lack, has the sum of the gradients of Gmain and Greg."""
   sub = 'skipG_resnetD'

@@ -92,6 +92,8 @@ class _Converted:
   def labels(self, count, *called):
     """Labels, without columns if there are none."""
     found = self.given.first(*called)
+    if found is not None and not self.config['c_dim']:
+      raise ValueError(f'labels of shape {found.shape}, but the networks take none')
     return np.zeros((count, 0), jnp.zeros(()).dtype) if found is None else found
 
   def ws(self, net):

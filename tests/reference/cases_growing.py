@@ -153,6 +153,7 @@ def _entries(config, key, default=()):
 def generator(sub):
   """w; images at every lod, truncated and without growing; layer outputs; evaluations in training mode."""
   config, given = sub.config, sub.given
+  given.know(r'training/\d+/z_mix')
   net, border = read_generator(config.sub('static_kwargs'), config['network'])
   config.expect('num_layers', net.synthesis.num_ws)
   config.expect('batch', len(given['z']))
@@ -244,6 +245,7 @@ def process_reals(sub):
   for key, value in (('resolution', images.shape[1]), ('channels', images.shape[-1]), ('batch', len(images)),
                      ('drange_data', [0, 255]), ('drange_net', [-1, 1])):
     config.expect(key, value)
+  given.know('u')
   dtype = given['lods'].dtype
   pyramid = [shrink(images, 2 ** k) for k in range(int(np.log2(images.shape[1])) - 1)]
   results = {f'pyramid/{k}': nchw(x) for k, x in enumerate(pyramid)}

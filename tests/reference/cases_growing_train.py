@@ -53,8 +53,7 @@ class _Losses:
     self.d = self.d_border = None
     if 'D_static_kwargs' in config:
       self.d, self.d_border = read_discriminator(config.sub('D_static_kwargs'), config['networks'])
-    for name in ('z_G', 'z_D', 'c_G', 'c_real'):
-      self.given.get(name)  # understood, even where no expected array needs it
+    self.given.know(r'[zc]_[GD]|c_real|pl_mean_before|lod[\d.]+/(real_images|call\d+/(z_pl|c_pl|pl_noise_raw))')
     self.lazy = config.get('lazy_regularization', True)
     config.ignore('G_reg_interval', 'D_reg_interval')  # no gradient here has this factor
     self.names = {net: sub.under(f'tf/{net}/') for net in 'GD'}
@@ -182,8 +181,9 @@ class _Draws:
 
   def __init__(self, given, c_dim):
     self.given, self.c_dim, self.used = given, c_dim, {}
-    for name in ('z_G', 'z_D', 'z_pl', 'reals', 'pl_noise_raw', *(name for names in LABELS.values() for name in names)):
-      given.under(f'{name}/')  # understood; `draw_counts` says how many of them are to be consumed
+    labels = [name for names in LABELS.values() for name in names] if c_dim else []
+    # `draw_counts` says how many of them are to be consumed
+    given.know(rf'({"|".join(["z_G", "z_D", "z_pl", "reals", "pl_noise_raw", *labels])})/\d+')
 
   def take(self, name, rounds):
     """The next `rounds` arrays called name/<i>, stacked."""

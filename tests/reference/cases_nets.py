@@ -167,6 +167,7 @@ _IMAGE = (r'img(?P<direct>_ws_direct)?(_noise_(?P<mode>none|const|random))?(?P<p
 def generator(sub):
   """Images of every variant, block outputs and the gradient by ws."""
   given = sub.given
+  given.know('ws_direct')
   net, _ = read_generator(sub.config)
   size = block_sizes(net.synthesis.resolution)[0]
   params, const, w_avg = load(sub.under('G/'), size)
@@ -237,7 +238,7 @@ def discriminator(sub):
         if name in wanted:
           results[name] = jnp.moveaxis(pull(cotangent)[0], -1, 1)
       return results
-    return jit(everything)(img, given['dy'])
+    return jit(everything)(img, given.get('dy', np.ones((len(img), 1))))
 
   results = outputs(net.clamp, sub.wanted)
   variants = {}

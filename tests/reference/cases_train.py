@@ -96,6 +96,7 @@ def run_phase(steps, phase, state, draws, pl_draws, reals, labels):
 def loss_phases(sub):
   """Losses and gradients of each phase `<phase>[_mixing][_shrink<k>]` that has expected arrays."""
   config, given = sub.config, sub.given
+  given.know(r'z_mix|gen_c|real_c|pl_noise_raw(_shrink\d+)?')
   net, beta = read_generator(config.sub('G'))
   config.expect('batch', len(given['z']))
   config.expect('num_ws', net.synthesis.num_ws)
@@ -158,7 +159,8 @@ def _read_training(config, mixes):
     config.expect(key, value)
   if mixes:
     config.ignore('style_mixing_prob')  # the stored cutoffs are drawn with it
-  config.expect('style_mixing_prob', 0)
+  else:
+    config.expect('style_mixing_prob', 0)
   (b1, b2), lr, eps = config['betas'], config['lr'], config['eps']
   config.ignore('float64_sensitivity')  # a remark
   gamma, weight = config['r1_gamma'], config['pl_weight']
@@ -177,9 +179,12 @@ class _Draws:
   pl_noise_raw is [path length phases, rounds, ...], and so are z_mix_pl and style_mixing_cutoff_pl.
   """
 
-  def __init__(self, given, phases, rounds, num_ws):
+  def __init__(self, given, phases, rounds, num_ws, c_dim):
     self.given, self.phases, self.rounds, self.num_ws, self.regs = given, phases, rounds, num_ws, 0
-    given.get('Dreg/z')  # drawn there, and never used
+    given.know('Dreg/(z|gen_c)')  # drawn there, and never used
+    labels = [name for name in given if name.rpartition('/')[2] in ('gen_c', 'real_c')]
+    if labels and not c_dim:
+      raise ValueError(f'{" and ".join(labels)}, but the networks take no labels')
     for name in ('z', 'gen_c', 'z_mix'):
       if name in given and given[name].shape[1] != len(phases):
         raise ValueError(f'{name} is for {given[name].shape[1]} phases, but there are {", ".join(phases)}')
@@ -287,7 +292,8 @@ def training_trajectory(sub):
   dtype = next(iter(sub.under('init/').values())).dtype
   state, size = _state(steps, sub.under('init/'), np.zeros((), dtype))
   rounds = lambda x: x.reshape(batch // micro, micro, *x.shape[1:])
-  draws = _Draws(given, phases, rounds, steps.generator.synthesis.num_ws)
+  c_dim = max(steps.generator.mapping.c_dim, steps.discriminator.c_dim)
+  draws = _Draws(given, phases, rounds, steps.generator.synthesis.num_ws, c_dim)
   update = {name: jit(getattr(steps, f'{name}_update')) for name in NAMES.values()}
   lengths, end, beta_at = jit(partial(_lengths, steps)), jit(_end_of_iteration), jit(
       lambda nimg: schedule.ema_beta(nimg, batch, steps.ema_kimg, steps.ema_rampup, dtype))

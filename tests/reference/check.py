@@ -9,6 +9,7 @@ import dataclasses
 import functools
 import json
 import pathlib
+import re
 import time
 import traceback
 
@@ -85,6 +86,10 @@ class Given(dict):
   def under(self, prefix):
     """Given of those whose name begins with prefix, without it."""
     return Given({name[len(prefix):]: self[name] for name in self if name.startswith(prefix)})
+
+  def know(self, pattern):
+    """Names that match are understood, even where no expected array needs them."""
+    self._unread -= {name for name in self._unread if re.fullmatch(pattern, name)}
 
   def unread(self):
     """Names that nobody asked for."""
