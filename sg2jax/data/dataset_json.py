@@ -182,7 +182,8 @@ def _same_but_case(key: str, folder: str, free: _Free) -> set[str]:
 def _same_but_folders(key: str, folder: str, free: _Free) -> set[str]:
   del folder
   path = _fold(_clean(key))
-  return {*free.by_end.get(path, ()), *(name for end in _tails(path) for name in free.by_path.get(end, ()))}
+  longest = next((free.by_path[end] for end in _tails(path) if end in free.by_path), ())
+  return {*free.by_end.get(path, ()), *longest}
 
 
 def _short(value: object) -> str:

@@ -28,7 +28,12 @@ def resolved(dest: str) -> pathlib.Path:
 
 
 def check(source: pathlib.Path, dest: pathlib.Path):
-  """Raises UsageError if `dest`, a resolved path, is no place for a data set made of `source`."""
+  """Looks, before the work, whether a data set made of `source` can be put at `dest`, a resolved path.
+
+  Raises:
+    UsageError: it is no place for one.
+    WriteError: nothing can be written there.
+  """
   if dest.is_relative_to(source.resolve()):
     raise faults.UsageError(f'--dest={dest} lies inside --source={source}; choose a place outside')
   if source.resolve().is_relative_to(dest):
@@ -45,6 +50,11 @@ def check(source: pathlib.Path, dest: pathlib.Path):
   if foreign:
     raise faults.UsageError(f'--dest={dest} holds a data set and also {foreign[0]!r}, which would be lost; move that, or '
                             'choose a new folder')
+  above = next(p for p in (dest, *dest.parents) if p.exists())
+  if not above.is_dir():
+    raise faults.UsageError(f'--dest={dest}: {above} is a file; choose another place')
+  if not os.access(above, os.W_OK | os.X_OK):
+    raise faults.WriteError(f'--dest={dest}: {above} may not be written to; choose another place')
 
 
 def _is_ours(dest: pathlib.Path) -> bool:

@@ -115,6 +115,7 @@ def build(source: str, dest: str, options: Options, workers: int | None = None) 
     raise faults.DatasetError(f'--source={source}: there is no file in it (hidden ones are not looked at); '
                               'nothing was made')
   scratch = destination.scratch(dest)
+  new_parents = [folder for folder in scratch.parents if not folder.exists()]
   try:
     with _pillow(options):
       pictures = _Pictures(listing, options)
@@ -133,6 +134,9 @@ def build(source: str, dest: str, options: Options, workers: int | None = None) 
                             'free some space or choose another --dest') from err
   finally:
     shutil.rmtree(scratch, ignore_errors=True)
+    with contextlib.suppress(OSError):  # those that hold the data set stay
+      for folder in new_parents:
+        folder.rmdir()
   return report
 
 
