@@ -19,7 +19,9 @@ def get_config():
   # later; 'high': three passes on TPUs, TF32; 'highest': float32 everywhere, as in the paper's runs. CPUs always compute
   # float32. Sampling and metrics are 'highest' whatever stands here.
   c.precision = 'default'
-  c.init_from = ''  # checkpoint or workdir whose weights a new run starts from; what doesn't fit is initialised and listed
+  # Workdir, checkpoint, or network file (as of `sg2jax.tools.convert`) whose weights a new run starts from; what doesn't fit is
+  # initialised and listed.
+  c.init_from = ''
   c.device = ''  # what must be there: 'gpu', 'tpu', 'accelerator' (either); '': whatever JAX finds
   c.tick_kimg = 4.0  # thousands of images between status lines
   c.snapshot_kimg = 200.0  # thousands of images between image grids, SWD and checkpoints
@@ -67,7 +69,8 @@ def get_config():
   c.d.cmap_dim = 0  # components of the mapped label; 0: as many as feature maps in the last block
   c.d.activation = 'lrelu'
   c.d.taps = (1, 3, 3, 1)
-  c.d.freeze_layers = 0  # layers from the image side that keep their weights (Freeze-D, Mo et al. 2020)
+  # Layers from the image side that keep their weights (Freeze-D, Mo et al. 2020); init_from must name a D that has them.
+  c.d.freeze_layers = 0
   c.d.mbstd_group_size = 4  # images per minibatch-stddev group, of one round
   c.d.mbstd_num_channels = 1
   c.d.num_bf16_res = 0

@@ -183,6 +183,49 @@ def test_a_run_starts_from_the_weights_of_another(home, whole, tmp_path):
   assert '--config.g.taps=[1, 2, 1]' in err and '[1, 3, 3, 1]' in err and not (tmp_path / 'b').exists()
 
 
+def as_version_0_1(workdir, step):
+  """Makes the checkpoint of a step one of format 1, whose states lack what is younger."""
+  import contextlib
+  import shutil
+
+  import flax.struct
+
+  from sg2jax import checkpoint, state
+  from tests.test_checkpoint import rewrite
+  place = workdir / 'checkpoints' / str(step)
+  tree, meta = checkpoint.load(place)[0], checkpoint._manifest(place)['meta']
+  tree = {name: value for name, value in tree.items() if name not in state.YOUNGER}
+  old = flax.struct.dataclass(type('Old', (), {'__annotations__': dict.fromkeys(tree, object)}))(**tree)
+  shutil.rmtree(workdir / 'checkpoints')
+  with contextlib.closing(checkpoint.Checkpoints(workdir, keep=1, meta=meta)) as checkpoints:
+    checkpoints.save(old)
+  rewrite(place, format=1)
+
+
+@pytest.mark.slow
+def test_a_run_goes_on_with_other_rounds_other_pictures_and_from_version_0_1(home, tmp_path):
+  import numpy as np
+  from PIL import Image
+  run, fields = tmp_path / "it's a run", {'data.labels': False, 'total_kimg': 0.032}
+  out, _ = finish(start(home, run, **fields))
+  assert f"--checkpoint='{tmp_path}/it'\"'\"'s a run'" in out
+  out, _ = finish(start(home, run, **fields | {'microbatch': 4, 'total_kimg': 0.064}))
+  assert 'rounds of 8 images there, of 4 here' in out and [line['step'] for line in log(run) if 'swd' in line] == [0, 4, 8]
+  (tmp_path / 'pictures').mkdir()
+  for i in range(16):
+    Image.fromarray(np.full((16, 16), 9 * i, np.uint8)).save(tmp_path / 'pictures' / f'{i}.png')
+  subprocess.run([sys.executable, '-m', 'sg2jax.tools.prepare', f'--source={tmp_path}/pictures', f'--dest={tmp_path}/other',
+                  '--resolution=16', '--channels=1'], cwd=ROOT, check=True, env=os.environ | {'JAX_PLATFORMS': 'cpu'})
+  fields |= {'microbatch': 4, 'total_kimg': 0.096, 'data.name': '', 'data.dir': tmp_path / 'other'}
+  _, err = finish(start(home, run, **fields), 2)
+  assert 'pictures' in err and 'data.allow_change=True' in err and 'init_from' in err and len(err.splitlines()) == 1
+  out, _ = finish(start(home, run, **fields | {'data.allow_change': True}))
+  assert 'another than so far: pictures' in out and (run / 'images' / 'reals_000000.png').exists()
+  as_version_0_1(run, 12)
+  out, _ = finish(start(home, run, **fields | {'total_kimg': 0.128}))
+  assert 'version 0.1' in out and 'resuming at step 12' in out and log(run)[-1]['step'] == 16
+
+
 def test_restoring_every_checkpoint_of_32_steps_changes_nothing(quick_compile, tmp_path):
   """Save and restore after each of steps 1..32, going on from what was restored: bit-equal to no saving at all."""
   import contextlib
@@ -199,7 +242,7 @@ def test_restoring_every_checkpoint_of_32_steps_changes_nothing(quick_compile, t
       'g.mapping_layers': 1})
   mesh = sharding.make_mesh()
   same = sharding.replicated(mesh)
-  steps = build.steps(config, 0, sharding.constrain(mesh))
+  steps = build.steps(config, 0, mesh)
   images = np.random.default_rng(0).integers(0, 256, (32, 1, 4, 8, 8, 3), np.uint8)
   key, jitted = jax.random.key(3), {name: sharding.jit_step(getattr(steps, name), mesh) for name in steps.due(0)}
 
