@@ -288,7 +288,8 @@ def _fit(config, state, report):
     z = draws.randn(MEAN_OF, config.g.z_dim)
     c = np.eye(max(config.c_dim, 1), config.c_dim)[draws.randint(max(config.c_dim, 1), size=MEAN_OF)]
     params = {'params': jax.tree.map(jnp.asarray, state['g_ema'])}
-    w = jax.jit(lambda v, z, c: generator.apply(v, z, c, method='map').mean(0))(params, jnp.float32(z), jnp.float32(c))
+    with jax.default_matmul_precision('highest'):
+      w = jax.jit(lambda v, z, c: generator.apply(v, z, c, method='map').mean(0))(params, jnp.float32(z), jnp.float32(c))
     state['w_avg'] = np.asarray(w)
     report['initialised']['w_avg'] = f'mean of {MEAN_OF:,} w'
   report['shapes'] = {name: list(np.shape(x)) for name, x in traverse_util.flatten_dict(state, sep='.').items()}
@@ -330,7 +331,8 @@ def _json(path, digest):
     if document['sha256'] != digest:
       raise ValueError(f'{beside} belongs to another file: it says sha256 {str(document["sha256"])[:64]}')
   except FileNotFoundError:
-    raise ValueError(f'it needs {beside.name}, which was written beside it; put that there, too') from None
+    raise ValueError(f'it needs {beside.name}, which was written beside it; put that there, too '
+                     '(such files of other programs are not read)') from None
   return document
 
 

@@ -14,7 +14,7 @@ import zipfile
 import numpy as np
 
 from sg2jax import faults, places
-from sg2jax.interop import torch_file
+from sg2jax.interop import foreign, torch_file
 
 TOOL = 'python -m sg2jax.tools.fetch_weights'
 MAX_BYTES = 2 ** 31  # of a file, and of the arrays in it
@@ -156,7 +156,7 @@ def _parse(path, data):
       return _npz(data)
     if zipped or data.startswith(b'\x80'):
       return torch_file.parse(data)
-    raise ValueError('neither a PyTorch nor an HDF5 nor an NPZ file')
+    raise ValueError(foreign.describe(data, 'neither a PyTorch nor an HDF5 nor an NPZ file'))
   except Exception as e:  # zipfile, numpy and h5py raise all sorts of them on broken files
     reason = str(e) if isinstance(e, ValueError) else f'{type(e).__name__}: {e}'
     raise faults.WeightsError(f'{path} is refused: {" ".join(reason.split())}') from e

@@ -287,10 +287,27 @@ def test_bad_input(call, pictures, args, fault, said, tmp_path, monkeypatch):
   assert files(tmp_path) == before
 
 
-def test_names_that_collide_are_refused(call, pictures, tmp_path):
-  (pictures / 'p1_projected.png').write_bytes((pictures / 'p1.png').read_bytes())
-  with pytest.raises(UsageError, match='p1_projected.png and .*p1.png would both be written to p1_projected.png'):
-    call(project_tool, f'--images={pictures}', f'--out={tmp_path / "out"}')
+@pytest.mark.parametrize('given, want', [
+    (['a.jpg', 'b.png'], ['a', 'b']), (['cat.jpg', 'cat.png', 'dog.png'], ['cat.jpg', 'cat.png', 'dog']),
+    (['a.png', 'a_projected.png'], ['a.png', 'a_projected.png']), (['a_b.png', 'a_b.png'], ['a_b.png', 'a_b.png_2']),
+    (['a_b.png', 'a_b.png', 'a_b.jpg'], ['a_b.png', 'a_b.png_2', 'a_b.jpg']),
+    (['cat.jpg', 'cat.png', 'cat.png.gif'], ['cat.jpg', 'cat.png', 'cat.png.gif']), (['x', 'x.png'], ['x', 'x.png'])])
+def test_names_of_results_are_unlike(given, want):
+  assert project_tool.result_names(given) == want
+
+
+def test_pictures_of_one_name_are_all_projected(call, pictures, tmp_path):
+  image = Image.open(pictures / 'p1.png').convert('RGB')
+  folder = tmp_path / 'clash'
+  (folder / 'p').mkdir(parents=True)
+  for name in ('p1.png', 'p1.jpg', 'p_2.png', 'p/2.png'):
+    image.save(folder / name)
+  call(project_tool, f'--images={folder}', f'--out={tmp_path / "out"}')
+  documents = json.loads((tmp_path / 'out' / 'projections.json').read_text())['images']
+  found = {d['name']: os.path.relpath(d['source'], folder) for d in documents}
+  assert found == {'p1.jpg': 'p1.jpg', 'p1.png': 'p1.png', 'p_2.png': 'p/2.png', 'p_2.png_2': 'p_2.png'}
+  for name in found:
+    assert all((tmp_path / 'out' / f'{name}{ending}').exists() for ending in ('.png', '_projected.png', '.npz'))
 
 
 # ---- attribution

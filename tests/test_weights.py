@@ -1,11 +1,14 @@
 """Weights: files of strangers are read and never run, found where promised, downloaded whole or not at all."""
 import base64
+import bz2
 import collections
 import contextlib
 import fractions
+import gzip
 import hashlib
 import http.server
 import io
+import lzma
 import pathlib
 import pickle
 import pickletools
@@ -14,6 +17,7 @@ import ssl
 import struct
 import subprocess
 import sys
+import tarfile
 import threading
 import time
 import zipfile
@@ -21,8 +25,9 @@ import zlib
 
 import numpy as np
 import pytest
+from safetensors import numpy as safetensors
 
-from sg2jax import weights
+from sg2jax import convert, weights
 from sg2jax.faults import UsageError, WeightsError, WriteError
 from sg2jax.interop import pickle_reader, torch_file
 from sg2jax.interop.pickle_reader import Call, Global, Persistent
@@ -355,6 +360,52 @@ def test_odd_files_are_refused_by_name(tmp_path):
     file.truncate(2 ** 33)  # takes no room
   with pytest.raises(WeightsError, match='8,589,934,592 bytes'):
     weights.read(tmp_path / 'huge')
+
+
+def other_files():
+  """{name: (content, what it is called)}: what a download brings instead of weights."""
+  zipped, tarred = io.BytesIO(), io.BytesIO()
+  with zipfile.ZipFile(zipped, 'w', zipfile.ZIP_DEFLATED) as file:
+    file.writestr('model/network.pkl', bytes(1000))
+  with tarfile.open(fileobj=tarred, mode='w') as file:
+    file.addfile(tarfile.TarInfo('network.pkl'))
+  return {
+      'pointer': (b'version https://git-lfs.github.com/spec/v1\noid sha256:ab\nsize 9\n', 'pointer of Git LFS'),
+      'page': (b'\xef\xbb\xbf\n<!DOCTYPE html><html>', 'web page (HTML)'), 'bare page': (b'<html><head>', 'web page'),
+      'error': (b'<?xml version="1.0"?><Error><Code>AccessDenied', 'XML'), 'answer': (b'{"message": "Not Found"}', 'Not Found'),
+      'text': ('größer als alles\n'.encode() * 99, 'text'), 'empty': (b'', 'empty'), 'zeros': (bytes(99), 'zeros'),
+      'gzip': (gzip.compress(b'x'), 'gzip'), 'bzip2': (bz2.compress(b'x'), 'bzip2'), 'xz': (lzma.compress(b'x'), 'xz'),
+      'zip': (zipped.getvalue(), 'zip archive without data.pkl, so not of torch.save (model/network.pkl)'),
+      'no zip': (b'PK\5\6' + bytes(18), 'empty zip'), 'cut zip': (zipped.getvalue()[:-9], 'broken zip'),
+      'tar': (tarred.getvalue(), 'tar archive'), 'picture': (b'\xff\xd8\xff\xe0', 'JPEG'), 'npy': (b'\x93NUMPY\1\0', '.npy'),
+      'noise': (random.Random(0).randbytes(999), 'unknown content')}
+
+
+@pytest.mark.parametrize('name', other_files())
+def test_downloads_that_went_wrong_are_called_by_name(tmp_path, name):
+  content, said = other_files()[name]
+  (tmp_path / 'network.pkl').write_bytes(content)
+  for read in (convert.read, weights.read):
+    with pytest.raises(WeightsError) as e:
+      read(tmp_path / 'network.pkl')
+    text = str(e.value)
+    assert said in text and 'download it again' in text and '\n' not in text and str(tmp_path / 'network.pkl') in text, text
+
+
+def test_a_pickle_that_was_cut_off_is_to_be_downloaded_again(tmp_path):
+  (tmp_path / 'network.pkl').write_bytes(pickle.dumps({'G_ema': [list(range(300))]}, 4)[:-100])
+  with pytest.raises(WeightsError, match='cut off.*download it again'):
+    convert.read(tmp_path / 'network.pkl')
+  for name in ('network.safetensors', 'network.npz'):
+    content = safetensors.save({'a': np.zeros(3)}) if name.endswith('s') else None
+    if content is None:
+      np.savez(tmp_path / name, a=np.zeros(3))
+    else:
+      (tmp_path / name).write_bytes(content)
+    with pytest.raises(WeightsError, match=f'needs {name}.json.* of other programs'):
+      convert.read(tmp_path / name)
+  with pytest.raises(WeightsError, match='file of safetensors'):
+    weights.read(tmp_path / 'network.safetensors')
 
 
 # Where files are looked for

@@ -80,7 +80,9 @@ def _styles(generator, stage, start, stop):
   ws[1:, start:stop] = np.eye(w_dim)[:, None]
 
   def found(variables):
-    _, kept = generator.apply(variables, jnp.asarray(ws), 'none', stage, method='synthesize', mutable=['intermediates'],
-                              capture_intermediates=lambda module, _: module.name == 'affine' and module.path[-2] != 'torgb')
+    with jax.default_matmul_precision('highest'):
+      _, kept = generator.apply(
+          variables, jnp.asarray(ws), 'none', stage, method='synthesize', mutable=['intermediates'],
+          capture_intermediates=lambda module, _: module.name == 'affine' and module.path[-2] != 'torgb')
     return jnp.concatenate(jax.tree.leaves(kept['intermediates']), 1)
   return jax.jit(found)

@@ -16,6 +16,7 @@ import numpy as np
 import optax
 
 from sg2jax import ops, sharding, trained
+from sg2jax.keys import purpose_key
 from sg2jax.models import vgg
 from sg2jax.models.layers import draw_noise
 from sg2jax.models.stylegan2 import largest
@@ -201,7 +202,7 @@ class Projector:
     mean, spread = statistics(net) if start is None else start
     rows = np.arange(-(-self.count // mesh.size) * mesh.size) % self.count  # a multiple of the devices
     place = lambda tree: sharding.to_global(mesh, jax.tree.map(lambda x: np.asarray(x)[rows][None], tree))
-    key, first = jax.random.split(jax.random.key(setting.seed))
+    key, first = jax.random.split(purpose_key(setting.seed, 'projection'))
     self._constants = jax.device_put((net.variables, distance.params, key), sharding.replicated(mesh))
     self._rates = np.stack(rates(setting, spread)).astype(np.float32)
     prepare, self._advance, self._look = _compiled(mesh, net.generator, tuple(net.growing.items()), *distance[3:])

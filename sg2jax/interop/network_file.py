@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from sg2jax.interop import pickle_reader, torch_file
+from sg2jax.interop import foreign, pickle_reader, torch_file
 from sg2jax.interop.pickle_reader import Call, Global, describe
 
 _NETWORK = Global('dnnlib.tflib.network', 'Network')
@@ -65,7 +65,11 @@ def read(data: bytes) -> dict[str, Net]:
   if torch_file.is_file(data):
     nets = file.rosinality(data)
   elif data[:1] == b'\x80':
-    tree = pickle_reader.parse(data, _PICKLE)
+    try:
+      tree = pickle_reader.parse(data, _PICKLE)
+    except ValueError as e:
+      cut = data[-1:] != b'.'  # with which every pickle ends
+      raise ValueError(f'{e}; it is cut off or damaged: {foreign.AGAIN}' if cut else str(e)) from None
     if isinstance(tree, Call) and tree.function == _NETWORK:
       net = file.network(tree)
       nets = {'D' if net.kind.startswith('D') else 'G_ema': net}
@@ -74,7 +78,7 @@ def read(data: bytes) -> dict[str, Net]:
       nets = {new: file.net(found[key]) for key, new in (('G', 'G'), ('D', 'D'), ('Gs', 'G_ema'), ('G_ema', 'G_ema'))
               if found.get(key) is not None}
   else:
-    raise ValueError('neither a pickle of protocol 2 to 5 nor a file of torch.save')
+    raise ValueError(foreign.describe(data, 'neither a pickle of protocol 2 to 5 nor a file of torch.save'))
   if not nets:
     raise ValueError('it holds no network')
   return nets

@@ -15,7 +15,7 @@ import zipfile
 import ml_dtypes
 import numpy as np
 
-from sg2jax.interop import pickle_reader
+from sg2jax.interop import foreign, pickle_reader
 from sg2jax.interop.pickle_reader import Call, Global, Persistent, describe
 
 STORAGES = {
@@ -152,12 +152,15 @@ def _zip(data, names):
     archive = zipfile.ZipFile(io.BytesIO(data), metadata_encoding='latin-1')  # not cp437, which Python would have to import
   parts = archive.infolist()
   sizes = {part.filename: part.file_size for part in parts}
+  roots = [name[:-len('data.pkl')] for name in sizes if name.endswith('/data.pkl')]
+  if not roots:
+    raise ValueError(f'a zip archive without data.pkl, so not of torch.save ({foreign.some(sizes)}): unpack it and name the '
+                     f'file in it, or {foreign.AGAIN}')
   if (len(sizes) < len(parts) or sum(sizes.values()) > len(data)
       or any(part.compress_type != zipfile.ZIP_STORED or part.flag_bits & 1 for part in parts)):
     raise ValueError('its parts are compressed, encrypted, doubled or overlapping, as torch.save never makes them')
-  roots = [name[:-len('data.pkl')] for name in sizes if name.endswith('/data.pkl')]
   if len(roots) != 1:
-    raise ValueError('a zip file without data.pkl, or with several')
+    raise ValueError('a zip file with several data.pkl')
 
   def read(name):
     with _zip_errors():
@@ -183,7 +186,7 @@ def _zip_errors():
   try:
     yield
   except Exception as e:  # zipfile raises all sorts of them
-    raise ValueError(f'a broken zip file: {e}') from None
+    raise ValueError(f'a broken zip file: {e}; {foreign.AGAIN}') from None
 
 
 def _legacy(data, names):

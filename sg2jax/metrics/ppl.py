@@ -116,5 +116,6 @@ def ppl(generator, variables, distance, pairs, seed=0, space='w', sampling='end'
   for first in range(0, pairs, batch):
     part = np.arange(first, first + batch) % pairs
     args = (jnp.asarray(x[part], dtype) for x in (z0, z1, t, c))
-    found.append(_distances(generator, distance, space, variables, *args, eps=eps))
+    with jax.default_matmul_precision('highest'):
+      found.append(_distances(generator, distance, space, variables, *args, eps=eps))
   return trimmed_mean(np.concatenate(found)[:pairs])

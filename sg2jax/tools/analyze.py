@@ -27,7 +27,6 @@ OUT = flags.DEFINE_string('out', None, 'Folder for the figure and the numbers; d
 IMAGES = flags.DEFINE_integer('images', None, 'Samples of w; default: 1024, droplets: 256. phase: 32 make a path.')
 SEED = flags.DEFINE_integer('seed', 0, 'Of latents and labels.')
 FRAMES = 32  # on a path
-PIXELS = 2 ** 22  # synthesised at once
 
 
 def main(argv):
@@ -72,8 +71,11 @@ def check(argv):
 
 def batched(net, function):
   """function(variables, ws), compiled, as a function of ws [N,...] that returns a list of results in numpy."""
-  size = max(1, min(FRAMES, PIXELS // math.prod(net.generator.synthesis.resolution)))
-  compiled = jax.jit(function)
+  size = trained.images_at_once(net.generator.synthesis.resolution)
+  def precise(*args):
+    with jax.default_matmul_precision('highest'):  # as everything that makes images
+      return function(*args)
+  compiled = jax.jit(precise)
   return lambda ws: [jax.device_get(compiled(net.variables, ws[i:i + size])) for i in range(0, len(ws), size)]
 
 

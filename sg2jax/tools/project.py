@@ -149,13 +149,45 @@ def read_items(path, net, out):
     def load(file=root / name):
       return images.fit_image(images.decode(file.read_bytes(), channels), 'center', *size)
     try:
-      items.append(Item(name.replace('/', '_').rpartition('.')[0] or name, str(root / name), load, image_hash(load())))
+      items.append(Item(name.replace('/', '_'), str(root / name), load, image_hash(load())))
     except (images.Unusable, OSError) as e:
       unusable.append(f'{name}: {getattr(e, "strerror", None) or e}')
   if not items:
     raise DatasetError(f'{path} has no picture that can be projected: {"; ".join(unusable[:3]) or "it is empty"}')
   print(''.join(f'left out: {line}\n' for line in unusable), end='', file=sys.stderr)
-  return items
+  return [item._replace(name=name) for item, name in zip(items, result_names([item.name for item in items]))]
+
+
+def result_names(files):
+  """Names of the results of pictures, from their names: 'cat' of cat.jpg, if no other picture's results are called so.
+
+  Or else both keep their ending, cat.jpg and cat.png (which makes cat.jpg.png and cat.png.png); and if that isn't enough, as
+  for a/b.png and a_b.png, all but the first get a number.
+  """
+  names = [file.rpartition('.')[0] or file for file in files]
+  while clashing := {i for i in _clashing(names) if names[i] != files[i]}:
+    names = [files[i] if i in clashing else name for i, name in enumerate(names)]
+  taken = set()
+  for i, name in enumerate(names):
+    count = 1
+    while taken & set(_files(names[i])):
+      count += 1
+      names[i] = f'{name}_{count}'
+    taken |= set(_files(names[i]))
+  return names
+
+
+def _clashing(names):
+  """Places of names whose results would have a file in common with another's."""
+  owners = {}
+  for i, name in enumerate(names):
+    for file in _files(name):
+      owners.setdefault(file, []).append(i)
+  return {i for several in owners.values() if len(several) > 1 for i in several}
+
+
+def _files(name):
+  return f'{name}.png', f'{name}_projected.png', f'{name}.npz', f'{name}.mp4'
 
 
 def project_all(job, items, out, label=''):
@@ -293,7 +325,7 @@ def _finished(out, item, job):
 def _check_names(items):
   files = {}
   for item in items:
-    for name in f'{item.name}.png', f'{item.name}_projected.png', f'{item.name}.npz', f'{item.name}.mp4':
+    for name in _files(item.name):
       if name in files:
         raise UsageError(f'{item.source} and {files[name]} would both be written to {name}; rename one of them')
       files[name] = item.source
