@@ -61,13 +61,16 @@ def check_workdir(values, workdir, labels=None):
   path = workdir / 'config.json'
   if not path.exists() or not checkpoint.begun(workdir):
     return []  # nothing has been trained yet
+  start = f'a new --workdir with --config.init_from={shlex.quote(str(workdir))} starts from its weights'
+  if (workdir / 'import.json').exists():
+    raise UsageError(f'--workdir={workdir} holds an imported network, of which there is no state of training to go on from; '
+                     f'{start}')
   try:
     old = flat(json.loads(json.dumps(build.YOUNGER))) | flat(json.loads(path.read_text()))
   except (ValueError, AttributeError):
     raise UsageError(f'{path} is not readable as JSON; restore it or use another --workdir') from None
   new = flat(json.loads(json.dumps(values)))
   pictures = _other_pictures(old, new, workdir, labels)
-  start = f'a new --workdir with --config.init_from={shlex.quote(str(workdir))} starts from its weights'
   changed = [f'{k}: {old[k]} there, {new[k]} here' for k in sorted(new)
              if k not in (*FREE, *TOLD, *DATA) and k in old and old[k] != new[k]]
   if changed:

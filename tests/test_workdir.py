@@ -276,6 +276,11 @@ def test_another_number_of_classes_is_another_network(begin, tmp_path):
     begin(fields | {'loss.r1_gamma': 2.0, 'data.allow_change': True}, run, Source(c_dim=2))
 
 
+def test_an_imported_network_is_no_run_to_go_on_with(begin, tmp_path):
+  with pytest.raises(UsageError, match='imported network.*--config.init_from='):
+    begin({}, imported(tmp_path / 'made'))
+
+
 def test_a_half_written_first_checkpoint_is_no_beginning(begin, tmp_path):
   run = resumed(tmp_path / 'run')
   (run / 'checkpoints/10').rename(run / 'checkpoints/10.tmp')
