@@ -146,9 +146,11 @@ def test_seed_and_mirror(source):
     assert np.array_equal(a, b) or np.array_equal(a, b[:, ::-1])
 
 
-@pytest.mark.parametrize('name', ['', 'set', 'itself'])
+@pytest.mark.parametrize('name', ['', 'set', 'itself', 'child', 'grandchild'])
 def test_found_by_folder(pictures, name):
-  where = ('', pictures) if name == '' else (name, pictures) if name == 'set' else (pictures, '')
+  parent = pathlib.Path(pictures).parent
+  where = {'': ('', pictures), 'set': ('set', pictures), 'itself': (pictures, ''), 'child': ('set', str(parent)),
+           'grandchild': (f'{parent.name}/set', str(parent.parent))}[name]
   source = data.load(*where, (8, 12), 3, False)
   assert len(source) == 10 and source.hash == data.load('', pictures, (8, 12), 3, False).hash
 
@@ -161,10 +163,13 @@ def test_found_by_folder(pictures, name):
     ({'name': 'cifar10', 'data_dir': '/nowhere'}, ['/nowhere', 'tfds build cifar10', 'prepare']),
     ({'data_dir': ''}, ['data.name is empty', 'prepare']),
     ({'data_dir': '/nowhere'}, ['/nowhere', 'prepare']),
+    ({'data_dir': '..'}, ['data.name=set']),
 ])
 def test_refusals_name_value_and_remedy(pictures, change, words):
   arguments = {'name': '', 'data_dir': pictures, 'resolution': (8, 12), 'channels': 3,
                'labels': False} | change
+  if arguments['data_dir'] == '..':
+    arguments['data_dir'] = str(pathlib.Path(pictures).parent)
   with pytest.raises(faults.DatasetError) as refusal:
     data.load(**arguments)
   for word in words:

@@ -1,5 +1,6 @@
 """Which files are pictures: formats that are read, names for those that aren't, and files without their metadata."""
 
+import codecs
 import struct
 
 from PIL import features
@@ -98,12 +99,20 @@ def what_else(data: bytes, name: str = '') -> str:
     return 'wrong format: SVG'
   if start.startswith(b'<'):
     return 'not an image: HTML or XML'
-  if start.isascii() and b'\0' not in start:
+  if _is_text(start):
     return 'not an image: text'
   dot = name.lower().rfind('.')
   if dot >= 0 and name[dot:].lower() in _SUFFIXES:
     return f'wrong format: {_SUFFIXES[name[dot:].lower()]}, by its name'
   return 'not an image: unknown content'
+
+
+def _is_text(start: bytes) -> bool:
+  try:
+    text = codecs.getincrementaldecoder('utf-8')().decode(start)  # which may end within a character
+  except UnicodeDecodeError:
+    return False
+  return all(char.isprintable() or char.isspace() for char in text)
 
 
 def _of_numbers(data: bytes) -> str | None:
