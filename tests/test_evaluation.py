@@ -12,14 +12,17 @@ import sys
 import time
 
 import jax
+from ml_collections import ConfigDict
 import numpy as np
 from PIL import Image
 import pytest
 
 from sg2jax import build, data, sharding, trained
 from sg2jax import state as state_lib
+from sg2jax.data.labels import Labels
 from sg2jax.evaluation import detectors, measure, passes, protocols, samples
-from sg2jax.faults import UsageError, WeightsError, WriteError
+from sg2jax.faults import DatasetError, UsageError, WeightsError, WriteError
+from sg2jax.tools import evaluate as evaluate_tool
 from tests.reference.check import read_manifest
 from tests.runs import ROOT, TINY, write_run, xla_flags
 
@@ -31,7 +34,7 @@ def run(home, tmp_path_factory):
   config = quickstart.get_config()
   config.update_from_flattened_dict({k: v for k, v in TINY.items() if k != 'metrics'} | {'data.dir': str(home / 'data')})
   source = data.load('digits', str(home / 'data'), (16, 16), 1, True)
-  steps = build.steps(config, source.c_dim, lambda x: x)
+  steps = build.steps(config, source.c_dim, None)
   make = jax.jit(lambda key: state_lib.init(key, steps.generator, steps.discriminator, steps.g_tx, steps.d_tx))
   state = make(jax.random.key(0))
   workdir, config = tmp_path_factory.mktemp('evaluated'), config.to_dict() | {'c_dim': source.c_dim}
@@ -487,3 +490,109 @@ def test_signal_keeps_what_is_done(home, run, tmp_path):
   assert list((tmp_path / 'partial').glob('*/state.npz'))
 
 
+
+
+# ---- what is measured, and how much at once
+
+@pytest.mark.parametrize('shape, each', [((4, 4), 32), ((256, 256), 32), ((512, 256), 32), ((512, 512), 16), ((1024, 1024), 4),
+                                         ((1024, 512), 8), ((2048, 2048), 1), ((8192, 8192), 1)])
+def test_images_at_once_are_bound_by_their_pixels(shape, each, run):
+  assert trained.images_at_once(shape) == each and trained.images_at_once((*shape, 3)) == each
+  source = type('Source', (), {'shape': (*shape, 3)})
+  mesh = type('Mesh', (), {'size': 8})
+  assert measure.Setting(None, source, mesh, None).at_once == 8 * each
+  assert measure.Setting(None, source, mesh, None, batch=24).at_once == 24
+  assert 2 * samples._pairs(shape) <= max(2, each)
+  net = trained.load(run)
+  big = net.generator.clone(synthesis=net.generator.synthesis.clone(resolution=shape))
+  assert net._replace(generator=big).batch == each * jax.device_count()
+
+
+@pytest.mark.parametrize('name, shape, said', [
+    ('swd', (4, 4, 1), '7 px or more; these have 4x4'), ('swd', (4, 16, 3), '4x16'), ('swd', (5, 5, 1), '5x5'),
+    ('swd', (6, 6, 1), '6x6'),
+    ('swd', (7, 7, 1), ''), ('swd', (8, 2048, 1), '8x2048, 0x128 after shrinking'), ('swd', (512, 32, 1), '128x8 after'),
+    ('pixelfd1k_full', (4, 16, 1), ''), ('pixelfd1k_full', (4, 256, 1), '0x16 after'), ('pixelnn1k', (4, 256, 1), '0x16 after'),
+    ('ppl2_1k_wend', (8, 16, 3), '16 px'), ('ppl_1k_wend', (16, 16, 3), '32 px'), ('ppl_1k_wend', (32, 32, 3), ''),
+    ('fid1k', (4, 4, 1), '')])
+def test_images_that_are_too_small_for_a_metric(name, shape, said):
+  reason = measure.unfit(protocols.parse(name), shape)
+  if said and '128x8' not in said:
+    assert said in reason and name in reason
+    with pytest.raises(UsageError, match='px or more'):
+      measure.load([protocols.parse(name)], type('Source', (), {'shape': shape, '__len__': lambda _: 99})(), {})
+  else:
+    assert reason == ''
+
+
+def test_tiny_networks_are_measured_by_what_suits_them(capsys):
+  net = lambda side, metrics=(): type('Net', (), {
+      'workdir': 'W', 'config': ConfigDict({'resolution': side, 'metrics': metrics})})
+  assert [p.name for p in evaluate_tool.defaults(net(16))] == ['swd', protocols.OFFLINE]
+  assert [p.name for p in evaluate_tool.defaults(net((4, 16)))] == [protocols.OFFLINE]
+  assert 'left out: swd needs images of 7 px or more; these have 4x16' in capsys.readouterr().err
+  with pytest.raises(UsageError, match='W: none of the metrics'):
+    evaluate_tool.defaults(net((4, 16), ('ppl2_wend',)))
+
+
+def of(names, counts, one_hot=True):
+  """Labels of classes, or of one vector with each name."""
+  return Labels.of_classes(names, counts) if one_hot else Labels.of_vectors(np.eye(len(counts)) + 1, names)
+
+
+@pytest.mark.parametrize('ours, theirs, said', [
+    (of(('cat', 'dog'), (3, 4)), of(('dog', 'cat'), (3, 4)), 'its class 0 is dog, and that of the run cat .*another order'),
+    (of(('cat', 'dog'), (3, 4)), of(('cat', 'bird'), (3, 4)), 'its class 1 is bird, and that of the run dog; prepare'),
+    (of(('cat', 'dog'), (3, 4)), of((), (3, 4), False), 'its labels are vectors, and those of the run classes'),
+    (of((), (3, 4), False), of(('cat', 'dog'), (3, 4)), 'its labels are classes, and those of the run vectors'),
+    (of(('cat', 'dog'), (3, 4)), of(('cat', 'dog'), (9, 0)), ''), (Labels.unknown(2), of(('cat', 'dog'), (3, 4)), ''),
+    (Labels.unknown(2), of((), (3, 4), False), ''), (of(('cat', 'dog'), (3, 4)), Labels.unknown(2), '')])
+def test_a_data_set_of_other_classes_is_refused(ours, theirs, said):
+  net, source = type('Net', (), {'labels': ours}), type('Source', (), {'labels': theirs, 'place': 'D/other'})
+  if not said:
+    evaluate_tool.check_labels(net, source)
+    return
+  with pytest.raises(DatasetError, match=said) as e:
+    evaluate_tool.check_labels(net, source)
+  assert 'D/other' in str(e.value) and '--data' in str(e.value)
+
+
+def test_the_tool_compares_labels(run):
+  net = trained.load(run)
+  assert evaluate_tool.load(net, '').labels.c_dim == 10
+  other = net._replace(labels=Labels.of_vectors(np.eye(10) + 1))
+  with pytest.raises(DatasetError, match='its labels are classes, and those of the run vectors'):
+    evaluate_tool.load(other, '')
+
+
+def precisions(step, *args):
+  """Those of all products of float32 arrays in a step."""
+  found = set()
+  def look(jaxpr):
+    for eqn in jaxpr.eqns:
+      if eqn.primitive.name in ('dot_general', 'conv_general_dilated'):
+        found.add(str(eqn.params['precision']))
+      for value in eqn.params.values():
+        for part in value if isinstance(value, (tuple, list)) else [value]:
+          inner = getattr(part, 'jaxpr', part)
+          if hasattr(inner, 'eqns'):
+            look(inner)
+  look(jax.make_jaxpr(step)(*args).jaxpr)
+  return found
+
+
+def test_what_is_looked_at_is_made_in_full_precision(run):
+  net, mesh = trained.load(run), sharding.make_mesh(jax.devices()[:1])
+  latents = {'z': np.zeros((1, 4, 16), np.float32), 'label': np.zeros((1, 4, 10), np.float32),
+             'number': np.zeros((1, 4), np.int32)}
+  looks = (('attributes', lambda params, x: {'attributes': x.reshape(len(x), -1)[:, :3].astype(np.float32) @ params}),)
+  steps = {
+      'fakes': (samples._fakes_step(mesh, net.generator, (), 0, looks), net.variables,
+                {'attributes': np.eye(3, dtype=np.float32)}, latents),
+      'reals': (samples._reals_step(mesh, lambda p, x: {'a': x @ p}, 'a'), np.eye(3, dtype=np.float32),
+                {'image': np.zeros((1, 4, 3), np.float32)}),
+      'w': (trained._map_step(mesh, net.generator), net.variables, {'z': latents['z'], 'c': latents['label']}),
+      'images': (trained._images_step(mesh, net.generator, (), 'const'), net.variables, {
+          'ws': np.zeros((1, 4, net.num_ws, 16), np.float32), 'number': latents['number']})}
+  for name, (step, *args) in steps.items():
+    assert precisions(step, *args) == {'(Precision.HIGHEST, Precision.HIGHEST)'}, name
