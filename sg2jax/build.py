@@ -4,7 +4,7 @@ import math
 import jax
 import ml_collections
 
-from sg2jax import ops, schedule
+from sg2jax import keys, ops, schedule, sharding
 from sg2jax import state as state_lib
 from sg2jax.faults import UsageError
 from sg2jax.models import stylegan2
@@ -22,9 +22,11 @@ from sg2jax.models.stylegan2 import (
 from sg2jax.steps import Steps
 
 FORMULATIONS = ('pytorch', 'tensorflow')
+PRECISIONS = ('default', 'high', 'highest')
 # What config.json of a run may lack, because the field is younger, and what it then means.
-YOUNGER = {'init_from': '', 'd.freeze_layers': 0, 'd.mapping_lr_mul': 0.01, 'd.cmap_dim': 0, 'g.layer_features': 0,
-           'g.embed_features': 0, 'd.layer_features': 0, 'd.embed_features': 0,
+YOUNGER = {'init_from': '', 'precision': 'default',
+           'd.freeze_layers': 0, 'd.mapping_lr_mul': 0.01, 'd.cmap_dim': 0, 'g.layer_features': 0,
+           'data.allow_change': False, 'g.embed_features': 0, 'd.layer_features': 0, 'd.embed_features': 0,
            **{f'{net}.{name}': value for net in 'gd' for name, value in
               (('activation', 'lrelu'), ('taps', (1, 3, 3, 1)), ('fmap_min', 1))}}
 
@@ -96,6 +98,7 @@ def check(config):
   each('g.taps d.taps', lambda v: len(v) and all(math.isfinite(tap) for tap in v) and sum(v),
        'must be finite numbers whose sum is not 0, such as (1, 3, 3, 1)')
   each('opt.formulation', lambda v: v in FORMULATIONS, f'is unknown; choose from {", ".join(FORMULATIONS)}')
+  each('precision', lambda v: v in PRECISIONS, f'is unknown; choose from {", ".join(PRECISIONS)}')
   each('device', lambda v: v in ('', 'cpu', 'gpu', 'tpu', 'accelerator'),
        'is unknown; choose from gpu, tpu, accelerator, cpu, or leave it empty')
   need(config.d.mapping_layers or not config.d.embed_features, 'd.embed_features', config.d.embed_features,
@@ -188,24 +191,25 @@ def networks(config, c_dim):
   return generator, discriminator
 
 
-def steps(config, c_dim, constrain, stage=None):
-  """The Steps of a configuration in a stage of its growth (None: the first); `constrain` from sharding.py."""
+def steps(config, c_dim, mesh, stage=None):
+  """The Steps of a configuration in a stage of its growth (None: the first); mesh: over which they divide work, or None."""
   generator, discriminator = networks(config, c_dim)
   loss, opt, grows = config.loss, config.opt, growth(config)
   stage, tensorflow = stage or grows.stage(0), opt.formulation == 'tensorflow'
   # Adam is corrected for the interval even if the regularizer's weight is 0, as in config C [S2 Table 1].
   adam = lambda lr, interval: state_lib.adam(lr, opt.beta1, opt.beta2, opt.eps, interval, tensorflow)
   frozen = image_side_layers(config.d.architecture, block_sizes(resolution(config)))[:config.d.freeze_layers]
+  places = {'constrain': sharding.constrain(mesh), 'spread': sharding.spread(mesh)} if mesh else {}
   return Steps(
       generator, discriminator, g_tx=adam(stage.g_lr, loss.pl_interval),
       d_tx=state_lib.frozen(adam(stage.d_lr, loss.r1_interval), frozen),
       r1_gamma=loss.r1_gamma, r1_interval=loss.r1_interval, pl_weight=loss.pl_weight, pl_decay=loss.pl_decay,
       pl_interval=loss.pl_interval, pl_shrink=loss.pl_shrink, mixing_prob=loss.mixing_prob, ema_kimg=config.ema.kimg,
-      ema_rampup=config.ema.rampup or None, constrain=constrain, lr_rampup_kimg=opt.lr_rampup_kimg,
-      mean_rounds=tensorflow, growth=grows if grows.levels else None, stage=stage)
+      ema_rampup=config.ema.rampup or None, lr_rampup_kimg=opt.lr_rampup_kimg, mean_rounds=tensorflow,
+      growth=grows if grows.levels else None, stage=stage, precision=config.precision, **places)
 
 
-def init_state(config, steps_, sharding):
-  """A fresh TrainState of config.seed, placed by `sharding`."""
+def init_state(config, steps_, place):
+  """A fresh TrainState of config.seed; place: a sharding, or None."""
   make = lambda key: state_lib.init(key, steps_.generator, steps_.discriminator, steps_.g_tx, steps_.d_tx)
-  return jax.jit(make, out_shardings=sharding)(jax.random.key(config.seed))
+  return jax.jit(make, out_shardings=place)(keys.purpose_key(config.seed, 'init'))

@@ -30,19 +30,29 @@ ACTIVATIONS = {
 }
 
 
-def bias_act(x, b=None, act='lrelu', *, alpha=0.2, gain=None, clamp=None):
+def full_precision(x):
+  """float32, or x's own dtype where that is wider."""
+  return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+
+
+def bias_act(x, b=None, act='lrelu', *, alpha=0.2, gain=None, clamp=None, dtype=None):
   """clamp(gain * act(x + b)) [S2 App. B]. x: [...,C], b: [C] or None; gain None is the activation's own.
 
-  The gradient is zero where the value is clamped. The result has x's dtype.
+  The gradient is zero where the value is clamped. Computed in float32 at least and rounded once, to `dtype` (None: x's): the
+  gradient of b is a sum over all pixels, which in bfloat16 stops growing at 256 times its terms. XLA fuses the casts.
   """
+  dtype = x.dtype if dtype is None else dtype
   fn, default_gain = ACTIVATIONS[act]
+  x = full_precision(x)
   if b is not None:
-    x = x + b.astype(x.dtype)
+    x = x + b
   x = fn(x, alpha)
   gain = default_gain if gain is None else gain
   if gain != 1:
     x = x * gain
-  return x if clamp is None else jnp.clip(x, -clamp, clamp)
+  if clamp is not None:
+    x = jnp.clip(x, -clamp, clamp)
+  return x.astype(dtype)
 
 
 def normalize_2nd_moment(x, eps=1e-8):
@@ -68,7 +78,10 @@ def setup_filter(taps, *, normalize=True, flip=False, gain=1, separable=None):
 
 @partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3, 4, 5))
 def _fir(x, taps, axis, up, down, pad):
-  """y[m] = sum_j taps[j] xup[m*down + j - pad[0]] along one axis; xup[i*up] = x[i], zeros between and outside."""
+  """y[m] = sum_j taps[j] xup[m*down + j - pad[0]] along one axis; xup[i*up] = x[i], zeros between and outside.
+
+  Summed in float32 at least, rounded once.
+  """
   n = x.shape[axis]
   full = n * up + sum(pad) - len(taps) + 1  # outputs before decimation
   step, count = (down, -(-full // down)) if up == 1 else (1, -(-full // up))
@@ -80,7 +93,8 @@ def _fir(x, taps, axis, up, down, pad):
   span = (count - 1) * step + 1
   lo, hi = max(0, -min(offsets)), max(0, max(offsets) + span - n)
   x = jnp.pad(x, [(lo, hi) if a == axis else (0, 0) for a in range(x.ndim)])
-  ys = [sum(t * lax.slice_in_dim(x, o + lo, o + lo + span, step, axis) for t, o in hits) for hits in phases]
+  part = lambda o: full_precision(lax.slice_in_dim(x, o + lo, o + lo + span, step, axis))
+  ys = [_like(sum(t * part(o) for t, o in hits), x) for hits in phases]
   if up == 1:
     return ys[0]
   y = jnp.stack(ys, axis + 1)
@@ -176,6 +190,8 @@ _DIMS = ('NHWC', 'HWIO', 'NHWC')
 @partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def _conv(x, w, stride, pad):
   """Correlation: x [N,H,W,I], w [k,k,I,O] -> [N,P,Q,O], zero padding `pad` on each side."""
+  if _pointwise(w.shape[0], stride, pad):
+    return jnp.einsum('nhwi,io->nhwo', x, w[0, 0].astype(x.dtype))
   return lax.conv_general_dilated(x, w.astype(x.dtype), (stride, stride), [(pad, pad)] * 2, dimension_numbers=_DIMS)
 
 
@@ -183,6 +199,8 @@ def _conv(x, w, stride, pad):
 def _conv_t(y, w, stride, pad, size):
   """The transpose of _conv in x: y [N,P,Q,O], w [k,k,I,O] -> [N,*size,I]."""
   k = w.shape[0]
+  if _pointwise(k, stride, pad):
+    return jnp.einsum('nhwo,io->nhwi', y, w[0, 0].astype(y.dtype))
   pads = [(k - 1 - pad, n - 1 - (m - 1) * stride + pad) for n, m in zip(size, y.shape[1:3])]
   w = jnp.swapaxes(w[::-1, ::-1], 2, 3).astype(y.dtype)
   return lax.conv_general_dilated(y, w, (1, 1), pads, lhs_dilation=(stride, stride), dimension_numbers=_DIMS)
@@ -192,9 +210,16 @@ def _conv_t(y, w, stride, pad, size):
 def _conv_w(x, y, stride, pad, k):
   """The gradient of _conv in w: x [N,H,W,I], y [N,P,Q,O] -> [k,k,I,O], float32 at least."""
   dtype = jnp.promote_types(x.dtype, jnp.float32)
+  if _pointwise(k, stride, pad):
+    return jnp.einsum('nhwi,nhwo->io', x, y, preferred_element_type=dtype)[None, None]
   return lax.platform_dependent(
       x, y, cpu=partial(_conv_w_matmul, stride=stride, pad=pad, k=k, dtype=dtype),
       default=partial(_conv_w_conv, stride=stride, pad=pad, k=k, dtype=dtype))
+
+
+def _pointwise(k, stride, pad):
+  """Whether a convolution is a plain product of pixels with a matrix, which XLA does better than a convolution."""
+  return k == 1 and stride == 1 and pad == 0
 
 
 def _conv_w_matmul(x, y, stride, pad, k, dtype):
@@ -245,7 +270,7 @@ def conv2d_resample(x, w, *, taps=(1, 3, 3, 1), up=1, down=1, padding=0, flip_we
   n, k = len(f), w.shape[0]
   w = w if flip_weight else w[::-1, ::-1]
   if up == 1 and down == 1:
-    return _dot1x1(x, w) if k == 1 and padding == 0 else _conv(x, w, 1, padding)
+    return _conv(x, w, 1, padding)
   p0, p1 = padding, padding
   if up > 1:
     p0, p1 = p0 + (n + up - 1) // 2, p1 + (n - up) // 2
@@ -254,7 +279,7 @@ def conv2d_resample(x, w, *, taps=(1, 3, 3, 1), up=1, down=1, padding=0, flip_we
   fir = partial(upfirdn2d, f=f, gain=up ** 2)
   if up > 1:
     if k == 1:  # the 1x1 product where there are fewer pixels
-      x = fir(_dot1x1(x, w), up=up, padding=(p0, p1, p0, p1))
+      x = fir(_conv(x, w, 1, 0), up=up, padding=(p0, p1, p0, p1))
     else:  # zero insertion and convolution in one, then the filter; linear, so the order is free
       size = tuple((m - 1) * up + k for m in x.shape[1:3])
       x = _conv_t(x, jnp.swapaxes(w[::-1, ::-1], 2, 3), up, 0, size)
@@ -262,7 +287,7 @@ def conv2d_resample(x, w, *, taps=(1, 3, 3, 1), up=1, down=1, padding=0, flip_we
       x = fir(x, padding=(q0, q1, q0, q1))
     return x if down == 1 else upfirdn2d(x, f, down=down)  # with both, one filter for each change of rate
   if k == 1:
-    return _dot1x1(fir(x, down=down, padding=(p0, p1, p0, p1)), w)
+    return _conv(fir(x, down=down, padding=(p0, p1, p0, p1)), w, 1, 0)
   return _conv(fir(x, padding=(p0, p1, p0, p1)), w, down, 0)
 
 
@@ -282,24 +307,23 @@ def _shifts(w):
   return sum(jnp.pad(w, [(a, 1 - a), (b, 1 - b), (0, 0), (0, 0)]) for a in (0, 1) for b in (0, 1))
 
 
-def _dot1x1(x, w):
-  return jnp.einsum('nhwi,io->nhwo', x, w[0, 0].astype(x.dtype))
-
-
 def modulated_conv2d(x, w, styles, *, noise=None, taps=(1, 3, 3, 1), up=1, down=1, padding=0, demodulate=True,
-                     flip_weight=True):
+                     flip_weight=True, dtype=None):
   """Convolution whose weights are scaled by `styles` and demodulated [S2 Eq. 1-3]. -> [N,H*up/down,W*up/down,O].
 
-  x: [N,H,W,I], w: [k,k,I,O], styles: [N,I] (float32), noise: broadcastable to the result, added last.
+  x: [N,H,W,I], w: [k,k,I,O], styles: [N,I] (float32), noise: broadcastable to the result, added last. dtype: of the result,
+  None for x's; everything but the convolution itself is computed in float32 at least, gradients of styles and noise too.
   Computed un-fused: scale the input, convolve with the shared weight, scale the output by
   rsqrt(sum (s w)^2 + 1e-8), which is the same by linearity and needs no per-sample kernels.
   """
-  y = conv2d_resample(x * styles[:, None, None].astype(x.dtype), w, taps=taps, up=up, down=down, padding=padding,
-                      flip_weight=flip_weight)
+  scaled = _like(full_precision(x) * styles[:, None, None], x)
+  y = full_precision(conv2d_resample(scaled, w, taps=taps, up=up, down=down, padding=padding, flip_weight=flip_weight))
   if demodulate:
     energy = jnp.dot(styles ** 2, jnp.sum(w ** 2, axis=(0, 1)), precision=lax.Precision.HIGHEST)  # [N,O]
-    y = y * lax.rsqrt(energy + 1e-8)[:, None, None].astype(y.dtype)
-  return y if noise is None else y + noise.astype(y.dtype)
+    y = y * lax.rsqrt(energy + 1e-8)[:, None, None]
+  if noise is not None:
+    y = y + noise
+  return y.astype(x.dtype if dtype is None else dtype)
 
 
 def minibatch_stddev(x, group_size=4, num_channels=1):

@@ -1,12 +1,26 @@
 """One 1-D mesh ('data',) and its two shardings. The only file that says "device"."""
 import jax
-from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+import numpy as np
 
 
 def make_mesh(devices=None):
-  """All devices (or the given ones) in one axis, 'data'."""
+  """All devices (or the given ones) in one axis, 'data', those of a process side by side.
+
+  `jax.make_mesh` would order them by their place in a TPU slice, where processes interleave; then the p-th block of a batch,
+  which process p reads, would lie on devices of others.
+  """
   devices = jax.devices() if devices is None else devices
-  return jax.make_mesh((len(devices),), ('data',), axis_types=(AxisType.Auto,), devices=devices)
+  ordered = sorted(devices, key=lambda device: (device.process_index, device.id))
+  return Mesh(np.array(ordered), ('data',), axis_types=(AxisType.Auto,))
+
+
+def process_rows(n, process_index, process_count):
+  """Which of n rows of a global batch a process reads: its block, since its devices stand side by side in the mesh."""
+  share, rest = divmod(n, process_count)
+  if rest:
+    raise ValueError(f'{n} rows are not divisible among {process_count} processes')
+  return slice(process_index * share, (process_index + 1) * share)
 
 
 def replicated(mesh):
@@ -28,6 +42,20 @@ def constrain(mesh):
   """A function that divides [R,M,...] over the devices inside jit; an M that doesn't divide is left to the compiler."""
   def place(x):
     return jax.lax.with_sharding_constraint(x, batched(mesh)) if x.shape[1] % mesh.size == 0 else x
+  return place
+
+
+def spread(mesh):
+  """A function that divides [M,...] over the devices inside jit: -> [M',...], M' the next multiple of their number.
+
+  Rows are repeated to that end, so whoever uses it takes the first M of what it computes. Without it a batch that doesn't
+  divide, such as half of one image for each device, would be computed whole on every device.
+  """
+  def place(x):
+    repeats = -(-mesh.size // x.shape[0])  # times that x has to be there at least
+    rows = -(-x.shape[0] // mesh.size) * mesh.size
+    whole = jax.numpy.concatenate([x] * max(repeats, 2))[:rows] if rows != x.shape[0] else x
+    return jax.lax.with_sharding_constraint(whole, NamedSharding(mesh, PartitionSpec('data')))
   return place
 
 

@@ -4,9 +4,13 @@ from typing import Any
 from flax import struct, traverse_util
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from sg2jax import schedule
+
+
+NO_FAULT = np.full(3, -1, np.int32)
 
 
 @struct.dataclass
@@ -22,6 +26,12 @@ class TrainState:
   noise: Any  # constant noise maps of the synthesis network, {..., 'noise_const': [H,W]}
   w_avg: jax.Array  # [w_dim], moving average of w
   pl_mean: jax.Array  # [], moving average of path lengths
+  # [3] int32: step, phase and array (see steps.PHASES, steps.suspects) of the first number that wasn't finite; -1 while there
+  # was none. Once set, no step changes anything any more.
+  fault: jax.Array = struct.field(default_factory=NO_FAULT.copy)
+
+
+YOUNGER = {'fault': NO_FAULT}  # fields that an older checkpoint lacks, and what they then are
 
 
 def adam(lr, beta1, beta2, eps, interval, eps_hat=False):
@@ -72,9 +82,26 @@ def transfer(fresh, old):
   return fresh.replace(**changes), done
 
 
+def halted(state):
+  """Whether a number that isn't finite has halted it. Waits for the device."""
+  return int(state.fault[1]) >= 0
+
+
 def reset_adam(state):
-  """The state with Adam's moments and counts of both networks at 0."""
-  return state.replace(**jax.tree.map(jnp.zeros_like, {'g_opt': state.g_opt, 'd_opt': state.d_opt}))
+  """The state with Adam's moments and counts of both networks at 0, unless a fault has halted it."""
+  sound = state.fault[1] < 0
+  return state.replace(**jax.tree.map(
+      lambda x: jnp.where(sound, jnp.zeros_like(x), x), {'g_opt': state.g_opt, 'd_opt': state.d_opt}))
+
+
+def scale_adam(state, factor):
+  """The state with Adam's moments as if all gradients so far had been `factor` times as large."""
+  def scaled(opt):
+    times = lambda tree, by: jax.tree.map(lambda x: x * by, tree)
+    return opt._replace(mu=times(opt.mu, factor), nu=times(opt.nu, factor ** 2))
+  is_adam = lambda x: isinstance(x, optax.ScaleByAdamState)
+  return state.replace(**jax.tree.map(lambda x: scaled(x) if is_adam(x) else x, {'g_opt': state.g_opt, 'd_opt': state.d_opt},
+                                      is_leaf=is_adam))
 
 
 def init(key, generator, discriminator, g_tx, d_tx, dtype=jnp.float32):
@@ -89,4 +116,5 @@ def init(key, generator, discriminator, g_tx, d_tx, dtype=jnp.float32):
   return TrainState(
       step=jnp.zeros((), jnp.int32), nimg=jnp.zeros((), jnp.int32), g=g['params'], d=d['params'],
       g_ema=jax.tree.map(jnp.copy, g['params']), g_opt=g_tx.init(g['params']), d_opt=d_tx.init(d['params']),
-      noise=g.get('noise', {}), w_avg=jnp.zeros(mapping.w_dim, dtype), pl_mean=jnp.zeros((), dtype))
+      noise=g.get('noise', {}), w_avg=jnp.zeros(mapping.w_dim, dtype), pl_mean=jnp.zeros((), dtype),
+      fault=jnp.asarray(NO_FAULT))

@@ -22,6 +22,7 @@ from sg2jax.models.mapping import broadcast
 from sg2jax.models.stylegan2 import largest
 
 PHASES = ('g', 'g_reg', 'd', 'd_reg')
+OBJECTIVE = 'objective'  # what a step minimises, among the numbers that must be finite
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,10 +44,12 @@ class Steps:
   w_avg_beta: float = 0.995
   noise_mode: str = 'random'
   constrain: Callable = lambda x: x  # shards [R,M,...] over M; from sharding.py
+  spread: Callable = lambda x: x  # shards [M,...], repeated so that it divides; from sharding.py
   lr_rampup_kimg: float = 0
   mean_rounds: bool = False  # gradients of rounds are averaged (TensorFlow's S2) instead of summed (PyTorch's)
   growth: schedule.Growth | None = None
   stage: schedule.Stage = schedule.Stage()
+  precision: str = 'highest'  # of products of float32 arrays: default, high, highest
 
   # ---- networks in training mode
 
@@ -108,7 +111,9 @@ class Steps:
   def _pl_loss(self, state, g, carry, x):
     """Path length penalty of the full-size image, times its interval; w_avg is tracked here too."""
     ws, w_avg = self._ws(g, carry[0], x['z'], x['c'], x.get('mix'))
-    lengths = losses.path_lengths(lambda ws: largest(self._synthesize(state, g, x['noise'], ws)), ws, x['pl'])
+    # A part of the batch may be fewer images than there are devices: see sharding.spread. No image feels the others here.
+    synthesize = lambda ws: largest(self._synthesize(state, g, x['noise'], ws))
+    lengths = losses.path_lengths(synthesize, self.spread(ws), self.spread(x['pl']))[:len(ws)]
     penalty, pl_mean = losses.path_length_penalty(lengths, carry[1], self.pl_decay)
     aux = {'pl_length': lengths.mean(), 'pl_penalty': penalty.mean()}
     return penalty.mean() * (self.pl_weight * (self.pl_interval or 1)), ((w_avg, pl_mean), aux)
@@ -151,7 +156,8 @@ class Steps:
     beta = schedule.ema_beta(state.nimg, batch, self.ema_kimg, self.ema_rampup, state.pl_mean.dtype)
     ema = jax.tree.map(lambda p, e: p + (e - p) * beta, state.g, state.g_ema)
     state, aux = self._update('d', state, [(self._d_loss, draws | reals), (self._r1_loss, reals if eager else None)])
-    return state.replace(step=state.step + 1, nimg=state.nimg + batch, g_ema=ema), aux
+    after = {'step': state.step + 1, 'nimg': state.nimg + batch, 'g_ema': ema}
+    return state.replace(**_unless_halted(state.fault, after, {name: getattr(state, name) for name in after})), aux
 
   def d_reg_update(self, state, reals, labels):
     """R1 step."""
@@ -168,9 +174,11 @@ class Steps:
       for (loss, _), x in zip(terms, xs):
         term, (carry, more) = loss(state, params, carry, x)
         value, aux = value + term, aux | more
-      return value, (carry, aux)
+      return value, (carry, aux | {OBJECTIVE: value})
     net, xs = phase[0], [xs for _, xs in terms]
-    grads, (w_avg, pl_mean), aux = _accumulate(total, getattr(state, net), (state.w_avg, state.pl_mean), xs, self.mean_rounds)
+    with jax.default_matmul_precision(self.precision):
+      grads, (w_avg, pl_mean), aux = _accumulate(
+          total, getattr(state, net), (state.w_avg, state.pl_mean), xs, self.mean_rounds)
     nimg = self.growth.seen(self.stage, state.step, state.nimg) if self.growth else state.nimg
     ramp = schedule.ramp(nimg, self.lr_rampup_kimg)
     return _apply(phase, self.g_tx if net == 'g' else self.d_tx, state, grads, aux, ramp, w_avg=w_avg, pl_mean=pl_mean)
@@ -243,15 +251,35 @@ def _accumulate(loss, params, carry, xs, mean):
 
 
 def _apply(phase, tx, state, grads, aux, ramp, **changes):
-  """One Adam step on the network of `phase` and the given field changes; none of it if a gradient isn't finite.
+  """One Adam step on the network of `phase` and the given field changes; none of it if a loss or a gradient isn't finite.
 
-  aux gains `grad_norm_<phase>`, which is how the host learns of it: nothing is ever replaced silently.
+  Then `fault` says what, and no later step changes anything either, so the host finds the state as it was when it looks.
+  aux gains `grad_norm_<phase>` and `grad_squares_<phase>`, the squared norms [L] of the arrays: nothing is replaced silently.
   """
-  net, norm = phase[0], optax.tree.norm(grads)
+  net = phase[0]
+  squares = jnp.stack([jnp.sum(jnp.square(x)) for x in jax.tree.leaves(grads)])
+  reported = jnp.stack([aux[name] for name in sorted(aux)])
+  bad = ~jnp.isfinite(jnp.concatenate([squares, reported.astype(squares.dtype)]))
+  found = jnp.stack([state.step, jnp.int32(PHASES.index(phase)), jnp.argmax(bad).astype(jnp.int32)])
+  fault = jnp.where((state.fault[1] < 0) & bad.any(), found, state.fault)
   old = {net: getattr(state, net), f'{net}_opt': getattr(state, f'{net}_opt')}
   updates, opt = tx.update(grads, old[f'{net}_opt'], old[net])
   updates = jax.tree.map(lambda u: u * ramp, updates)
   new = {net: optax.apply_updates(old[net], updates), f'{net}_opt': opt} | changes
   old |= {name: getattr(state, name) for name in changes}
-  kept = jax.tree.map(partial(jnp.where, jnp.isfinite(norm)), new, old)
-  return state.replace(**kept), aux | {f'grad_norm_{phase}': norm}
+  del aux[OBJECTIVE]
+  aux |= {f'grad_norm_{phase}': jnp.sqrt(squares.sum()), f'grad_squares_{phase}': squares}
+  return state.replace(**_unless_halted(fault, new, old), fault=fault), aux
+
+
+def _unless_halted(fault, new, old):
+  """The new values, or the old ones if there was a fault."""
+  return jax.tree.map(partial(jnp.where, fault[1] < 0), new, old)
+
+
+def suspects(phase, state, aux):
+  """Names of what the last number of a fault counts: arrays of the network of `phase`, then what the step reports (`aux`)."""
+  arrays = [jax.tree_util.keystr(path, simple=True, separator='.')
+            for path, _ in jax.tree_util.tree_leaves_with_path(getattr(state, phase[0]))]
+  own = {f'grad_norm_{phase}', f'grad_squares_{phase}'}
+  return [f'{phase[0]}.{name}' for name in arrays] + sorted({OBJECTIVE, *aux} - own)

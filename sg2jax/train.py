@@ -177,7 +177,7 @@ class Tally:
     phases = sorted(self._sums)
     found = jax.device_get(_pack([self._sums[phase] for phase in phases], state.fault))
     fault, sums = found[:3], found[3:].view(np.float32)
-    if fault[0] >= 0:
+    if fault[1] >= 0:
       return None
     means, first = {}, 0
     for names in (self._names[phase] for phase in phases):

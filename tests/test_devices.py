@@ -2,6 +2,7 @@
 
 Runs itself in a subprocess, because the device count is fixed when JAX starts.
 """
+import math
 import os
 import pathlib
 import re
@@ -29,6 +30,8 @@ def test_one_and_eight_devices_agree(network):
 def main(network):
   """20 minibatches with all four steps in float64 on 1 and on 8 devices, from the same state and images.
 
+  Rounds of 8 images: one on each device, and half of them for path lengths.
+
   network: 'skip', or 'growing': config D from 4 px on, in the fade to 8 px, which is half done after 10 minibatches.
   """
   import jax
@@ -38,19 +41,19 @@ def main(network):
   from sg2jax import build, sharding
   config = default.get_config()
   config.update_from_flattened_dict({
-      'resolution': 8, 'batch': 32, 'microbatch': 16, 'data.dir': '-', 'g.fmap_base': 32, 'd.fmap_base': 32,
+      'resolution': 8, 'batch': 16, 'microbatch': 8, 'data.dir': '-', 'g.fmap_base': 32, 'd.fmap_base': 32,
       'g.z_dim': 16, 'g.w_dim': 16, 'g.mapping_layers': 1, 'd.mapping_layers': 1, 'd.architecture': 'skip',
       'ema.rampup': 0.05})
   if network == 'growing':
     config.g.architecture = config.d.architecture = 'revised'
-    config.grow.start_res, config.grow.hold_kimg, config.grow.fade_kimg = 4, 0.0, 0.64
-  images = np.random.default_rng(0).integers(0, 256, (20, 2, 16, 8, 8, 3), np.uint8)
-  labels = np.eye(4)[np.random.default_rng(1).integers(0, 4, (20, 2, 16))]
+    config.grow.start_res, config.grow.hold_kimg, config.grow.fade_kimg = 4, 0.0, 0.32
+  images = np.random.default_rng(0).integers(0, 256, (20, 2, 8, 8, 8, 3), np.uint8)
+  labels = np.eye(4)[np.random.default_rng(1).integers(0, 4, (20, 2, 8))]
   ends = []
   for devices in (jax.devices()[:1], jax.devices()):
     mesh = sharding.make_mesh(devices)
     same = sharding.replicated(mesh)
-    steps = build.steps(config, 4, sharding.constrain(mesh), build.growth(config).stage(1))
+    steps = build.steps(config, 4, mesh, build.growth(config).stage(1))
     state = jax.tree.map(lambda x: x.astype('float64') if x.dtype == 'float32' else x,
                          build.init_state(config, steps, same))
     key = jax.device_put(jax.random.key(7), same)
@@ -63,8 +66,9 @@ def main(network):
         state, aux = compiled[name](key, state, batch)
     ends.append(jax.device_get(state))
   assert steps.stage.level == 0
-  check_collectives(compiled['d'].as_text())
-  assert ends[0].step == 20 and ends[0].nimg == 640
+  for name, step in compiled.items():
+    check_division(name, step.as_text())
+  assert ends[0].step == 20 and ends[0].nimg == 320
   worst = 0
   for (path, a), b in zip(jax.tree_util.tree_leaves_with_path(ends[0]), jax.tree.leaves(ends[1]), strict=True):
     error = np.abs(a - b).max() / max(np.abs(a).max(), 1e-300)
@@ -73,16 +77,19 @@ def main(network):
   print(f'worst relative difference of a leaf {worst:.1e}')
 
 
-def check_collectives(hlo):
-  """All-reduces, and no all-gather of anything as large as an activation."""
-  assert 'all-reduce' in hlo
-  for shape in re.findall(r'= \w+\[([\d,]*)\][^=]* all-gather', hlo):
-    size = 1
-    for n in shape.split(','):
-      size *= int(n or 1)
-    assert size <= 32 * 16, f'the d step gathers [{shape}]'
-  print('all-reduces:', len(re.findall(r' all-reduce(-start)?\(', hlo)), 'all-gathers:',
-        re.findall(r'= \w+\[([\d,]*)\][^=]* all-gather', hlo))
+def check_division(name, hlo):
+  """One image in each convolution and product of a device; all-reduces, and no all-gather of anything as large as an activation."""
+  shapes = dict(re.findall(r'%([\w.-]+) = \w+\[([\d,]*)\]', hlo))
+  images = set()
+  for left, labels in re.findall(r' convolution\(%([\w.-]+), [^)]*\)[^\n]*dim_labels=(\w+)_', hlo):
+    images.add(int(shapes[left].split(',')[labels.index('b')]))
+  assert images == {1}, f'the {name} step convolves {sorted(images)} images at once'
+  reduces = len(re.findall(r' all-reduce(?:-start)?\(', hlo))
+  assert reduces, f'the {name} step reduces nothing'
+  gathers = re.findall(r'= \w+\[([\d,]*)\][^=]* all-gather', hlo)
+  for shape in gathers:
+    assert math.prod(int(n) for n in shape.split(',') if n) <= 16 * 16, f'the {name} step gathers [{shape}]'
+  print(f'{name}: {len(shapes)} values, convolutions of {images} images, {reduces} all-reduces, all-gathers {gathers}')
 
 
 if __name__ == '__main__':

@@ -81,7 +81,7 @@ def test_what_is_not_there_yet_stays_as_it_was(quick_compile):
   """Inactive weights and their Adam moments are bit-equal after a step of both networks, in the middle of a fade."""
   c = config()
   stage = build.growth(c).stage(96)
-  steps = build.steps(c, 0, lambda x: x, stage)
+  steps = build.steps(c, 0, None, stage)
   before = build.init_state(c, steps, None).replace(step=jnp.int32(24), nimg=jnp.int32(96))
   assert stage.level == 1 and float(steps.alpha(before)) == 0.5
   after, batch = before, {'image': np.random.default_rng(0).integers(0, 256, (1, 4, 8, 8, 3), np.uint8),
@@ -104,7 +104,7 @@ def test_gradients_are_those_of_full_size_images(quick_compile):
   g, d, vg, vd = nets('revised')
   small = jax.random.normal(jax.random.key(2), (4, 4, 4, 3))
   growth = schedule.Growth(16, 2, 0.1, 0.1, 4, 1e-3, 1e-3)
-  steps = dataclasses.replace(build.steps(config(), 0, lambda x: x), discriminator=d, growth=growth, stage=schedule.Stage(2))
+  steps = dataclasses.replace(build.steps(config(), 0, None), discriminator=d, growth=growth, stage=schedule.Stage(2))
   clock = types.SimpleNamespace(step=jnp.int32(0), nimg=jnp.int32(0), pl_mean=jnp.zeros(()))
   full = lambda x: losses.r1_penalty(lambda img: d.apply(vd, ops.half(ops.half(img)), None, 1.0), x)[0]
   _, (_, aux) = jax.jit(lambda x: steps._r1_loss(clock, vd['params'], (), {'reals': x, 'real_c': None}))(small)
@@ -144,7 +144,7 @@ def test_look_remembers_where_the_schedule_was_looked_at_last():
 
 def test_learning_rate_ramp(quick_compile):
   c = config('e', **{'opt.lr_rampup_kimg': 0.1, 'opt.beta2': 0.0})
-  steps = build.steps(c, 0, lambda x: x)
+  steps = build.steps(c, 0, None)
   start_ = build.init_state(c, steps, None)
   batch = {'image': np.zeros((1, 4, 16, 16, 3), np.uint8), 'label': np.zeros((1, 4, 0), np.float32)}
   run = jax.jit(steps.d)
@@ -182,7 +182,7 @@ def test_paper_configurations(cell):
   for side, stage in sizes.items():
     table = (batch.get(side, 32), lr.get(side, .001)) if cell in 'abcd' else (32, .002)
     assert (stage.batch, stage.g_lr) == table and stage.d_lr == stage.g_lr
-  steps = build.steps(c, 0, lambda x: x)
+  steps = build.steps(c, 0, None)
   lazy = {'a': ['g', 'd'], 'b': ['g', 'd'], 'c': ['g', 'd', 'd_reg']}.get(cell, ['g', 'g_reg', 'd', 'd_reg'])
   assert steps.due(0) == lazy
 
@@ -192,7 +192,7 @@ def test_adam_of_config_c_is_corrected_without_path_lengths():
   grads = jnp.ones(3)
   updates = {}
   for cell in 'abc':
-    tx = build.steps(paper.get_config(cell), 0, lambda x: x).g_tx
+    tx = build.steps(paper.get_config(cell), 0, None).g_tx
     updates[cell] = float(tx.update(grads, tx.init(grads), grads)[0][0])
   assert updates['a'] == updates['b'] and updates['c'] == pytest.approx(0.8 * updates['a'], rel=1e-5)
 
@@ -282,7 +282,7 @@ def test_run_interrupted_in_mid_fade_ends_with_the_same_bytes(home, tmp_path):
 
 def test_reset_adam():
   c = config()
-  steps = build.steps(c, 0, lambda x: x)
+  steps = build.steps(c, 0, None)
   s = jax.eval_shape(lambda: build.init_state(c, steps, None))
   s = jax.tree.map(lambda x: np.ones(x.shape, x.dtype), s)
   fresh = state.reset_adam(s)

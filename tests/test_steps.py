@@ -194,7 +194,8 @@ def test_fields_that_a_step_changes(name, changes):
   after, aux = run(name)(KEY, start, batch())
   fields = {f.name for f in dataclasses.fields(start)}
   assert {f for f in fields if not same(getattr(start, f), getattr(after, f))} == changes
-  assert all(np.isfinite(v) and np.ndim(v) == 0 for v in aux.values())
+  assert all(np.isfinite(v).all() for v in aux.values())
+  assert {k for k, v in aux.items() if np.ndim(v)} == {f'grad_squares_{name}'}
 
 
 def test_d_reg_draws_nothing():

@@ -115,15 +115,15 @@ class SynthesisLayer(nn.Module):
       weight = weight / math.sqrt(math.prod(weight.shape[:3]))
     hw = (x.shape[1] * self.up, x.shape[2] * self.up)
     noise = scaled_noise(self, noise_mode, x.shape[0], hw) if self.use_noise else None
-    x = ops.modulated_conv2d(x, weight, styles, noise=noise, taps=self.taps, up=self.up, padding=1,
-                             flip_weight=self.up == 1)
+    y = ops.modulated_conv2d(x, weight, styles, noise=noise, taps=self.taps, up=self.up, padding=1,
+                             flip_weight=self.up == 1, dtype=ops.full_precision(x).dtype)
     b = self.param('bias', nn.initializers.zeros, (self.features,))
-    return ops.bias_act(x, b, self.activation, gain=ops.ACTIVATIONS[self.activation][1] * self.gain,
-                        clamp=self.clamp and self.clamp * self.gain)
+    return ops.bias_act(y, b, self.activation, gain=ops.ACTIVATIONS[self.activation][1] * self.gain,
+                        clamp=self.clamp and self.clamp * self.gain, dtype=x.dtype)
 
 
 class ToRGB(nn.Module):
-  """Modulated 1x1 convolution without demodulation [S2 Fig. 7]. x: [N,H,W,I], w: [N,w_dim] -> [N,H,W,channels]."""
+  """Modulated 1x1 convolution without demodulation [S2 Fig. 7]. x: [N,H,W,I], w: [N,w_dim] -> float32 [N,H,W,channels]."""
   channels: int
   clamp: float | None = None
 
@@ -132,15 +132,10 @@ class ToRGB(nn.Module):
     styles = Dense(x.shape[-1], bias_init=1, name='affine')(w) / math.sqrt(x.shape[-1])
     weight = self.param('weight', nn.initializers.normal(1), (1, 1, x.shape[-1], self.channels))
     b = self.param('bias', nn.initializers.zeros, (self.channels,))
-    x = ops.modulated_conv2d(x, weight, styles, demodulate=False)
+    x = ops.modulated_conv2d(x, weight, styles, demodulate=False, dtype=ops.full_precision(x).dtype)
     return ops.bias_act(x, b, 'linear', clamp=self.clamp)
-
-
-def full_precision(x):
-  """float32, or x's own dtype where that is wider."""
-  return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
 def cast(x, dtype: Any):
   """x in `dtype`; None is full precision."""
-  return full_precision(x) if dtype is None else x.astype(dtype)
+  return ops.full_precision(x) if dtype is None else x.astype(dtype)

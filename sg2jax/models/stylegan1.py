@@ -6,7 +6,7 @@ from jax import lax
 import jax.numpy as jnp
 
 from sg2jax import ops
-from sg2jax.models.layers import Dense, full_precision, scaled_noise
+from sg2jax.models.layers import Dense, scaled_noise
 
 TAPS = (1, 2, 1)  # of every blur in config A
 
@@ -25,6 +25,7 @@ class StyleLayer(nn.Module):
 
   @nn.compact
   def __call__(self, x, w, noise_mode):
+    dtype = x.dtype
     if self.convolve:
       shape = (3, 3, x.shape[-1], self.features)
       weight = self.param('weight', nn.initializers.normal(1), shape) * math.sqrt(2 / math.prod(shape[:3]))
@@ -32,13 +33,14 @@ class StyleLayer(nn.Module):
         x = ops.filter2d(ops.nearest_conv2d(x, weight), ops.setup_filter(TAPS))
       else:
         x = ops.conv2d_resample(x, weight, padding=1)
+    x = ops.full_precision(x)
     if self.use_noise:
       noise = scaled_noise(self, noise_mode, x.shape[0], x.shape[1:3], (self.features,))
-      x = x if noise is None else x + noise.astype(x.dtype)
+      x = x if noise is None else x + noise
     b = self.param('bias', nn.initializers.zeros, (self.features,))
     x = ops.bias_act(x, b, 'lrelu', gain=1, clamp=self.clamp)
     scale, shift = jnp.split(Dense(2 * self.features, name='affine')(w)[:, None, None], 2, axis=-1)
-    return (instance_norm(full_precision(x)) * (scale + 1) + shift).astype(x.dtype)
+    return (instance_norm(x) * (scale + 1) + shift).astype(dtype)
 
 
 def instance_norm(x, eps=1e-8):

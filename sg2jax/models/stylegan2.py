@@ -13,11 +13,12 @@ from functools import partial
 import math
 
 from flax import linen as nn
+from jax import lax
 import jax.numpy as jnp
 import numpy as np
 
 from sg2jax import ops
-from sg2jax.models.layers import Conv, Dense, SynthesisLayer, ToRGB, cast, full_precision
+from sg2jax.models.layers import Conv, Dense, SynthesisLayer, ToRGB, cast
 from sg2jax.models.mapping import Mapping, broadcast, truncate
 from sg2jax.models.stylegan1 import TAPS, StyleLayer
 
@@ -59,7 +60,7 @@ def _dtypes(sizes, num_bf16_res):
 
 
 class SynthesisBlock(nn.Module):
-  """conv0 (up x2), conv1, torgb. x: [N,h,w,I] or None, img: [N,h,w,C] or None, ws: [N,3,w_dim] -> (x, img) at 2x."""
+  """conv0 (up x2), conv1, torgb. x: [N,h,w,I] or None, img: [N,h,w,C] or None, ws: three [N,w_dim] -> (x, img) at 2x."""
   size: tuple
   features: int
   img_channels: int
@@ -82,15 +83,15 @@ class SynthesisBlock(nn.Module):
     if self.first:
       init = nn.initializers.ones if adain else nn.initializers.normal(1)
       const = self.param('const', init, (*self.size, self.features))
-      x = jnp.broadcast_to(const, (ws.shape[0], *const.shape))
+      x = jnp.broadcast_to(const, (ws[0].shape[0], *const.shape))
       if adain:
-        x = layer(convolve=False, name='conv0')(x, ws[:, 0], noise_mode)
+        x = layer(convolve=False, name='conv0')(x, ws[0], noise_mode)
     else:
       x = cast(x, self.dtype)
       if resnet:
         skip = Conv(self.features, 1, 'linear', up=2, use_bias=False, gain=HALF, taps=self.taps, name='skip')(x)
-      x = layer(up=2, name='conv0')(x, ws[:, 0], noise_mode)
-    x = layer(name='conv1', **({'gain': HALF} if resnet else {}))(x, ws[:, 1], noise_mode)
+      x = layer(up=2, name='conv0')(x, ws[0], noise_mode)
+    x = layer(name='conv1', **({'gain': HALF} if resnet else {}))(x, ws[1], noise_mode)
     if resnet:
       x = skip + x
     if img is not None:
@@ -99,8 +100,8 @@ class SynthesisBlock(nn.Module):
       if adain:
         rgb = Conv(self.img_channels, 1, 'linear', clamp=self.clamp, name='torgb')(x)
       else:
-        rgb = ToRGB(self.img_channels, self.clamp, name='torgb')(x, ws[:, 2])
-      rgb = full_precision(rgb)
+        rgb = ToRGB(self.img_channels, self.clamp, name='torgb')(x, ws[2])
+      rgb = ops.full_precision(rgb)
       img = rgb if img is None else img + rgb  # summed in float32
     return x, img
 
@@ -136,6 +137,8 @@ class Synthesis(nn.Module):
     if arch == 'msg' or self.is_initializing():
       low = 0
     block = nn.remat(SynthesisBlock, static_argnums=(4,)) if self.remat else SynthesisBlock
+    # Static slices: an index array would be a gather, with a scatter-add behind it in every block.
+    styles = [lax.index_in_dim(ws, j, 1, keepdims=False) for j in range(ws.shape[1])]
     x, images = None, []
     for i, (size, dtype) in enumerate(zip(sizes[:top + 1], _dtypes(sizes, self.num_bf16_res))):
       res = max(size)
@@ -145,7 +148,7 @@ class Synthesis(nn.Module):
           size=size, features=fmaps(res, self.fmap_base, self.fmap_max, self.fmap_min), img_channels=self.img_channels,
           first=i == 0, rgb=arch == 'skip' or i == top or (arch in ('msg', *GROWING) and i >= low), architecture=arch,
           dtype=dtype, clamp=self.clamp, taps=self.taps, activation=self.activation, use_noise=self.use_noise,
-          name=f'b{res}')(x, images[-1] if arch == 'skip' and images else None, ws[:, jnp.array(index)], noise_mode)
+          name=f'b{res}')(x, images[-1] if arch == 'skip' and images else None, [styles[j] for j in index], noise_mode)
       images.append(img)
     if arch == 'msg':
       return tuple(images)
@@ -188,7 +191,8 @@ def _top(stage, sizes, architecture):
 
 def _fade(new, old, alpha):
   """From old (alpha 0) to new (1; then exactly new)."""
-  return new + (old - new) * jnp.asarray(1 - alpha, new.dtype)
+  wide = ops.full_precision(new)
+  return (wide + (old - wide) * (1 - alpha)).astype(new.dtype)
 
 
 class DiscriminatorBlock(nn.Module):
@@ -238,9 +242,9 @@ class DiscriminatorEpilogue(nn.Module):
   @nn.compact
   def __call__(self, x, img, alpha):
     gain = dict(bias_gain=HALF) if self.architecture == 'stylegan1' else {}
-    x = None if x is None else full_precision(x)
+    x = None if x is None else ops.full_precision(x)
     if img is not None:
-      y = Conv(self.features, 1, self.activation, name='fromrgb', **gain)(full_precision(img))
+      y = Conv(self.features, 1, self.activation, name='fromrgb', **gain)(ops.full_precision(img))
       x = _join(self.architecture, x, y, alpha)
     if self.mbstd_num_channels:
       x = ops.minibatch_stddev(x, self.mbstd_group_size, self.mbstd_num_channels)

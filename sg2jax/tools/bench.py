@@ -45,7 +45,7 @@ def measure(config, rounds):
   """All figures of `config`, as a dict of JSON values: seconds, images/s, bytes, FLOP."""
   mesh, c_dim = sharding.make_mesh(), 10 if config.data.labels else 0  # as many classes as digits and CIFAR-10
   stage = build.growth(config).stage(10 ** 12)  # fully grown
-  steps = build.steps(config, c_dim, sharding.constrain(mesh), stage)
+  steps = build.steps(config, c_dim, mesh, stage)
   state = build.init_state(config, steps, sharding.replicated(mesh))
   micro = build.microbatch(config, stage.batch)
   shape = (stage.batch // micro, micro)
