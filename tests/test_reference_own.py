@@ -157,7 +157,7 @@ def test_kind_of():
 
 
 def test_command_takes_other_ids(tmp_path, capsys):
-  case = one(OWN['discriminator'], 'group0')
+  case = one(OWN['discriminator'], 'features0')
   written(case, tmp_path)
   (tmp_path / 'manifest.json').write_text(json.dumps({'cases': [case | {'id': 'discriminator_without_stddev'}]}))
   assert main([str(tmp_path)]) == 0

@@ -18,13 +18,17 @@ from tests.reference.names import nchw, nhwc
 # Given arrays 'G/key', 'tf/D/name', 'state_dict/G_ema.key', 'params/D/key' ...: of which network, and the key in it.
 _NETWORK = re.compile(r'(?:(?:tf|torch|pytorch|pt|params|state|state_dict|checkpoint|init)[/.])*(G_ema|Gs|G|D)[/.](.+)')
 _ARGUMENTS = ('{}', '{}_kwargs', '{}_init_kwargs', '{}_static_kwargs', '{}_args', '{}_config')
+_TOGETHER = ('init_kwargs', 'static_kwargs', 'kwargs', 'networks')  # dicts of both networks' arguments
+_SHARED = {'G': ('z_dim', 'c_dim', 'w_dim', 'img_resolution', 'img_channels'), 'D': ('c_dim', 'img_resolution', 'img_channels')}
 _CALLED = {'G': ('G', 'generator'), 'D': ('D', 'discriminator'), 'G_ema': ('G_ema', 'Gs', 'G', 'generator')}
 
 
 def _arguments(config, name):
   """What the config says that a network was made with, or {}."""
+  places = [config, *(config.sub(key) for key in _TOGETHER if key in config and not isinstance(config[key], str))]
   keys = [pattern.format(called) for called in _CALLED[name] for pattern in _ARGUMENTS]
-  return next((dict(config[key]) for key in keys if key in config), {})
+  found = next((dict(place[key]) for key in keys for place in places if key in place), {})
+  return {key: config[key] for key in _SHARED[name[0]] if key in config} | found
 
 
 def _checks(kwargs, config, name):
@@ -52,13 +56,13 @@ def _checks(kwargs, config, name):
 
 def _nets(sub):
   """({'G', 'D', 'G_ema': Net}, [check of (generator, discriminator)]) of the given arrays."""
-  config, found = sub.config, {}
+  config, found, places = sub.config, {}, {}
   for name in list(sub.given):
     if m := _NETWORK.fullmatch(name):
-      arrays = found.setdefault('G_ema' if m[1] == 'Gs' else m[1], {})
-      if m[2] in arrays:
-        raise ValueError(f'{name}: there are two of {m[2]}')
-      arrays[m[2]] = sub.given[name]
+      net, place = 'G_ema' if m[1] == 'Gs' else m[1], name[:m.start(2)]
+      if places.setdefault(net, place) != place:
+        raise ValueError(f'{net} is given as {places[net]} and as {place}')
+      found.setdefault(net, {})[m[2]] = sub.given[name]
   nets, checks = {}, []
   text = ' '.join(str(config.get(key, '')) for key in ('network', 'networks'))
   for name, arrays in found.items():
@@ -153,6 +157,9 @@ def checkpoint_conversion(sub):
     elif re.match(r'im(g|ages?)(_|$)', what):
       short = re.sub(r'^images?', 'img', what)
       short = {'img_const': 'img', 'img_none': 'img_noise_none'}.get(short, short)
+      if short in ('img_trunc', 'img_truncated'):
+        cutoff = sub.config.get('truncation_cutoff')
+        short = f'img_psi{sub.config["truncation_psi"]}' + ('' if cutoff is None else f'_cut{cutoff}')
       results[name] = nchw(nets.image(net, short, nets.ws(net)[1]))
     elif what in ('logits', 'logits_real', 'real_logits', 'scores'):
       img = sub.given.first('img', 'images', 'real_img')

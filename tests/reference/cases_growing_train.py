@@ -173,7 +173,7 @@ def _read_training(config):
 
 # What the labels of draws are called.
 LABELS = {'z_G': ('c_G', 'labels_G', 'gen_c'), 'z_pl': ('c_pl', 'labels_pl', 'gen_c_pl'),
-          'reals': ('c_real', 'c_reals', 'labels', 'labels_real', 'reals_c', 'real_c', 'c_D')}
+          'reals': ('c_real', 'c_reals', 'labels', 'labels_real', 'real_labels', 'reals_c', 'real_c', 'c_D')}
 
 
 class _Draws:

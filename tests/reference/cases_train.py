@@ -275,7 +275,7 @@ def _expect_due(config, due, phases):
     every = list(range(len(due)))
     if f'{net}both' in phases:
       there.expect(f'{net}both', every)
-      if there.get(f'{net}reg') not in (None, []):
+      if there.get(f'{net}reg') not in (None, [], 'all', 'every'):
         there.expect(f'{net}reg', every)
     else:
       there.expect(f'{net}reg', [i for i in every if ours in due[i]])

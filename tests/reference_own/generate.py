@@ -153,20 +153,21 @@ def trajectories(out):
   out.case('training_trajectory', 'training without lazy regularisation', [
       'G_reg_interval or D_reg_interval null: one phase Gboth or Dboth, one Adam step on the sum of both losses, each with '
       'gain 1; lr and betas as they are. z and gen_c of a phase serve both losses, the path length takes the first '
-      'batch_gpu // pl_batch_shrink images of each round. w_avg is updated by the main loss and by the path length, in this order.',
+      'batch_gpu // pl_batch_shrink images of each round. w_avg is updated by the main loss and by the path length, in this '
+      'order.',
       'z_mix [iteration, phase, batch, z_dim] and style_mixing_cutoff [iteration, phase, round]: the styles of a round from '
       'cutoff on come from z_mix; num_ws means none. z_mix_pl [phase with path length, round, ...] and '
       'style_mixing_cutoff_pl: those of the path length.'])
   common = {'batch_size': 4, 'optimizer': 'Adam', 'lr': 0.002, 'betas': [0, 0.99], 'eps': 1e-8, 'pl_weight': 2.0,
             'pl_decay': 0.01, 'real_image_scaling': 'x/127.5 - 1'}
   settings = {
-      'both': (0, {'iterations': 3, 'batch_gpu': 2, 'phases': ['Gboth', 'Dboth'], 'G_reg_interval': None,
+      'both': (0, {'iterations': 3, 'batch_gpu': 4, 'phases': ['Gboth', 'Dboth'], 'G_reg_interval': None,
                    'D_reg_interval': None,
                    'r1_gamma': 1.0, 'pl_batch_shrink': 2, 'style_mixing_prob': 0, 'ema_kimg': 0.1, 'ema_rampup': 0.05,
                    'effective': {net: {'mb_ratio': 1.0, 'lr': 0.002, 'betas': [0, 0.99]} for net in 'GD'},
                    'regularisation_iterations': {'Gboth': [0, 1, 2], 'Dboth': [0, 1, 2]}}, {'mbstd_group_size': 0}),
       'Gboth_D_lazy_cond_mixing': (3, {
-          'iterations': 3, 'batch_gpu': 4, 'phases': ['Gboth', 'Dmain', 'Dreg'], 'G_reg_interval': None, 'D_reg_interval': 2,
+          'iterations': 3, 'batch_gpu': 2, 'phases': ['Gboth', 'Dmain', 'Dreg'], 'G_reg_interval': None, 'D_reg_interval': 2,
           'r1_gamma': 10.0, 'pl_batch_shrink': 1, 'style_mixing_prob': 0.9, 'ema_kimg': 0.02, 'ema_rampup': None,
           'effective': {'G': {'mb_ratio': 1.0, 'lr': 0.002, 'betas': [0, 0.99]}, 'D': {'mb_ratio': 2 / 3}},
           'regularisation_iterations': {'Gboth': [0, 1, 2], 'Dreg': [0, 2]}}, {'mbstd_group_size': 4, 'mbstd_num_features': 2})}
@@ -195,7 +196,7 @@ def discriminators(out):
   out.case('discriminator', 'discriminator: minibatch stddev by TensorFlow\'s names', [
       'mbstd_group_size 0: no minibatch stddev. mbstd_num_features: as mbstd_num_channels.'])
   for seed, (name, epilogue) in enumerate({
-      'group0': {'mbstd_group_size': 0}, 'group0_features1': {'mbstd_group_size': 0, 'mbstd_num_features': 1},
+      'group0_features1': {'mbstd_group_size': 0, 'mbstd_num_features': 1},
       'features0': {'mbstd_group_size': 4, 'mbstd_num_features': 0},
       'features3': {'mbstd_group_size': 2, 'mbstd_num_features': 3},
   }.items()):
@@ -320,6 +321,20 @@ def conversions(out):
               f'converted/{n}/{k}': v for n, p in ours.items() for k, v in p.items()})
 
 
+def growing_conversion(out):
+  """A whole config A, fully grown, goes on with the case of `conversions`; its names are others, as cases may call them."""
+  draw, ch, c_dim = Draw(23), 4, 2
+  p = {net: draw.tensorflow(shapes) for net, shapes in growing_shapes(True, 8, 6, 5, ch, c_dim, 1).items()}
+  given = {'z': draw.n(4, 6), 'c': draw.labels(4, c_dim), 'real_img': draw.n(4, 3, 8, 8)}
+  g, d, x = tensors(p['G']), tensors(p['D']), tensors(given)
+  ws = tf.mapping(g, x['z'], x['c'])[:, None].repeat(1, tf.layers(g), 1)
+  config = growing_config(True, 8, 6, 5, ch, c_dim, {'mbstd_group_size': 2}) | {'truncation_psi': 0.7}
+  avg = g['dlatent_avg']
+  out.sub('tensorflow_config_a', config, given | {f'tf/{net}.{k}': v for net in 'GD' for k, v in p[net].items()}, {
+      'ws': ws, 'images': tf.synthesis(g, ws, 0), 'images_trunc': tf.synthesis(g, avg + 0.7 * (ws - avg), 0),
+      'scores': tf.discriminator(d, x['real_img'], x['c'], 0, 2), 'dlatent_avg': avg})
+
+
 # ---- configs A-D
 
 def growing_shapes(adain, res, z, w, ch, c_dim, features):
@@ -371,7 +386,7 @@ def growing_losses(out):
   out.case('losses_ad', 'losses of configs A-D with labels', [
       'lod<x>/call<k>/c_pl: labels of the path length\'s latents. mbstd_group_size 0 or 1: no minibatch stddev.'])
   z, w, ch, n = 6, 5, 4, 4
-  settings = {'config_a_cond': (True, 3, {'mbstd_group_size': 4, 'mbstd_num_features': 2}, 0.6, False),
+  settings = {'config_a_cond': (True, 3, {'mbstd_group_size': 4, 'mbstd_num_features': 2}, 0, False),
               'config_c_cond_no_mbstd': (False, 2, {'mbstd_group_size': 0}, 0, True),
               'config_d_cond': (False, 3, None, 0.6, True)}
   for seed, (name, (adain, c_dim, stddev, lod, lazy)) in enumerate(settings.items()):
@@ -464,7 +479,7 @@ def main():
       check(folder)
     return
   out = Writer()
-  for part in (trajectories, discriminators, conversions, growing_losses, growing_trajectory):
+  for part in (trajectories, discriminators, conversions, growing_conversion, growing_losses, growing_trajectory):
     part(out)
   out.write()
 

@@ -147,7 +147,8 @@ class Training:
 
   def note(self, name, value):
     """Adds to a trace."""
-    self.trace.setdefault(name, []).append(value.detach().clone() if torch.is_tensor(value) else torch.tensor(value))
+    value = value.detach().clone() if torch.is_tensor(value) else torch.tensor(value, dtype=torch.float64)
+    self.trace.setdefault(name, []).append(value)
 
   def styles(self, z, c, mix, track=True):
     """ws of a forward pass in training mode. mix: (latents, cutoff) or None."""
