@@ -22,13 +22,18 @@ _REMEDIES = {
 
 
 def check_local(text, said=''):
-  """Raises UsageError if `text` is an address (gs://, s3://, https:// ...) or NAME=ADDRESS. said: how it was given."""
-  found = _ADDRESS.search(os.fsdecode(text)) if isinstance(text, (str, bytes, os.PathLike)) else None
-  if found:
+  """Raises UsageError if `text` is an address (gs://, s3://, https:// ...) or NAME=ADDRESS, or in a home folder that nobody
+  knows. said: how it was given."""
+  if not isinstance(text, (str, bytes, os.PathLike)):
+    return
+  text = os.fsdecode(text)
+  if found := _ADDRESS.search(text):
     scheme = (found[1] or found[2]).lower()
     remedy = _REMEDIES.get(scheme, 'mount it as a folder and give its path, or copy it to a disk')
     raise faults.UsageError(f'{said or text}: only folders and files of this machine are read and written, no {scheme}:// '
                             f'address; {remedy}')
+  if text.startswith('~') and os.path.expanduser(text) == text:
+    raise faults.UsageError(f'{said or text}: the home folder {text.split("/")[0]} is unknown; give the whole path')
 
 
 def cache() -> pathlib.Path:

@@ -93,7 +93,8 @@ def _parse(argv: list[str]) -> list[str]:
   try:
     for said, path in _config_files(argv):
       places.check_local(path, said)
-      path = path.split(':')[0]
+      if not (path := path.split(':')[0]):
+        raise faults.UsageError(f'{said.strip()} names no file; as in --config=configs/quickstart.py')
       if not os.path.isfile(path):
         what = f'{path} is a folder; name a file' if os.path.isdir(path) else f'there is no file {path}'
         raise faults.UsageError(f'{said}: {what}; run from the folder that holds configs/')
@@ -151,8 +152,6 @@ def _check_places(argv: list[str]):
   for said, text in given:
     if isinstance(text, str):
       places.check_local(text, said + text)
-      if text.startswith('~') and os.path.expanduser(text) == text:
-        raise faults.UsageError(f'{said}{text}: the home folder of {text.split("/")[0]} is unknown; give the whole path')
 
 
 def _leaves(config: ConfigDict, prefix=''):
