@@ -33,7 +33,7 @@ def get_config():
   c.data = ConfigDict()
   c.data.name = ''  # a TFDS name ('digits' is bundled); '': the data set in data.dir, as `sg2jax.tools.prepare` writes it
   c.data.dir = ''  # directory of the data set, or TFDS data_dir; '': TFDS's default
-  c.data.channels = 3  # of an image: 1 grey, 3 RGB, 4 RGBA
+  c.data.channels = 3  # of an image, as `prepare --channels` made it: 1 grey, 3 RGB, 4 RGBA with straight alpha
   c.data.labels = False  # condition on the data set's labels [ADA App. D]
   c.data.allow_change = False  # let a run go on with other pictures than it began with; their classes must be as many
   c.data.mirror = False  # flip each image horizontally with probability 1/2 (FFHQ: yes) [S2 App. B]

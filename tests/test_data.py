@@ -164,6 +164,7 @@ def test_found_by_folder(pictures, name):
     ({'data_dir': ''}, ['data.name is empty', 'prepare']),
     ({'data_dir': '/nowhere'}, ['/nowhere', 'prepare']),
     ({'data_dir': '..'}, ['data.name=set']),
+    ({'data_dir': '/x\udce9'}, ['UTF-8', 'dce9']),
 ])
 def test_refusals_name_value_and_remedy(pictures, change, words):
   arguments = {'name': '', 'data_dir': pictures, 'resolution': (8, 12), 'channels': 3,

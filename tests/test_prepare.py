@@ -549,7 +549,8 @@ def test_dest_that_is_refused(tmp_path):
   (tmp_path / 'a').symlink_to('b')
   (tmp_path / 'b').symlink_to('a')
   (tmp_path / 'file').write_text('x')
-  for dest, words in (('a', 'a'), ('file', 'is a file'), ('file/out', 'is a file'), ('in2/out', 'inside')):
+  for dest, words in (('a', 'a'), ('file', 'is a file'), ('file/out', 'is a file'), ('in2/out', 'inside'),
+                      ('\udce9', 'UTF-8')):
     with pytest.raises(faults.UsageError, match=words):
       build_into(tmp_path, tmp_path / dest, 2)
   build_into(tmp_path, tmp_path / 'out', 2)

@@ -19,12 +19,16 @@ def resolved(dest: str) -> pathlib.Path:
   """The absolute path with all links followed: what is written goes where they point, and they stay.
 
   Raises:
-    UsageError: a link leads to itself.
+    UsageError: a link leads to itself, or the path isn't text, which the libraries that write need.
   """
   try:
-    return pathlib.Path(dest).expanduser().resolve()
+    path = pathlib.Path(dest).expanduser().resolve()
+    str(path).encode()
+  except UnicodeEncodeError:
+    raise faults.UsageError(f'--dest={dest!r}: the path is no UTF-8; choose a folder with another name') from None
   except (OSError, RuntimeError) as err:
     raise faults.UsageError(f'--dest={dest}: {err}; choose a folder') from err
+  return path
 
 
 def check(source: pathlib.Path, dest: pathlib.Path):

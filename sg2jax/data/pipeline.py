@@ -19,7 +19,7 @@ from PIL import Image
 import tensorflow_datasets as tfds
 from tensorflow_datasets.proto import tf_example_pb2
 
-from sg2jax import faults
+from sg2jax import faults, places
 from sg2jax.data import digits, images, sources
 from sg2jax.data import labels as label_module
 
@@ -222,7 +222,7 @@ def load(name: str, data_dir: str, resolution: tuple[int, int], channels: int,
       data set, or '' if `data_dir` is that folder.
     data_dir: TFDS data directory, or the folder of a data set; '' for TFDS's default directory.
     resolution: (height, width) in pixels.
-    channels: 1 grey, 3 RGB.
+    channels: 1 grey, 3 RGB, 4 RGBA.
     labels: whether labels are wanted.
 
   Raises:
@@ -270,6 +270,9 @@ def _below(place: str, most: int = 5) -> list[str]:
 def _builder(name: str, data_dir: str, resolution: tuple[int, int]) -> tfds.core.DatasetBuilder:
   """Finds the files; never downloads and never runs a data set's own code."""
   place = None
+  if any('\ud800' <= char <= '\udfff' for char in f'{data_dir}{name}'):  # bytes that are no text
+    raise faults.DatasetError(f'data.dir={data_dir!r} data.name={name!r} is no UTF-8, which the libraries that read need; '
+                              'rename it')
   if _is_dataset(data_dir):
     if name and epath.Path(name).name != epath.Path(data_dir).name:
       raise faults.DatasetError(f'data.dir={data_dir} is itself a data set, so data.name={name!r} '
@@ -280,7 +283,9 @@ def _builder(name: str, data_dir: str, resolution: tuple[int, int]) -> tfds.core
   elif name and name != 'digits' and data_dir and _is_dataset(os.path.join(data_dir, name)):
     place = os.path.join(data_dir, name)
   elif name == 'digits':
-    place = digits.prepare(data_dir or tfds.core.constants.DATA_DIR, *resolution)
+    own = tfds.core.constants.DATA_DIR  # starts with ~ where there is no home folder
+    place = digits.prepare(data_dir or (places.cache() / 'data' if own.startswith('~') and not places.home_cache() else own),
+                           *resolution)
   height, width = resolution
   remedy = f'to make one, {_PREPARE.format(height=height, width=width)}'
   if place is None and not name:
@@ -317,7 +322,7 @@ def _records(builder: tfds.core.DatasetBuilder):
   if info.file_format != tfds.core.FileFormat.ARRAY_RECORD:
     builder = tfds.builder_from_directory(place, file_format='array_record')
   for path in builder.info.splits[split].filepaths:
-    if not path.exists() or not path.stat().length:
+    if not path.exists() or not os.stat(path).st_size:  # etils' stat() wants to know the name of the owner
       raise faults.DatasetError(f'{path}: missing or empty; make the data set again')
   return builder.as_data_source(split=split).data_source
 
