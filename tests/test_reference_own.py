@@ -5,8 +5,9 @@ import pathlib
 import numpy as np
 import pytest
 
+from tests.reference import cases_train
 from tests.reference.__main__ import CASES, main
-from tests.reference.check import kind_of, read_manifest, run_case
+from tests.reference.check import Given, kind_of, read_manifest, run_case
 from tests.test_reference_growing import abridge
 
 FOLDER = pathlib.Path(__file__).parent / 'reference_own'
@@ -138,15 +139,24 @@ def test_trajectory_that_must_fail(change, says, tmp_path):
   assert says in fails('training_trajectory', 'both', change, tmp_path)
 
 
-def test_draws_called_after_their_phase(tmp_path):
-  """<phase>/z and so on are the same as one array for all phases."""
-  def change(config, arrays):
-    z = arrays.pop('z')
-    arrays |= {'Gboth/z': z[:, 0], 'Dboth/z': z[:, 1], 'Gboth/pl_noise_raw': arrays.pop('pl_noise_raw')}
-    config['iterations'] = 0  # names only: nothing is compiled but the last image
-    config['regularisation_iterations'] = {}
-  said = fails('training_trajectory', 'both', change, tmp_path)
-  assert 'Gboth/z' not in said and 'pl_noise_raw' in said
+def test_draws_called_after_their_phase():
+  """<phase>/z and so on are the same as one array for all phases; the path length takes the first images of each round."""
+  z, c, noise = np.random.randn(3, 2, 4, 5), np.random.randn(3, 2, 4, 1), np.random.randn(3, 2, 1, 3, 8, 8)
+  together = Given({'z': z, 'gen_c': c, 'pl_noise_raw': noise})
+  apart = Given({f'{phase}/{name}': x[:, i] for name, x in (('z', z), ('gen_c', c)) for i, phase in enumerate(('Gboth', 'Dboth'))}
+                | {'Gboth/pl_noise_raw': noise}, ['Gboth/z', 'Dboth/gen_c', 'incense'])
+  rounds = lambda x: x.reshape(2, 2, *x.shape[1:])
+  for given in (together, apart):
+    draws = cases_train._Draws(given, ['Gboth', 'Dboth'], rounds, 4, 1)
+    for i in range(3):
+      main = draws.main(i, 'Gboth')
+      np.testing.assert_array_equal(main['z'], z[i, 0].reshape(2, 2, 5))
+      reg = draws.path_lengths('Gboth', main, 1)
+      np.testing.assert_array_equal(reg['z'][:, 0], z[i, 0, ::2])
+      np.testing.assert_array_equal(reg['c'][:, 0], c[i, 0, ::2])
+      np.testing.assert_array_equal(reg['pl'], np.moveaxis(noise[i], 2, -1))
+      np.testing.assert_array_equal(draws.main(i, 'Dboth')['c'], c[i, 1].reshape(2, 2, 1))
+  assert apart.unread() == ['incense']
 
 
 def test_kind_of():

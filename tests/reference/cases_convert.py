@@ -144,8 +144,8 @@ def checkpoint_conversion(sub):
 
   Given: the networks (see _NETWORK); z with gen_c, c, c_G or z_c; img, images or real_img with img_c, real_c, c_D, c_real or c.
   Config: what the networks were made with, as G, G_kwargs, G_static_kwargs, generator_kwargs ..., or these in a dict (see
-  _TOGETHER). Expected: w, ws, w_avg, img or images (with const, none, noise_none, noise_random, psi<x>, cut<n>, trunc), logits or
-  scores, logits_fake; G/img if that is not of G_ema; converted/G/<key>, G/<key> ... of parameters and buffers.
+  _TOGETHER). Expected: w, ws, w_avg, img or images (with const, none, noise_none, noise_random, psi<x>, cut<n>, trunc),
+  logits or scores, logits_fake; G/img if that is not of G_ema; converted/G/<key>, G/<key> ... of parameters and buffers.
   """
   nets, results = _Converted(sub), {}
   for name in sub.wanted:
