@@ -54,8 +54,6 @@ def _of_folders(source: sources.Listing, usable: Callable[[str], bool]) -> class
   if all(name.lower() in _SPLITS for name in names):
     warnings.append(f'the classes are {classes.enumerated(names)}: these look like parts of a data set, not like classes; '
                     f'to have the folders in them as classes, prepare one of them, as in --source=.../{text(names[0])}')
-  elif len(names) == 1:
-    warnings.append(f'there is only one class, {text(names[0])}; it teaches nothing')
   missing = {name: 'no label by --labels=folder: it lies beside the folders of the classes'
              for name in source.names if name not in labels and usable(name)}
   return classes.Assigned(labels, classes.as_text(names), len(names), True, missing, tuple(warnings))

@@ -34,6 +34,8 @@ def of_labels(assigned: classes.Assigned, used: list) -> tuple[dict, list[str]]:
     named = classes.ranges(empty) if not assigned.names else classes.enumerated([names[i] for i in empty])
     plural = ('es', 'have', 'they are') if len(empty) > 1 else ('', 'has', 'it is')
     warnings.append(f'class{plural[0]} {named} {plural[1]} no picture: {plural[2]} never drawn')
+  if len(empty) == len(counts) - 1:
+    warnings.append(f'there is only one class with pictures, {names[int(np.argmax(counts))]}: it teaches nothing')
   return {'classes': dict(zip(names, counts, strict=True))}, warnings
 
 
