@@ -9,8 +9,8 @@ from sg2jax.train import train
 
 CONFIG = config_flags.DEFINE_config_file('config', None, 'Configuration; any field: --config.FIELD=VALUE.')
 WORKDIR = flags.DEFINE_string('workdir', None, 'Directory of the run; one that holds this run resumes it.')
-REPLAY = flags.DEFINE_string('replay', '', 'File in WORKDIR/nonfinite/, which a run writes before it exits with code 4: computes '
-                             'that minibatch once more and shows its numbers, instead of training.')
+REPLAY = flags.DEFINE_string('replay', '', 'File in WORKDIR/nonfinite/, which a run writes before it exits with code 4: '
+                             'computes that minibatch once more and shows its numbers, instead of training.')
 
 
 def main(_):

@@ -1,8 +1,9 @@
 """When a number stops being finite: the minibatch is saved with the state that it met, and can be computed again.
 
 Inside the steps the first loss or gradient that isn't finite halts the state (steps._apply): no parameter, moment, average
-or counter changes any more, whatever is computed until the host looks at the end of the tick. So what the host then finds is the
-state right before the update that failed; with the key of the run and the place in the data it is all that the update depends on.
+or counter changes any more, whatever is computed until the host looks at the end of the tick. So what the host then finds is
+the state right before the update that failed; with the key of the run and the place in the data it is all that the update
+depends on.
 """
 import contextlib
 import json

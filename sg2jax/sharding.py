@@ -15,14 +15,6 @@ def make_mesh(devices=None):
   return Mesh(np.array(ordered), ('data',), axis_types=(AxisType.Auto,))
 
 
-def process_rows(n, process_index, process_count):
-  """Which of n rows of a global batch a process reads: its block, since its devices stand side by side in the mesh."""
-  share, rest = divmod(n, process_count)
-  if rest:
-    raise ValueError(f'{n} rows are not divisible among {process_count} processes')
-  return slice(process_index * share, (process_index + 1) * share)
-
-
 def replicated(mesh):
   """Sharding of the state: the same on every device."""
   return NamedSharding(mesh, PartitionSpec())

@@ -90,7 +90,7 @@ def _other_pictures(old, new, workdir, labels):
     text = lambda x: (f'{x.get("data_title") or x.get("data.name") or "a data set"}, {_count(x)}'
                       f'hash {str(x["data_hash"])[:8]}')
     found.append(f'{text(old)} there; {text(new)} here')
-  before = trained.read_labels((workdir,), old.get('c_dim', 0)) if labels else None
+  before = trained.read_labels(workdir, old.get('c_dim', 0)) if labels else None
   if before and before.names and labels.names and before.names != labels.names:
     found.append(f'classes {before.listing()} there; {labels.listing()} here')
   return found

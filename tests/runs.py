@@ -20,12 +20,15 @@ def xla_flags():
   return ' '.join(f'--{name}={str(value).lower()}' for name, value in compiler_options().items())
 
 
-def start(home, workdir, config='quickstart.py', **fields):
-  """The running process of `sg2jax.main` on a tiny network. Fields are --config.<name>."""
+def start(home, workdir, config='quickstart.py', devices=1, replay=None, **fields):
+  """The running process of `sg2jax.main` on a tiny network and so many devices. Fields are --config.<name>."""
   command = [sys.executable, '-m', 'sg2jax.main', f'--config=configs/{config}', f'--workdir={workdir}']
   command += [f'--config.{k}={v}' for k, v in ({'data.dir': home / 'data'} | TINY | fields).items()]
+  command += [f'--replay={replay}'] if replay else []
+  # Of several devices each needs a thread while they wait for each other.
+  several = f'--xla_force_host_platform_device_count={devices} --xla_cpu_multi_thread_eigen=false ' if devices > 1 else ''
   env = os.environ | {'JAX_COMPILATION_CACHE_DIR': str(home / 'cache'), 'JAX_PLATFORMS': 'cpu',
-                      'JAX_DISABLE_MOST_OPTIMIZATIONS': '1', 'XLA_FLAGS': xla_flags(),  # compiles five times as fast
+                      'JAX_DISABLE_MOST_OPTIMIZATIONS': '1', 'XLA_FLAGS': several + xla_flags(),  # compiles five times as fast
                       'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0.2', 'PYTHONPATH': str(home / 'poison'),
                       'SG2JAX_CACHE': str(home / 'sg2jax')}
   return subprocess.Popen(command, cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)

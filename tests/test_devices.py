@@ -11,7 +11,7 @@ import sys
 
 import pytest
 
-from tests.runs import xla_flags
+from tests.runs import content, finish, log, start, xla_flags
 
 ROOT = pathlib.Path(__file__).parent.parent
 
@@ -25,6 +25,29 @@ def test_one_and_eight_devices_agree(network):
                       f'--xla_cpu_collective_call_terminate_timeout_seconds=400 {xla_flags()}'}
   run = subprocess.run([sys.executable, __file__, network], env=env, capture_output=True, text=True, timeout=500)
   assert run.returncode == 0, run.stdout + run.stderr
+
+
+def test_training_on_four_devices_is_killed_and_goes_on(home, tmp_path):
+  """The loop that users run: one image a device, half of them for path lengths; snapshots, a metric, a kill, a resume."""
+  options = dict(devices=4, batch=4, total_kimg=0.064, tick_kimg=0.016, snapshot_kimg=0.016, swd_images=30,
+                 metrics="('pixelfd0.1k_full',)", metrics_kimg=0.032)
+  out, _ = finish(start(home, tmp_path / 'whole', **options))
+  assert '4 x cpu' in out
+  lines = log(tmp_path / 'whole')
+  assert [line['step'] for line in lines if 'swd' in line] == [0, 4, 8, 12, 16]
+  assert [line['step'] for line in lines if 'pixelfd0.1k_full' in line] == [8, 16]
+  process = start(home, tmp_path / 'run', **options)
+  while 'tick 2' not in process.stdout.readline():
+    assert process.poll() is None, process.stderr.read()
+  process.kill()
+  process.communicate()
+  finish(start(home, tmp_path / 'run', **options))
+  assert content(tmp_path / 'run', 16) == content(tmp_path / 'whole', 16)
+  assert log(tmp_path / 'run') == lines
+  finish(start(home, tmp_path / 'alone', **options | {'devices': 1}))
+  for one, four in zip(log(tmp_path / 'alone'), lines, strict=True):
+    assert one.keys() == four.keys()
+    assert all(one[name] == pytest.approx(four[name], rel=0.02, abs=1e-3) for name in one), (one, four)
 
 
 def main(network):

@@ -1,0 +1,126 @@
+"""Order of the mesh on slices where processes interleave, division of what doesn't divide, and keys that are kept apart."""
+import jax
+from jax.sharding import NamedSharding, PartitionSpec
+import numpy as np
+import pytest
+
+from sg2jax import data, keys, sharding
+from sg2jax.evaluation import samples
+
+
+class Device:
+  """As much of a jax.Device as a mesh looks at."""
+  platform, device_kind, client = 'tpu', 'simulated', None
+
+  def __init__(self, number, process):
+    self.id, self.process_index = number, process
+
+  def __repr__(self):
+    return f'{self.id}@{self.process_index}'
+
+
+# (processes, ids) of the devices in the order in which jax.make_mesh lays out these slices: of libtpu 0.0.52's topologies
+# v5e:4x4 and v4:2x2x4 (one device a chip) with jax 0.10.2.
+SLICES = {
+    'v5e-16': ([0, 0, 1, 1, 1, 1, 0, 2, 3, 3, 3, 3, 2, 2, 2, 0], [0, 1, 2, 3, 7, 6, 5, 9, 10, 11, 15, 14, 13, 12, 8, 4]),
+    'v4-32': ([0, 1, 2, 3] * 4, [0, 8, 16, 24, 4, 12, 20, 28, 2, 10, 18, 26, 6, 14, 22, 30])}
+
+
+def laid_out(slice_):
+  """Its devices in that order."""
+  return [Device(number, process) for process, number in zip(*SLICES[slice_], strict=True)]
+
+
+def seen(mesh, local, n):
+  """Rows of the global array that a mesh makes of what each process gives: {process: rows} -> [n]."""
+  places = NamedSharding(mesh, PartitionSpec('data')).devices_indices_map((n,))
+  rows, used = [None] * n, {}
+  for device in mesh.devices.flat:  # each takes the next of its process's rows
+    where = range(n)[places[device][0]]
+    first = used.get(device.process_index, 0)
+    for k, row in enumerate(where):
+      rows[row] = local[device.process_index][first + k]
+    used[device.process_index] = first + len(where)
+  return rows
+
+
+@pytest.fixture
+def as_process(monkeypatch):
+  """A function that makes jax say that it is process p of n."""
+  def pose(p, n=4):
+    monkeypatch.setattr(jax, 'process_index', lambda: p)
+    monkeypatch.setattr(jax, 'process_count', lambda: n)
+  return pose
+
+
+@pytest.mark.parametrize('slice_', SLICES)
+@pytest.mark.parametrize('n, size, group', [(100, 64, 1), (64, 64, 1), (7, 32, 1), (50, 64, 4)])
+def test_evaluation_counts_every_image_once_on_slices(slice_, n, size, group, as_process):
+  mesh = sharding.make_mesh(laid_out(slice_)[::-1])
+  counted = []
+  for first in range(0, n, size):
+    batch, local = min(size, n - first), {}
+    for p in range(4):
+      as_process(p)
+      local[p] = samples._share(mesh, first, batch, size, group).tolist()
+    total = sum(map(len, local.values()))
+    counted += seen(mesh, local, total)[:batch]
+  assert counted == list(range(n))
+
+
+@pytest.mark.parametrize('slice_', SLICES)
+def test_the_order_of_make_mesh_would_lose_images(slice_, as_process):
+  """What the test above says of the layout that jax.make_mesh chooses: so it can fail."""
+  mesh, local = jax.sharding.Mesh(np.array(laid_out(slice_)), ('data',)), {}
+  for p in range(4):
+    as_process(p)
+    local[p] = samples._share(mesh, 0, 50, 64).tolist()
+  counted = seen(mesh, local, 64)[:50]
+  assert len(set(counted)) < 50
+
+
+@pytest.mark.parametrize('slice_', SLICES)
+def test_training_sees_every_image_once_on_slices(slice_):
+  """The rows of a round that processes read, put together by the mesh, are the round in the order of the stream."""
+  class Numbers:
+    stored = shape = (1, 1, 1)
+    place = 'numbers'
+
+    def __len__(self):
+      return 97
+
+    def __getitem__(self, i):
+      return {'image': np.full((1, 1, 1), i, np.uint8), 'label': np.zeros(0, np.float32)}
+  options = dict(batch=64, microbatch=32, seed=3, mirror=False, nimg=64)
+  read = [next(data.batches(Numbers(), process_index=p, process_count=4, **options))['image'] for p in range(4)]
+  alone = next(data.batches(Numbers(), **options))['image']
+  mesh = sharding.make_mesh(laid_out(slice_))
+  for r in range(2):
+    local = {p: x[r].ravel().tolist() for p, x in enumerate(read)}
+    assert seen(mesh, local, 32) == alone[r].ravel().tolist()
+
+
+def test_mesh_keeps_the_devices_of_a_process_side_by_side():
+  mesh = sharding.make_mesh(laid_out('v5e-16'))
+  assert [d.process_index for d in mesh.devices.flat] == [0] * 4 + [1] * 4 + [2] * 4 + [3] * 4
+  assert [d.id for d in mesh.devices.flat] == [0, 1, 4, 5, 2, 3, 6, 7, 8, 9, 12, 13, 10, 11, 14, 15]
+  assert mesh.axis_types == (jax.sharding.AxisType.Auto,)
+
+
+@pytest.mark.parametrize('seed', [0, 7])
+def test_keys_of_purposes_are_kept_apart(seed):
+  """Also what they split into and the keys of minibatches: D's first key was the parent key of minibatch 1."""
+  found = []
+  for purpose in keys.PURPOSES:
+    key = keys.purpose_key(seed, purpose)
+    children = [key, *jax.random.split(key, 3), *(jax.random.fold_in(key, i) for i in range(50))]
+    # Within a purpose split and fold_in may coincide; one purpose uses one of them.
+    found.append({tuple(jax.random.key_data(k).tolist()) for k in children})
+  assert len(set().union(*found)) == sum(map(len, found))
+  assert all(tuple(jax.random.key_data(jax.random.key(seed)).tolist()) not in part for part in found)
+
+
+def test_keys_are_those_of_version_0_2():
+  """What a seed means is a promise: a run goes on bit for bit."""
+  data_of = lambda purpose: jax.random.key_data(keys.purpose_key(0, purpose)).tolist()
+  assert [data_of(p) for p in ('init', 'training')] == [[1797259609, 2579123966], [928981903, 3453687069]]
