@@ -175,19 +175,24 @@ def load(path):
   """
   places.check_local(path)
   state, config = checkpoint.load(path)
-  path = pathlib.Path(path).expanduser().absolute()
-  workdir = next((p for p in (path, *path.parents[:2]) if (p / 'checkpoints').is_dir()), path.parent)
-  step = path if (path / 'state').exists() else workdir
-  trained = of_state(workdir, config, state, read_labels((step, workdir), config['c_dim']))
+  trained = of_state(_workdir(path), config, state, read_labels(path, config['c_dim']))
   return trained._replace(variables=jax.device_put(trained.variables))
 
 
-def read_labels(folders, c_dim):
-  """The Labels of a run, from the first of `folders` that has them; where none does (older and imported runs), unknown ones.
+def _workdir(path):
+  """Of a workdir, or one step of it: the workdir; of a step that was copied elsewhere, the folder that it is in."""
+  path = pathlib.Path(path).expanduser().absolute()
+  return next((p for p in (path, *path.parents[:2]) if (p / 'checkpoints').is_dir()), path.parent)
 
+
+def read_labels(path, c_dim):
+  """The Labels of a run: a workdir or one step, which may have its own labels.json beside it; None without labels.
+
+  Unknown ones where no file says them: in older and imported runs.
   Raises: CheckpointError: they can't be read, or are of another run.
   """
-  path = next((p for p in (pathlib.Path(folder) / FILE for folder in folders) if p.exists()), None)
+  folders = (pathlib.Path(path).expanduser().absolute(), _workdir(path))
+  path = next((p for p in (folder / FILE for folder in folders) if p.exists()), None)
   if not path or not c_dim:
     return Labels.unknown(c_dim) if c_dim else None
   try:

@@ -12,6 +12,7 @@ import pytest
 from configs import custom, default
 from sg2jax import build, checkpoint, convert, export, trained
 from sg2jax import state as state_lib
+from sg2jax.data.labels import Labels
 from sg2jax.faults import UsageError, WeightsError
 from sg2jax.interop import arguments, names
 from sg2jax.tools.export import destination
@@ -206,6 +207,29 @@ def test_tools(tmp_path, monkeypatch, capsys):
   found, _ = checkpoint.load(tmp_path / 'back')
   same({name: found[name] for name in convert.FIELDS}, state)
   assert trained.load(tmp_path / 'back').hash() == net.hash()
+
+
+@pytest.mark.parametrize('name', ['e.safetensors', 'e.npz'])
+def test_labels_come_along(name, tmp_path, monkeypatch):
+  """So that a copy draws the same label from a seed, and has the names."""
+  net, _ = saved(tmp_path, 'resnet with labels')
+  workdir = net.workdir
+  labels = Labels.of_classes(('cat', 'dog', 'bird'), (9, 0, 1))
+  (workdir / 'labels.json').write_text(labels.to_json())
+  form = 'nvidia' if name.endswith('npz') else 'safetensors'
+  tool(monkeypatch, 'export', checkpoint=workdir, dest=tmp_path / name, format=form)
+  tool(monkeypatch, 'convert', source=tmp_path / name, dest=tmp_path / 'copy')
+  copy = trained.load(tmp_path / 'copy')
+  assert copy.labels.names == labels.names and copy.labels.counts.tolist() == [9, 1]
+  np.testing.assert_array_equal(copy.c(range(50)), trained.load(workdir).c(range(50)))
+  beside = tmp_path / f'{name}.json'
+  for old, new in (('"c_dim": 3, "values": [0, 2]', '"c_dim": 3, "values": [0, 7]'), ('"one_hot": true, ', '')):
+    assert old in (text := json.dumps(json.loads(beside.read_text())))
+    (tmp_path / f'{name}.json').write_text(text.replace(old, new, 1))
+    with pytest.raises(WeightsError, match='its labels are damaged'):
+      tool(monkeypatch, 'convert', source=tmp_path / name, dest=tmp_path / 'other')
+    beside.write_text(text)
+  assert not (tmp_path / 'other').exists()
 
 
 @pytest.mark.parametrize('dest, suffix, says', [('x.pt', '.npz', 'must be a folder, or end in .npz'), ('', '.npz', '')])

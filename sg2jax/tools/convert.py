@@ -19,6 +19,7 @@ docs/interop.md has the details.
 import hashlib
 import json
 import os
+import pathlib
 import shutil
 
 from absl import flags
@@ -27,7 +28,8 @@ import jax
 import sg2jax
 from sg2jax import convert, report, tools, trained
 from sg2jax.checkpoint import Checkpoints
-from sg2jax.faults import UsageError, WriteError
+from sg2jax.data.labels import FILE, Labels
+from sg2jax.faults import UsageError, WeightsError, WriteError
 from sg2jax.state import TrainState
 
 
@@ -45,14 +47,15 @@ def main(_):
   if dest.is_dir() and any(dest.iterdir()):
     raise UsageError(f'--dest={flags.FLAGS.dest} holds something; name a folder that is empty or not there yet')
   found = convert.read(source)
-  net = trained.of_state(dest, found.config, found.state)
+  labels = labels_beside(source, found)
+  net = trained.of_state(dest, found.config, found.state, labels)
   image = net([0])[0]
   certificate = {
       'sg2jax': sg2jax.__version__, **found.report, 'network_sha256': net.hash(), 'test_image': {
           'file': 'test.png', 'seed': 0, 'psi': 1, 'noise': 'const', 'label': net.c([0])[0].tolist(),
           'sha256': hashlib.sha256(image.tobytes()).hexdigest(), 'shape': list(image.shape),
           'platform': jax.default_backend(), 'jax': jax.__version__}}
-  write(dest, found, certificate, image)
+  write(dest, found, certificate, image, labels)
   print(f'{dest}: {net.config.g.architecture}, images of {" x ".join(map(str, image.shape))}')
   for name, text in found.report['initialised'].items():
     print(f'  {name}: {text}')
@@ -60,7 +63,24 @@ def main(_):
     print(f'  {note}')
 
 
-def write(dest, found, certificate, image):
+def labels_beside(source, found):
+  """The Labels that the JSON of an export says, None if nothing does. Raises WeightsError."""
+  beside = pathlib.Path(f'{source}.json').expanduser()
+  if not found.config['c_dim'] or not beside.exists():
+    return None
+  try:
+    document = json.loads(beside.read_text())
+    if document.get('sha256') != found.report['sha256'] or 'labels' not in document:
+      return None
+    labels = Labels.from_json(json.dumps(document['labels']))
+  except Exception as e:  # whatever a file that isn't as it was written leads to
+    raise WeightsError(f'{beside} is refused: its labels are damaged ({e or type(e).__name__}); export it again') from e
+  if labels.c_dim != (c_dim := found.config['c_dim']):
+    raise WeightsError(f'{beside} is refused: its labels have {labels.c_dim} components, and the network {c_dim}')
+  return labels
+
+
+def write(dest, found, certificate, image, labels=None):
   """Makes `dest` as a whole: under another name, then renamed. Raises WriteError."""
   made = dest.with_name(f'.{dest.name}.{os.getpid()}')
   try:
@@ -70,6 +90,8 @@ def write(dest, found, certificate, image):
     finally:
       checkpoints.close()
     report.write_atomic(made / 'config.json', json.dumps(found.config, indent=2, sort_keys=True) + '\n')
+    if labels:
+      report.write_atomic(made / FILE, labels.to_json())
     report.write_atomic(made / 'import.json', json.dumps(certificate, indent=1) + '\n')
     report.write_atomic(made / 'test.png', report.png(report.readable_grid(image[None])))
     try:

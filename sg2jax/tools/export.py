@@ -43,6 +43,8 @@ def main(_):
     data, document = export.stablehlo(trained.of_state(path.parent, config, state))
   else:
     data, document = getattr(export, asked.format)(state, config)
+  if labels := trained.read_labels(asked.checkpoint, config['c_dim']):
+    document['labels'] = json.loads(labels.to_json())
   document |= {'file': path.name, 'sha256': hashlib.sha256(data).hexdigest(), 'step': int(state['step']),
                'nimg': int(state['nimg'])}
   write_atomic(path, data)

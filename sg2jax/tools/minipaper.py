@@ -144,7 +144,7 @@ def figures(run, stop=()):
   rows = [json.loads(line) for line in (run.workdir / 'metrics.jsonl').read_text().splitlines()]
   rows = [row for row in rows if 'sec_per_tick' in row]  # the others are of config.metrics
   state, config = checkpoint.load(run.workdir)
-  net = trained.of_state(run.workdir, config, state, trained.read_labels([run.workdir], config['c_dim']))
+  net = trained.of_state(run.workdir, config, state, trained.read_labels(run.workdir, config['c_dim']))
   kimg, config = net.nimg / 1000, net.config
   if kimg < config.total_kimg:
     raise faults.CheckpointError(f'{run}: the newest whole checkpoint is of {kimg:g} of {config.total_kimg:g} kimg; the same '
