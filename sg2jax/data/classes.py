@@ -1,6 +1,8 @@
 """What the labels of pictures are, before there is a data set; and how classes are named, counted and sorted."""
 
 from collections.abc import Callable
+import concurrent.futures
+import os
 import re
 from typing import NamedTuple
 
@@ -60,8 +62,11 @@ def ranges(numbers: list[int]) -> str:
 def named(by_class: dict[str, list[str]],
           usable: Callable[[str], bool]) -> tuple[dict[str, int], list[str], list[str]]:
   """Classes with a usable picture, in natural order: ({file: index}, their names, those of the empty ones)."""
-  found = [c for c in sorted(by_class, key=natural) if any(map(usable, by_class[c]))]
-  empty = [c for c in sorted(by_class, key=natural) if c not in set(found)]
+  order = sorted(by_class, key=natural)
+  with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+    some = list(pool.map(lambda c: any(map(usable, by_class[c])), order))
+  found = [c for c, usable_one in zip(order, some, strict=True) if usable_one]
+  empty = [c for c, usable_one in zip(order, some, strict=True) if not usable_one]
   return {name: i for i, c in enumerate(found) for name in by_class[c]}, found, empty
 
 

@@ -141,16 +141,16 @@ class _Walk:
           self._item(item, pending)
 
   def _item(self, item: os.DirEntry, pending: list[str]):
-    if os.path.isdir(item.path):
-      if item.is_symlink():
-        self.links.append(item.path)
-        return
+    link = item.is_symlink()
+    if link and os.path.isdir(item.path):
+      self.links.append(item.path)
+    elif item.is_dir(follow_symlinks=False):
       if item.name.lower().endswith(PICTURE_SUFFIXES):
         self._refuse(item.path, 'a folder, not an image (files in it are read)')
       pending.append(item.path)
-    elif os.path.isfile(item.path):
+    elif item.is_file(follow_symlinks=False) or link and os.path.isfile(item.path):
       self.names.append(self._name(item.path))
-    elif item.is_symlink():
+    elif link and not os.path.exists(item.path):
       self._refuse(item.path, 'broken link')
     else:  # opening a pipe or a device could hang
       self._refuse(item.path, 'not a regular file')
