@@ -143,8 +143,8 @@ def test_draws_called_after_their_phase():
   """<phase>/z and so on are the same as one array for all phases; the path length takes the first images of each round."""
   z, c, noise = np.random.randn(3, 2, 4, 5), np.random.randn(3, 2, 4, 1), np.random.randn(3, 2, 1, 3, 8, 8)
   together = Given({'z': z, 'gen_c': c, 'pl_noise_raw': noise})
-  apart = Given({f'{phase}/{name}': x[:, i] for name, x in (('z', z), ('gen_c', c)) for i, phase in enumerate(('Gboth', 'Dboth'))}
-                | {'Gboth/pl_noise_raw': noise}, ['Gboth/z', 'Dboth/gen_c', 'incense'])
+  split = {f'{phase}/{name}': x[:, i] for name, x in (('z', z), ('gen_c', c)) for i, phase in enumerate(('Gboth', 'Dboth'))}
+  apart = Given(split | {'Gboth/pl_noise_raw': noise}, ['Gboth/z', 'Dboth/gen_c', 'incense'])
   rounds = lambda x: x.reshape(2, 2, *x.shape[1:])
   for given in (together, apart):
     draws = cases_train._Draws(given, ['Gboth', 'Dboth'], rounds, 4, 1)
