@@ -36,6 +36,13 @@ def check_local(text, said=''):
     raise faults.UsageError(f'{said or text}: the home folder {text.split("/")[0]} is unknown; give the whole path')
 
 
+def check_text(path, said=''):
+  """Raises UsageError if the whole path of a run has bytes that are no text: the library that reads checkpoints can't."""
+  if any('\ud800' <= char <= '\udfff' for char in os.path.abspath(os.fsdecode(path))):
+    raise faults.UsageError(f'{said or path}: this path has bytes that are no UTF-8, as the library that reads and writes '
+                            'checkpoints needs; rename the folder')
+
+
 def cache() -> pathlib.Path:
   """The folder for what can be made or fetched again: $SG2JAX_CACHE or ~/.cache/sg2jax; the system's temporary one
   where there is no home folder, or it can't be written to."""

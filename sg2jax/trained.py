@@ -174,6 +174,7 @@ def load(path):
   Raises: CheckpointError as `checkpoint.load` and `read_labels` do; UsageError for an address, such as gs://...
   """
   places.check_local(path)
+  places.check_text(path)
   state, config = checkpoint.load(path)
   trained = of_state(_workdir(path), config, state, read_labels(path, config['c_dim']))
   return trained._replace(variables=jax.device_put(trained.variables))

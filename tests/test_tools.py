@@ -116,6 +116,21 @@ def test_no_name_is_too_odd_to_be_printed(tool):
     assert code == 2 and len(err.splitlines()) == 1, err
 
 
+def test_runs_have_names_that_are_text(tmp_path, monkeypatch):
+  """The library that reads checkpoints fails on others."""
+  odd = os.fsencode(tmp_path) + b'/r\xff'
+  os.makedirs(odd + b'/checkpoints')
+  for path in (os.fsdecode(odd), pathlib.Path(os.fsdecode(odd)) / 'x', odd):
+    with pytest.raises(UsageError, match='no UTF-8'):
+      places.check_text(path)
+  with pytest.raises(UsageError, match='no UTF-8'):
+    sg2jax.load(os.fsdecode(odd))
+  places.check_text(tmp_path / '写真 ü')
+  monkeypatch.chdir(odd)
+  with pytest.raises(UsageError, match='no UTF-8'):
+    sg2jax.load('.')
+
+
 def test_what_is_compiled_is_kept_in_the_cache(tool, tmp_path):
   assert tool()[1].split() == ['out', 'None', 'False', str(tmp_path / 'cache' / 'jax')]  # and without importing jax
   assert tool(JAX_COMPILATION_CACHE_DIR='/mine')[1].split()[-1] == '/mine'

@@ -152,6 +152,8 @@ def _check_places(argv: list[str]):
   for said, text in given:
     if isinstance(text, str):
       places.check_local(text, said + text)
+      if said in ('--workdir=', '--checkpoint=', '--config.init_from='):
+        places.check_text(text, said + text)
 
 
 def _leaves(config: ConfigDict, prefix=''):

@@ -26,7 +26,7 @@ from absl import flags
 import jax
 
 import sg2jax
-from sg2jax import convert, report, tools, trained
+from sg2jax import convert, places, report, tools, trained
 from sg2jax.checkpoint import Checkpoints
 from sg2jax.data.labels import FILE, Labels
 from sg2jax.faults import UsageError, WeightsError, WriteError
@@ -46,6 +46,7 @@ def main(_):
     raise UsageError('--source is missing; name a file, as in --source=stylegan2-ffhq-config-f.pkl')
   if dest.is_dir() and any(dest.iterdir()):
     raise UsageError(f'--dest={flags.FLAGS.dest} holds something; name a folder that is empty or not there yet')
+  places.check_text(dest, f'--dest={flags.FLAGS.dest}')
   found = convert.read(source)
   labels = labels_beside(source, found)
   net = trained.of_state(dest, found.config, found.state, labels)

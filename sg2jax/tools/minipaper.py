@@ -22,7 +22,7 @@ from matplotlib.figure import Figure
 import numpy as np
 from PIL import Image
 
-from sg2jax import build, checkpoint, data, faults, sharding, tools, trained, weights
+from sg2jax import build, checkpoint, data, faults, places, sharding, tools, trained, weights
 from sg2jax.evaluation import measure, passes, protocols
 from sg2jax.metrics.ppl import ppl
 from sg2jax.report import write_atomic
@@ -66,6 +66,7 @@ def main(_):
   asked = flags.FLAGS
   if not asked.out:
     raise faults.UsageError('--out is missing; as in python -m sg2jax.tools.minipaper --out=runs/minipaper --cells=a,e')
+  places.check_text(asked.out, f'--out={asked.out}')
   out = pathlib.Path(asked.out)
   runs, settings = plan(out, asked.cells, asked.seeds, asked.kimg, asked.resolution, asked.set)
   begin(out, settings)
