@@ -158,6 +158,7 @@ def test_found_by_folder(pictures, name):
 @pytest.mark.parametrize('change, words', [
     ({'resolution': (16, 16)}, ['8x12', '16x16', '--resolution=16x16']),
     ({'channels': 1}, ['3 channels', '1', '--channels=1']),
+    ({'channels': 4}, ['3 channels', '--channels=4']),
     ({'labels': True}, ['labels asked for', '--labels=folder']),
     ({'name': 'cifar10'}, ['cifar10', 'itself a data set']),
     ({'name': 'cifar10', 'data_dir': '/nowhere'}, ['/nowhere', 'tfds build cifar10', 'prepare']),

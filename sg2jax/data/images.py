@@ -119,25 +119,11 @@ def _open(data: bytes, rules: Rules) -> Picture:
     if rules.animation != 'first' and image.format != 'MPO' and (frames := getattr(image, 'n_frames', 1)) > 1:
       raise Unusable(f'animated or multi-page {image.format}: {frames} pictures; --animation=first takes the first')
     deep_colour = any(';16' in str(tile[3]) for tile in image.tile) and not image.mode.startswith('I')
-    _load(image)
+    image.load()
     pixels, peak = _to_array(_turned(image), rules)
     if deep_colour:  # Pillow kept the high byte
       peak = int(pixels[:, :, :3].max()) * 257
     return Picture(pixels, peak, not deep_colour)
-
-
-def _load(image: Image.Image):
-  """Decodes; of a TIFF, Pillow then reads EXIF again, and would throw the pixels away if that is broken."""
-  if image.format == 'TIFF':
-    end = image.load_end
-
-    def forgiving_end():
-      try:
-        end()
-      except Exception:
-        image._size = image.im.size  # as stored, where it was to be turned
-    image.load_end = forgiving_end
-  image.load()
 
 
 def _turned(image: Image.Image) -> Image.Image:

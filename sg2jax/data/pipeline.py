@@ -245,8 +245,8 @@ def load(name: str, data_dir: str, resolution: tuple[int, int], channels: int,
   if source.shape[2] != channels:
     raise faults.DatasetError(
         f'{source.place}: its images have {source.shape[2]} channels, the configuration says '
-        f'{channels}; set data.channels={source.shape[2]} or prepare it again with '
-        f'--channels={channels}')
+        f'{channels}; set data.channels={source.shape[2]}'
+        + (f' or prepare it again with --channels={channels}' if channels in (1, 3, 4) else ''))
   return source
 
 
