@@ -251,7 +251,8 @@ def _accumulate(loss, params, carry, xs, mean):
 
 
 def _apply(phase, tx, state, grads, aux, ramp, **changes):
-  """One Adam step on the network of `phase` and the given field changes; none of it if a loss or a gradient isn't finite.
+  """One Adam step on the network of `phase` and the given field changes; none of it if a loss, a gradient or what Adam makes
+  of it isn't finite.
 
   Then `fault` says what, and no later step changes anything either, so the host finds the state as it was when it looks.
   aux gains `grad_norm_<phase>` and `grad_squares_<phase>`, the squared norms [L] of the arrays: nothing is replaced silently.
@@ -259,13 +260,15 @@ def _apply(phase, tx, state, grads, aux, ramp, **changes):
   net = phase[0]
   squares = jnp.stack([jnp.sum(jnp.square(x)) for x in jax.tree.leaves(grads)])
   reported = jnp.stack([aux[name] for name in sorted(aux)])
-  bad = ~jnp.isfinite(jnp.concatenate([squares, reported.astype(squares.dtype)]))
-  found = jnp.stack([state.step, jnp.int32(PHASES.index(phase)), jnp.argmax(bad).astype(jnp.int32)])
-  fault = jnp.where((state.fault[1] < 0) & bad.any(), found, state.fault)
   old = {net: getattr(state, net), f'{net}_opt': getattr(state, f'{net}_opt')}
   updates, opt = tx.update(grads, old[f'{net}_opt'], old[net])
   updates = jax.tree.map(lambda u: u * ramp, updates)
   new = {net: optax.apply_updates(old[net], updates), f'{net}_opt': opt} | changes
+  # A learning rate that is too large overflows here; the losses would show it one minibatch later, after a checkpoint perhaps.
+  overflown = jnp.stack([~jnp.isfinite(x).all() for x in jax.tree.leaves(new[net])])
+  bad = jnp.concatenate([~jnp.isfinite(squares), ~jnp.isfinite(reported), overflown])
+  found = jnp.stack([state.step, jnp.int32(PHASES.index(phase)), jnp.argmax(bad).astype(jnp.int32)])
+  fault = jnp.where((state.fault[1] < 0) & bad.any(), found, state.fault)
   old |= {name: getattr(state, name) for name in changes}
   del aux[OBJECTIVE]
   aux |= {f'grad_norm_{phase}': jnp.sqrt(squares.sum()), f'grad_squares_{phase}': squares}
@@ -278,8 +281,10 @@ def _unless_halted(fault, new, old):
 
 
 def suspects(phase, state, aux):
-  """Names of what the last number of a fault counts: arrays of the network of `phase`, then what the step reports (`aux`)."""
+  """Names of what the last number of a fault counts: arrays of the network of `phase`, then what the step reports (`aux`), then
+  the arrays as Adam would have left them."""
   arrays = [jax.tree_util.keystr(path, simple=True, separator='.')
             for path, _ in jax.tree_util.tree_leaves_with_path(getattr(state, phase[0]))]
   own = {f'grad_norm_{phase}', f'grad_squares_{phase}'}
-  return [f'{phase[0]}.{name}' for name in arrays] + sorted({OBJECTIVE, *aux} - own)
+  names = [f'{phase[0]}.{name}' for name in arrays]
+  return names + sorted({OBJECTIVE, *aux} - own) + [f'{name} after the update' for name in names]

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from sg2jax import losses, schedule, state
+from sg2jax import steps as steps_lib
 from sg2jax.models.mapping import Mapping
 from sg2jax.models.stylegan2 import Discriminator, Generator, Synthesis
 from sg2jax.steps import Steps
@@ -235,6 +236,20 @@ def test_a_step_with_a_gradient_that_is_not_finite_changes_no_weight(name):
   for field in (net, f'{net}_opt', 'w_avg', 'pl_mean'):
     for x, y in zip(jax.tree.leaves(getattr(after, field)), jax.tree.leaves(getattr(broken, field)), strict=True):
       np.testing.assert_array_equal(x, y)
+
+
+def test_an_update_that_overflows_halts_before_it_is_applied():
+  """Its loss and gradients are finite: the minibatch after it would be the first to tell, from a checkpoint that isn't sound."""
+  tx = state.adam(1e39, 0.0, 0.99, 1e-8, 4)
+  params = {'a': {'w': jnp.ones(3)}, 'b': {'w': jnp.ones(2)}}
+  grads = {'a': {'w': jnp.zeros(3)}, 'b': {'w': jnp.full(2, 0.1)}}
+  before = initial().replace(d=params, d_opt=tx.init(params))
+  after, aux = steps_lib._apply('d', tx, before, grads, {'objective': jnp.float32(1)}, 1.0, pl_mean=jnp.float32(3))
+  assert same(after.replace(fault=before.fault), before) and np.isfinite(aux['grad_norm_d'])
+  assert after.fault.tolist()[:2] == [0, 2]
+  assert steps_lib.suspects('d', after, aux)[after.fault[2]] == 'd.a.w after the update'  # 0 times infinity
+  again = steps_lib._apply('d', state.adam(1e30, 0.0, 0.99, 1e-8, 4), before, grads, {'objective': jnp.float32(1)}, 1.0)[0]
+  assert again.fault.tolist() == [-1, -1, -1] and not same(again.d, params)
 
 
 # ---- initial state
