@@ -109,6 +109,11 @@ def check(config):
   need(config.d.freeze_layers <= most, 'd.freeze_layers', config.d.freeze_layers,
        f'must be at most {most}, which is all layers before the last block')
   _check_growth(config, sizes, need)
+  _check_batches(config, sizes, need)
+
+
+def _check_batches(config, sizes, need):
+  """The checks of what a minibatch, its rounds and its minibatch-stddev groups are divided into."""
   if config.d.mbstd_num_channels:
     width = fmaps(max(sizes[0]), config.d.fmap_base, config.d.fmap_max, config.d.fmap_min)
     need(width % config.d.mbstd_num_channels == 0, 'd.mbstd_num_channels', config.d.mbstd_num_channels,

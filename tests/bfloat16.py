@@ -14,6 +14,7 @@ import numpy as np
 from configs import default
 from sg2jax import build, losses
 from sg2jax.models.stylegan2 import largest
+from sg2jax.steps import PHASES
 
 GROUPS = {
     'biases': r'(conv\d|torgb|fromrgb)\.bias$', 'noise strengths': r'noise_strength$', 'affine': r'affine\.(weight|bias)$',
@@ -47,7 +48,7 @@ def inputs(config, steps, seed):
   return jax.tree.map(jnp.float32, (state.g, state.d)), state, {'image': images, 'label': np.zeros((1, config.batch, 0), np.float32)}
 
 
-def gradient_function(steps):
+def gradient_function(steps, phases):
   """jit of (g, d, state, minibatch, key) -> {phase: gradients}, of ws too where a phase differentiates the synthesis network."""
   def gradients(g, d, state, batch, key):
     state = state.replace(g=g, d=d)
@@ -55,10 +56,11 @@ def gradient_function(steps):
     x = jax.tree.map(lambda v: v[0], draws)
     reals = {'reals': steps.reals(state, batch['image'])[0], 'real_c': batch['label'][0]}
     carry = (state.w_avg, state.pl_mean)
-    found = {'g': jax.grad(lambda p: steps._g_loss(state, p, carry, x['main'])[0])(g),
-             'g_reg': jax.grad(lambda p: steps._pl_loss(state, p, carry, x['pl'])[0])(g),
-             'd': jax.grad(lambda p: steps._d_loss(state, p, carry, x['main'] | reals)[0])(d),
-             'd_reg': jax.grad(lambda p: steps._r1_loss(state, p, carry, reals)[0])(d)}
+    losses_of = {'g': lambda p: steps._g_loss(state, p, carry, x['main'])[0],
+                 'g_reg': lambda p: steps._pl_loss(state, p, carry, x['pl'])[0],
+                 'd': lambda p: steps._d_loss(state, p, carry, x['main'] | reals)[0],
+                 'd_reg': lambda p: steps._r1_loss(state, p, carry, reals)[0]}
+    found = {phase: jax.grad(losses_of[phase])(g if phase[0] == 'g' else d) for phase in phases}
 
     def through_d(ws):
       images = steps._synthesize(state, g, x['main']['noise'], ws)
@@ -67,6 +69,8 @@ def gradient_function(steps):
     def length(ws):
       return losses.path_lengths(lambda ws: largest(steps._synthesize(state, g, x['pl']['noise'], ws)), ws, x['pl']['pl']).mean()
     for name, function, part in (('g', through_d, 'main'), ('g_reg', length, 'pl')):
+      if name not in phases:
+        continue
       ws, _ = steps._ws(g, state.w_avg, x[part]['z'], x[part]['c'], x[part].get('mix'))
       found[name] = found[name] | {'ws': jax.grad(function)(ws)}
     return found
@@ -88,10 +92,10 @@ def errors(exact, rough, res=None):
   return table
 
 
-def measure(seeds=3, **options):
+def measure(seeds=3, phases=PHASES, **options):
   """Errors in the median of some seeds: (of whole networks, of the bfloat16 blocks)."""
   full, low, config = networks(**options)
-  functions, found = [gradient_function(full), gradient_function(low)], []
+  functions, found = [gradient_function(steps, phases) for steps in (full, low)], []
   for seed in range(seeds):
     (g, d), state, batch = inputs(config, full, seed)
     exact, rough = (f(g, d, state, batch, jax.random.key(seed)) for f in functions)

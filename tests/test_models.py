@@ -267,3 +267,14 @@ def test_labels_matter_in_both_networks():
   x = images((8, 8), batch=1).repeat(4, 0)
   logits = jax.jit(d.apply)(d_params, x, labels[jnp.array([0, 1, 2, 0])])[:, 0]
   assert math.isclose(logits[0], logits[3], rel_tol=1e-4) and abs(logits[0] - logits[1]) > 1e-4
+
+
+def test_styles_are_picked_without_gathers():
+  """An index array would be a gather in each block, and a scatter-add in its gradient."""
+  g = make()
+  params = jax.eval_shape(partial(g.init, noise_mode='const'), jax.random.key(0), z(), jnp.zeros((2, 0)))
+  loss = lambda variables, ws: sum(x.sum() for x in jax.tree.leaves(
+      g.apply(variables, ws, 'const', method='synthesize')))
+  ws = jax.ShapeDtypeStruct((2, g.synthesis.num_ws, g.mapping.w_dim), jnp.float32)
+  text = str(jax.make_jaxpr(jax.grad(loss, argnums=(0, 1)))(params, ws))
+  assert 'conv_general_dilated' in text and 'gather' not in text and 'scatter' not in text

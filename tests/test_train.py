@@ -128,6 +128,27 @@ def test_bad_input_is_one_line_and_creates_nothing(home, tmp_path, fields, code,
   assert not (tmp_path / 'run').exists()
 
 
+def test_a_tick_is_fetched_in_one_transfer(monkeypatch):
+  import jax
+  import jax.numpy as jnp
+  import numpy as np
+
+  from sg2jax.state import NO_FAULT
+  from sg2jax.train import Tally
+  fetched = []
+  get = jax.device_get
+  monkeypatch.setattr(jax, 'device_get', lambda tree: fetched.append(len(jax.tree.leaves(tree))) or get(tree))
+  tally, state = Tally(), type('State', (), {'fault': jnp.asarray(NO_FAULT)})
+  for i in range(100):
+    tally.add('d', {'loss_d': jnp.float32(i), 'grad_norm_d': jnp.float32(2), 'grad_squares_d': jnp.ones(3)})
+    if i % 16 == 0:
+      tally.add('d_reg', {'r1': jnp.float32(i + 1)})
+  assert tally.fetch(state) == {'loss_d': 49.5, 'grad_norm_d': 2, 'r1': 49}
+  assert fetched == [1]
+  state.fault = jnp.array([-1, 3, 0], np.int32)
+  assert tally.fetch(state) is None
+
+
 # What makes a phase the first whose numbers aren't finite, and the minibatch in which that is.
 NOT_FINITE = {
     'g': ({'opt.d_lr': 1e30, 'loss.r1_gamma': 0, 'loss.pl_weight': 0}, 1), 'g_reg': ({'loss.pl_weight': 3e37}, 0),
