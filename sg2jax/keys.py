@@ -1,4 +1,5 @@
 """Random keys: one root for a seed, and from it one key for each purpose."""
+
 import jax
 
 PURPOSES = ('init', 'training', 'evaluation', 'sampling', 'projection')

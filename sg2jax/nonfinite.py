@@ -5,6 +5,7 @@ or counter changes any more, whatever is computed until the host looks at the en
 the state right before the update that failed; with the key of the run and the place in the data it is all that the update
 depends on.
 """
+
 import contextlib
 import json
 import math
@@ -23,15 +24,24 @@ from sg2jax.keys import purpose_key
 from sg2jax.steps import PHASES, suspects
 from sg2jax.workdir import flat
 
-REMEDY = ('Lower the learning rate or raise loss.r1_gamma; with bfloat16 set g.clamp and d.clamp to 256')
+REMEDY = (
+  'Lower the learning rate or raise loss.r1_gamma; with bfloat16 set g.clamp and d.clamp to 256'
+)
 SHOWN = 20  # arrays that `replay` lists at most
 
 
 def batches(config, stage, images, nimg):
   """The minibatches of a stage from stream position `nimg` on, as `data.batches`; images: a Source at the stage's size."""
   return data.batches(
-      images, batch=stage.batch, microbatch=build.microbatch(config, stage.batch), seed=config.seed,
-      mirror=config.data.mirror, nimg=nimg, process_index=jax.process_index(), process_count=jax.process_count())
+    images,
+    batch=stage.batch,
+    microbatch=build.microbatch(config, stage.batch),
+    seed=config.seed,
+    mirror=config.data.mirror,
+    nimg=nimg,
+    process_index=jax.process_index(),
+    process_count=jax.process_count(),
+  )
 
 
 def halt(workdir, config, steps, compiled, state, key, images, mesh):
@@ -54,28 +64,45 @@ def halt(workdir, config, steps, compiled, state, key, images, mesh):
   folder = pathlib.Path(workdir) / 'nonfinite'
   place = folder / f'{step}-{phase}.json'
   first = _first(state, steps.stage, phase)
-  found = {'step': step, 'phase': phase, 'nimg': first, 'batch': steps.stage.batch,
-           'microbatch': build.microbatch(config, steps.stage.batch), 'seed': config.seed,
-           'key': jax.device_get(jax.random.key_data(key)).tolist(), 'images': _indices(config, images, first, steps.stage.batch),
-           'data': {'name': repr(images), 'place': images.place}, 'devices': mesh.size, 'config': config.to_dict(),
-           'state': f'checkpoints/{int(state.step)}'}
+  found = {
+    'step': step,
+    'phase': phase,
+    'nimg': first,
+    'batch': steps.stage.batch,
+    'microbatch': build.microbatch(config, steps.stage.batch),
+    'seed': config.seed,
+    'key': jax.device_get(jax.random.key_data(key)).tolist(),
+    'images': _indices(config, images, first, steps.stage.batch),
+    'data': {'name': repr(images), 'place': images.place},
+    'devices': mesh.size,
+    'config': config.to_dict(),
+    'state': f'checkpoints/{int(state.step)}',
+  }
   with contextlib.ExitStack() as stack:
-    saved = (f'The batch, its key and the state are in {place}: the same command with --replay={shlex.quote(str(place))} '
-             'shows the numbers again')
+    saved = (
+      f'The batch, its key and the state are in {place}: the same command with --replay={shlex.quote(str(place))} '
+      'shows the numbers again'
+    )
     try:
       if jax.process_index() == 0:
         shutil.rmtree(folder, ignore_errors=True)
       keeper = stack.enter_context(contextlib.closing(Checkpoints(folder, keep=1, meta={})))
       keeper.save(state)
       keeper.wait()
-      numbers, array = _again(config, steps, compiled[phase], state, key, images, mesh, phase, number)
+      numbers, array = _again(
+        config, steps, compiled[phase], state, key, images, mesh, phase, number
+      )
       if jax.process_index() == 0:
-        report.write_atomic(place, json.dumps(found | {'array': array, 'numbers': numbers}, indent=1) + '\n')
+        report.write_atomic(
+          place, json.dumps(found | {'array': array, 'numbers': numbers}, indent=1) + '\n'
+        )
     except WriteError as e:
       array = f'number {number}'
       saved = f'It could not be saved for --replay: {e}'
-    raise NonFiniteError(f'step {step}, phase {phase}: {array} is not finite. Nothing of it was applied, and what was saved '
-                         f'before is sound. {saved}. {REMEDY}')
+    raise NonFiniteError(
+      f'step {step}, phase {phase}: {array} is not finite. Nothing of it was applied, and what was saved '
+      f'before is sound. {saved}. {REMEDY}'
+    )
 
 
 def replay(config, file):
@@ -93,32 +120,47 @@ def replay(config, file):
   saved = _read(file)
   build.check(config)
   build.check_devices(config, jax.devices())
-  source = data.load(config.data.name, config.data.dir, build.resolution(config), config.data.channels, config.data.labels)
+  source = data.load(
+    config.data.name,
+    config.data.dir,
+    build.resolution(config),
+    config.data.channels,
+    config.data.labels,
+  )
   then, now = flat(saved['config']), flat(json.loads(json.dumps(config.to_dict())))
   growth, mesh = build.growth(config), sharding.make_mesh()
   stage = growth.stage(growth.look(saved['step'], saved['nimg']))
-  images = data.Shrunk(source, 2 ** stage.level) if stage.level else source
+  images = data.Shrunk(source, 2**stage.level) if stage.level else source
   if repr(images) != saved['data']['name']:
-    raise DatasetError(f'--replay={file}: it is of {saved["data"]["name"]} in {saved["data"]["place"]}, and this is {images!r}; '
-                       'give the data set of that run')
+    raise DatasetError(
+      f'--replay={file}: it is of {saved["data"]["name"]} in {saved["data"]["place"]}, '
+      f'and this is {images!r}; give the data set of that run'
+    )
   steps, same = build.steps(config, source.c_dim, mesh, stage), sharding.replicated(mesh)
   like = jax.eval_shape(lambda: build.init_state(config, steps, None))
   like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=same), like)
   state = checkpoint.restore(file.parent / saved['state'], like)
   if jax.device_get(state.fault).tolist()[:2] != [saved['step'], PHASES.index(saved['phase'])]:
-    raise CheckpointError(f'--replay={file}: the state beside it is of another minibatch; copy the whole folder')
+    raise CheckpointError(
+      f'--replay={file}: the state beside it is of another minibatch; copy the whole folder'
+    )
   phase, number = saved['phase'], int(state.fault[2])
   key = jax.device_put(purpose_key(config.seed, 'training'), same)
   step = sharding.jit_step(getattr(steps, phase), mesh)
-  print(f'step {saved["step"]}, phase {phase}: images {saved["nimg"]} to {saved["nimg"] + stage.batch} of the run, in the data set '
-        f'{_few(saved["images"])}; key {saved["key"]}')
+  last = saved['nimg'] + stage.batch
+  print(
+    f'step {saved["step"]}, phase {phase}: images {saved["nimg"]} to {last} of the run, '
+    f'in the data set {_few(saved["images"])}; key {saved["key"]}'
+  )
   for name in sorted(now.keys() & then.keys()):
     if json.dumps(now[name]) != json.dumps(then[name]):
       print(f'  {name}: {then[name]} then, {now[name]} now')
   numbers, array = _again(config, steps, step, state, key, images, mesh, phase, number)
   _compare(saved['numbers'], numbers)
   if array:
-    raise NonFiniteError(f'step {saved["step"]}, phase {phase}: {array} is not finite; then it was {saved["array"]}. {REMEDY}')
+    raise NonFiniteError(
+      f'step {saved["step"]}, phase {phase}: {array} is not finite; then it was {saved["array"]}. {REMEDY}'
+    )
   print('all numbers are finite now')
 
 
@@ -164,11 +206,17 @@ def _read(file):
   """What `halt` wrote."""
   try:
     saved = json.loads(file.read_text())
-    if not {'step', 'phase', 'nimg', 'images', 'key', 'numbers', 'array', 'config', 'state', 'data'} <= saved.keys():
+    if (
+      not {'step', 'phase', 'nimg', 'images', 'key', 'numbers', 'array', 'config', 'state', 'data'}
+      <= saved.keys()
+    ):
       raise ValueError('fields are missing')
     return saved
   except (OSError, ValueError, AttributeError) as e:
-    raise UsageError(f'--replay={file} is not what a run writes to WORKDIR/nonfinite/ before it exits with code 4 ({e})') from None
+    raise UsageError(
+      f'--replay={file} is not what a run writes to WORKDIR/nonfinite/ before it exits '
+      f'with code 4 ({e})'
+    ) from None
 
 
 def _few(indices, most=16):
@@ -178,7 +226,11 @@ def _few(indices, most=16):
 
 def _compare(then, now):
   """Prints the numbers: all that are not of arrays, and of the arrays those that aren't finite, then or now."""
-  arrays = [name for name in now if name.startswith('|grad ') and isinstance(now[name], str) | isinstance(then.get(name), str)]
+  arrays = [
+    name
+    for name in now
+    if name.startswith('|grad ') and isinstance(now[name], str) | isinstance(then.get(name), str)
+  ]
   rows = [name for name in now if not name.startswith('|grad ')] + arrays[:SHOWN]
   width = max(map(len, rows))
   print(f'{"":<{width}}  {"then":>22}  {"now":>22}')

@@ -9,7 +9,6 @@ import optax
 
 from sg2jax import schedule
 
-
 NO_FAULT = np.full(3, -1, np.int32)
 
 

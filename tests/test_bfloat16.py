@@ -1,11 +1,14 @@
 """bfloat16 networks: no sum in 16 bits, and gradients of all four steps that are those of float32."""
+
 import jax
 import pytest
 
 from tests import bfloat16
 
 pytestmark = pytest.mark.usefixtures('quick_compile')
-TINY = dict(resolution=16, bits=2, batch=4, **{'g.fmap_max': 8, 'd.fmap_max': 8, 'g.z_dim': 8, 'g.w_dim': 8})
+TINY = dict(
+  resolution=16, bits=2, batch=4, **{'g.fmap_max': 8, 'd.fmap_max': 8, 'g.z_dim': 8, 'g.w_dim': 8}
+)
 
 
 @pytest.fixture
@@ -16,8 +19,17 @@ def no_16_bit_sums():
   jax.config.update('jax_allow_f16_reductions', True)
 
 
-@pytest.mark.parametrize('g, d', [('skip', 'resnet'), ('resnet', 'orig'), ('orig', 'skip'), ('msg', 'msg'), ('revised', 'revised'),
-                                  ('stylegan1', 'stylegan1')])
+@pytest.mark.parametrize(
+  'g, d',
+  [
+    ('skip', 'resnet'),
+    ('resnet', 'orig'),
+    ('orig', 'skip'),
+    ('msg', 'msg'),
+    ('revised', 'revised'),
+    ('stylegan1', 'stylegan1'),
+  ],
+)
 def test_no_step_sums_in_bfloat16(no_16_bit_sums, g, d):
   _, steps, config = bfloat16.networks(**TINY, **{'g.architecture': g, 'd.architecture': d})
   _, state, batch = bfloat16.inputs(config, steps, 0)
@@ -28,14 +40,20 @@ def test_no_step_sums_in_bfloat16(no_16_bit_sums, g, d):
 
 def test_the_guard_sees_a_sum_in_bfloat16(no_16_bit_sums):
   with pytest.raises(Exception, match='f16_reductions'):
-    jax.make_jaxpr(jax.grad(lambda b: (jax.numpy.ones((2, 3), 'bfloat16') + b).sum().astype('float32')))(
-        jax.numpy.ones(3, 'bfloat16'))
+    jax.make_jaxpr(
+      jax.grad(lambda b: (jax.numpy.ones((2, 3), 'bfloat16') + b).sum().astype('float32'))
+    )(jax.numpy.ones(3, 'bfloat16'))
 
 
-SMOOTH = {'g.activation': 'swish', 'd.activation': 'swish'}  # no slope jumps where rounding changes a sign
+SMOOTH = {
+  'g.activation': 'swish',
+  'd.activation': 'swish',
+}  # no slope jumps where rounding changes a sign
 
 
-@pytest.mark.parametrize('phases', [('g', 'd'), pytest.param(('g_reg', 'd_reg'), marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+  'phases', [('g', 'd'), pytest.param(('g_reg', 'd_reg'), marks=pytest.mark.slow)]
+)
 def test_gradients_of_smooth_networks_are_those_of_float32(phases):
   """Whole networks at 32 px with two bfloat16 resolutions, by what a parameter is."""
   narrow = {'g.fmap_max': 8, 'd.fmap_max': 8, 'g.z_dim': 8, 'g.w_dim': 8, 'g.mapping_layers': 1}

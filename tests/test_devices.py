@@ -101,7 +101,7 @@ def main(network):
 
 
 def check_division(name, hlo):
-  """One image in each convolution and product of a device; all-reduces, and no all-gather of anything as large as an activation."""
+  """One image in each convolution of a device; all-reduces, and no all-gather of anything as large as an activation."""
   shapes = dict(re.findall(r'%([\w.-]+) = \w+\[([\d,]*)\]', hlo))
   images = set()
   for left, labels in re.findall(r' convolution\(%([\w.-]+), [^)]*\)[^\n]*dim_labels=(\w+)_', hlo):

@@ -1,4 +1,5 @@
 """Order of the mesh on slices where processes interleave, division of what doesn't divide, and keys that are kept apart."""
+
 import jax
 from jax.sharding import NamedSharding, PartitionSpec
 import numpy as np
@@ -10,6 +11,7 @@ from sg2jax.evaluation import samples
 
 class Device:
   """As much of a jax.Device as a mesh looks at."""
+
   platform, device_kind, client = 'tpu', 'simulated', None
 
   def __init__(self, number, process):
@@ -22,8 +24,12 @@ class Device:
 # (processes, ids) of the devices in the order in which jax.make_mesh lays out these slices: of libtpu 0.0.52's topologies
 # v5e:4x4 and v4:2x2x4 (one device a chip) with jax 0.10.2.
 SLICES = {
-    'v5e-16': ([0, 0, 1, 1, 1, 1, 0, 2, 3, 3, 3, 3, 2, 2, 2, 0], [0, 1, 2, 3, 7, 6, 5, 9, 10, 11, 15, 14, 13, 12, 8, 4]),
-    'v4-32': ([0, 1, 2, 3] * 4, [0, 8, 16, 24, 4, 12, 20, 28, 2, 10, 18, 26, 6, 14, 22, 30])}
+  'v5e-16': (
+    [0, 0, 1, 1, 1, 1, 0, 2, 3, 3, 3, 3, 2, 2, 2, 0],
+    [0, 1, 2, 3, 7, 6, 5, 9, 10, 11, 15, 14, 13, 12, 8, 4],
+  ),
+  'v4-32': ([0, 1, 2, 3] * 4, [0, 8, 16, 24, 4, 12, 20, 28, 2, 10, 18, 26, 6, 14, 22, 30]),
+}
 
 
 def laid_out(slice_):
@@ -47,9 +53,11 @@ def seen(mesh, local, n):
 @pytest.fixture
 def as_process(monkeypatch):
   """A function that makes jax say that it is process p of n."""
+
   def pose(p, n=4):
     monkeypatch.setattr(jax, 'process_index', lambda: p)
     monkeypatch.setattr(jax, 'process_count', lambda: n)
+
   return pose
 
 
@@ -82,6 +90,7 @@ def test_the_order_of_make_mesh_would_lose_images(slice_, as_process):
 @pytest.mark.parametrize('slice_', SLICES)
 def test_training_sees_every_image_once_on_slices(slice_):
   """The rows of a round that processes read, put together by the mesh, are the round in the order of the stream."""
+
   class Numbers:
     stored = shape = (1, 1, 1)
     place = 'numbers'
@@ -91,8 +100,12 @@ def test_training_sees_every_image_once_on_slices(slice_):
 
     def __getitem__(self, i):
       return {'image': np.full((1, 1, 1), i, np.uint8), 'label': np.zeros(0, np.float32)}
+
   options = dict(batch=64, microbatch=32, seed=3, mirror=False, nimg=64)
-  read = [next(data.batches(Numbers(), process_index=p, process_count=4, **options))['image'] for p in range(4)]
+  read = [
+    next(data.batches(Numbers(), process_index=p, process_count=4, **options))['image']
+    for p in range(4)
+  ]
   alone = next(data.batches(Numbers(), **options))['image']
   mesh = sharding.make_mesh(laid_out(slice_))
   for r in range(2):
@@ -117,10 +130,15 @@ def test_keys_of_purposes_are_kept_apart(seed):
     # Within a purpose split and fold_in may coincide; one purpose uses one of them.
     found.append({tuple(jax.random.key_data(k).tolist()) for k in children})
   assert len(set().union(*found)) == sum(map(len, found))
-  assert all(tuple(jax.random.key_data(jax.random.key(seed)).tolist()) not in part for part in found)
+  assert all(
+    tuple(jax.random.key_data(jax.random.key(seed)).tolist()) not in part for part in found
+  )
 
 
 def test_keys_are_those_of_version_0_2():
   """What a seed means is a promise: a run goes on bit for bit."""
   data_of = lambda purpose: jax.random.key_data(keys.purpose_key(0, purpose)).tolist()
-  assert [data_of(p) for p in ('init', 'training')] == [[1797259609, 2579123966], [928981903, 3453687069]]
+  assert [data_of(p) for p in ('init', 'training')] == [
+    [1797259609, 2579123966],
+    [928981903, 3453687069],
+  ]
