@@ -60,7 +60,7 @@ def halt(workdir, config, steps, compiled, state, key, images, mesh):
   Raises:
     NonFiniteError: always.
   """
-  step, phase, number = _fault(state.fault)
+  step, phase = _fault(state.fault)
   folder = pathlib.Path(workdir) / 'nonfinite'
   place = folder / f'{step}-{phase}.json'
   first = _first(state, steps.stage, phase)
@@ -78,31 +78,30 @@ def halt(workdir, config, steps, compiled, state, key, images, mesh):
     'config': config.to_dict(),
     'state': f'checkpoints/{int(state.step)}',
   }
-  with contextlib.ExitStack() as stack:
-    saved = (
-      f'The batch, its key and the state are in {place}: the same command with --replay={shlex.quote(str(place))} '
-      'shows the numbers again'
-    )
-    try:
-      if jax.process_index() == 0:
-        shutil.rmtree(folder, ignore_errors=True)
-      keeper = stack.enter_context(contextlib.closing(Checkpoints(folder, keep=1, meta={})))
+  failure = None
+  try:
+    if jax.process_index() == 0:
+      shutil.rmtree(folder, ignore_errors=True)
+    with contextlib.closing(Checkpoints(folder, keep=1, meta={})) as keeper:
       keeper.save(state)
-      keeper.wait()
-      numbers, array = _again(
-        config, steps, compiled[phase], state, key, images, mesh, phase, number
-      )
-      if jax.process_index() == 0:
-        report.write_atomic(
-          place, json.dumps(found | {'array': array, 'numbers': numbers}, indent=1) + '\n'
-        )
-    except WriteError as e:
-      array = f'number {number}'
-      saved = f'It could not be saved for --replay: {e}'
-    raise NonFiniteError(
-      f'step {step}, phase {phase}: {array} is not finite. Nothing of it was applied, and what was saved '
-      f'before is sound. {saved}. {REMEDY}'
-    )
+  except WriteError as e:  # why the run ends matters more than that this could not be kept
+    failure = e
+  numbers, array = _again(config, steps, compiled[phase], state, key, images, mesh, phase)
+  try:
+    if not failure and jax.process_index() == 0:
+      text = json.dumps(found | {'array': array, 'numbers': numbers}, indent=1) + '\n'
+      report.write_atomic(place, text)
+  except WriteError as e:
+    failure = e
+  what = f'{array} is not finite'
+  if array is None:
+    what = 'a number was not finite, but is when computed once more: suspect the device'
+  saved = (f'The batch, its key and the state are in {place}: the same command with '
+           f'--replay={shlex.quote(str(place))} shows the numbers again')
+  if failure:
+    saved = f'The batch could not be saved for --replay: {failure}'
+  raise NonFiniteError(f'step {step}, phase {phase}: {what}. Nothing of it was applied, and what was '
+                       f'saved before is sound. {saved}. {REMEDY}')
 
 
 def replay(config, file):
@@ -144,7 +143,7 @@ def replay(config, file):
     raise CheckpointError(
       f'--replay={file}: the state beside it is of another minibatch; copy the whole folder'
     )
-  phase, number = saved['phase'], int(state.fault[2])
+  phase = saved['phase']
   key = jax.device_put(purpose_key(config.seed, 'training'), same)
   step = sharding.jit_step(getattr(steps, phase), mesh)
   last = saved['nimg'] + stage.batch
@@ -155,7 +154,7 @@ def replay(config, file):
   for name in sorted(now.keys() & then.keys()):
     if json.dumps(now[name]) != json.dumps(then[name]):
       print(f'  {name}: {then[name]} then, {now[name]} now')
-  numbers, array = _again(config, steps, step, state, key, images, mesh, phase, number)
+  numbers, array = _again(config, steps, step, state, key, images, mesh, phase)
   _compare(saved['numbers'], numbers)
   if array:
     raise NonFiniteError(
@@ -165,9 +164,9 @@ def replay(config, file):
 
 
 def _fault(fault):
-  """(step, phase, number of the array) of state.fault."""
-  step, phase, number = map(int, jax.device_get(fault))
-  return step, PHASES[phase], number
+  """(step, phase) of state.fault."""
+  step, phase, _ = map(int, jax.device_get(fault))
+  return step, PHASES[phase]
 
 
 def _first(state, stage, phase):
@@ -181,7 +180,7 @@ def _indices(config, images, first, count):
   return [int(places[first + k]) for k in range(count)]
 
 
-def _again(config, steps, step, state, key, images, mesh, phase, number):
+def _again(config, steps, step, state, key, images, mesh, phase):
   """Runs the phase on the halted state -> ({name: number, of arrays their squared norm, JSON-safe}, first bad name or None)."""
   first = _first(state, steps.stage, phase)
   state = state.replace(fault=jax.device_put(state_lib.NO_FAULT, sharding.replicated(mesh)))
