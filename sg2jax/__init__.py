@@ -4,7 +4,7 @@
     images = g(seeds=range(8), psi=0.7)  # uint8 [8,H,W,C]
 """
 
-__version__ = '0.1.0'
+__version__ = '0.2.0'
 
 
 def load(path):
