@@ -44,7 +44,7 @@ def batches(config, stage, images, nimg):
   )
 
 
-def halt(workdir, config, steps, compiled, state, key, images, mesh):
+def halt(workdir, config, steps, compiled, state, key, images, mesh, checkpoints):
   """Saves the minibatch that halted `state` and raises the NonFiniteError.
 
   Args:
@@ -56,6 +56,7 @@ def halt(workdir, config, steps, compiled, state, key, images, mesh):
     key: of training.
     images: the data.Source that was trained on, at the size of the stage.
     mesh: what the work is divided over.
+    checkpoints: the Checkpoints of the run; one of them may still be being written.
 
   Raises:
     NonFiniteError: always.
@@ -71,17 +72,21 @@ def halt(workdir, config, steps, compiled, state, key, images, mesh):
     'batch': steps.stage.batch,
     'microbatch': build.microbatch(config, steps.stage.batch),
     'seed': config.seed,
-    'key': jax.device_get(jax.random.key_data(key)).tolist(),
+    'key': _words(key),
     'images': _indices(config, images, first, steps.stage.batch),
     'data': {'name': repr(images), 'place': images.place},
     'devices': mesh.size,
     'config': config.to_dict(),
     'state': f'checkpoints/{int(state.step)}',
   }
-  failure = None
+  failure, before = None, 'what was saved before is sound'
+  try:
+    checkpoints.wait()
+  except WriteError as e:  # raised when the run closes them, it would hide why the run ends
+    before = f'the last checkpoint before is lost: {e}'
   try:
     if jax.process_index() == 0:
-      shutil.rmtree(folder, ignore_errors=True)
+      _clear(folder)
     with contextlib.closing(Checkpoints(folder, keep=1, meta={})) as keeper:
       keeper.save(state)
   except WriteError as e:  # why the run ends matters more than that this could not be kept
@@ -100,8 +105,16 @@ def halt(workdir, config, steps, compiled, state, key, images, mesh):
            f'--replay={shlex.quote(str(place))} shows the numbers again')
   if failure:
     saved = f'The batch could not be saved for --replay: {failure}'
-  raise NonFiniteError(f'step {step}, phase {phase}: {what}. Nothing of it was applied, and what was '
-                       f'saved before is sound. {saved}. {REMEDY}')
+  raise NonFiniteError(f'step {step}, phase {phase}: {what}. Nothing of it was applied, and {before}. '
+                       f'{saved}. {REMEDY}')
+
+
+def _clear(folder):
+  """Removes what an earlier halt left; the folder itself may be a link, or one where nothing can be removed."""
+  shutil.rmtree(folder / 'checkpoints', ignore_errors=True)
+  for old in folder.glob('*.json') if folder.is_dir() else []:
+    with contextlib.suppress(OSError):
+      old.unlink()
 
 
 def replay(config, file):
@@ -111,7 +124,7 @@ def replay(config, file):
 
   Raises:
     NonFiniteError: a number isn't finite now either.
-    UsageError: `file` isn't what `halt` wrote.
+    UsageError: `file` isn't what `halt` wrote, or config makes another minibatch.
     CheckpointError: the state beside it is damaged or doesn't fit.
     DatasetError: the data set isn't that of the run.
   """
@@ -143,8 +156,14 @@ def replay(config, file):
     raise CheckpointError(
       f'--replay={file}: the state beside it is of another minibatch; copy the whole folder'
     )
-  phase = saved['phase']
+  phase, first = saved['phase'], _first(state, stage, saved['phase'])
   key = jax.device_put(purpose_key(config.seed, 'training'), same)
+  made = [first, _indices(config, images, first, stage.batch), _words(key), config.data.mirror]
+  if made != [*(saved[name] for name in ('nimg', 'images', 'key')), then.get('data.mirror')]:
+    raise UsageError(
+      f'--replay={file}: seed, batch, data.mirror or the growing of this configuration make another '
+      'minibatch; leave them as they were in that run'
+    )
   step = sharding.jit_step(getattr(steps, phase), mesh)
   last = saved['nimg'] + stage.batch
   print(
@@ -180,6 +199,11 @@ def _indices(config, images, first, count):
   return [int(places[first + k]) for k in range(count)]
 
 
+def _words(key):
+  """A random key as a list of whole numbers."""
+  return jax.device_get(jax.random.key_data(key)).tolist()
+
+
 def _again(config, steps, step, state, key, images, mesh, phase):
   """Runs the phase on the halted state -> ({name: number, of arrays their squared norm, JSON-safe}, first bad name or None)."""
   first = _first(state, steps.stage, phase)
@@ -203,15 +227,23 @@ def _number(x):
 
 def _read(file):
   """What `halt` wrote."""
+  whole = lambda x: type(x) is int and x >= 0
+  right = {
+    **dict.fromkeys(('step', 'nimg'), whole),
+    'array': lambda x: x is None or isinstance(x, str),
+    'state': lambda x: isinstance(x, str),
+    **dict.fromkeys(('config', 'numbers'), lambda x: isinstance(x, dict)),
+    **dict.fromkeys(('images', 'key'), lambda x: isinstance(x, list) and all(map(whole, x))),
+    'phase': lambda x: x in PHASES,
+    'data': lambda x: isinstance(x, dict) and {'name', 'place'} <= x.keys(),
+  }
   try:
     saved = json.loads(file.read_text())
-    if (
-      not {'step', 'phase', 'nimg', 'images', 'key', 'numbers', 'array', 'config', 'state', 'data'}
-      <= saved.keys()
-    ):
-      raise ValueError('fields are missing')
+    wrong = [name for name, check in right.items() if not check(saved.get(name))]
+    if wrong:
+      raise ValueError(f'wrong or missing: {", ".join(wrong)}')
     return saved
-  except (OSError, ValueError, AttributeError) as e:
+  except (OSError, ValueError, AttributeError, RecursionError) as e:
     raise UsageError(
       f'--replay={file} is not what a run writes to WORKDIR/nonfinite/ before it exits '
       f'with code 4 ({e})'
