@@ -96,7 +96,8 @@ def run(config, workdir, source, mesh, stop, start=None, changes=()):
       if not step:
         snapshot.reals('reals', 0)
         log.tick(0, 0, snapshot(state), 0, 0)
-      halt = partial(nonfinite.halt, workdir, config, steps, compiled, key=key, images=images, mesh=mesh)
+      halt = partial(nonfinite.halt, workdir, config, steps, compiled, key=key, images=images, mesh=mesh,
+                     checkpoints=checkpoints)
       with contextlib.closing(nonfinite.batches(config, stage, images, nimg)) as batches:
         state = loop(config, growth, steps, compiled, state, key, batches, mesh, checkpoints, log, snapshot, halt, stop)
       step, nimg = int(state.step), int(state.nimg)

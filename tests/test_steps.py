@@ -239,7 +239,7 @@ def test_a_step_with_a_gradient_that_is_not_finite_changes_no_weight(name):
 
 
 def test_an_update_that_overflows_halts_before_it_is_applied():
-  """Its loss and gradients are finite: the minibatch after it would be the first to tell, from a checkpoint that isn't sound."""
+  """Its loss and gradients are finite: only the minibatch after it would tell, and a checkpoint may lie between them."""
   tx = state.adam(1e39, 0.0, 0.99, 1e-8, 4)
   params = {'a': {'w': jnp.ones(3)}, 'b': {'w': jnp.ones(2)}}
   grads = {'a': {'w': jnp.zeros(3)}, 'b': {'w': jnp.full(2, 0.1)}}

@@ -183,6 +183,8 @@ def test_replay_with_a_remedy_and_what_it_refuses(home, tmp_path):
   assert 'loss.r1_gamma: 4e+37 then, 0.05 now' in out and 'all numbers are finite now' in out
   _, err = finish(start(home, tmp_path, replay=tmp_path / 'config.json', **fields), 2)
   assert 'WORKDIR/nonfinite/' in err
+  _, err = finish(start(home, tmp_path, replay=file, **fields | {'seed': 1}), 2)
+  assert 'make another minibatch' in err
 
 
 @pytest.mark.parametrize('config, said', [
