@@ -66,18 +66,11 @@ def halt(workdir, config, steps, compiled, state, key, images, mesh, checkpoints
   place = folder / f'{step}-{phase}.json'
   first = _first(state, steps.stage, phase)
   found = {
-    'step': step,
-    'phase': phase,
-    'nimg': first,
-    'batch': steps.stage.batch,
-    'microbatch': build.microbatch(config, steps.stage.batch),
-    'seed': config.seed,
-    'key': _words(key),
+    'step': step, 'phase': phase, 'nimg': first, 'batch': steps.stage.batch,
+    'microbatch': build.microbatch(config, steps.stage.batch), 'seed': config.seed, 'key': _words(key),
     'images': _indices(config, images, first, steps.stage.batch),
-    'data': {'name': repr(images), 'place': images.place},
-    'devices': mesh.size,
-    'config': config.to_dict(),
-    'state': f'checkpoints/{int(state.step)}',
+    'data': {'name': repr(images), 'place': images.place}, 'devices': mesh.size,
+    'config': config.to_dict(), 'state': f'checkpoints/{int(state.step)}',
   }
   failure, before = None, 'what was saved before is sound'
   try:

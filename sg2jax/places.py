@@ -45,8 +45,12 @@ def check_text(path, said=''):
 
 def cache() -> pathlib.Path:
   """The folder for what can be made or fetched again: $SG2JAX_CACHE or ~/.cache/sg2jax; the system's temporary one
-  where there is no home folder, or it can't be written to."""
+  where there is no home folder, or it can't be written to.
+
+  Raises: UsageError: the variable holds an address.
+  """
   if own := os.environ.get(VARIABLE):
+    check_local(own, f'{VARIABLE}={own}')
     return pathlib.Path(os.path.expanduser(own)).absolute()
   place = home_cache()
   return place if place and _writable(place) else _temporary()

@@ -69,6 +69,7 @@ def cache() -> pathlib.Path:
 def folders() -> list[pathlib.Path]:
   """The folders where files of FILES are looked for, first to last."""
   own = os.environ.get('SG2JAX_WEIGHTS')
+  places.check_local(own, f'SG2JAX_WEIGHTS={own}')
   found = [pathlib.Path(os.path.expanduser(own)).absolute()] if own else []
   found.append(cache() / 'weights')
   if not os.environ.get(places.VARIABLE) and (home := places.home_cache()):

@@ -136,6 +136,14 @@ def test_what_is_compiled_is_kept_in_the_cache(tool, tmp_path):
   assert tool(JAX_COMPILATION_CACHE_DIR='/mine')[1].split()[-1] == '/mine'
 
 
+@pytest.mark.parametrize('value', ['gs://bucket/cache', '~nobody-here/cache'])
+def test_folders_in_the_environment_are_of_this_machine(tool, monkeypatch, value):
+  refused(tool(SG2JAX_CACHE=value), f'SG2JAX_CACHE={value}')
+  monkeypatch.setenv('SG2JAX_WEIGHTS', value)
+  with pytest.raises(UsageError, match=f'SG2JAX_WEIGHTS={value}'):
+    weights.folders()
+
+
 @pytest.mark.parametrize('home', [None, '', 'relative', __file__])
 def test_without_a_home_folder(monkeypatch, tmp_path, home, caplog):
   """A user without passwd entry and HOME, or whose home can't be written to."""
