@@ -125,38 +125,27 @@ def replay(config, file):
   saved = _read(file)
   build.check(config)
   build.check_devices(config, jax.devices())
-  source = data.load(
-    config.data.name,
-    config.data.dir,
-    build.resolution(config),
-    config.data.channels,
-    config.data.labels,
-  )
+  source = data.load(config.data.name, config.data.dir, build.resolution(config), config.data.channels,
+                     config.data.labels)
   then, now = flat(saved['config']), flat(json.loads(json.dumps(config.to_dict())))
   growth, mesh = build.growth(config), sharding.make_mesh()
   stage = growth.stage(growth.look(saved['step'], saved['nimg']))
   images = data.Shrunk(source, 2**stage.level) if stage.level else source
   if repr(images) != saved['data']['name']:
-    raise DatasetError(
-      f'--replay={file}: it is of {saved["data"]["name"]} in {saved["data"]["place"]}, '
-      f'and this is {images!r}; give the data set of that run'
-    )
+    raise DatasetError(f'--replay={file}: it is of {saved["data"]["name"]} in {saved["data"]["place"]}, '
+                       f'and this is {images!r}; give the data set of that run')
   steps, same = build.steps(config, source.c_dim, mesh, stage), sharding.replicated(mesh)
   like = jax.eval_shape(lambda: build.init_state(config, steps, None))
   like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=same), like)
   state = checkpoint.restore(file.parent / saved['state'], like)
   if jax.device_get(state.fault).tolist()[:2] != [saved['step'], PHASES.index(saved['phase'])]:
-    raise CheckpointError(
-      f'--replay={file}: the state beside it is of another minibatch; copy the whole folder'
-    )
-  phase, first = saved['phase'], _first(state, stage, saved['phase'])
-  key = jax.device_put(purpose_key(config.seed, 'training'), same)
-  made = [first, _indices(config, images, first, stage.batch), _words(key), config.data.mirror]
-  if made != [*(saved[name] for name in ('nimg', 'images', 'key')), then.get('data.mirror')]:
-    raise UsageError(
-      f'--replay={file}: seed, batch, data.mirror or the growing of this configuration make another '
-      'minibatch; leave them as they were in that run'
-    )
+    raise CheckpointError(f'--replay={file}: the state beside it is of another minibatch; copy the whole folder')
+  phase, key = saved['phase'], jax.device_put(purpose_key(config.seed, 'training'), same)
+  first = _first(state, stage, phase)
+  here = [first, _indices(config, images, first, stage.batch), _words(key), config.data.mirror]
+  if here != [saved['nimg'], saved['images'], saved['key'], then.get('data.mirror')]:
+    raise UsageError(f'--replay={file}: seed, batch, data.mirror or the growing of this configuration '
+                     'make another minibatch; leave them as they were in that run')
   step = sharding.jit_step(getattr(steps, phase), mesh)
   last = saved['nimg'] + stage.batch
   print(
