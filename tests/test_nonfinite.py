@@ -1,94 +1,100 @@
-"""What a halted run leaves for --replay, and what of it can be read; with stand-ins for the networks."""
-import json
-import types
+"""Runs that end because a number isn't finite, in each phase, and their minibatches computed once more."""
 
+import json
+import signal
+
+from absl import flags
 import jax
-import numpy as np
 import pytest
 
-from configs import default
-from sg2jax import checkpoint, nonfinite, schedule
-from sg2jax.faults import NonFiniteError, UsageError, WriteError
-from sg2jax.state import TrainState
+from configs import quickstart
+from sg2jax import nonfinite, tools
+from sg2jax.faults import NonFiniteError, UsageError
+from sg2jax.train import train
+from tests.runs import TINY, finish, start
+
+# What makes a phase the first whose numbers aren't finite, and the minibatch in which that is.
+CAUSES = {
+  'g': ({'opt.d_lr': 1e30, 'loss.r1_gamma': 0.0, 'loss.pl_weight': 0.0}, 1),
+  'g_reg': ({'loss.pl_weight': 3e37}, 0),
+  'd': ({'opt.g_lr': 1e30, 'loss.pl_weight': 0.0}, 0),
+  'd_reg': ({'loss.r1_gamma': 4e37}, 0),
+}
 
 
-class Images:
-  place, shape, c_dim = 'somewhere', (16, 16, 1), 0
-
-  def __len__(self):
-    return 50
-
-
-class Running:
-  """Checkpoints of a run whose last save fails, or doesn't."""
-
-  def __init__(self, error=None):
-    self.error = error
-
-  def wait(self):
-    if self.error:
-      raise self.error
+@pytest.fixture(autouse=True)
+def as_in_a_process_of_its_own(quick_compile, home, monkeypatch):
+  """Compiled steps are shared with the other runs of this session; signals are as before afterwards."""
+  before = jax.config.jax_compilation_cache_dir
+  monkeypatch.setenv('SG2JAX_CACHE', str(home / 'sg2jax'))
+  jax.config.update('jax_compilation_cache_dir', str(home / 'cache'))
+  flags.FLAGS.mark_as_parsed()  # --debug is looked at
+  handler = signal.getsignal(signal.SIGTERM)
+  yield
+  signal.signal(signal.SIGTERM, handler)
+  jax.config.update('jax_compilation_cache_dir', before)
 
 
-@pytest.fixture
-def halt(monkeypatch):
-  monkeypatch.setattr(nonfinite, '_again', lambda *_: ({'loss_d': 'nan'}, 'd.b4.out.bias'))
-  config = default.get_config()
-  config.update_from_flattened_dict({'data.dir': '-', 'batch': 4})
-
-  def call(workdir, weight=0.0, error=None):
-    state = TrainState(np.int32(3), np.int32(12), {'w': np.full(2, weight, np.float32)}, *[{}] * 5,
-                       w_avg=np.zeros(2, np.float32), pl_mean=np.float32(0), fault=np.array([3, 2, 0], np.int32))
-    steps = types.SimpleNamespace(stage=schedule.Stage(0, 4))
-    with pytest.raises(NonFiniteError) as e:
-      nonfinite.halt(workdir, config, steps, {'d': None}, state, jax.random.key(0), Images(), types.SimpleNamespace(size=1),
-                     Running(error))
-    assert 'step 3, phase d: d.b4.out.bias is not finite' in str(e.value) and '\n' not in str(e.value)
-    return str(e.value)
-  return call
+SMALLER = {'resolution': 8, 'swd_images': 0}
 
 
-def test_a_checkpoint_that_fails_at_the_same_time_does_not_hide_why_the_run_ends(halt, tmp_path):
-  assert 'saved before is sound' in halt(tmp_path)
-  said = halt(tmp_path, error=WriteError('no room'))
-  assert 'the last checkpoint before is lost: no room' in said and '--replay=' in said
-  assert nonfinite._read(tmp_path / 'nonfinite/3-d.json')['images'] == nonfinite._indices(default.get_config(), Images(), 12, 4)
+def configuration(home, **fields):
+  """A tiny run's, with other fields."""
+  config = quickstart.get_config()
+  tiny = TINY | SMALLER | {'metrics': (), 'data.dir': str(home / 'data')}
+  config.update_from_flattened_dict(tiny | fields)
+  return config
 
 
-def test_no_place_for_the_minibatch(halt, tmp_path):
-  (tmp_path / 'nonfinite').write_text('')
-  assert 'could not be saved for --replay' in halt(tmp_path)
+def exit_code(function, *args):
+  """The code with which a tool that does this exits."""
+  with pytest.raises(SystemExit) as e:
+    tools._guard(lambda argv: function(*args), ['tool'], 0)
+  return e.value.code
 
 
-def test_what_an_earlier_halt_left_is_replaced_also_behind_a_link(halt, tmp_path):
-  (tmp_path / 'elsewhere').mkdir()
-  (tmp_path / 'nonfinite').symlink_to(tmp_path / 'elsewhere')
-  for weight in (1.0, 2.0):
-    (tmp_path / 'elsewhere/2-g.json').write_text('{}')
-    halt(tmp_path, weight)
-    assert checkpoint._restore(tmp_path / 'elsewhere/checkpoints/3')['g']['w'].tolist() == [weight] * 2
-    assert [p.name for p in (tmp_path / 'elsewhere').glob('*.json')] == ['3-d.json']
+def same_numbers(out):
+  """Whether the numbers that a replay prints are those of then, and there are some."""
+  rows = [line.split() for line in out.splitlines()]
+  first = next(i for i, row in enumerate(rows) if row == ['then', 'now']) + 1
+  pairs = [row[-2:] for row in rows[first:] if len(row) >= 3 and row[0] != '...']
+  return len(pairs) >= 3 and all(then == now for then, now in pairs)
 
 
-GOOD = {'step': 1, 'phase': 'd', 'nimg': 8, 'images': [1, 2], 'key': [0, 1], 'numbers': {}, 'array': 'd.x', 'config': {},
-        'state': 'checkpoints/1', 'data': {'name': 'a', 'place': 'b'}}
+@pytest.mark.parametrize('phase', CAUSES)
+def test_a_run_exits_with_4_and_its_minibatch_can_be_replayed(home, tmp_path, capsys, phase):
+  fields, step = CAUSES[phase]
+  config = configuration(home, **fields)
+  assert exit_code(train, config, tmp_path) == 4
+  err = capsys.readouterr().err.splitlines()[-1]
+  file = tmp_path / 'nonfinite' / f'{step}-{phase}.json'
+  saved = json.loads(file.read_text())
+  assert f'step {step}, phase {phase}: {saved["array"]} is not finite' in err and str(file) in err
+  assert saved['array'].startswith(f'{phase[0]}.')
+  assert (saved['nimg'], len(saved['images']), len(saved['key'])) == (8 * step, 8, 2)
+  assert saved['numbers'][f'grad_norm_{phase}'] in ('nan', 'inf')
+  # The state that it met, of which nothing was applied: with d_reg the clock has moved on.
+  manifest = json.loads((tmp_path / 'nonfinite' / saved['state'] / 'manifest.json').read_text())
+  assert manifest['step'] == step + (phase == 'd_reg')
+  assert exit_code(nonfinite.replay, config, file) == 4
+  out, err = capsys.readouterr()
+  assert f'{saved["array"]} is not finite; then it was {saved["array"]}' in err
+  assert same_numbers(out), out
 
 
-@pytest.mark.parametrize('change', [
-    {'step': 'x'}, {'step': float('nan')}, {'step': True}, {'step': -1}, {'nimg': 1.5}, {'phase': 'e'}, {'phase': None},
-    {'images': 4}, {'images': ['a']}, {'key': None}, {'numbers': []}, {'array': 3}, {'config': []},
-    {'state': 7}, {'data': 3}, {'data': {}}])
-def test_fields_that_are_not_what_a_run_writes(tmp_path, change):
-  file, name = tmp_path / 'a.json', next(iter(change))
-  file.write_text(json.dumps(GOOD))
-  assert nonfinite._read(file) == GOOD
-  file.write_text(json.dumps(GOOD | change))
-  with pytest.raises(UsageError, match=f'--replay=.*wrong or missing: {name}'):
-    nonfinite._read(file)
-
-
-@pytest.mark.parametrize('content', [b'', b'[]', b'5', b'null', b'{}', b'\xff\xfe', b'[' * 100_000, b'{"step": 1'])
-def test_files_that_are_none(tmp_path, content):
-  (tmp_path / 'a.json').write_bytes(content)
-  with pytest.raises(UsageError, match='--replay='):
-    nonfinite._read(tmp_path / 'a.json')
+def test_replay_of_the_command_line_with_a_remedy_and_what_it_refuses(home, tmp_path, capsys):
+  fields = CAUSES['d_reg'][0] | SMALLER
+  _, err = finish(start(home, tmp_path, **fields), 4)
+  assert 'step 0, phase d_reg: d.' in err and len(err.splitlines()) == 1
+  file = tmp_path / 'nonfinite' / '0-d_reg.json'
+  out, err = finish(start(home, tmp_path, replay=file, **fields), 4)
+  assert same_numbers(out) and 'then it was d.' in err
+  nonfinite.replay(configuration(home), file)
+  out = capsys.readouterr().out
+  assert 'loss.r1_gamma: 4e+37 then, 0.05 now' in out and 'all numbers are finite now' in out
+  with pytest.raises(NonFiniteError):
+    nonfinite.replay(configuration(home, **CAUSES['d_reg'][0]), file)
+  with pytest.raises(UsageError, match='WORKDIR/nonfinite/'):
+    nonfinite.replay(configuration(home), tmp_path / 'config.json')
+  with pytest.raises(UsageError, match='make another minibatch'):
+    nonfinite.replay(configuration(home, seed=1), file)

@@ -149,44 +149,6 @@ def test_a_tick_is_fetched_in_one_transfer(monkeypatch):
   assert tally.fetch(state) is None
 
 
-# What makes a phase the first whose numbers aren't finite, and the minibatch in which that is.
-NOT_FINITE = {
-    'g': ({'opt.d_lr': 1e30, 'loss.r1_gamma': 0, 'loss.pl_weight': 0}, 1), 'g_reg': ({'loss.pl_weight': 3e37}, 0),
-    'd': ({'opt.g_lr': 1e30, 'loss.pl_weight': 0}, 0), 'd_reg': ({'loss.r1_gamma': 4e37}, 0)}
-
-
-@pytest.mark.parametrize('phase', NOT_FINITE)
-def test_numbers_that_are_not_finite_stop_the_run_and_can_be_replayed(home, tmp_path, phase):
-  fields, step = NOT_FINITE[phase]
-  _, err = finish(start(home, tmp_path, **fields), 4)
-  assert f'step {step}, phase {phase}: {phase[0]}.' in err and len(err.splitlines()) == 1
-  file = tmp_path / 'nonfinite' / f'{step}-{phase}.json'
-  saved = json.loads(file.read_text())
-  assert saved['array'] in err and str(file) in err
-  assert (saved['nimg'], len(saved['images']), len(saved['key'])) == (8 * step, 8, 2)
-  assert saved['numbers'][f'grad_norm_{phase}'] in ('nan', 'inf')
-  out, err = finish(start(home, tmp_path, replay=file, **fields), 4)
-  assert f'{saved["array"]} is not finite; then it was {saved["array"]}' in err
-  rows = [line.split() for line in out.splitlines() if line.split()[-1:] != ['finite'] and len(line.split()) >= 3][2:]
-  same = [row[-2] == row[-1] for row in rows]
-  assert len(same) >= 4 and all(same), out
-  # Nothing of the minibatch was applied: the state is finite but for what the setting broke in the other network.
-  assert int(json.loads((tmp_path / 'nonfinite' / saved['state'] / 'manifest.json').read_text())['step']) == (
-      step + (phase == 'd_reg'))
-
-
-def test_replay_with_a_remedy_and_what_it_refuses(home, tmp_path):
-  fields = NOT_FINITE['d_reg'][0]
-  finish(start(home, tmp_path, **fields), 4)
-  file = tmp_path / 'nonfinite' / '0-d_reg.json'
-  out, _ = finish(start(home, tmp_path, replay=file, **fields | {'loss.r1_gamma': 0.05}))
-  assert 'loss.r1_gamma: 4e+37 then, 0.05 now' in out and 'all numbers are finite now' in out
-  _, err = finish(start(home, tmp_path, replay=tmp_path / 'config.json', **fields), 2)
-  assert 'WORKDIR/nonfinite/' in err
-  _, err = finish(start(home, tmp_path, replay=file, **fields | {'seed': 1}), 2)
-  assert 'make another minibatch' in err
-
-
 @pytest.mark.parametrize('config, said', [
     ('configs/nope.py', 'no file'), ('configs/custom.py:0', 'RESOLUTION'), ('configs/paper.py:g', 'e:Gskip-Dresnet')])
 def test_unknown_configuration_is_one_line(tmp_path, config, said):
