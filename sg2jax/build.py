@@ -211,7 +211,8 @@ def steps(config, c_dim, mesh, stage=None):
       r1_gamma=loss.r1_gamma, r1_interval=loss.r1_interval, pl_weight=loss.pl_weight, pl_decay=loss.pl_decay,
       pl_interval=loss.pl_interval, pl_shrink=loss.pl_shrink, mixing_prob=loss.mixing_prob, ema_kimg=config.ema.kimg,
       ema_rampup=config.ema.rampup or None, lr_rampup_kimg=opt.lr_rampup_kimg, mean_rounds=tensorflow,
-      growth=grows if grows.levels else None, stage=stage, precision=config.precision, **places)
+      growth=grows if grows.levels else None, stage=stage, precision=config.precision,
+      check_updates=any(state_lib.can_overflow(lr, opt.beta1, opt.beta2, opt.eps) for lr in (stage.g_lr, stage.d_lr)), **places)
 
 
 def init_state(config, steps_, place):

@@ -49,6 +49,14 @@ def adam(lr, beta1, beta2, eps, interval, eps_hat=False):
                      optax.scale_by_learning_rate(lr))
 
 
+def can_overflow(lr, beta1, beta2, eps):
+  """Whether an update of Adam can make float32 weights that aren't finite of gradients whose squares are.
+
+  It is at most lr / eps times the largest such gradient, 2e19; and betas next to 1 make 0 / 0 of the correction of the bias.
+  """
+  return lr / eps > 1e18 or max(beta1, beta2) > 1 - 1e-6
+
+
 def frozen(tx, layers):
   """`tx` that sees gradients of 0 for these (block, layer), which Adam therefore leaves alone [Freeze-D, arXiv 2002.10964]."""
   def update(grads, state, params=None):

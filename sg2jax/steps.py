@@ -50,6 +50,7 @@ class Steps:
   growth: schedule.Growth | None = None
   stage: schedule.Stage = schedule.Stage()
   precision: str = 'highest'  # of products of float32 arrays: default, high, highest
+  check_updates: bool = False  # whether finite gradients can make weights that aren't; see state.can_overflow
 
   # ---- networks in training mode
 
@@ -181,7 +182,8 @@ class Steps:
           total, getattr(state, net), (state.w_avg, state.pl_mean), xs, self.mean_rounds)
     nimg = self.growth.seen(self.stage, state.step, state.nimg) if self.growth else state.nimg
     ramp = schedule.ramp(nimg, self.lr_rampup_kimg)
-    return _apply(phase, self.g_tx if net == 'g' else self.d_tx, state, grads, aux, ramp, w_avg=w_avg, pl_mean=pl_mean)
+    return _apply(phase, self.g_tx if net == 'g' else self.d_tx, state, grads, aux, ramp, self.check_updates,
+                  w_avg=w_avg, pl_mean=pl_mean)
 
   # ---- steps
 
@@ -250,7 +252,7 @@ def _accumulate(loss, params, carry, xs, mean):
   return average(grads) if mean else grads, carry, average(aux)
 
 
-def _apply(phase, tx, state, grads, aux, ramp, **changes):
+def _apply(phase, tx, state, grads, aux, ramp, check=False, **changes):
   """One Adam step on the network of `phase` and the given field changes; none of it if a loss, a gradient or what Adam makes
   of it isn't finite.
 
@@ -264,9 +266,9 @@ def _apply(phase, tx, state, grads, aux, ramp, **changes):
   updates, opt = tx.update(grads, old[f'{net}_opt'], old[net])
   updates = jax.tree.map(lambda u: u * ramp, updates)
   new = {net: optax.apply_updates(old[net], updates), f'{net}_opt': opt} | changes
-  # A learning rate that is too large overflows here; the losses would show it one minibatch later, after a checkpoint perhaps.
-  overflown = jnp.stack([~jnp.isfinite(x).all() for x in jax.tree.leaves(new[net])])
-  bad = jnp.concatenate([~jnp.isfinite(squares), ~jnp.isfinite(reported), overflown])
+  bad = jnp.concatenate([~jnp.isfinite(squares), ~jnp.isfinite(reported)])
+  if check:  # the losses would show it one minibatch later, after a checkpoint perhaps
+    bad = jnp.concatenate([bad, jnp.stack([~jnp.isfinite(x).all() for x in jax.tree.leaves(new[net])])])
   found = jnp.stack([state.step, jnp.int32(PHASES.index(phase)), jnp.argmax(bad).astype(jnp.int32)])
   fault = jnp.where((state.fault[1] < 0) & bad.any(), found, state.fault)
   old |= {name: getattr(state, name) for name in changes}

@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sg2jax import losses, schedule, state
+from configs import default
+from sg2jax import build, losses, schedule, state
 from sg2jax import steps as steps_lib
 from sg2jax.models.mapping import Mapping
 from sg2jax.models.stylegan2 import Discriminator, Generator, Synthesis
@@ -240,16 +241,30 @@ def test_a_step_with_a_gradient_that_is_not_finite_changes_no_weight(name):
 
 def test_an_update_that_overflows_halts_before_it_is_applied():
   """Its loss and gradients are finite: only the minibatch after it would tell, and a checkpoint may lie between them."""
-  tx = state.adam(1e39, 0.0, 0.99, 1e-8, 4)
   params = {'a': {'w': jnp.ones(3)}, 'b': {'w': jnp.ones(2)}}
   grads = {'a': {'w': jnp.zeros(3)}, 'b': {'w': jnp.full(2, 0.1)}}
-  before = initial().replace(d=params, d_opt=tx.init(params))
-  after, aux = steps_lib._apply('d', tx, before, grads, {'objective': jnp.float32(1)}, 1.0, pl_mean=jnp.float32(3))
+  def update(lr, check=True):
+    tx = state.adam(lr, 0.0, 0.99, 1e-8, 4)
+    before = initial().replace(d=params, d_opt=tx.init(params))
+    return before, *steps_lib._apply('d', tx, before, grads, {'objective': jnp.float32(1)}, 1.0, check, pl_mean=jnp.float32(3))
+  before, after, aux = update(1e39)
   assert same(after.replace(fault=before.fault), before) and np.isfinite(aux['grad_norm_d'])
   assert after.fault.tolist()[:2] == [0, 2]
   assert steps_lib.suspects('d', after, aux)[after.fault[2]] == 'd.a.w after the update'  # 0 times infinity
-  again = steps_lib._apply('d', state.adam(1e30, 0.0, 0.99, 1e-8, 4), before, grads, {'objective': jnp.float32(1)}, 1.0)[0]
-  assert again.fault.tolist() == [-1, -1, -1] and not same(again.d, params)
+  for check in (True, False):
+    before, after, _ = update(1e9, check)
+    assert after.fault.tolist() == [-1, -1, -1] and not same(after.d, params)
+
+
+@pytest.mark.parametrize('fields, checked', [
+    ({}, False), ({'opt.g_lr': 1.0, 'opt.eps': 1e-12}, False), ({'opt.d_lr': 1e39}, True), ({'opt.g_lr': 1e39}, True),
+    ({'opt.eps': 1e-60}, True), ({'opt.beta2': 1 - 1e-9}, True),
+    ({'grow.start_res': 8, 'grow.lr': ((8, 1e39),), 'g.architecture': 'revised', 'd.architecture': 'revised'}, True)])
+def test_updates_are_checked_where_they_can_overflow(fields, checked):
+  config = default.get_config()
+  config.update_from_flattened_dict({'data.dir': '-', 'resolution': 16} | fields)
+  build.check(config)
+  assert build.steps(config, 0, None).check_updates == checked
 
 
 # ---- initial state
