@@ -1,0 +1,94 @@
+"""What a halted run leaves for --replay, and what of it can be read; with stand-ins for the networks."""
+import json
+import types
+
+import jax
+import numpy as np
+import pytest
+
+from configs import default
+from sg2jax import checkpoint, nonfinite, schedule
+from sg2jax.faults import NonFiniteError, UsageError, WriteError
+from sg2jax.state import TrainState
+
+
+class Images:
+  place, shape, c_dim = 'somewhere', (16, 16, 1), 0
+
+  def __len__(self):
+    return 50
+
+
+class Running:
+  """Checkpoints of a run whose last save fails, or doesn't."""
+
+  def __init__(self, error=None):
+    self.error = error
+
+  def wait(self):
+    if self.error:
+      raise self.error
+
+
+@pytest.fixture
+def halt(monkeypatch):
+  monkeypatch.setattr(nonfinite, '_again', lambda *_: ({'loss_d': 'nan'}, 'd.b4.out.bias'))
+  config = default.get_config()
+  config.update_from_flattened_dict({'data.dir': '-', 'batch': 4})
+
+  def call(workdir, weight=0.0, error=None):
+    state = TrainState(np.int32(3), np.int32(12), {'w': np.full(2, weight, np.float32)}, *[{}] * 5,
+                       w_avg=np.zeros(2, np.float32), pl_mean=np.float32(0), fault=np.array([3, 2, 0], np.int32))
+    steps = types.SimpleNamespace(stage=schedule.Stage(0, 4))
+    with pytest.raises(NonFiniteError) as e:
+      nonfinite.halt(workdir, config, steps, {'d': None}, state, jax.random.key(0), Images(), types.SimpleNamespace(size=1),
+                     Running(error))
+    assert 'step 3, phase d: d.b4.out.bias is not finite' in str(e.value) and '\n' not in str(e.value)
+    return str(e.value)
+  return call
+
+
+def test_a_checkpoint_that_fails_at_the_same_time_does_not_hide_why_the_run_ends(halt, tmp_path):
+  assert 'saved before is sound' in halt(tmp_path)
+  said = halt(tmp_path, error=WriteError('no room'))
+  assert 'the last checkpoint before is lost: no room' in said and '--replay=' in said
+  assert nonfinite._read(tmp_path / 'nonfinite/3-d.json')['images'] == nonfinite._indices(default.get_config(), Images(), 12, 4)
+
+
+def test_no_place_for_the_minibatch(halt, tmp_path):
+  (tmp_path / 'nonfinite').write_text('')
+  assert 'could not be saved for --replay' in halt(tmp_path)
+
+
+def test_what_an_earlier_halt_left_is_replaced_also_behind_a_link(halt, tmp_path):
+  (tmp_path / 'elsewhere').mkdir()
+  (tmp_path / 'nonfinite').symlink_to(tmp_path / 'elsewhere')
+  for weight in (1.0, 2.0):
+    (tmp_path / 'elsewhere/2-g.json').write_text('{}')
+    halt(tmp_path, weight)
+    assert checkpoint._restore(tmp_path / 'elsewhere/checkpoints/3')['g']['w'].tolist() == [weight] * 2
+    assert [p.name for p in (tmp_path / 'elsewhere').glob('*.json')] == ['3-d.json']
+
+
+GOOD = {'step': 1, 'phase': 'd', 'nimg': 8, 'images': [1, 2], 'key': [0, 1], 'numbers': {}, 'array': 'd.x', 'config': {},
+        'state': 'checkpoints/1', 'data': {'name': 'a', 'place': 'b'}}
+
+
+@pytest.mark.parametrize('change', [
+    {'step': 'x'}, {'step': float('nan')}, {'step': True}, {'step': -1}, {'nimg': 1.5}, {'phase': 'e'}, {'phase': None},
+    {'images': 4}, {'images': ['a']}, {'key': None}, {'numbers': []}, {'array': 3}, {'config': []},
+    {'state': 7}, {'data': 3}, {'data': {}}])
+def test_fields_that_are_not_what_a_run_writes(tmp_path, change):
+  file, name = tmp_path / 'a.json', next(iter(change))
+  file.write_text(json.dumps(GOOD))
+  assert nonfinite._read(file) == GOOD
+  file.write_text(json.dumps(GOOD | change))
+  with pytest.raises(UsageError, match=f'--replay=.*wrong or missing: {name}'):
+    nonfinite._read(file)
+
+
+@pytest.mark.parametrize('content', [b'', b'[]', b'5', b'null', b'{}', b'\xff\xfe', b'[' * 100_000, b'{"step": 1'])
+def test_files_that_are_none(tmp_path, content):
+  (tmp_path / 'a.json').write_bytes(content)
+  with pytest.raises(UsageError, match='--replay='):
+    nonfinite._read(tmp_path / 'a.json')
