@@ -9,7 +9,7 @@ import time
 from tests.reference.check import compiler_options
 
 ROOT = pathlib.Path(__file__).parent.parent
-TINY = dict(resolution=16, batch=8, total_kimg=0.256, tick_kimg=0.064, snapshot_kimg=0.032, swd_images=64, **{
+TINY = dict(resolution=8, batch=8, total_kimg=0.256, tick_kimg=0.064, snapshot_kimg=0.032, swd_images=64, **{
     'g.fmap_base': 64, 'd.fmap_base': 64, 'g.z_dim': 16, 'g.w_dim': 16, 'g.mapping_layers': 1,
     'd.mapping_layers': 1, 'data.mirror': True, 'metrics': '()'})
 LAST = 32  # total_kimg / batch

@@ -19,15 +19,15 @@ def no_16_bit_sums():
   jax.config.update('jax_allow_f16_reductions', True)
 
 
+OTHERS = [('resnet', 'orig'), ('orig', 'skip'), ('msg', 'msg'), ('revised', 'revised')]
+
+
 @pytest.mark.parametrize(
   'g, d',
   [
     ('skip', 'resnet'),
-    ('resnet', 'orig'),
-    ('orig', 'skip'),
-    ('msg', 'msg'),
-    ('revised', 'revised'),
     ('stylegan1', 'stylegan1'),
+    *(pytest.param(*pair, marks=pytest.mark.slow) for pair in OTHERS),
   ],
 )
 def test_no_step_sums_in_bfloat16(no_16_bit_sums, g, d):

@@ -27,10 +27,13 @@ def test_one_and_eight_devices_agree(network):
   assert run.returncode == 0, run.stdout + run.stderr
 
 
+ONE_EACH = dict(batch=4, total_kimg=0.064, tick_kimg=0.016, snapshot_kimg=0.016, swd_images=30,
+                metrics="('pixelfd0.1k_full',)", metrics_kimg=0.032)
+
+
 def test_training_on_four_devices_is_killed_and_goes_on(home, tmp_path):
   """The loop that users run: one image a device, half of them for path lengths; snapshots, a metric, a kill, a resume."""
-  options = dict(devices=4, batch=4, total_kimg=0.064, tick_kimg=0.016, snapshot_kimg=0.016, swd_images=30,
-                 metrics="('pixelfd0.1k_full',)", metrics_kimg=0.032)
+  options = ONE_EACH | {'devices': 4}
   out, _ = finish(start(home, tmp_path / 'whole', **options))
   assert '4 x cpu' in out
   lines = log(tmp_path / 'whole')
@@ -44,8 +47,13 @@ def test_training_on_four_devices_is_killed_and_goes_on(home, tmp_path):
   finish(start(home, tmp_path / 'run', **options))
   assert content(tmp_path / 'run', 16) == content(tmp_path / 'whole', 16)
   assert log(tmp_path / 'run') == lines
-  finish(start(home, tmp_path / 'alone', **options | {'devices': 1}))
-  for one, four in zip(log(tmp_path / 'alone'), lines, strict=True):
+
+
+@pytest.mark.slow
+def test_training_on_four_devices_gives_the_figures_of_one(home, tmp_path):
+  finish(start(home, tmp_path / 'four', devices=4, **ONE_EACH))
+  finish(start(home, tmp_path / 'alone', **ONE_EACH))
+  for one, four in zip(log(tmp_path / 'alone'), log(tmp_path / 'four'), strict=True):
     assert one.keys() == four.keys()
     assert all(one[name] == pytest.approx(four[name], rel=0.02, abs=1e-3) for name in one), (one, four)
 

@@ -249,7 +249,7 @@ def test_shrunk_source(tmp_path):
 # ---- runs
 
 GROW = {'data.name': 'digits', 'data.channels': 1, 'data.mirror': False, 'grow.start_res': 4, 'grow.hold_kimg': 0.032,
-        'grow.fade_kimg': 0.128, 'grow.batch': '((4,8),)', 'total_kimg': 0.352, 'tick_kimg': 0.032}
+        'grow.fade_kimg': 0.128, 'resolution': 16, 'grow.batch': '((4,8),)', 'total_kimg': 0.352, 'tick_kimg': 0.032}
 
 
 def test_run_interrupted_in_mid_fade_ends_with_the_same_bytes(home, tmp_path):
@@ -284,7 +284,7 @@ def test_reset_adam():
   c = config()
   steps = build.steps(c, 0, None)
   s = jax.eval_shape(lambda: build.init_state(c, steps, None))
-  s = jax.tree.map(lambda x: np.ones(x.shape, x.dtype), s)
+  s = jax.tree.map(lambda x: np.ones(x.shape, x.dtype), s).replace(fault=state.NO_FAULT)
   fresh = state.reset_adam(s)
   assert not any(np.any(x) for x in jax.tree.leaves((fresh.g_opt, fresh.d_opt)))
   assert all(np.all(x == 1) for x in jax.tree.leaves((fresh.g, fresh.d, fresh.g_ema, fresh.w_avg, fresh.step)))
@@ -294,7 +294,7 @@ def test_reset_adam():
 @pytest.mark.parametrize('cell', list(dict.fromkeys(LADDER)))
 def test_every_configuration_trains_saves_and_resumes(home, tmp_path, cell):
   """64 minibatches at 32 px on the digits, stopped at 32 by total_kimg and resumed."""
-  grow = {} if cell not in 'abcd' else {'grow.hold_kimg': 0.128, 'grow.fade_kimg': 0.128, 'grow.batch': '()'}
+  grow = {} if cell not in 'abcd' else {'grow.hold_kimg': 0.128, 'grow.fade_kimg': 0.128, 'resolution': 16, 'grow.batch': '()'}
   fields = {'resolution': 32, 'data.name': 'digits', 'data.channels': 1, 'data.mirror': False, 'batch': 8, 'tick_kimg': 0.128,
             'snapshot_kimg': 0.256, **grow}
   for kimg in (0.256, 0.512):
