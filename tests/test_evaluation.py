@@ -32,7 +32,7 @@ def run(home, tmp_path_factory):
   """A workdir with the checkpoint of a tiny network that wasn't trained, class-conditional, 16 px."""
   from configs import quickstart
   config = quickstart.get_config()
-  config.update_from_flattened_dict({k: v for k, v in TINY.items() if k != 'metrics'} | {'resolution': 16, 'data.dir': str(home / 'data')})
+  config.update_from_flattened_dict(TINY | {'resolution': 16, 'metrics': (), 'data.dir': str(home / 'data')})
   source = data.load('digits', str(home / 'data'), (16, 16), 1, True)
   steps = build.steps(config, source.c_dim, None)
   make = jax.jit(lambda key: state_lib.init(key, steps.generator, steps.discriminator, steps.g_tx, steps.d_tx))
