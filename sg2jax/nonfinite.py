@@ -89,6 +89,8 @@ def halt(workdir, config, steps, compiled, state, key, images, mesh, checkpoints
     if not failure and jax.process_index() == 0:
       text = json.dumps(found | {'array': array, 'numbers': numbers}, indent=1) + '\n'
       report.write_atomic(place, text)
+      values = found['config'] | {'c_dim': images.c_dim}  # so that the state can be loaded as any other
+      report.write_atomic(folder / 'config.json', json.dumps(values) + '\n')
   except WriteError as e:
     failure = e
   what = f'{array} is not finite'

@@ -252,6 +252,13 @@ GROW = {'data.name': 'digits', 'data.channels': 1, 'data.mirror': False, 'grow.s
         'grow.fade_kimg': 0.128, 'resolution': 16, 'grow.batch': '((4,8),)', 'total_kimg': 0.352, 'tick_kimg': 0.032}
 
 
+def test_run_grows_through_a_fade(home, tmp_path):
+  out, _ = finish(start(home, tmp_path, 'paper.py:a', **GROW | {'resolution': 8, 'total_kimg': 0.192}))
+  assert [f'{s}x{s}x1, batch 8: compiled' in out for s in (4, 8)] == [True] * 2
+  assert [line['lod'] for line in log(tmp_path)[1:]] == pytest.approx([1, 0.75, 0.5, 0.25, 0, 0])
+
+
+@pytest.mark.slow
 def test_run_interrupted_in_mid_fade_ends_with_the_same_bytes(home, tmp_path):
   """4 -> 8 -> 16 px; SIGTERM and kill -9 in the first fade; Adam starts afresh at each end of a fade."""
   out, _ = finish(start(home, tmp_path / 'whole', 'paper.py:a', **GROW))

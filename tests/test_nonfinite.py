@@ -87,8 +87,12 @@ def test_replay_of_the_command_line_with_a_remedy_and_what_it_refuses(home, tmp_
   _, err = finish(start(home, tmp_path, **fields), 4)
   assert 'step 0, phase d_reg: d.' in err and len(err.splitlines()) == 1
   file = tmp_path / 'nonfinite' / '0-d_reg.json'
-  out, err = finish(start(home, tmp_path, replay=file, **fields), 4)
+  # As the command line does it; the flag itself is checked by a file that is none.
+  assert exit_code(nonfinite.replay, configuration(home, **CAUSES['d_reg'][0]), file) == 4
+  out, err = capsys.readouterr()
   assert same_numbers(out) and 'then it was d.' in err
+  _, err = finish(start(home, tmp_path, replay=tmp_path / 'metrics.jsonl', **fields), 2)
+  assert '--replay=' in err and 'WORKDIR/nonfinite/' in err
   nonfinite.replay(configuration(home), file)
   out = capsys.readouterr().out
   assert 'loss.r1_gamma: 4e+37 then, 0.05 now' in out and 'all numbers are finite now' in out

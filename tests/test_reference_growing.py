@@ -29,6 +29,7 @@ def abridge(case, drops):
   return case
 
 
+@pytest.mark.slow  # the trajectory below goes through the same losses
 def test_losses_of_growing_networks_at_one_lod():
   def drops(config):
     *gone, config['lods'] = config['lods'][:-1] + [config['lods'][-1:]]
