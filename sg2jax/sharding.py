@@ -1,5 +1,6 @@
 """One 1-D mesh ('data',) and its two shardings. The only file that says "device"."""
 import jax
+import jax.numpy as jnp
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 import numpy as np
 
@@ -44,9 +45,9 @@ def spread(mesh):
   divide, such as half of one image for each device, would be computed whole on every device.
   """
   def place(x):
-    repeats = -(-mesh.size // x.shape[0])  # times that x has to be there at least
     rows = -(-x.shape[0] // mesh.size) * mesh.size
-    whole = jax.numpy.concatenate([x] * max(repeats, 2))[:rows] if rows != x.shape[0] else x
+    copies = -(-rows // x.shape[0])
+    whole = jnp.concatenate([x] * copies)[:rows] if copies > 1 else x
     return jax.lax.with_sharding_constraint(whole, NamedSharding(mesh, PartitionSpec('data')))
   return place
 

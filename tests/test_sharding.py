@@ -142,3 +142,12 @@ def test_keys_are_those_of_version_0_2():
     [1797259609, 2579123966],
     [928981903, 3453687069],
   ]
+
+
+@pytest.mark.parametrize('n, devices', [(4, 8), (3, 8), (12, 8), (5, 4), (1, 6), (8, 8), (16, 8)])
+def test_rows_that_do_not_divide_are_repeated(n, devices, monkeypatch):
+  monkeypatch.setattr(jax.lax, 'with_sharding_constraint', lambda x, _: x)
+  mesh = sharding.make_mesh([Device(i, 0) for i in range(devices)])
+  rows = sharding.spread(mesh)(np.arange(n)).tolist()
+  assert rows[:n] == list(range(n)) and set(rows) == set(range(n))
+  assert len(rows) % devices == 0 and len(rows) - n < devices
