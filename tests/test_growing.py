@@ -35,7 +35,7 @@ def nets(architecture, resolution=(16, 16)):
 # ---- fades
 
 @pytest.mark.parametrize('architecture', GROWING)
-@pytest.mark.parametrize('resolution', [(16, 16), (12, 16)])
+@pytest.mark.parametrize('resolution', [(12, 16), pytest.param((16, 16), marks=pytest.mark.slow)])
 def test_alpha_0_and_1_continue_the_stages_below_and_above(quick_compile, architecture, resolution):
   g, d, vg, vd = nets(architecture, resolution)
   ws = jax.random.normal(jax.random.key(1), (4, g.synthesis.num_ws, 8))

@@ -77,6 +77,7 @@ def test_signal_saves_the_last_step_and_the_run_goes_on(home, whole, tmp_path, n
   assert state(content(tmp_path)) == state(content(whole[0]))
 
 
+@pytest.mark.slow
 def test_signal_while_measuring_saves(home, tmp_path):
   process = start(home, tmp_path, metrics="('pixelfd50k_full',)", metrics_kimg=0.064)
   while not list(tmp_path.glob('evaluation/*/partial/*')):
@@ -170,6 +171,7 @@ def test_rectangular_accumulated_bf16_run(home, tmp_path):
   assert log(tmp_path)[-1]['step'] == 8
 
 
+@pytest.mark.slow  # in the suite tests/test_workdir.py has it, without whole runs
 def test_a_run_starts_from_the_weights_of_another(home, whole, tmp_path):
   """Without labels and with the upper layers of D frozen; what doesn't fit is listed and drawn as in a run of its own."""
   from sg2jax import checkpoint
