@@ -61,7 +61,8 @@ def test_run_killed_twenty_times_ends_with_the_same_bytes(home, tmp_path):
   assert log(tmp_path / 'run') == log(tmp_path / 'whole')
 
 
-@pytest.mark.parametrize('number, code', [(signal.SIGTERM, 75), (signal.SIGINT, 130)])
+@pytest.mark.parametrize('number, code', [
+    (signal.SIGTERM, 75), pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow)])
 def test_signal_saves_the_last_step_and_the_run_goes_on(home, whole, tmp_path, number, code):
   process = start(home, tmp_path, snapshot_kimg=10)
   while 'tick 1' not in process.stdout.readline():
