@@ -382,6 +382,7 @@ def test_bad_input_is_refused_at_once(home, run, flags, code, said):
   assert spent() - before < 5 and not (run / 'evaluation').exists()
 
 
+@pytest.mark.slow
 def test_killed_evaluation_on_eight_devices_ends_with_the_same_values(home, run, setting, tmp_path):
   """The tool, killed in the middle, then on 8 devices; against `measure` on one."""
   alone = values(['pixelfd2k_full', 'pixelnn0.5k'], setting)

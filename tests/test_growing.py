@@ -77,6 +77,7 @@ def config(cell='d', **fields):
   return c
 
 
+@pytest.mark.slow
 def test_what_is_not_there_yet_stays_as_it_was(quick_compile):
   """Inactive weights and their Adam moments are bit-equal after a step of both networks, in the middle of a fade."""
   c = config()
@@ -205,6 +206,7 @@ def test_unknown_paper_configuration_is_refused():
 
 # ---- MSG-GAN
 
+@pytest.mark.slow
 def test_msg_judges_every_resolution(quick_compile):
   g, d, vg, vd = nets('msg')
   ws = jax.random.normal(jax.random.key(1), (4, g.synthesis.num_ws, 8))

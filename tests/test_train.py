@@ -103,6 +103,7 @@ def test_signal_while_compiling_leaves_at_once(home, tmp_path):
   assert time.monotonic() - began < 10 and 'compiling' in err
 
 
+@pytest.mark.slow
 def test_second_run_in_a_workdir_and_another_configuration_are_refused(home, whole, tmp_path):
   first = start(home, tmp_path, total_kimg=100)
   first.stdout.readline()
