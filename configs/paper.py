@@ -1,13 +1,16 @@
 """The configurations of StyleGAN2's Table 1 and Table 2 [S2], on any data set and resolution.
 
-    python -m sg2jax.main --config=configs/paper.py:f --config.data.dir=DIR --config.resolution=R --workdir=RUN
-    ... --config=configs/paper.py:e:Gorig-Dskip     one of the nine architecture pairs of Table 2, at config E's size
+    python -m sg2jax.main --config=configs/paper.py:f --config.data.dir=DIR --config.resolution=R
+    --workdir=RUN ... --config=configs/paper.py:e:Gorig-Dskip     one of the nine architecture pairs
+    of Table 2, at config E's size
 
-a: StyleGAN (AdaIN, growing). b: a with weight demodulation. c: b with lazy regularization. d: c with path length
-regularization. e: no growing, new architectures (G skip, D resnet), gamma 100. f: e with fmap_base 16384, gamma 10.
-msg: e with MSG-GAN's connections [S2 Fig. 7a]. FFHQ at 1024, FID in Table 1: A 4.40, B 4.39, C 4.38, D 4.34, E 3.31,
-F 2.84. Cost in `docs/performance.md`.
+a: StyleGAN (AdaIN, growing). b: a with weight demodulation. c: b with lazy regularization. d: c
+with path length regularization. e: no growing, new architectures (G skip, D resnet), gamma 100. f:
+e with fmap_base 16384, gamma 10.
+msg: e with MSG-GAN's connections [S2 Fig. 7a]. FFHQ at 1024, FID in Table 1: A 4.40, B 4.39, C
+4.38, D 4.34, E 3.31, F 2.84. Cost in `docs/performance.md`.
 """
+
 import re
 
 from configs import default
@@ -17,8 +20,10 @@ def get_config(arg='f'):
   """arg: 'a' ... 'f', 'msg', or 'e:G{orig,skip,resnet}-D{orig,skip,resnet}'."""
   match = re.fullmatch(r'([a-f]|msg)|(e|f):G(orig|skip|resnet)-D(orig|skip|resnet)', arg)
   if not match:
-    raise ValueError(f'configs/paper.py:{arg} is unknown; use a, b, c, d, e, f, msg, or e:Gskip-Dresnet with orig, skip '
-                     'or resnet')
+    raise ValueError(
+      f'configs/paper.py:{arg} is unknown; use a, b, c, d, e, f, msg, or e:Gskip-Dresnet with '
+      'orig, skip or resnet'
+    )
   name = match[1] or match[2]
   c = default.get_config()
   c.data.mirror = True

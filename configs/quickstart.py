@@ -1,10 +1,12 @@
-"""Handwritten digits at 32 px, class-conditional: minutes on two CPU cores, no network, nothing to download.
+"""Handwritten digits at 32 px, class-conditional: minutes on two CPU cores, no network, nothing to
+download.
 
     python -m sg2jax.main --config=configs/quickstart.py --workdir=runs/quickstart
 
-Expected: 6 minutes on two cores, SWD from 206 to 14 (two halves of the real images are 8 apart), and digits
-that a person can read.
+Expected: 6 minutes on two cores, SWD from 206 to 14 (two halves of the real images are 8 apart),
+and digits that a person can read.
 """
+
 from configs import default
 
 

@@ -1,16 +1,18 @@
 """sg2jax: StyleGAN2 (Karras et al. 2020, arXiv 1912.04958) for JAX: training, evaluation, use.
 
-    g = sg2jax.load('runs/quickstart')
-    images = g(seeds=range(8), psi=0.7)  # uint8 [8,H,W,C]
+g = sg2jax.load('runs/quickstart')
+images = g(seeds=range(8), psi=0.7)  # uint8 [8,H,W,C]
 """
 
 __version__ = '0.2.0'
 
 
 def load(path):
-  """A trained generator from a workdir (its newest checkpoint) or one step of it: a trained.Trained.
+  """A trained generator from a workdir (its newest checkpoint) or one step of it: a
+  trained.Trained.
 
   Raises: CheckpointError: there is no usable checkpoint at `path`.
   """
   from sg2jax import trained  # here, because importing sg2jax itself imports nothing heavy
+
   return trained.load(path)

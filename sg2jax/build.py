@@ -1,4 +1,7 @@
-"""From a configuration to checked networks and steps. With `train` and the tools, the only reader of `config`."""
+"""From a configuration to checked networks and steps. With `train` and the tools, the only reader
+of `config`.
+"""
+
 import math
 
 import jax
@@ -10,29 +13,43 @@ from sg2jax.faults import UsageError
 from sg2jax.models import stylegan2
 from sg2jax.models.mapping import Mapping
 from sg2jax.models.stylegan2 import (
-    ARCHITECTURES,
-    GROWING,
-    Discriminator,
-    Generator,
-    Synthesis,
-    block_sizes,
-    fmaps,
-    image_side_layers,
+  ARCHITECTURES,
+  GROWING,
+  Discriminator,
+  Generator,
+  Synthesis,
+  block_sizes,
+  fmaps,
+  image_side_layers,
 )
 from sg2jax.steps import Steps
 
 FORMULATIONS = ('pytorch', 'tensorflow')
 PRECISIONS = ('default', 'high', 'highest')
 # What config.json of a run may lack, because the field is younger, and what it then means.
-YOUNGER = {'init_from': '', 'precision': 'default',
-           'd.freeze_layers': 0, 'd.mapping_lr_mul': 0.01, 'd.cmap_dim': 0, 'g.layer_features': 0,
-           'data.allow_change': False, 'g.embed_features': 0, 'd.layer_features': 0, 'd.embed_features': 0,
-           **{f'{net}.{name}': value for net in 'gd' for name, value in
-              (('activation', 'lrelu'), ('taps', (1, 3, 3, 1)), ('fmap_min', 1))}}
+YOUNGER = {
+  'init_from': '',
+  'precision': 'default',
+  'd.freeze_layers': 0,
+  'd.mapping_lr_mul': 0.01,
+  'd.cmap_dim': 0,
+  'g.layer_features': 0,
+  'data.allow_change': False,
+  'g.embed_features': 0,
+  'd.layer_features': 0,
+  'd.embed_features': 0,
+  **{
+    f'{net}.{name}': value
+    for net in 'gd'
+    for name, value in (('activation', 'lrelu'), ('taps', (1, 3, 3, 1)), ('fmap_min', 1))
+  },
+}
 
 
 def complete(config):
-  """A ConfigDict, changeable, of a run's config.json as a dict or ConfigDict, with the fields that are younger than it."""
+  """A ConfigDict, changeable, of a run's config.json as a dict or ConfigDict, with the fields that
+  are younger than it.
+  """
   config = ml_collections.ConfigDict(config)
   for name, value in YOUNGER.items():
     *path, last = name.split('.')
@@ -59,11 +76,17 @@ def batches(config):
   """{minibatch size: name of the field that says so}, of all stages."""
   grows = growth(config)
   sides, table = [grows.side >> level for level in range(grows.levels + 1)], dict(grows.batches)
-  return {table.get(side, config.batch): f'grow.batch[{side}]' if side in table else 'batch' for side in sides}
+  return {
+    table.get(side, config.batch): f'grow.batch[{side}]' if side in table else 'batch'
+    for side in sides
+  }
 
 
 def check(config):
-  """Raises UsageError with the offending value and the remedy. Starts no device, creates nothing."""
+  """Raises UsageError with the offending value and the remedy. Starts no device, creates
+  nothing.
+  """
+
   def need(ok, name, value, rule):
     if not ok:
       raise UsageError(f'--config.{name}={value} {rule}')
@@ -76,38 +99,87 @@ def check(config):
       need(ok(value), name, value, rule)
 
   try:
-    if not all(isinstance(side, int) for side in resolution(config)) or len(resolution(config)) != 2:
+    if (
+      not all(isinstance(side, int) for side in resolution(config)) or len(resolution(config)) != 2
+    ):
       raise TypeError('must be a whole number of pixels, or (height, width)')
     sizes = block_sizes(resolution(config))
   except (ValueError, TypeError) as e:
     raise UsageError(f'--config.resolution={config.resolution}: {e}') from None
-  each('total_kimg tick_kimg snapshot_kimg metrics_kimg g.mapping_lr_mul d.mapping_lr_mul opt.g_lr opt.d_lr opt.eps ema.kimg',
-       lambda v: math.isfinite(v) and v > 0, 'must be a finite number above 0')
-  each('loss.r1_gamma loss.pl_weight ema.rampup g.clamp d.clamp opt.lr_rampup_kimg grow.hold_kimg grow.fade_kimg',
-       lambda v: math.isfinite(v) and v >= 0, 'must be a finite number, 0 or more')
+  each(
+    'total_kimg tick_kimg snapshot_kimg metrics_kimg g.mapping_lr_mul d.mapping_lr_mul opt.g_lr '
+    'opt.d_lr opt.eps ema.kimg',
+    lambda v: math.isfinite(v) and v > 0,
+    'must be a finite number above 0',
+  )
+  each(
+    'loss.r1_gamma loss.pl_weight ema.rampup g.clamp d.clamp opt.lr_rampup_kimg grow.hold_kimg '
+    'grow.fade_kimg',
+    lambda v: math.isfinite(v) and v >= 0,
+    'must be a finite number, 0 or more',
+  )
   each('loss.mixing_prob loss.pl_decay', lambda v: 0 <= v <= 1, 'must lie in [0, 1]')
   each('opt.beta1 opt.beta2', lambda v: 0 <= v < 1, 'must lie in [0, 1)')
-  each('seed', lambda v: v < 2 ** 32, 'must be less than 2^32')
-  each('batch keep data.channels g.fmap_base g.fmap_max g.fmap_min g.z_dim g.w_dim g.mapping_layers d.fmap_base d.fmap_max '
-       'd.fmap_min d.mbstd_group_size loss.pl_shrink grow.repeats', lambda v: v >= 1, 'must be 1 or more')
-  each('loss.r1_interval loss.pl_interval grow.start_res microbatch seed swd_images g.num_bf16_res d.num_bf16_res '
-       'd.mbstd_num_channels d.mapping_layers d.cmap_dim d.freeze_layers g.layer_features g.embed_features '
-       'd.layer_features d.embed_features', lambda v: v >= 0, 'must be 0 or more')
-  each('g.architecture d.architecture', lambda v: v in ARCHITECTURES, f'is unknown; choose from {", ".join(ARCHITECTURES)}')
-  each('g.activation d.activation', lambda v: v in ops.ACTIVATIONS, f'is unknown; choose from {", ".join(ops.ACTIVATIONS)}')
-  each('g.taps d.taps', lambda v: len(v) and all(math.isfinite(tap) for tap in v) and sum(v),
-       'must be finite numbers whose sum is not 0, such as (1, 3, 3, 1)')
-  each('opt.formulation', lambda v: v in FORMULATIONS, f'is unknown; choose from {", ".join(FORMULATIONS)}')
+  each('seed', lambda v: v < 2**32, 'must be less than 2^32')
+  each(
+    'batch keep data.channels g.fmap_base g.fmap_max g.fmap_min g.z_dim g.w_dim g.mapping_layers '
+    'd.fmap_base d.fmap_max d.fmap_min d.mbstd_group_size loss.pl_shrink grow.repeats',
+    lambda v: v >= 1,
+    'must be 1 or more',
+  )
+  each(
+    'loss.r1_interval loss.pl_interval grow.start_res microbatch seed swd_images g.num_bf16_res '
+    'd.num_bf16_res d.mbstd_num_channels d.mapping_layers d.cmap_dim d.freeze_layers '
+    'g.layer_features g.embed_features d.layer_features d.embed_features',
+    lambda v: v >= 0,
+    'must be 0 or more',
+  )
+  each(
+    'g.architecture d.architecture',
+    lambda v: v in ARCHITECTURES,
+    f'is unknown; choose from {", ".join(ARCHITECTURES)}',
+  )
+  each(
+    'g.activation d.activation',
+    lambda v: v in ops.ACTIVATIONS,
+    f'is unknown; choose from {", ".join(ops.ACTIVATIONS)}',
+  )
+  each(
+    'g.taps d.taps',
+    lambda v: len(v) and all(math.isfinite(tap) for tap in v) and sum(v),
+    'must be finite numbers whose sum is not 0, such as (1, 3, 3, 1)',
+  )
+  each(
+    'opt.formulation',
+    lambda v: v in FORMULATIONS,
+    f'is unknown; choose from {", ".join(FORMULATIONS)}',
+  )
   each('precision', lambda v: v in PRECISIONS, f'is unknown; choose from {", ".join(PRECISIONS)}')
-  each('device', lambda v: v in ('', 'cpu', 'gpu', 'tpu', 'accelerator'),
-       'is unknown; choose from gpu, tpu, accelerator, cpu, or leave it empty')
-  need(config.d.mapping_layers or not config.d.embed_features, 'd.embed_features', config.d.embed_features,
-       'needs d.mapping_layers of 1 or more; use 0')
-  need(config.data.name or config.data.dir, 'data.dir', "''",
-       'names no data set: give the directory that `python -m sg2jax.tools.prepare` wrote, or --config.data.name=digits')
+  each(
+    'device',
+    lambda v: v in ('', 'cpu', 'gpu', 'tpu', 'accelerator'),
+    'is unknown; choose from gpu, tpu, accelerator, cpu, or leave it empty',
+  )
+  need(
+    config.d.mapping_layers or not config.d.embed_features,
+    'd.embed_features',
+    config.d.embed_features,
+    'needs d.mapping_layers of 1 or more; use 0',
+  )
+  need(
+    config.data.name or config.data.dir,
+    'data.dir',
+    "''",
+    'names no data set: give the directory that `python -m sg2jax.tools.prepare` wrote, or '
+    '--config.data.name=digits',
+  )
   most = len(image_side_layers(config.d.architecture, sizes))
-  need(config.d.freeze_layers <= most, 'd.freeze_layers', config.d.freeze_layers,
-       f'must be at most {most}, which is all layers before the last block')
+  need(
+    config.d.freeze_layers <= most,
+    'd.freeze_layers',
+    config.d.freeze_layers,
+    f'must be at most {most}, which is all layers before the last block',
+  )
   _check_growth(config, sizes, need)
   _check_batches(config, sizes, need)
 
@@ -116,52 +188,110 @@ def _check_batches(config, sizes, need):
   """The checks of what a minibatch, its rounds and its minibatch-stddev groups are divided into."""
   if config.d.mbstd_num_channels:
     width = fmaps(max(sizes[0]), config.d.fmap_base, config.d.fmap_max, config.d.fmap_min)
-    need(width % config.d.mbstd_num_channels == 0, 'd.mbstd_num_channels', config.d.mbstd_num_channels,
-         f'must divide the {width} feature maps of the last block; use 1')
+    need(
+      width % config.d.mbstd_num_channels == 0,
+      'd.mbstd_num_channels',
+      config.d.mbstd_num_channels,
+      f'must divide the {width} feature maps of the last block; use 1',
+    )
   for batch, name in batches(config).items():
     micro = microbatch(config, batch)
     group = min(config.d.mbstd_group_size, micro)
-    need(batch % micro == 0, name, batch, f'must be a multiple of microbatch={micro}; try {math.ceil(batch / micro) * micro}')
+    need(
+      batch % micro == 0,
+      name,
+      batch,
+      f'must be a multiple of microbatch={micro}; try {math.ceil(batch / micro) * micro}',
+    )
     name = 'microbatch' if config.microbatch else name
     if config.d.mbstd_num_channels:
-      need(micro % group == 0, name, micro, f'must be a multiple of mbstd_group_size={group}; try {_near(micro, group)}')
+      need(
+        micro % group == 0,
+        name,
+        micro,
+        f'must be a multiple of mbstd_group_size={group}; try {_near(micro, group)}',
+      )
     if config.loss.pl_weight:
-      need(micro % config.loss.pl_shrink == 0, name, micro,
-           f'must be a multiple of pl_shrink={config.loss.pl_shrink}; try {_near(micro, config.loss.pl_shrink)}')
+      need(
+        micro % config.loss.pl_shrink == 0,
+        name,
+        micro,
+        f'must be a multiple of pl_shrink={config.loss.pl_shrink}; try '
+        f'{_near(micro, config.loss.pl_shrink)}',
+      )
 
 
 def _check_growth(config, sizes, need):
   """The checks of architectures that only go together, and of the fields of config.grow."""
   g, d, grow = config.g.architecture, config.d.architecture, config.grow
-  need((g == 'msg') == (d == 'msg'), 'd.architecture', d, f'does not fit g.architecture={g}: msg needs msg in both')
+  need(
+    (g == 'msg') == (d == 'msg'),
+    'd.architecture',
+    d,
+    f'does not fit g.architecture={g}: msg needs msg in both',
+  )
   for name, kind in (('batch', int), ('lr', (int, float))):
     for pair in grow[name]:
-      need(isinstance(pair, (tuple, list)) and len(pair) == 2 and isinstance(pair[0], int) and isinstance(pair[1], kind)
-           and 0 < pair[1] < math.inf, f'grow.{name}', grow[name],
-           f'must be pairs of pixels and a {"whole " if kind is int else ""}number above 0, such as ((8, 256), (16, 128))')
+      need(
+        isinstance(pair, (tuple, list))
+        and len(pair) == 2
+        and isinstance(pair[0], int)
+        and isinstance(pair[1], kind)
+        and 0 < pair[1] < math.inf,
+        f'grow.{name}',
+        grow[name],
+        f'must be pairs of pixels and a {"whole " if kind is int else ""}number above 0, such as '
+        '((8, 256), (16, 128))',
+      )
   if not grow.start_res:
     return
   starts = [4 << i for i in range(len(sizes))]
-  need(grow.start_res in starts, 'grow.start_res', grow.start_res, f'must be one of {", ".join(map(str, starts))}, or 0')
-  need(grow.hold_kimg + grow.fade_kimg > 0, 'grow.hold_kimg', grow.hold_kimg, 'and grow.fade_kimg=0 leave no time to grow')
+  need(
+    grow.start_res in starts,
+    'grow.start_res',
+    grow.start_res,
+    f'must be one of {", ".join(map(str, starts))}, or 0',
+  )
+  need(
+    grow.hold_kimg + grow.fade_kimg > 0,
+    'grow.hold_kimg',
+    grow.hold_kimg,
+    'and grow.fade_kimg=0 leave no time to grow',
+  )
   for name in ('g', 'd'):
-    need(config[name].architecture in GROWING, f'{name}.architecture', config[name].architecture,
-         f'cannot grow; use {" or ".join(GROWING)}, or set grow.start_res=0')
+    need(
+      config[name].architecture in GROWING,
+      f'{name}.architecture',
+      config[name].architecture,
+      f'cannot grow; use {" or ".join(GROWING)}, or set grow.start_res=0',
+    )
 
 
 def check_devices(config, devices):
-  """Raises UsageError if the devices aren't of the kind that was asked for, or don't divide the batch."""
+  """Raises UsageError if the devices aren't of the kind that was asked for, or don't divide the
+  batch.
+  """
   kind, n = devices[0].platform, len(devices)
-  wanted = {'gpu': ('gpu', 'cuda', 'rocm'), 'tpu': ('tpu',), 'cpu': ('cpu',), '': (kind,),
-            'accelerator': tuple({kind} - {'cpu'})}[config.device]
+  wanted = {
+    'gpu': ('gpu', 'cuda', 'rocm'),
+    'tpu': ('tpu',),
+    'cpu': ('cpu',),
+    '': (kind,),
+    'accelerator': tuple({kind} - {'cpu'}),
+  }[config.device]
   if kind not in wanted:
-    raise UsageError(f'--config.device={config.device}, but JAX sees only {n} {kind} device(s); install the JAX build for '
-                     f'your accelerator (pip install "jax[cuda13]" or "jax[tpu]"), or say --config.device=cpu')
+    raise UsageError(
+      f'--config.device={config.device}, but JAX sees only {n} {kind} device(s); install the JAX '
+      'build for '
+      f'your accelerator (pip install "jax[cuda13]" or "jax[tpu]"), or say --config.device=cpu'
+    )
   for batch, name in batches(config).items():
     micro = microbatch(config, batch)
     if micro % n:
-      raise UsageError(f'--config.{"microbatch" if config.microbatch else name}={micro} must be a multiple of the {n} '
-                       f'devices; try {_near(micro, n)}')
+      raise UsageError(
+        f'--config.{"microbatch" if config.microbatch else name}={micro} must be a multiple of the '
+        f'{n} devices; try {_near(micro, n)}'
+      )
 
 
 def _near(value, multiple):
@@ -170,52 +300,125 @@ def _near(value, multiple):
 
 
 def growth(config):
-  """The schedule.Growth of a configuration; without growing it has 0 levels, and one stage for ever."""
+  """The schedule.Growth of a configuration; without growing it has 0 levels, and one stage for
+  ever.
+  """
   grow, opt, sizes = config.grow, config.opt, block_sizes(resolution(config))
   levels = len(sizes) - 1 - int(math.log2(grow.start_res / 4)) if grow.start_res else 0
   pairs = lambda name: tuple(map(tuple, grow[name])) if grow.start_res else ()
   return schedule.Growth(
-      4 << len(sizes) - 1, levels, grow.hold_kimg, grow.fade_kimg, config.batch, opt.g_lr, opt.d_lr,
-      pairs('batch'), pairs('lr'), pairs('lr'), grow.repeats if levels else 1)
+    4 << len(sizes) - 1,
+    levels,
+    grow.hold_kimg,
+    grow.fade_kimg,
+    config.batch,
+    opt.g_lr,
+    opt.d_lr,
+    pairs('batch'),
+    pairs('lr'),
+    pairs('lr'),
+    grow.repeats if levels else 1,
+  )
 
 
 def networks(config, c_dim):
   """(Generator, Discriminator) for labels of c_dim components."""
   g, d, size = config.g, config.d, resolution(config)
   generator = Generator(
-      Mapping(g.z_dim, c_dim, g.w_dim, g.mapping_layers, g.embed_features or None, g.layer_features or None,
-              lr_mul=g.mapping_lr_mul, joint=g.architecture in GROWING,
-              bias_gain=stylegan2.HALF if g.architecture == 'stylegan1' else 1),
-      Synthesis(size, config.data.channels, g.fmap_base, g.fmap_max, g.architecture, g.num_bf16_res, g.clamp or None,
-                tuple(g.taps), g.activation, use_noise=g.noise, remat=g.remat, fmap_min=g.fmap_min))
+    Mapping(
+      g.z_dim,
+      c_dim,
+      g.w_dim,
+      g.mapping_layers,
+      g.embed_features or None,
+      g.layer_features or None,
+      lr_mul=g.mapping_lr_mul,
+      joint=g.architecture in GROWING,
+      bias_gain=stylegan2.HALF if g.architecture == 'stylegan1' else 1,
+    ),
+    Synthesis(
+      size,
+      config.data.channels,
+      g.fmap_base,
+      g.fmap_max,
+      g.architecture,
+      g.num_bf16_res,
+      g.clamp or None,
+      tuple(g.taps),
+      g.activation,
+      use_noise=g.noise,
+      remat=g.remat,
+      fmap_min=g.fmap_min,
+    ),
+  )
   discriminator = Discriminator(
-      size, d.fmap_base, d.fmap_max, c_dim, d.architecture, d.num_bf16_res, d.clamp or None,
-      tuple(d.taps), d.activation, cmap_dim=d.cmap_dim or None, mapping_lr_mul=d.mapping_lr_mul,
-      mbstd_group_size=d.mbstd_group_size, mbstd_num_channels=d.mbstd_num_channels, mapping_layers=d.mapping_layers,
-      embed_features=d.embed_features or None, layer_features=d.layer_features or None, remat=d.remat, fmap_min=d.fmap_min)
+    size,
+    d.fmap_base,
+    d.fmap_max,
+    c_dim,
+    d.architecture,
+    d.num_bf16_res,
+    d.clamp or None,
+    tuple(d.taps),
+    d.activation,
+    cmap_dim=d.cmap_dim or None,
+    mapping_lr_mul=d.mapping_lr_mul,
+    mbstd_group_size=d.mbstd_group_size,
+    mbstd_num_channels=d.mbstd_num_channels,
+    mapping_layers=d.mapping_layers,
+    embed_features=d.embed_features or None,
+    layer_features=d.layer_features or None,
+    remat=d.remat,
+    fmap_min=d.fmap_min,
+  )
   return generator, discriminator
 
 
 def steps(config, c_dim, mesh, stage=None):
-  """The Steps of a configuration in a stage of its growth (None: the first); mesh: over which they divide work, or None."""
+  """The Steps of a configuration in a stage of its growth (None: the first); mesh: over which they
+  divide work, or None.
+  """
   generator, discriminator = networks(config, c_dim)
   loss, opt, grows = config.loss, config.opt, growth(config)
   stage, tensorflow = stage or grows.stage(0), opt.formulation == 'tensorflow'
-  # Adam is corrected for the interval even if the regularizer's weight is 0, as in config C [S2 Table 1].
-  adam = lambda lr, interval: state_lib.adam(lr, opt.beta1, opt.beta2, opt.eps, interval, tensorflow)
-  frozen = image_side_layers(config.d.architecture, block_sizes(resolution(config)))[:config.d.freeze_layers]
+  # Adam is corrected for the interval even if the regularizer's weight is 0, as in config C [S2
+  # Table 1].
+  adam = lambda lr, interval: state_lib.adam(
+    lr, opt.beta1, opt.beta2, opt.eps, interval, tensorflow
+  )
+  frozen = image_side_layers(config.d.architecture, block_sizes(resolution(config)))[
+    : config.d.freeze_layers
+  ]
   places = {'constrain': sharding.constrain(mesh), 'spread': sharding.spread(mesh)} if mesh else {}
   return Steps(
-      generator, discriminator, g_tx=adam(stage.g_lr, loss.pl_interval),
-      d_tx=state_lib.frozen(adam(stage.d_lr, loss.r1_interval), frozen),
-      r1_gamma=loss.r1_gamma, r1_interval=loss.r1_interval, pl_weight=loss.pl_weight, pl_decay=loss.pl_decay,
-      pl_interval=loss.pl_interval, pl_shrink=loss.pl_shrink, mixing_prob=loss.mixing_prob, ema_kimg=config.ema.kimg,
-      ema_rampup=config.ema.rampup or None, lr_rampup_kimg=opt.lr_rampup_kimg, mean_rounds=tensorflow,
-      growth=grows if grows.levels else None, stage=stage, precision=config.precision,
-      check_updates=any(state_lib.can_overflow(lr, opt.beta1, opt.beta2, opt.eps) for lr in (stage.g_lr, stage.d_lr)), **places)
+    generator,
+    discriminator,
+    g_tx=adam(stage.g_lr, loss.pl_interval),
+    d_tx=state_lib.frozen(adam(stage.d_lr, loss.r1_interval), frozen),
+    r1_gamma=loss.r1_gamma,
+    r1_interval=loss.r1_interval,
+    pl_weight=loss.pl_weight,
+    pl_decay=loss.pl_decay,
+    pl_interval=loss.pl_interval,
+    pl_shrink=loss.pl_shrink,
+    mixing_prob=loss.mixing_prob,
+    ema_kimg=config.ema.kimg,
+    ema_rampup=config.ema.rampup or None,
+    lr_rampup_kimg=opt.lr_rampup_kimg,
+    mean_rounds=tensorflow,
+    growth=grows if grows.levels else None,
+    stage=stage,
+    precision=config.precision,
+    check_updates=any(
+      state_lib.can_overflow(lr, opt.beta1, opt.beta2, opt.eps) for lr in (stage.g_lr, stage.d_lr)
+    ),
+    **places,
+  )
 
 
 def init_state(config, steps_, place):
   """A fresh TrainState of config.seed; place: a sharding, or None."""
-  make = lambda key: state_lib.init(key, steps_.generator, steps_.discriminator, steps_.g_tx, steps_.d_tx)
+  make = lambda key: state_lib.init(
+    key, steps_.generator, steps_.discriminator, steps_.g_tx, steps_.d_tx
+  )
   return jax.jit(make, out_shardings=place)(keys.purpose_key(config.seed, 'init'))

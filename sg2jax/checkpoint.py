@@ -27,7 +27,8 @@ import orbax.checkpoint as ocp
 from sg2jax import state as state_lib
 from sg2jax.faults import CheckpointError, UsageError, WriteError
 
-FORMAT = 2  # 1: of version 0.1, whose states lack state.YOUNGER and whose random numbers came from other keys
+# 1: of version 0.1, whose states lack state.YOUNGER and whose random numbers came from other keys
+FORMAT = 2
 _STEP = re.compile(r'(0|[1-9][0-9]*)(\.tmp|\.damaged-[0-9]+)?')
 
 # Orbax says the first at every save without OCDBT, which is meant (OCDBT's file names are random);
@@ -44,7 +45,8 @@ class Checkpoints:
   """The checkpoints of one run. To be closed (`contextlib.closing`), or a save in flight is lost.
 
   Every process makes the same calls; process 0 alone seals, renames and deletes.
-  `restored` is the manifest of what `restore_latest` found; None if it found nothing or wasn't called.
+  `restored` is the manifest of what `restore_latest` found; None if it found nothing or wasn't
+  called.
   """
 
   def __init__(self, workdir, *, keep: int, meta: dict):
@@ -63,7 +65,9 @@ class Checkpoints:
     self._root = pathlib.Path(workdir).absolute() / 'checkpoints'
     self._keep = keep
     self._meta = json.loads(json.dumps(meta))  # what JSON can't hold fails here, not in a thread
-    self._checkpointer = ocp.AsyncCheckpointer(ocp.PyTreeCheckpointHandler(use_ocdbt=False, use_compression=False))
+    self._checkpointer = ocp.AsyncCheckpointer(
+      ocp.PyTreeCheckpointHandler(use_ocdbt=False, use_compression=False)
+    )
     self._thread = self._error = self.restored = None
     self._scores = {}  # step -> score or None; a step without a readable manifest is never deleted
     for step in _steps(self._root):
@@ -96,12 +100,20 @@ class Checkpoints:
     # Per leaf a directory, a .zarray and the last block of the data; a block has 4096 bytes.
     size = sum(x.nbytes + 3 * 4096 for x in named.values())
     if (free := _free(self._root)) < 3 * size:
-      logging.warning('%s: %d bytes free, not enough for three more checkpoints of '
-                      '%d bytes; make room before the disk is full', self._root, free, size)
+      logging.warning(
+        '%s: %d bytes free, not enough for three more checkpoints of '
+        '%d bytes; make room before the disk is full',
+        self._root,
+        free,
+        size,
+      )
     manifest = {
-        'format': FORMAT, 'step': step, 'meta': self._meta,
-        'score': float(score) if score is not None and math.isfinite(score) else None,
-        'leaves': {name: [str(x.dtype), list(x.shape)] for name, x in named.items()}}
+      'format': FORMAT,
+      'step': step,
+      'meta': self._meta,
+      'score': float(score) if score is not None and math.isfinite(score) else None,
+      'leaves': {name: [str(x.dtype), list(x.shape)] for name, x in named.items()},
+    }
     partial = self._root / f'{step}.tmp'
     try:
       if free < size:  # orbax would find out too, noisily
@@ -135,7 +147,7 @@ class Checkpoints:
       shutil.rmtree(partial, ignore_errors=True)
 
   def _prune(self):
-    kept = set(sorted(self._scores)[-self._keep:])
+    kept = set(sorted(self._scores)[-self._keep :])
     if scored := [(score, -step) for step, score in self._scores.items() if score is not None]:
       kept.add(-min(scored)[1])
     for step in self._scores.keys() - kept:
@@ -148,9 +160,10 @@ class Checkpoints:
 
   def _write_error(self, step, size, error):
     return WriteError(
-        f'{self._root / str(step)}: this checkpoint could not be written ({size} bytes; '
-        f'{_free(self._root)} bytes free): {_one_line(error)}. Those saved before are intact; make '
-        'room, then run the same command again')
+      f'{self._root / str(step)}: this checkpoint could not be written ({size} bytes; '
+      f'{_free(self._root)} bytes free): {_one_line(error)}. Those saved before are intact; make '
+      'room, then run the same command again'
+    )
 
   def wait(self):
     """Returns when the save in flight is whole on disk; raises its WriteError, once, if not."""
@@ -186,8 +199,10 @@ class Checkpoints:
     step = int(multihost_utils.broadcast_one_to_all(np.int32(-1 if step is None else step)))
     self._scores = {s: score for s, score in self._scores.items() if s <= step}
     if bad and step < 0:
-      raise CheckpointError(f'no whole checkpoint in {self._root}: {"; ".join(bad)}. Bring one '
-                            'back, or move that directory away to start from the beginning')
+      raise CheckpointError(
+        f'no whole checkpoint in {self._root}: {"; ".join(bad)}. Bring one '
+        'back, or move that directory away to start from the beginning'
+      )
     if step < 0:
       return None
     self.restored = _manifest(self._root / str(step))
@@ -216,8 +231,10 @@ def find(path) -> pathlib.Path:
   root = path / 'checkpoints' if (path / 'checkpoints').is_dir() else path
   step, bad = _newest(root, set_aside=False)
   if step is None:
-    raise CheckpointError('; '.join([f'no whole checkpoint at {path} or {root}/<step>', *bad])
-                          + '. Give a workdir or one step of it')
+    raise CheckpointError(
+      '; '.join([f'no whole checkpoint at {path} or {root}/<step>', *bad])
+      + '. Give a workdir or one step of it'
+    )
   return root / str(step)
 
 
@@ -232,7 +249,8 @@ def load(path) -> tuple[dict, dict]:
 
 
 def restore(path, like):
-  """The checkpoint that `find(path)` finds with the structure and the shardings of `like`, as `Checkpoints.restore_latest`.
+  """The checkpoint that `find(path)` finds with the structure and the shardings of `like`, as
+  `Checkpoints.restore_latest`.
 
   Raises: CheckpointError: as `find`; or its leaves are unlike those of `like`.
   """
@@ -240,7 +258,8 @@ def restore(path, like):
 
 
 def configuration(step) -> dict:
-  """The configuration of a result of `find`: the config.json beside its `state/`, or else the workdir's.
+  """The configuration of a result of `find`: the config.json beside its `state/`, or else the
+  workdir's.
 
   Raises:
     CheckpointError: it can't be read.
@@ -249,8 +268,10 @@ def configuration(step) -> dict:
   try:
     return json.loads((places[0] if places[0].exists() else places[1]).read_text())
   except (OSError, ValueError) as e:
-    raise CheckpointError(f'{step} has no readable configuration in {places[0]} or {places[1]}: {_one_line(e)}. Copy it from '
-                          'the run') from e
+    raise CheckpointError(
+      f'{step} has no readable configuration in {places[0]} or {places[1]}: {_one_line(e)}. Copy '
+      'it from the run'
+    ) from e
 
 
 def _restore(step):
@@ -269,9 +290,10 @@ def _restore_like(step, like):
   for name in [*here, *there]:
     if here.get(name) != there.get(name):
       raise CheckpointError(
-          f'{step} does not fit this configuration: leaf {name} is {there.get(name, "missing")} '
-          f'there, {here.get(name, "missing")} here. Use the configuration it was trained with '
-          f'({step.parent.parent}/config.json) or another workdir')
+        f'{step} does not fit this configuration: leaf {name} is {there.get(name, "missing")} '
+        f'there, {here.get(name, "missing")} here. Use the configuration it was trained with '
+        f'({step.parent.parent}/config.json) or another workdir'
+      )
   values = _named(_restore(step)) | added
 
   def place(path, leaf):
@@ -360,8 +382,10 @@ def _manifest(step):
   if _encode(manifest) != text:
     raise _Damaged(f'{path} is not what was written (SHA-256 differs)')
   if manifest['format'] > FORMAT:
-    raise CheckpointError(f'{step} has checkpoint format {manifest["format"]}; this code reads '
-                          f'formats up to {FORMAT}: update sg2jax')
+    raise CheckpointError(
+      f'{step} has checkpoint format {manifest["format"]}; this code reads '
+      f'formats up to {FORMAT}: update sg2jax'
+    )
   return manifest
 
 

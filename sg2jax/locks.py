@@ -1,4 +1,6 @@
-"""Locks on files, which the system releases however a process ends: two runs never write to one folder."""
+"""Locks on files, which the system releases however a process ends: two runs never write to one
+folder.
+"""
 
 import contextlib
 import errno
@@ -23,14 +25,16 @@ def module():
     import fcntl  # here, because all else of this package can be imported anywhere
   except ImportError:
     raise faults.UsageError(
-        f'sg2jax runs on Linux or macOS only: {platform.system() or "this system"} has no fcntl') from None
+      f'sg2jax runs on Linux or macOS only: {platform.system() or "this system"} has no fcntl'
+    ) from None
   return fcntl
 
 
 def acquire(path):
   """Holds the lock file at `path`, which is made if need be, until what is returned is closed.
 
-  Where the file system has no locks (some network file systems and buckets), goes on without one after a warning.
+  Where the file system has no locks (some network file systems and buckets), goes on without one
+  after a warning.
 
   Returns:
     The open file; it says who holds it.
@@ -75,5 +79,10 @@ def _warn(f, path, error, owner):
   if device not in _told:
     _told.add(device)
     before = f' (the last one was {owner})' if owner else ''
-    logging.warning('%s: this file system has no locks (%s); going on without. Nothing keeps a second process from '
-                    'writing there%s: start no other one on this folder', path, error.strerror or error, before)
+    logging.warning(
+      '%s: this file system has no locks (%s); going on without. Nothing keeps a second process '
+      'from writing there%s: start no other one on this folder',
+      path,
+      error.strerror or error,
+      before,
+    )

@@ -1,4 +1,7 @@
-"""python -m sg2jax.main --config=configs/quickstart.py --workdir=DIR: trains; the same command resumes."""
+"""python -m sg2jax.main --config=configs/quickstart.py --workdir=DIR: trains; the same command
+resumes.
+"""
+
 import os
 
 from absl import flags
@@ -7,10 +10,18 @@ from ml_collections import config_flags
 from sg2jax import nonfinite, tools
 from sg2jax.train import train
 
-CONFIG = config_flags.DEFINE_config_file('config', None, 'Configuration; any field: --config.FIELD=VALUE.')
-WORKDIR = flags.DEFINE_string('workdir', None, 'Directory of the run; one that holds this run resumes it.')
-REPLAY = flags.DEFINE_string('replay', '', 'File in WORKDIR/nonfinite/, which a run writes before it exits with code 4: '
-                             'computes that minibatch once more and shows its numbers, instead of training.')
+CONFIG = config_flags.DEFINE_config_file(
+  'config', None, 'Configuration; any field: --config.FIELD=VALUE.'
+)
+WORKDIR = flags.DEFINE_string(
+  'workdir', None, 'Directory of the run; one that holds this run resumes it.'
+)
+REPLAY = flags.DEFINE_string(
+  'replay',
+  '',
+  'File in WORKDIR/nonfinite/, which a run writes before it exits with code 4: '
+  'computes that minibatch once more and shows its numbers, instead of training.',
+)
 
 
 def main(_):

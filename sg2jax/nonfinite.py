@@ -1,9 +1,10 @@
-"""When a number stops being finite: the minibatch is saved with the state that it met, and can be computed again.
+"""When a number stops being finite: the minibatch is saved with the state that it met, and can be
+computed again.
 
-Inside the steps the first loss or gradient that isn't finite halts the state (steps._apply): no parameter, moment, average
-or counter changes any more, whatever is computed until the host looks at the end of the tick. So what the host then finds is
-the state right before the update that failed; with the key of the run and the place in the data it is all that the update
-depends on.
+Inside the steps the first loss or gradient that isn't finite halts the state (steps._apply): no
+parameter, moment, average or counter changes any more, whatever is computed until the host looks at
+the end of the tick. So what the host then finds is the state right before the update that failed;
+with the key of the run and the place in the data it is all that the update depends on.
 """
 
 import contextlib
@@ -31,7 +32,9 @@ SHOWN = 20  # arrays that `replay` lists at most
 
 
 def batches(config, stage, images, nimg):
-  """The minibatches of a stage from stream position `nimg` on, as `data.batches`; images: a Source at the stage's size."""
+  """The minibatches of a stage from stream position `nimg` on, as `data.batches`; images: a Source
+  at the stage's size.
+  """
   return data.batches(
     images,
     batch=stage.batch,
@@ -66,11 +69,18 @@ def halt(workdir, config, steps, compiled, state, key, images, mesh, checkpoints
   place = folder / f'{step}-{phase}.json'
   first = _first(state, steps.stage, phase)
   found = {
-    'step': step, 'phase': phase, 'nimg': first, 'batch': steps.stage.batch,
-    'microbatch': build.microbatch(config, steps.stage.batch), 'seed': config.seed, 'key': _words(key),
+    'step': step,
+    'phase': phase,
+    'nimg': first,
+    'batch': steps.stage.batch,
+    'microbatch': build.microbatch(config, steps.stage.batch),
+    'seed': config.seed,
+    'key': _words(key),
     'images': _indices(config, images, first, steps.stage.batch),
-    'data': {'name': repr(images), 'place': images.place}, 'devices': mesh.size,
-    'config': config.to_dict(), 'state': f'checkpoints/{int(state.step)}',
+    'data': {'name': repr(images), 'place': images.place},
+    'devices': mesh.size,
+    'config': config.to_dict(),
+    'state': f'checkpoints/{int(state.step)}',
   }
   failure, before = None, 'what was saved before is sound'
   try:
@@ -89,23 +99,30 @@ def halt(workdir, config, steps, compiled, state, key, images, mesh, checkpoints
     if not failure and jax.process_index() == 0:
       text = json.dumps(found | {'array': array, 'numbers': numbers}, indent=1) + '\n'
       report.write_atomic(place, text)
-      values = found['config'] | {'c_dim': images.c_dim}  # so that the state can be loaded as any other
+      # so that the state can be loaded as any other
+      values = found['config'] | {'c_dim': images.c_dim}
       report.write_atomic(folder / 'config.json', json.dumps(values) + '\n')
   except WriteError as e:
     failure = e
   what = f'{array} is not finite'
   if array is None:
     what = 'a number was not finite, but is when computed once more: suspect the device'
-  saved = (f'The batch, its key and the state are in {place}: the same command with '
-           f'--replay={shlex.quote(str(place))} shows the numbers again')
+  saved = (
+    f'The batch, its key and the state are in {place}: the same command with '
+    f'--replay={shlex.quote(str(place))} shows the numbers again'
+  )
   if failure:
     saved = f'The batch could not be saved for --replay: {failure}'
-  raise NonFiniteError(f'step {step}, phase {phase}: {what}. Nothing of it was applied, and {before}. '
-                       f'{saved}. {REMEDY}')
+  raise NonFiniteError(
+    f'step {step}, phase {phase}: {what}. Nothing of it was applied, and {before}. '
+    f'{saved}. {REMEDY}'
+  )
 
 
 def _clear(folder):
-  """Removes what an earlier halt left; the folder itself may be a link, or one where nothing can be removed."""
+  """Removes what an earlier halt left; the folder itself may be a link, or one where nothing can be
+  removed.
+  """
   shutil.rmtree(folder / 'checkpoints', ignore_errors=True)
   for old in folder.glob('*.json') if folder.is_dir() else []:
     with contextlib.suppress(OSError):
@@ -113,7 +130,8 @@ def _clear(folder):
 
 
 def replay(config, file):
-  """Computes the phase of a minibatch that `halt` saved once more, and prints the numbers of then and of now.
+  """Computes the phase of a minibatch that `halt` saved once more, and prints the numbers of then
+  and of now.
 
   config may differ from the run's, to try a remedy; how is printed.
 
@@ -127,27 +145,38 @@ def replay(config, file):
   saved = _read(file)
   build.check(config)
   build.check_devices(config, jax.devices())
-  source = data.load(config.data.name, config.data.dir, build.resolution(config), config.data.channels,
-                     config.data.labels)
+  source = data.load(
+    config.data.name,
+    config.data.dir,
+    build.resolution(config),
+    config.data.channels,
+    config.data.labels,
+  )
   then, now = flat(saved['config']), flat(json.loads(json.dumps(config.to_dict())))
   growth, mesh = build.growth(config), sharding.make_mesh()
   stage = growth.stage(growth.look(saved['step'], saved['nimg']))
   images = data.Shrunk(source, 2**stage.level) if stage.level else source
   if repr(images) != saved['data']['name']:
-    raise DatasetError(f'--replay={file}: it is of {saved["data"]["name"]} in {saved["data"]["place"]}, '
-                       f'and this is {images!r}; give the data set of that run')
+    raise DatasetError(
+      f'--replay={file}: it is of {saved["data"]["name"]} in {saved["data"]["place"]}, '
+      f'and this is {images!r}; give the data set of that run'
+    )
   steps, same = build.steps(config, source.c_dim, mesh, stage), sharding.replicated(mesh)
   like = jax.eval_shape(lambda: build.init_state(config, steps, None))
   like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=same), like)
   state = checkpoint.restore(file.parent / saved['state'], like)
   if jax.device_get(state.fault).tolist()[:2] != [saved['step'], PHASES.index(saved['phase'])]:
-    raise CheckpointError(f'--replay={file}: the state beside it is of another minibatch; copy the whole folder')
+    raise CheckpointError(
+      f'--replay={file}: the state beside it is of another minibatch; copy the whole folder'
+    )
   phase, key = saved['phase'], jax.device_put(purpose_key(config.seed, 'training'), same)
   first = _first(state, stage, phase)
   here = [first, _indices(config, images, first, stage.batch), _words(key), config.data.mirror]
   if here != [saved['nimg'], saved['images'], saved['key'], then.get('data.mirror')]:
-    raise UsageError(f'--replay={file}: seed, batch, data.mirror or the growing of this configuration '
-                     'make another minibatch; leave them as they were in that run')
+    raise UsageError(
+      f'--replay={file}: seed, batch, data.mirror or the growing of this configuration '
+      'make another minibatch; leave them as they were in that run'
+    )
   step = sharding.jit_step(getattr(steps, phase), mesh)
   last = saved['nimg'] + stage.batch
   print(
@@ -161,7 +190,8 @@ def replay(config, file):
   _compare(saved['numbers'], numbers)
   if array:
     raise NonFiniteError(
-      f'step {saved["step"]}, phase {phase}: {array} is not finite; then it was {saved["array"]}. {REMEDY}'
+      f'step {saved["step"]}, phase {phase}: {array} is not finite; then it was {saved["array"]}. '
+      f'{REMEDY}'
     )
   print('all numbers are finite now')
 
@@ -173,7 +203,9 @@ def _fault(fault):
 
 
 def _first(state, stage, phase):
-  """Stream position of the first image of the minibatch; d_reg comes after the clock has moved on."""
+  """Stream position of the first image of the minibatch; d_reg comes after the clock has moved
+  on.
+  """
   return int(state.nimg) - (stage.batch if phase == 'd_reg' else 0)
 
 
@@ -189,7 +221,9 @@ def _words(key):
 
 
 def _again(config, steps, step, state, key, images, mesh, phase):
-  """Runs the phase on the halted state -> ({name: number, of arrays their squared norm, JSON-safe}, first bad name or None)."""
+  """Runs the phase on the halted state -> ({name: number, of arrays their squared norm, JSON-safe},
+  first bad name or None).
+  """
   first = _first(state, steps.stage, phase)
   state = state.replace(fault=jax.device_put(state_lib.NO_FAULT, sharding.replicated(mesh)))
   with contextlib.closing(batches(config, steps.stage, images, first)) as stream:
@@ -240,7 +274,9 @@ def _few(indices, most=16):
 
 
 def _compare(then, now):
-  """Prints the numbers: all that are not of arrays, and of the arrays those that aren't finite, then or now."""
+  """Prints the numbers: all that are not of arrays, and of the arrays those that aren't finite,
+  then or now.
+  """
   arrays = [
     name
     for name in now

@@ -1,4 +1,6 @@
-"""Where things are: addresses that are no paths, and the one folder for all that can be made or fetched again."""
+"""Where things are: addresses that are no paths, and the one folder for all that can be made or
+fetched again.
+"""
 
 import functools
 import os
@@ -13,39 +15,52 @@ from sg2jax import faults
 
 VARIABLE = 'SG2JAX_CACHE'
 _ADDRESS = re.compile(  # also in NAME=ADDRESS; pathlib makes one slash of two
-    r'(?:^|=)\s*(?:([A-Za-z][A-Za-z0-9+.-]*)://|(gs|s3|https?|hdfs|ftp|file):/)', re.IGNORECASE)
+  r'(?:^|=)\s*(?:([A-Za-z][A-Za-z0-9+.-]*)://|(gs|s3|https?|hdfs|ftp|file):/)', re.IGNORECASE
+)
 _REMEDIES = {
-    'gs': 'mount the bucket (gcsfuse) and give the path of its folder, or copy it to a disk',
-    's3': 'mount the bucket (mount-s3, s3fs) and give the path of its folder, or copy it to a disk',
-    'http': 'download it and give the path of the file', 'https': 'download it and give the path of the file',
-    'ftp': 'download it and give the path of the file', 'file': 'give the path alone, without file://'}
+  'gs': 'mount the bucket (gcsfuse) and give the path of its folder, or copy it to a disk',
+  's3': 'mount the bucket (mount-s3, s3fs) and give the path of its folder, or copy it to a disk',
+  'http': 'download it and give the path of the file',
+  'https': 'download it and give the path of the file',
+  'ftp': 'download it and give the path of the file',
+  'file': 'give the path alone, without file://',
+}
 
 
 def check_local(text, said=''):
-  """Raises UsageError if `text` is an address (gs://, s3://, https:// ...) or NAME=ADDRESS, or in a home folder that nobody
-  knows. said: how it was given."""
+  """Raises UsageError if `text` is an address (gs://, s3://, https:// ...) or NAME=ADDRESS, or in a
+  home folder that nobody knows. said: how it was given.
+  """
   if not isinstance(text, (str, bytes, os.PathLike)):
     return
   text = os.fsdecode(text)
   if found := _ADDRESS.search(text):
     scheme = (found[1] or found[2]).lower()
     remedy = _REMEDIES.get(scheme, 'mount it as a folder and give its path, or copy it to a disk')
-    raise faults.UsageError(f'{said or text}: only folders and files of this machine are read and written, no {scheme}:// '
-                            f'address; {remedy}')
+    raise faults.UsageError(
+      f'{said or text}: only folders and files of this machine are read and written, no '
+      f'{scheme}:// address; {remedy}'
+    )
   if text.startswith('~') and os.path.expanduser(text) == text:
-    raise faults.UsageError(f'{said or text}: the home folder {text.split("/")[0]} is unknown; give the whole path')
+    raise faults.UsageError(
+      f'{said or text}: the home folder {text.split("/")[0]} is unknown; give the whole path'
+    )
 
 
 def check_text(path, said=''):
-  """Raises UsageError if the whole path of a run has bytes that are no text: the library that reads checkpoints can't."""
+  """Raises UsageError if the whole path of a run has bytes that are no text: the library that reads
+  checkpoints can't.
+  """
   if any('\ud800' <= char <= '\udfff' for char in os.path.abspath(os.fsdecode(path))):
-    raise faults.UsageError(f'{said or path}: this path has bytes that are no UTF-8, as the library that reads and writes '
-                            'checkpoints needs; rename the folder')
+    raise faults.UsageError(
+      f'{said or path}: this path has bytes that are no UTF-8, as the library that reads and '
+      'writes checkpoints needs; rename the folder'
+    )
 
 
 def cache() -> pathlib.Path:
-  """The folder for what can be made or fetched again: $SG2JAX_CACHE or ~/.cache/sg2jax; the system's temporary one
-  where there is no home folder, or it can't be written to.
+  """The folder for what can be made or fetched again: $SG2JAX_CACHE or ~/.cache/sg2jax; the
+  system's temporary one where there is no home folder, or it can't be written to.
 
   Raises: UsageError: the variable holds an address.
   """
@@ -71,7 +86,10 @@ def _writable(place):
 @functools.lru_cache
 def _temporary():
   """A folder of this user alone: compiled code is read from it."""
-  place = pathlib.Path(tempfile.gettempdir()) / f'sg2jax-{os.getuid() if hasattr(os, "getuid") else "cache"}'
+  place = (
+    pathlib.Path(tempfile.gettempdir())
+    / f'sg2jax-{os.getuid() if hasattr(os, "getuid") else "cache"}'
+  )
   try:
     place.mkdir(mode=0o700, exist_ok=True)
     found = place.lstat()
@@ -80,6 +98,10 @@ def _temporary():
       raise OSError
   except OSError:
     place = pathlib.Path(tempfile.mkdtemp(prefix='sg2jax-'))  # for this process
-  logging.warning('no home folder that can be written to: what can be made again is kept in %s; %s=DIR names another place',
-                  place, VARIABLE)
+  logging.warning(
+    'no home folder that can be written to: what can be made again is kept in %s; %s=DIR names '
+    'another place',
+    place,
+    VARIABLE,
+  )
   return place

@@ -30,9 +30,19 @@ from PIL import Image
 from sg2jax import __version__, faults
 
 # Metrics of the status line, in this order, and their names there. metrics.jsonl has all metrics.
-SHOWN = {'lod': 'lod', 'loss_g': 'G', 'loss_d': 'D', 'pl_length': 'pl', 'r1': 'r1', 'ada_p': 'p', 'swd': 'swd'}
+SHOWN = {
+  'lod': 'lod',
+  'loss_g': 'G',
+  'loss_d': 'D',
+  'pl_length': 'pl',
+  'r1': 'r1',
+  'ada_p': 'p',
+  'swd': 'swd',
+}
 READABLE = 64  # px; smaller images are enlarged in PNG files
-GRID_SIDE = 4096  # px of a grid's longer side, unless one image is larger: more, no viewer shows and TensorBoard chokes on
+# px of a grid's longer side, unless one image is larger: more, no viewer shows and TensorBoard
+# chokes on
+GRID_SIDE = 4096
 PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'numpy')
 
 
@@ -64,7 +74,12 @@ class Report:
     records = [json.loads(line) for line in kept]
     # Metrics that were measured later have lines of their own, which are no ticks.
     self._ticks, self._columns = sum('sec_per_tick' in record for record in records), set()
-    self._values = {(record['step'], name) for record in records if 'sec_per_tick' not in record for name in record}
+    self._values = {
+      (record['step'], name)
+      for record in records
+      if 'sec_per_tick' not in record
+      for name in record
+    }
     with writing(self._workdir / 'tensorboard'):
       self._writer = _tensorboard_writer(self._workdir / 'tensorboard', step)
     if not self._writer:
@@ -82,15 +97,26 @@ class Report:
     """
     if not self._active:
       return
-    scalars = {'sec_per_tick': sec_per_tick, 'img_per_sec': img_per_sec, **metrics,
-               'host_bytes': host_memory(), 'device_bytes': device_memory(jax.local_devices()[0])}
+    scalars = {
+      'sec_per_tick': sec_per_tick,
+      'img_per_sec': img_per_sec,
+      **metrics,
+      'host_bytes': host_memory(),
+      'device_bytes': device_memory(jax.local_devices()[0]),
+    }
     scalars = self._write(step, nimg, scalars)
     self.say(self._status(nimg / 1000, scalars))
     self._ticks += 1
 
   def values(self, step, nimg, metrics):
-    """Logs metrics that were measured after the tick of their step, in a line of their own; each once."""
-    metrics = {name: value for name, value in metrics.items() if self._active and (step, name) not in self._values}
+    """Logs metrics that were measured after the tick of their step, in a line of their own; each
+    once.
+    """
+    metrics = {
+      name: value
+      for name, value in metrics.items()
+      if self._active and (step, name) not in self._values
+    }
     if metrics:
       self._values |= {(step, name) for name in metrics}
       self._write(step, nimg, metrics)
@@ -140,8 +166,12 @@ class Report:
       self._bar_due = time.monotonic() + 0.1
       share = min(nimg / (1000 * self._total), 1)
       bar = ('#' * int(30 * share)).ljust(30, '.')
-      print(f'\r[{bar}] {share:4.0%}  {nimg / 1000:.1f}/{self._total:g} kimg\x1b[K',
-            end='', file=sys.stderr, flush=True)
+      print(
+        f'\r[{bar}] {share:4.0%}  {nimg / 1000:.1f}/{self._total:g} kimg\x1b[K',
+        end='',
+        file=sys.stderr,
+        flush=True,
+      )
 
   def say(self, text):
     """Prints a line to stdout, clear of the progress bar."""
@@ -165,19 +195,32 @@ class Report:
     rate = scalars['img_per_sec']
     left = duration((self._total - kimg) * 1000 / rate) if rate > 0 else '-'
     self._columns |= scalars.keys()
-    metrics = [f'{label} {number(scalars[name]) if name in scalars else "-":<6}'
-               for name, label in SHOWN.items() if name in self._columns]
-    memory = [f'{label} {scalars[name] / 2**30:.1f} GB'
-              for name, label in (('host_bytes', 'mem'), ('device_bytes', 'device'))
-              if name in scalars]
-    return '  '.join([
-        f'tick {self._ticks:<4}', f'kimg {kimg:>{len(f"{self._total:.1f}")}.1f}/{self._total:g}',
-        f'{number(scalars["sec_per_tick"]):>5} s/tick', f'{number(rate):>5} img/s',
-        f'left {left:<7}', *metrics, *memory])
+    metrics = [
+      f'{label} {number(scalars[name]) if name in scalars else "-":<6}'
+      for name, label in SHOWN.items()
+      if name in self._columns
+    ]
+    memory = [
+      f'{label} {scalars[name] / 2**30:.1f} GB'
+      for name, label in (('host_bytes', 'mem'), ('device_bytes', 'device'))
+      if name in scalars
+    ]
+    return '  '.join(
+      [
+        f'tick {self._ticks:<4}',
+        f'kimg {kimg:>{len(f"{self._total:.1f}")}.1f}/{self._total:g}',
+        f'{number(scalars["sec_per_tick"]):>5} s/tick',
+        f'{number(rate):>5} img/s',
+        f'left {left:<7}',
+        *metrics,
+        *memory,
+      ]
+    )
 
 
 class EventWriter:
-  """TensorBoard event files without TensorFlow; `write_scalars`, `flush` and `close` are those of clu's MetricWriter.
+  """TensorBoard event files without TensorFlow; `write_scalars`, `flush` and `close` are those of
+  clu's MetricWriter.
 
   Uses tensorboard's RecordWriter: its EventFileWriter imports TensorFlow where that is installed.
   """
@@ -185,6 +228,7 @@ class EventWriter:
   def __init__(self, logdir, step):
     from tensorboard.compat.proto import event_pb2, summary_pb2
     from tensorboard.summary.writer.record_writer import RecordWriter
+
     self._event, self._summary = event_pb2, summary_pb2.Summary
     logdir.mkdir(parents=True, exist_ok=True)
     name = f'events.out.tfevents.{int(time.time()):010d}.{socket.gethostname()}.{os.getpid()}'
@@ -206,8 +250,12 @@ class EventWriter:
   def write_png(self, step, name, file, shape):
     """Writes a picture: the bytes of a PNG file of a shape [H,W,C]."""
     height, width, channels = shape
-    picture = self._summary.Image(height=height, width=width, colorspace=channels, encoded_image_string=file)
-    self._add(step=step, summary=self._summary(value=[self._summary.Value(tag=name, image=picture)]))
+    picture = self._summary.Image(
+      height=height, width=width, colorspace=channels, encoded_image_string=file
+    )
+    self._add(
+      step=step, summary=self._summary(value=[self._summary.Value(tag=name, image=picture)])
+    )
 
 
 def _tensorboard_writer(logdir, step):
@@ -215,6 +263,7 @@ def _tensorboard_writer(logdir, step):
   with contextlib.suppress(ImportError):
     if 'tensorflow' in sys.modules:
       from clu.metric_writers import SummaryWriter
+
       return SummaryWriter(str(logdir))
   with contextlib.suppress(ImportError):
     return EventWriter(logdir, step)
@@ -224,7 +273,8 @@ def _tensorboard_writer(logdir, step):
 def grid_shape(height, width, most):
   """(rows, columns) of the grid of images [height,width] that holds the most of them.
 
-  It has no gaps, at most `most` images and GRID_SIDE on a side, small ones enlarged as in `readable_grid`.
+  It has no gaps, at most `most` images and GRID_SIDE on a side, small ones enlarged as in
+  `readable_grid`.
   """
   factor = max(1, READABLE // min(height, width))
   fit = lambda side: min(max(1, GRID_SIDE // (factor * side)), most)
@@ -249,12 +299,14 @@ def image_grid(images, cols=None):
 
 
 def readable_grid(images, cols=None):
-  """`image_grid` of images as a person sees them: sides under READABLE px enlarged by a whole factor, 1, 3 or 4 channels."""
+  """`image_grid` of images as a person sees them: sides under READABLE px enlarged by a whole
+  factor, 1, 3 or 4 channels.
+  """
   factor = max(1, READABLE // min(images.shape[1:3]))
   grid = image_grid(np.asarray(images), cols)
   if factor > 1:
     grid = grid.repeat(factor, 0).repeat(factor, 1)
-  return grid[..., :{1: 1, 2: 1, 4: 4}.get(grid.shape[2], 3)]
+  return grid[..., : {1: 1, 2: 1, 4: 4}.get(grid.shape[2], 3)]
 
 
 def png(image):
@@ -272,7 +324,8 @@ def npz(**arrays):
 
 
 def save_run(workdir, config, labels=None, changes=()):
-  """Writes what is being run into WORKDIR: config.json, labels.json, and one more start in environment.json.
+  """Writes what is being run into WORKDIR: config.json, labels.json, and one more start in
+  environment.json.
 
   Args:
     workdir: str or path; created if need be.
@@ -295,19 +348,31 @@ def save_run(workdir, config, labels=None, changes=()):
     starts = json.loads(text)
   except ValueError:
     starts = [{'unreadable': text}]
-  write_atomic(path, json.dumps([*starts, environment() | ({'changes': list(changes)} if changes else {})], indent=2) + '\n')
+  write_atomic(
+    path,
+    json.dumps([*starts, environment() | ({'changes': list(changes)} if changes else {})], indent=2)
+    + '\n',
+  )
 
 
 def environment():
   """What this process runs on: dict of versions, devices, host, command line and git commit."""
   devices = jax.devices()
   return {
-      'time': time.strftime('%Y-%m-%dT%H:%M:%S%z'), 'host': platform.node(),
-      'platform': platform.platform(), 'command': shlex.join([sys.executable, *sys.orig_argv[1:]]),
-      'git_commit': _git_commit(), 'python': platform.python_version(), 'sg2jax': __version__,
-      **{name: _version(name) for name in PACKAGES},
-      'device': devices[0].device_kind, 'backend': devices[0].platform, 'devices': len(devices),
-      'processes': jax.process_count(), 'cpus': os.cpu_count()}
+    'time': time.strftime('%Y-%m-%dT%H:%M:%S%z'),
+    'host': platform.node(),
+    'platform': platform.platform(),
+    'command': shlex.join([sys.executable, *sys.orig_argv[1:]]),
+    'git_commit': _git_commit(),
+    'python': platform.python_version(),
+    'sg2jax': __version__,
+    **{name: _version(name) for name in PACKAGES},
+    'device': devices[0].device_kind,
+    'backend': devices[0].platform,
+    'devices': len(devices),
+    'processes': jax.process_count(),
+    'cpus': os.cpu_count(),
+  }
 
 
 def _version(package):
@@ -387,8 +452,9 @@ def writing(path):
   except OSError as e:
     place = next(p for p in path.absolute().parents if os.path.exists(p))
     raise faults.WriteError(
-        f'cannot write {path}: {e.strerror or e}; {shutil.disk_usage(place).free:,} bytes are free '
-        'there. Make room or choose another place, then run the same command again.') from e
+      f'cannot write {path}: {e.strerror or e}; {shutil.disk_usage(place).free:,} bytes are free '
+      'there. Make room or choose another place, then run the same command again.'
+    ) from e
 
 
 def _step_of(line):

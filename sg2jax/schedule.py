@@ -1,4 +1,7 @@
-"""Pure numbers from the clock: progressive growing, learning rates, the lazy Adam correction, the EMA of the generator."""
+"""Pure numbers from the clock: progressive growing, learning rates, the lazy Adam correction, the
+EMA of the generator.
+"""
+
 import dataclasses
 import math
 
@@ -8,6 +11,7 @@ import jax.numpy as jnp
 @dataclasses.dataclass(frozen=True)
 class Stage:
   """What is static between two changes of resolution."""
+
   level: int = 0  # number of upper resolutions that aren't there yet: floor(lod)
   batch: int = 0  # images per minibatch
   g_lr: float = 0.0
@@ -16,12 +20,16 @@ class Stage:
 
 @dataclasses.dataclass(frozen=True)
 class Growth:
-  """Progressive growing [Karras et al. 2018, S1 App. C, S2 Table 1 A-D]: each resolution fades in, then holds.
+  """Progressive growing [Karras et al. 2018, S1 App. C, S2 Table 1 A-D]: each resolution fades in,
+  then holds.
 
-  lod, the level of detail, falls from `levels` to 0: during a fade it is fractional and floor(lod) is the new resolution,
-  whose batch and learning rates apply. The schedule is looked at every `repeats` minibatches.
+  lod, the level of detail, falls from `levels` to 0: during a fade it is fractional and floor(lod)
+  is the new resolution, whose batch and learning rates apply. The schedule is looked at every
+  `repeats` minibatches.
   """
-  side: int  # px, the longer one at full resolution; if that is no power of 2, the one below it stands for it
+
+  # px, the longer one at full resolution; if that is no power of 2, the one below it stands for it
+  side: int
   levels: int  # resolutions missing at the start; 0: nothing grows
   hold_kimg: float  # thousands of images at a resolution
   fade_kimg: float  # and on the way to the next; 0: at once
@@ -37,18 +45,28 @@ class Growth:
     """Level of detail after `nimg` images, a float in [0, levels]."""
     kimg, phase = nimg / 1000, self.hold_kimg + self.fade_kimg
     done = math.floor(kimg / phase) if self.levels else 0
-    fading = max(kimg - done * phase - self.hold_kimg, 0) / self.fade_kimg if self.levels and self.fade_kimg else 0.0
+    fading = (
+      max(kimg - done * phase - self.hold_kimg, 0) / self.fade_kimg
+      if self.levels and self.fade_kimg
+      else 0.0
+    )
     return max(self.levels - done - fading, 0.0)
 
   def stage(self, nimg):
     """The Stage that `nimg` images fall in."""
     level = math.floor(self.lod(nimg))
     side = self.side >> level
-    return Stage(level, at_side(self.batches, side, self.batch), at_side(self.g_lrs, side, self.g_lr),
-                 at_side(self.d_lrs, side, self.d_lr))
+    return Stage(
+      level,
+      at_side(self.batches, side, self.batch),
+      at_side(self.g_lrs, side, self.g_lr),
+      at_side(self.d_lrs, side, self.d_lr),
+    )
 
   def look(self, step, nimg):
-    """Images at the last look at the schedule; step, nimg: done so far. Walks the schedule, a second for 25 million images."""
+    """Images at the last look at the schedule; step, nimg: done so far. Walks the schedule, a
+    second for 25 million images.
+    """
     if step % self.repeats == 0:
       return nimg
     nimg = 0
@@ -57,7 +75,9 @@ class Growth:
     return nimg
 
   def resets(self, before, after):
-    """True if Adam starts afresh between schedule looks at `before` and at `after` images: a fade begins or ends."""
+    """True if Adam starts afresh between schedule looks at `before` and at `after` images: a fade
+    begins or ends.
+    """
     ends = lambda nimg: (math.floor(self.lod(nimg)), math.ceil(self.lod(nimg)))
     return ends(before) != ends(after)
 
@@ -66,7 +86,8 @@ class Growth:
     return nimg - step % self.repeats * stage.batch
 
   def alpha(self, stage, step, nimg, dtype=jnp.float32):
-    """1 - (lod - floor(lod)) in `stage`, [] of dtype: how far its resolution is faded in. step, nimg: int32 [], traced.
+    """1 - (lod - floor(lod)) in `stage`, [] of dtype: how far its resolution is faded in. step,
+    nimg: int32 [], traced.
 
     Both count from 0; nimg is taken as it was at the last look at the schedule.
     """
@@ -89,7 +110,8 @@ def ramp(nimg, kimg):
 
 
 def lazy_correction(interval):
-  """c = k/(k+1): Adam's lr is multiplied by c and its betas are raised to c when the loss is regularized every k [S2 App. B].
+  """c = k/(k+1): Adam's lr is multiplied by c and its betas are raised to c when the loss is
+  regularized every k [S2 App. B].
 
   interval 0 means that the regularizer isn't lazy: 1.
   """
@@ -97,9 +119,11 @@ def lazy_correction(interval):
 
 
 def ema_beta(nimg, batch, ema_kimg, ema_rampup, dtype=jnp.float32):
-  """0.5^(batch / half-life), half-life = min(ema_kimg * 1000, nimg * ema_rampup) images [ADA App. F]. Scalar.
+  """0.5^(batch / half-life), half-life = min(ema_kimg * 1000, nimg * ema_rampup) images [ADA App.
+  F]. Scalar.
 
-  nimg counts images before this minibatch; ema_rampup None: no ramp. At nimg 0 with a ramp it is 0: EMA copies G.
+  nimg counts images before this minibatch; ema_rampup None: no ramp. At nimg 0 with a ramp it is 0:
+  EMA copies G.
   """
   half_life = jnp.asarray(ema_kimg * 1000, dtype)
   if ema_rampup is not None:

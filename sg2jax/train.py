@@ -1,4 +1,5 @@
 """The run: build, restore, loop, maintenance. The only reader of the clock."""
+
 from concurrent import futures
 import contextlib
 from functools import partial
@@ -19,7 +20,16 @@ from sg2jax.evaluation import measure, protocols
 from sg2jax.faults import Interrupted, Preempted, UsageError
 from sg2jax.keys import purpose_key
 from sg2jax.snapshot import Snapshot
-from sg2jax.workdir import check_start, check_workdir, data_values, folder, init_from, locked, origin, resume
+from sg2jax.workdir import (
+  check_start,
+  check_workdir,
+  data_values,
+  folder,
+  init_from,
+  locked,
+  origin,
+  resume,
+)
 
 
 def train(config, workdir):
@@ -32,7 +42,10 @@ def train(config, workdir):
   wanted = [protocols.parse(name) for name in config.metrics]
   measure.check(wanted, {})
   if 'swd' in config.metrics:
-    raise UsageError(f'--config.metrics={config.metrics}: swd is logged at every snapshot, of swd_images images; leave it out')
+    raise UsageError(
+      f'--config.metrics={config.metrics}: swd is logged at every snapshot, of swd_images images; '
+      'leave it out'
+    )
   places.check_local(config.data.dir, f'--config.data.dir={config.data.dir}')
   workdir, values = folder(workdir), config.to_dict()
   check_workdir(values, workdir)
@@ -41,10 +54,16 @@ def train(config, workdir):
   with Stop() as stop:
     devices = jax.devices()
     build.check_devices(config, devices)
-    source = data.load(config.data.name, config.data.dir, build.resolution(config), config.data.channels,
-                       config.data.labels)
+    source = data.load(
+      config.data.name,
+      config.data.dir,
+      build.resolution(config),
+      config.data.channels,
+      config.data.labels,
+    )
     data.check_size(source, max(build.batches(config)))
-    measure.load(wanted, source, {})  # weights and images that can't be used are refused now, not after days
+    # weights and images that can't be used are refused now, not after days
+    measure.load(wanted, source, {})
     if begins:
       check_start(config, start, source.c_dim)
     values |= data_values(source)
@@ -56,18 +75,26 @@ def train(config, workdir):
 
 
 def run(config, workdir, source, mesh, stop, start=None, changes=()):
-  """Everything after the checks: restore, then stage by stage (one, unless the networks grow) compile and train.
+  """Everything after the checks: restore, then stage by stage (one, unless the networks grow)
+  compile and train.
 
-  start: the workdir.Origin of a new run, or None; changes: what is other than in the run that goes on, lines for people.
+  start: the workdir.Origin of a new run, or None; changes: what is other than in the run that goes
+  on, lines for people.
   """
   growth, same = build.growth(config), sharding.replicated(mesh)
   make_steps = partial(build.steps, config, source.c_dim, mesh)
   with contextlib.ExitStack() as stack:
-    checkpoints = stack.enter_context(contextlib.closing(
-        Checkpoints(workdir, keep=config.keep, meta={'data_hash': source.hash, 'config': config.to_dict()})))
+    checkpoints = stack.enter_context(
+      contextlib.closing(
+        Checkpoints(
+          workdir, keep=config.keep, meta={'data_hash': source.hash, 'config': config.to_dict()}
+        )
+      )
+    )
     abstract = jax.eval_shape(lambda: build.init_state(config, make_steps(), None))
     state = checkpoints.restore_latest(
-        jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=same), abstract))
+      jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=same), abstract)
+    )
     fresh = state is None
     if fresh:
       state = build.init_state(config, make_steps(), same)
@@ -77,7 +104,9 @@ def run(config, workdir, source, mesh, stop, start=None, changes=()):
     for text in changes:
       log.say(f'another than so far: {text}')
     if not fresh:
-      state = resume(config, growth.stage(growth.look(step, nimg)).batch, state, checkpoints.restored, mesh, log)
+      state = resume(
+        config, growth.stage(growth.look(step, nimg)).batch, state, checkpoints.restored, mesh, log
+      )
     elif start:
       state = jax.device_put(init_from(config, state, start, workdir, log), same)
     snapshot = Snapshot(workdir, config, source, mesh, log, stop)
@@ -89,25 +118,60 @@ def run(config, workdir, source, mesh, stop, start=None, changes=()):
     unfinished = lambda: nimg < config.total_kimg * 1000 or step % growth.repeats
     while unfinished() and not stop:
       stage = growth.stage(growth.look(step, nimg))
-      steps, images = make_steps(stage), data.Shrunk(source, 2 ** stage.level) if stage.level else source
+      steps, images = (
+        make_steps(stage),
+        data.Shrunk(source, 2**stage.level) if stage.level else source,
+      )
       compiled, seconds = compile_steps(steps, state, mesh, config, images, stop)
-      log.say(f'{"x".join(map(str, images.shape))}, batch {stage.batch}: compiled in {seconds:.0f} s')
+      log.say(
+        f'{"x".join(map(str, images.shape))}, batch {stage.batch}: compiled in {seconds:.0f} s'
+      )
       snapshot.enter(steps)
       if not step:
         snapshot.reals('reals', 0)
         log.tick(0, 0, snapshot(state), 0, 0)
-      halt = partial(nonfinite.halt, workdir, config, steps, compiled, key=key, images=images, mesh=mesh,
-                     checkpoints=checkpoints)
+      halt = partial(
+        nonfinite.halt,
+        workdir,
+        config,
+        steps,
+        compiled,
+        key=key,
+        images=images,
+        mesh=mesh,
+        checkpoints=checkpoints,
+      )
       with contextlib.closing(nonfinite.batches(config, stage, images, nimg)) as batches:
-        state = loop(config, growth, steps, compiled, state, key, batches, mesh, checkpoints, log, snapshot, halt, stop)
+        state = loop(
+          config,
+          growth,
+          steps,
+          compiled,
+          state,
+          key,
+          batches,
+          mesh,
+          checkpoints,
+          log,
+          snapshot,
+          halt,
+          stop,
+        )
       step, nimg = int(state.step), int(state.nimg)
     if unfinished() or snapshot.due(step).exists():
-      stop.leave(f'saved step {step} ({nimg / 1000:g} kimg)' if step else 'stopped before the first minibatch')
+      stop.leave(
+        f'saved step {step} ({nimg / 1000:g} kimg)'
+        if step
+        else 'stopped before the first minibatch'
+      )
     log.say(hint(workdir))
 
 
-def loop(config, growth, steps, compiled, state, key, batches, mesh, checkpoints, log, snapshot, halt, stop):
-  """Minibatches until the stage ends, total_kimg or a signal. Only maintenance waits for the device. -> state.
+def loop(
+  config, growth, steps, compiled, state, key, batches, mesh, checkpoints, log, snapshot, halt, stop
+):
+  """Minibatches until the stage ends, total_kimg or a signal. Only maintenance waits for the
+  device. -> state.
 
   halt: called with a state in which something isn't finite; raises the NonFiniteError.
   """
@@ -120,16 +184,22 @@ def loop(config, growth, steps, compiled, state, key, batches, mesh, checkpoints
       state, aux = compiled[name](key, state, batch)
       tally.add(name, aux)
       last = aux
-    jax.block_until_ready(before)  # the device is one minibatch behind at most: a signal is heard in time
+    # the device is one minibatch behind at most: a signal is heard in time
+    jax.block_until_ready(before)
     step, nimg = step + 1, nimg + stage.batch
     log.progress(nimg)
     if step % growth.repeats:
       continue
     if growth.resets(seen, nimg):
-      state = jax.jit(state_lib.reset_adam, donate_argnums=0, out_shardings=sharding.replicated(mesh))(state)
+      state = jax.jit(
+        state_lib.reset_adam, donate_argnums=0, out_shardings=sharding.replicated(mesh)
+      )(state)
     over = nimg >= total or growth.stage(nimg) != stage
     measured = bool(config.metrics) and (nimg >= total or passed(config.metrics_kimg, seen, nimg))
-    tick, snap = over or passed(config.tick_kimg, seen, nimg), over or measured or passed(config.snapshot_kimg, seen, nimg)
+    tick, snap = (
+      over or passed(config.tick_kimg, seen, nimg),
+      over or measured or passed(config.snapshot_kimg, seen, nimg),
+    )
     seen = nimg
     if tick or snap:
       metrics = tally.fetch(state)
@@ -140,7 +210,8 @@ def loop(config, growth, steps, compiled, state, key, batches, mesh, checkpoints
       seconds, images = now - tick_time, nimg - tick_nimg
       if snap:
         metrics |= snapshot(state, last=nimg >= total)
-      log.tick(step, nimg, metrics, seconds, images / seconds)  # before the checkpoint: a kill between loses nothing
+      # before the checkpoint: a kill between loses nothing
+      log.tick(step, nimg, metrics, seconds, images / seconds)
       if measured:
         snapshot.plan(step)
       if snap:
@@ -162,7 +233,9 @@ def passed(kimg, before, after):
 
 
 class Tally:
-  """Sums of what the steps of a tick report. They stay on the device, so that a tick fetches one small array."""
+  """Sums of what the steps of a tick report. They stay on the device, so that a tick fetches one
+  small array.
+  """
 
   def __init__(self):
     self._sums, self._names = {}, {}
@@ -209,15 +282,26 @@ def compile_steps(steps, state, mesh, config, source, stop):
   """The steps, compiled side by side before the first minibatch. -> ({name: compiled}, seconds)."""
   micro = build.microbatch(config, steps.stage.batch)
   rounds = steps.stage.batch // micro
-  spec = lambda *shape, dtype: jax.ShapeDtypeStruct((rounds, micro, *shape), dtype, sharding=sharding.batched(mesh))
-  batch = {'image': spec(*source.shape, dtype=np.uint8), 'label': spec(source.c_dim, dtype=state.pl_mean.dtype)}
+  spec = lambda *shape, dtype: jax.ShapeDtypeStruct(
+    (rounds, micro, *shape), dtype, sharding=sharding.batched(mesh)
+  )
+  batch = {
+    'image': spec(*source.shape, dtype=np.uint8),
+    'label': spec(source.c_dim, dtype=state.pl_mean.dtype),
+  }
   key = jax.eval_shape(lambda: jax.random.key(0))
   start = time.monotonic()
   pool = futures.ThreadPoolExecutor(4)
-  jobs = {name: pool.submit(lambda f: f.lower(key, state, batch).compile(), sharding.jit_step(getattr(steps, name), mesh))
-          for name in ('g_reg', 'g', 'd', 'd_reg') if name in steps.due(0)}
+  jobs = {
+    name: pool.submit(
+      lambda f: f.lower(key, state, batch).compile(), sharding.jit_step(getattr(steps, name), mesh)
+    )
+    for name in ('g_reg', 'g', 'd', 'd_reg')
+    if name in steps.due(0)
+  }
   while futures.wait(jobs.values(), timeout=0.2, return_when=futures.FIRST_EXCEPTION).not_done:
-    if stop:  # compilation can't be interrupted, and nothing new has been computed that could be lost
+    # compilation can't be interrupted, and nothing new has been computed that could be lost
+    if stop:
       stop.leave('stopped while compiling; nothing to save', hard=True)
     if any(job.done() and job.exception() for job in jobs.values()):
       break
@@ -225,7 +309,9 @@ def compile_steps(steps, state, mesh, config, source, stop):
 
 
 class Stop:
-  """True once SIGTERM or Ctrl-C was received. A context manager; the second signal acts as usual."""
+  """True once SIGTERM or Ctrl-C was received. A context manager; the second signal acts as
+  usual.
+  """
 
   def __enter__(self):
     self.signal, self.old = None, {}
@@ -245,7 +331,9 @@ class Stop:
     return self.signal is not None
 
   def leave(self, text, hard=False):
-    """Raises the Fault of the signal; `hard` leaves the process at once, past threads that can't be joined."""
+    """Raises the Fault of the signal; `hard` leaves the process at once, past threads that can't be
+    joined.
+    """
     fault = Preempted if self.signal == signal.SIGTERM else Interrupted
     text = f'{signal.Signals(self.signal).name}: {text}; the same command goes on from there'
     if hard:
@@ -265,8 +353,14 @@ def describe(config, state, source, mesh, step):
   count = lambda tree: sum(x.size for x in jax.tree.leaves(tree)) / 1e6
   device = mesh.devices.flat[0]
   height, width, channels = source.shape
-  return (f'{source.name}: {len(source)} images {height}x{width}x{channels}, {source.c_dim} label components; '
-          f'G {config.g.architecture} {count(state.g):.2f}M, D {config.d.architecture} {count(state.d):.2f}M parameters; '
-          f'{mesh.size} x {device.device_kind}\n'
-          + (f'resuming at step {step}, {int(state.nimg) / 1000:g} kimg' if step else
-             f'starting from {config.init_from or "scratch"}') + f'; to {config.total_kimg:g} kimg')
+  return (
+    f'{source.name}: {len(source)} images {height}x{width}x{channels}, {source.c_dim} label '
+    f'components; G {config.g.architecture} {count(state.g):.2f}M, D {config.d.architecture} '
+    f'{count(state.d):.2f}M parameters; {mesh.size} x {device.device_kind}\n'
+    + (
+      f'resuming at step {step}, {int(state.nimg) / 1000:g} kimg'
+      if step
+      else f'starting from {config.init_from or "scratch"}'
+    )
+    + f'; to {config.total_kimg:g} kimg'
+  )

@@ -1,8 +1,10 @@
-"""How far gradients in bfloat16 are from those in float32, in all four steps: `python -m tests.bfloat16`.
+"""How far gradients in bfloat16 are from those in float32, in all four steps: `python -m
+tests.bfloat16`.
 
-Both are gradients of the same losses at the same parameters, latents, images and noise; the networks differ only in
-`num_bf16_res`. What is compared is grouped by what a parameter is; `ws` are the style inputs of the synthesis network.
-A part of the difference is bfloat16's own: where rounding changes the sign before a leaky ReLU, the slope is another one.
+Both are gradients of the same losses at the same parameters, latents, images and noise; the
+networks differ only in `num_bf16_res`. What is compared is grouped by what a parameter is; `ws` are
+the style inputs of the synthesis network. A part of the difference is bfloat16's own: where
+rounding changes the sign before a leaky ReLU, the slope is another one.
 """
 
 import re
@@ -30,7 +32,9 @@ WS = r'^ws$'
 
 
 def networks(resolution=128, bits=2, batch=8, **fields):
-  """(Steps in float32, Steps with `bits` bfloat16 resolutions, configuration) of config F, narrow."""
+  """(Steps in float32, Steps with `bits` bfloat16 resolutions, configuration) of config F,
+  narrow.
+  """
   config = default.get_config()
   config.update_from_flattened_dict(
     {
@@ -55,7 +59,9 @@ def networks(resolution=128, bits=2, batch=8, **fields):
 
 
 def inputs(config, steps, seed):
-  """(state, minibatch): initial weights, with noise strengths and biases that aren't 0, and smooth images with grain."""
+  """(state, minibatch): initial weights, with noise strengths and biases that aren't 0, and smooth
+  images with grain.
+  """
   random, res = np.random.default_rng(seed), config.resolution
   config.seed = seed
   lively = lambda path, x: (
@@ -77,7 +83,9 @@ def inputs(config, steps, seed):
 
 
 def gradient_function(steps, phases):
-  """jit of (g, d, state, minibatch, key) -> {phase: gradients}, of ws too where a phase takes them."""
+  """jit of (g, d, state, minibatch, key) -> {phase: gradients}, of ws too where a phase takes
+  them.
+  """
 
   def gradients(g, d, state, batch, key):
     state = state.replace(g=g, d=d)

@@ -1,4 +1,5 @@
 """Fixtures shared by the test files, and how they compile."""
+
 import os
 import subprocess
 import sys
@@ -11,11 +12,14 @@ LONG = ('test_train', 'test_growing', 'test_reference', 'test_devices', 'test_mo
 
 
 def pytest_configure(config):
-  """Compiles all as tests/runs.py does, in half the time; found out by another process: a flag that XLA lacks is fatal."""
+  """Compiles all as tests/runs.py does, in half the time; found out by another process: a flag that
+  XLA lacks is fatal.
+  """
   if 'XLA_FLAGS' not in os.environ and not hasattr(config, 'workerinput'):
     code = 'from tests.runs import xla_flags; print(xla_flags())'
-    os.environ['XLA_FLAGS'] = subprocess.run([sys.executable, '-c', code], cwd=config.rootpath, capture_output=True, text=True,
-                                             check=True).stdout.strip()
+    os.environ['XLA_FLAGS'] = subprocess.run(
+      [sys.executable, '-c', code], cwd=config.rootpath, capture_output=True, text=True, check=True
+    ).stdout.strip()
 
 
 def pytest_collection_modifyitems(items):
@@ -35,7 +39,9 @@ def quick_compile():
 
 @pytest.fixture(scope='session')
 def home(tmp_path_factory):
-  """Data set, compile cache and a package `tensorflow` that fails when imported, shared by all runs."""
+  """Data set, compile cache and a package `tensorflow` that fails when imported, shared by all
+  runs.
+  """
   home = tmp_path_factory.mktemp('home')
   (home / 'poison').mkdir()
   (home / 'poison' / 'tensorflow.py').write_text('raise RuntimeError("TensorFlow was imported")\n')

@@ -1,4 +1,7 @@
-"""Whole runs of `python -m sg2jax.main` as a user starts them, and workdirs with a network that nobody trained."""
+"""Whole runs of `python -m sg2jax.main` as a user starts them, and workdirs with a network that
+nobody trained.
+"""
+
 import json
 import os
 import pathlib
@@ -9,9 +12,24 @@ import time
 from tests.reference.check import compiler_options
 
 ROOT = pathlib.Path(__file__).parent.parent
-TINY = dict(resolution=8, batch=8, total_kimg=0.256, tick_kimg=0.064, snapshot_kimg=0.032, swd_images=64, **{
-    'g.fmap_base': 64, 'd.fmap_base': 64, 'g.z_dim': 16, 'g.w_dim': 16, 'g.mapping_layers': 1,
-    'd.mapping_layers': 1, 'data.mirror': True, 'metrics': '()'})
+TINY = dict(
+  resolution=8,
+  batch=8,
+  total_kimg=0.256,
+  tick_kimg=0.064,
+  snapshot_kimg=0.032,
+  swd_images=64,
+  **{
+    'g.fmap_base': 64,
+    'd.fmap_base': 64,
+    'g.z_dim': 16,
+    'g.w_dim': 16,
+    'g.mapping_layers': 1,
+    'd.mapping_layers': 1,
+    'data.mirror': True,
+    'metrics': '()',
+  },
+)
 LAST = 32  # total_kimg / batch
 
 
@@ -21,17 +39,37 @@ def xla_flags():
 
 
 def start(home, workdir, config='quickstart.py', devices=1, replay=None, **fields):
-  """The running process of `sg2jax.main` on a tiny network and so many devices. Fields are --config.<name>."""
-  command = [sys.executable, '-m', 'sg2jax.main', f'--config=configs/{config}', f'--workdir={workdir}']
+  """The running process of `sg2jax.main` on a tiny network and so many devices. Fields are
+  --config.<name>.
+  """
+  command = [
+    sys.executable,
+    '-m',
+    'sg2jax.main',
+    f'--config=configs/{config}',
+    f'--workdir={workdir}',
+  ]
   command += [f'--config.{k}={v}' for k, v in ({'data.dir': home / 'data'} | TINY | fields).items()]
   command += [f'--replay={replay}'] if replay else []
   # Of several devices each needs a thread while they wait for each other.
-  several = f'--xla_force_host_platform_device_count={devices} --xla_cpu_multi_thread_eigen=false ' if devices > 1 else ''
-  env = os.environ | {'JAX_COMPILATION_CACHE_DIR': str(home / 'cache'), 'JAX_PLATFORMS': 'cpu',
-                      'JAX_DISABLE_MOST_OPTIMIZATIONS': '1', 'XLA_FLAGS': several + xla_flags(),  # compiles five times as fast
-                      'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0.2', 'PYTHONPATH': str(home / 'poison'),
-                      'SG2JAX_CACHE': str(home / 'sg2jax')}
-  return subprocess.Popen(command, cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+  several = (
+    f'--xla_force_host_platform_device_count={devices} --xla_cpu_multi_thread_eigen=false '
+    if devices > 1
+    else ''
+  )
+  env = os.environ | {
+    'JAX_COMPILATION_CACHE_DIR': str(home / 'cache'),
+    'JAX_PLATFORMS': 'cpu',
+    # compiles five times as fast
+    'JAX_DISABLE_MOST_OPTIMIZATIONS': '1',
+    'XLA_FLAGS': several + xla_flags(),
+    'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0.2',
+    'PYTHONPATH': str(home / 'poison'),
+    'SG2JAX_CACHE': str(home / 'sg2jax'),
+  }
+  return subprocess.Popen(
+    command, cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+  )
 
 
 def finish(process, code=0, timeout=300):
@@ -50,11 +88,20 @@ def content(workdir, step=LAST):
 def log(workdir):
   """The lines of metrics.jsonl without what depends on the clock and the machine."""
   lines = [json.loads(line) for line in (workdir / 'metrics.jsonl').read_text().splitlines()]
-  return [{k: v for k, v in line.items() if k not in ('time', 'sec_per_tick', 'img_per_sec', 'host_bytes')} for line in lines]
+  return [
+    {
+      k: v
+      for k, v in line.items()
+      if k not in ('time', 'sec_per_tick', 'img_per_sec', 'host_bytes')
+    }
+    for line in lines
+  ]
 
 
 def kill_and_resume(home, workdir, delays, **fields):
-  """Starts a run as often as there are delays and kills it so long after compilation, every third time after its start."""
+  """Starts a run as often as there are delays and kills it so long after compilation, every third
+  time after its start.
+  """
   for i, delay in enumerate(delays):
     process = start(home, workdir, **fields)
     line = process.stdout.readline()
@@ -71,6 +118,7 @@ def kill_and_resume(home, workdir, delays, **fields):
 def write_run(workdir, config, state):
   """Makes a workdir with the checkpoint of a state. config: JSON values, with c_dim. -> workdir"""
   from sg2jax.checkpoint import Checkpoints
+
   checkpoints = Checkpoints(workdir, keep=1, meta={})
   checkpoints.save(state)
   checkpoints.close()
@@ -79,7 +127,9 @@ def write_run(workdir, config, state):
 
 
 def random_run(workdir, scales, **fields):
-  """`write_run` of a generator for 3 classes, random also in what starts at 0; scales: of arrays by their number of axes."""
+  """`write_run` of a generator for 3 classes, random also in what starts at 0; scales: of arrays by
+  their number of axes.
+  """
   import jax
   import jax.numpy as jnp
   import numpy as np
@@ -87,12 +137,20 @@ def random_run(workdir, scales, **fields):
   from configs import default
   from sg2jax import build
   from sg2jax.state import TrainState
+
   config = default.get_config()
   config.update_from_flattened_dict({'data.dir': '-', 'g.mapping_lr_mul': 1.0} | fields)
   generator, _ = build.networks(config, 3)
-  make = lambda key: generator.init(key, jnp.zeros((1, config.g.z_dim)), jnp.zeros((1, 3)), noise_mode='const')
+  make = lambda key: generator.init(
+    key, jnp.zeros((1, config.g.z_dim)), jnp.zeros((1, 3)), noise_mode='const'
+  )
   random = np.random.RandomState(0)
-  found = jax.tree.map(lambda x: np.float32(random.randn(*x.shape) * scales[x.ndim]), jax.eval_shape(make, jax.random.key(0)))
+  found = jax.tree.map(
+    lambda x: np.float32(random.randn(*x.shape) * scales[x.ndim]),
+    jax.eval_shape(make, jax.random.key(0)),
+  )
   none, w_avg = np.zeros((), np.int32), random.randn(config.g.w_dim).astype(np.float32)
-  state = TrainState(none + 3, none + 24, {}, {}, found['params'], {}, {}, found['noise'], w_avg, none)
+  state = TrainState(
+    none + 3, none + 24, {}, {}, found['params'], {}, {}, found['noise'], w_avg, none
+  )
   return write_run(workdir, config.to_dict() | {'c_dim': 3}, state)

@@ -1,4 +1,7 @@
-"""Contribution, droplets, phase: invariants, planted artefacts that must be found, and the command line."""
+"""Contribution, droplets, phase: invariants, planted artefacts that must be found, and the command
+line.
+"""
+
 from functools import lru_cache, partial
 import json
 import os
@@ -26,11 +29,23 @@ pytestmark = pytest.mark.usefixtures('quick_compile')
 def tiny(architecture, **fields):
   """A configuration at 16 px with few weights."""
   from configs import default
+
   c = default.get_config()
   c.resolution = 16
-  c.update_from_flattened_dict({
-      'g.architecture': architecture, 'd.architecture': 'msg' if architecture == 'msg' else 'orig', 'g.fmap_base': 64,
-      'd.fmap_base': 64, 'g.fmap_max': 16, 'd.fmap_max': 16, 'g.z_dim': 16, 'g.w_dim': 16, 'g.mapping_layers': 2} | fields)
+  c.update_from_flattened_dict(
+    {
+      'g.architecture': architecture,
+      'd.architecture': 'msg' if architecture == 'msg' else 'orig',
+      'g.fmap_base': 64,
+      'd.fmap_base': 64,
+      'g.fmap_max': 16,
+      'd.fmap_max': 16,
+      'g.z_dim': 16,
+      'g.w_dim': 16,
+      'g.mapping_layers': 2,
+    }
+    | fields
+  )
   return c
 
 
@@ -38,7 +53,8 @@ def tiny(architecture, **fields):
 def initialized(architecture):
   generator, _ = build.networks(tiny(architecture), 0)
   return generator, jax.jit(partial(generator.init, noise_mode='const'))(
-      jax.random.key(0), jnp.zeros((1, 16)), jnp.zeros((1, 0)))
+    jax.random.key(0), jnp.zeros((1, 16)), jnp.zeros((1, 0))
+  )
 
 
 def network(architecture):
@@ -57,25 +73,41 @@ def smooth(size, seed=0):
 
 
 def moving(detail, shape=None, frames=24, step=(3, 2), size=64):
-  """Frames of a picture that slides; `detail` slides along, or is a function of the frame's number."""
+  """Frames of a picture that slides; `detail` slides along, or is a function of the frame's
+  number.
+  """
   shape = smooth(size) if shape is None else shape
   fixed = callable(detail)
-  return np.stack([np.roll(shape if fixed else shape + detail, (step[0] * t, step[1] * t), (0, 1))
-                   + (detail(t) if fixed else 0) for t in range(frames)])[..., None]
+  return np.stack(
+    [
+      np.roll(shape if fixed else shape + detail, (step[0] * t, step[1] * t), (0, 1))
+      + (detail(t) if fixed else 0)
+      for t in range(frames)
+    ]
+  )[..., None]
 
 
-# ---- contribution --------------------------------------------------------------------------------------------------
+# ---- contribution --------------------------------------------------------------------------------
+
 
 @lru_cache
 def contributions(architecture):
-  """Of (variables, ws [3,num_ws,16]): (parts, image, torgb's pixels, their moments, contribution); compiled once."""
+  """Of (variables, ws [3,num_ws,16]): (parts, image, torgb's pixels, their moments, contribution);
+  compiled once.
+  """
   generator, _ = initialized(architecture)
 
   def measure(variables, ws):
     image = largest(generator.apply(variables, ws, 'const', method='synthesize'))
     pixels = artifacts.torgb_pixels(generator, variables, ws)
-    return (artifacts.image_parts(generator, variables, ws), image, pixels, artifacts.moments(pixels),
-            artifacts.contribution(generator, variables, ws))
+    return (
+      artifacts.image_parts(generator, variables, ws),
+      image,
+      pixels,
+      artifacts.moments(pixels),
+      artifacts.contribution(generator, variables, ws),
+    )
+
   return jax.jit(measure)
 
 
@@ -89,11 +121,15 @@ def test_parts_add_up_to_the_image(architecture):
 
 
 def test_shares_follow_the_torgb_layers():
-  """Against NumPy; and three times the weights of a torgb are three times its standard deviation."""
+  """Against NumPy; and three times the weights of a torgb are three times its standard
+  deviation.
+  """
   _, variables, ws = network('skip')
   parts, *_, before = contributions('skip')(variables, ws[:3])
-  std = {name: np.sqrt(np.mean([np.var(np.asarray(x)[..., c], dtype=np.float64) for c in range(3)]))
-         for name, x in parts.items()}
+  std = {
+    name: np.sqrt(np.mean([np.var(np.asarray(x)[..., c], dtype=np.float64) for c in range(3)]))
+    for name, x in parts.items()
+  }
   np.testing.assert_allclose(sum(before.values()), 1, rtol=1e-5)
   for name in parts:
     np.testing.assert_allclose(before[name], std[name] / sum(std.values()), rtol=1e-4)
@@ -103,15 +139,21 @@ def test_shares_follow_the_torgb_layers():
   last['bias'] = last['bias'] + 5  # without effect: the mean is taken out
   *_, after = contributions('skip')(variables, ws[:3])
   for name, factor in (('b8', 3), ('b16', 1)):
-    np.testing.assert_allclose(after[name] / after['b4'], factor * before[name] / before['b4'], rtol=1e-3)
+    np.testing.assert_allclose(
+      after[name] / after['b4'], factor * before[name] / before['b4'], rtol=1e-3
+    )
 
 
 def test_moments_of_batches_pool_to_those_of_all():
   _, variables, ws = network('skip')
-  (_, _, x, mx, _), (_, _, y, my, _) = (contributions('skip')(variables, part) for part in (ws[:3], ws[3:]))
+  (_, _, x, mx, _), (_, _, y, my, _) = (
+    contributions('skip')(variables, part) for part in (ws[:3], ws[3:])
+  )
   for name in x:
     both = np.concatenate([x[name], y[name]]).astype(np.float64)
-    np.testing.assert_allclose((mx[name] + my[name]) / 2, [both.mean((0, 1, 2)), (both ** 2).mean((0, 1, 2))], atol=1e-5)
+    np.testing.assert_allclose(
+      (mx[name] + my[name]) / 2, [both.mean((0, 1, 2)), (both**2).mean((0, 1, 2))], atol=1e-5
+    )
 
 
 @pytest.mark.parametrize('architecture', ['orig', 'resnet', 'revised', 'stylegan1'])
@@ -121,7 +163,8 @@ def test_one_torgb_has_no_contributions(architecture):
     artifacts.contribution(generator, {}, None)
 
 
-# ---- droplets ------------------------------------------------------------------------------------------------------
+# ---- droplets ------------------------------------------------------------------------------------
+
 
 def test_a_spike_is_found_where_it_is():
   x = np.random.default_rng(0).standard_normal((4, 32, 32, 64)).astype(np.float32)
@@ -138,13 +181,17 @@ def test_scale_and_offset_of_a_map_are_without_effect():
   key = np.random.default_rng(0)
   x = key.gamma(1, size=(2, 16, 16, 8)).astype(np.float32)
   y = x * 10 ** key.uniform(-2, 2, (2, 1, 1, 8)) + key.normal(size=(2, 1, 1, 8))
-  np.testing.assert_allclose(artifacts.peak_to_median(x)[0], artifacts.peak_to_median(y)[0], rtol=1e-3)
+  np.testing.assert_allclose(
+    artifacts.peak_to_median(x)[0], artifacts.peak_to_median(y)[0], rtol=1e-3
+  )
 
 
 def test_constant_maps_count_as_nothing():
   x = np.random.default_rng(0).standard_normal((2, 8, 8, 6)).astype(np.float32)
   x[..., 3:] = 7.3
-  np.testing.assert_allclose(artifacts.peak_to_median(x)[0], artifacts.peak_to_median(x[..., :3])[0], rtol=1e-4)
+  np.testing.assert_allclose(
+    artifacts.peak_to_median(x)[0], artifacts.peak_to_median(x[..., :3])[0], rtol=1e-4
+  )
   np.testing.assert_allclose(artifacts.peak_to_median(np.full((2, 8, 8, 6), 0.1))[0], 1)
 
 
@@ -154,7 +201,9 @@ def test_a_droplet_planted_in_a_layer_is_seen_in_that_layer(architecture):
   f = jax.jit(partial(artifacts.droplets, generator))
   before = f(variables, ws)
   assert sorted(before, key=artifacts.resolution)[-1].startswith('b16')
-  variables['noise']['synthesis']['b16']['conv0']['noise_const'] = jnp.zeros((16, 16)).at[4, 11].set(1000.0)
+  variables['noise']['synthesis']['b16']['conv0']['noise_const'] = (
+    jnp.zeros((16, 16)).at[4, 11].set(1000.0)
+  )
   layer = variables['params']['synthesis']['b16']['conv0']
   layer['noise_strength'] = jnp.ones_like(layer['noise_strength'])
   after = f(variables, ws)
@@ -170,7 +219,7 @@ def test_a_growing_network_is_measured_at_its_stage():
   assert set(found) == {'b4.conv0', 'b4.conv1', 'b8.conv0', 'b8.conv1'}
 
 
-# ---- phase ---------------------------------------------------------------------------------------------------------
+# ---- phase ---------------------------------------------------------------------------------------
 
 PHASE = jax.jit(artifacts.phase)
 NOISE = np.random.default_rng(5).standard_normal((100, 64, 64))
@@ -178,18 +227,30 @@ NOISE = np.random.default_rng(5).standard_normal((100, 64, 64))
 
 def test_details_are_octaves():
   x = np.arange(64)
-  waves = np.stack([np.cos(2 * np.pi * x / period) * np.ones((64, 1)) for period in (2, 6, 12)] + [np.ones((64, 64))])
+  waves = np.stack(
+    [np.cos(2 * np.pi * x / period) * np.ones((64, 1)) for period in (2, 6, 12)]
+    + [np.ones((64, 64))]
+  )
   plane = np.mgrid[:64, :64].sum(0)[None]
-  octaves = np.array(jax.jit(artifacts.details)(np.concatenate([waves, plane])[..., None].astype(np.float32)))
+  octaves = np.array(
+    jax.jit(artifacts.details)(np.concatenate([waves, plane])[..., None].astype(np.float32))
+  )
   assert len(octaves) == 4  # each needs 4 of its pixels on a side
   assert (octaves[:, :3] ** 2).mean((2, 3, 4)).argmax(0).tolist() == [0, 1, 2]
-  np.testing.assert_allclose(octaves[:, 3], 0, atol=1e-5)  # neither a constant nor, inside, a plane has details
+  # neither a constant nor, inside, a plane has details
+  np.testing.assert_allclose(octaves[:, 3], 0, atol=1e-5)
   np.testing.assert_allclose(octaves[0, 4, 2:-2, 2:-2], 0, atol=1e-4)
 
 
-@pytest.mark.parametrize('detail, low, high', [
-    (lambda t: 0.3 * NOISE[0], 0.98, 1.0), (0.3 * NOISE[0], -0.03, 0.03), (lambda t: 0.3 * NOISE[t], -0.03, 0.03)],
-                         ids=['glued to the pixels', 'moving with the shape', 'independent'])
+@pytest.mark.parametrize(
+  'detail, low, high',
+  [
+    (lambda t: 0.3 * NOISE[0], 0.98, 1.0),
+    (0.3 * NOISE[0], -0.03, 0.03),
+    (lambda t: 0.3 * NOISE[t], -0.03, 0.03),
+  ],
+  ids=['glued to the pixels', 'moving with the shape', 'independent'],
+)
 def test_details_that_stick_are_told_from_those_that_move(detail, low, high):
   fixed, _ = PHASE(moving(detail))
   assert low <= fixed[0] <= high
@@ -206,7 +267,9 @@ def test_the_number_of_frames_is_not_in_the_share():
   frames = moving(lambda t: NOISE[t] + NOISE[50])
   for h, share in zip(jax.jit(artifacts.details)(frames), PHASE(frames)[0]):
     gram = np.einsum('ahwc,bhwc->ab', h, h)
-    np.testing.assert_allclose(share, (gram.sum() - np.trace(gram)) / 23 / np.trace(gram), atol=1e-4)
+    np.testing.assert_allclose(
+      share, (gram.sum() - np.trace(gram)) / 23 / np.trace(gram), atol=1e-4
+    )
 
 
 def test_what_does_not_move_is_seen_in_the_coarse_octaves():
@@ -232,17 +295,21 @@ def test_preferred_positions_are_found_and_only_at_their_period():
   preference, folded = artifacts.grid_preference(envelope * (1 + (y % 8 == 3) * (x % 8 == 6)))
   assert np.unravel_index(np.argmax(folded), (8, 8)) == (3, 6)
   assert preference == pytest.approx(np.std([2] + 63 * [1]) / (65 / 64), rel=0.05)
-  assert artifacts.grid_preference(envelope * (1 + (y % 8 == 3) * (x % 8 == 6)), 7)[0] < preference / 4
+  assert (
+    artifacts.grid_preference(envelope * (1 + (y % 8 == 3) * (x % 8 == 6)), 7)[0] < preference / 4
+  )
   assert artifacts.grid_preference(1 + (y % 4 == 1))[0] > 0.3  # shorter periods of 2^k are seen too
   with pytest.raises(ValueError, match='14'):
     artifacts.grid_preference(np.ones((14, 30)))
 
 
-# ---- The command line ----------------------------------------------------------------------------------------------
+# ---- The command line ----------------------------------------------------------------------------
+
 
 @struct.dataclass
 class State:
   """What `analyze` reads of a TrainState."""
+
   step: jax.Array
   nimg: jax.Array
   g_ema: dict
@@ -259,7 +326,14 @@ def save(workdir, architecture, nimg=20_000, **fields):
 def analyze(*args):
   """A command, started."""
   env = os.environ | {'JAX_PLATFORMS': 'cpu', 'JAX_DISABLE_MOST_OPTIMIZATIONS': '1'}
-  return subprocess.Popen([sys.executable, *args], cwd=ROOT, env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+  return subprocess.Popen(
+    [sys.executable, *args],
+    cwd=ROOT,
+    env=env,
+    text=True,
+    stdout=subprocess.PIPE,
+    stderr=subprocess.PIPE,
+  )
 
 
 ALL = """
@@ -275,19 +349,55 @@ for kind, values in json.loads(sys.argv[1]).items():
 
 
 def test_all_kinds_and_what_is_refused(tmp_path):
-  """A growing network in the middle of its last fade beside a skip generator, which logged its contributions."""
+  """A growing network in the middle of its last fade beside a skip generator, which logged its
+  contributions.
+  """
   skip = save(tmp_path / 'skip', 'skip')
-  grown = save(tmp_path / 'grown', 'stylegan1', nimg=5000, **{
-      'grow.start_res': 8, 'grow.hold_kimg': 4.0, 'grow.fade_kimg': 2.0, 'grow.repeats': 1})
-  (skip / 'metrics.jsonl').write_text(''.join(json.dumps(
-      {'step': s, 'nimg': 10_000 * s, 'contribution_b4': 0.5, 'contribution_b8': 0.25, 'contribution_b16': 0.25}) + '\n'
-                                              for s in (0, 1, 2, 3)) + '{"step": 4, "nim')
+  grown = save(
+    tmp_path / 'grown',
+    'stylegan1',
+    nimg=5000,
+    **{'grow.start_res': 8, 'grow.hold_kimg': 4.0, 'grow.fade_kimg': 2.0, 'grow.repeats': 1},
+  )
+  (skip / 'metrics.jsonl').write_text(
+    ''.join(
+      json.dumps(
+        {
+          'step': s,
+          'nimg': 10_000 * s,
+          'contribution_b4': 0.5,
+          'contribution_b8': 0.25,
+          'contribution_b16': 0.25,
+        }
+      )
+      + '\n'
+      for s in (0, 1, 2, 3)
+    )
+    + '{"step": 4, "nim'
+  )
   both = [str(skip), str(grown)]
-  refused = {analyze('-m', 'sg2jax.tools.analyze', *args, f'--checkpoint={skip}'): said for args, said in (
-      (('blobs',), 'KIND=blobs is unknown; choose from contribution, droplets, phase'), (('phase', 'more'), "'more'"))}
-  done = analyze('-c', ALL, json.dumps({
-      'phase': {'checkpoint': both, 'images': 64}, 'droplets': {'checkpoint': both[1:], 'images': 3},
-      'contribution': {'checkpoint': [f'{skip}/checkpoints/100'], 'images': 40, 'out': str(tmp_path / 'analysis')}}))
+  refused = {
+    analyze('-m', 'sg2jax.tools.analyze', *args, f'--checkpoint={skip}'): said
+    for args, said in (
+      (('blobs',), 'KIND=blobs is unknown; choose from contribution, droplets, phase'),
+      (('phase', 'more'), "'more'"),
+    )
+  }
+  done = analyze(
+    '-c',
+    ALL,
+    json.dumps(
+      {
+        'phase': {'checkpoint': both, 'images': 64},
+        'droplets': {'checkpoint': both[1:], 'images': 3},
+        'contribution': {
+          'checkpoint': [f'{skip}/checkpoints/100'],
+          'images': 40,
+          'out': str(tmp_path / 'analysis'),
+        },
+      }
+    ),
+  )
   printed, err = done.communicate()
   assert done.returncode == 0, err
   assert 'skip: skip, 20 kimg' in printed and 'grown: stylegan1, alpha 0.5, 5 kimg' in printed
@@ -297,12 +407,15 @@ def test_all_kinds_and_what_is_refused(tmp_path):
     assert document['kind'] == kind
     documents[kind] = document['networks']
     with Image.open(folder / 'analysis' / f'{kind}.png') as picture:
-      assert picture.size[0] == 1200 and len(picture.getcolors(2 ** 24)) > 50
+      assert picture.size[0] == 1200 and len(picture.getcolors(2**24)) > 50
 
   a, b = documents['phase']
   names = 'architecture', 'step', 'nimg', 'images', 'seed', 'noise_mode'
   assert [a[k] for k in names] == ['skip', 100, 20_000, 64, 0, 'none']
-  assert [b[k] for k in names] == ['stylegan1', 100, 5000, 64, 0, 'none'] and (b['stage'], b['alpha']) == (0, 0.5)
+  assert [b[k] for k in names] == ['stylegan1', 100, 5000, 64, 0, 'none'] and (
+    b['stage'],
+    b['alpha'],
+  ) == (0, 0.5)
   assert all(0 < o['fixed'] < 1 for o in a['octaves'] + b['octaves'])
   (a,) = documents['droplets']
   assert list(a['peak_to_median']) == [f'b{res}.conv{i}' for res in (4, 8, 16) for i in (0, 1)]

@@ -1,4 +1,6 @@
-"""bfloat16 networks: no sum in 16 bits, and gradients of all four steps that are those of float32."""
+"""bfloat16 networks: no sum in 16 bits, and gradients of all four steps that are those of
+float32.
+"""
 
 import jax
 import pytest
@@ -64,7 +66,9 @@ def test_gradients_of_smooth_networks_are_those_of_float32(phases):
 
 @pytest.mark.slow
 def test_gradients_at_128_px_are_those_of_float32():
-  """Config F's layers with leaky ReLUs, whose slope jumps where rounding changes a sign: that is left of the difference."""
+  """Config F's layers with leaky ReLUs, whose slope jumps where rounding changes a sign: that is
+  left of the difference.
+  """
   whole, _ = bfloat16.measure(3)
   assert max(error for phase in ('g', 'd') for error in whole[phase].values()) < 0.03, whole
   assert max(error for name, error in whole['g_reg'].items()) < 0.05, whole

@@ -39,10 +39,13 @@ class State:
 def state_at(step, width=8):
   """A state whose values are functions of `step`: all dtypes, scalars, NaN, empty optax states."""
   w = np.arange(9 * width, dtype=np.float32).reshape(3, 3, width) / np.float32(7) + np.float32(step)
-  g = {'b4': {'conv0': {'w': jnp.asarray(w), 'half': jnp.asarray(w[0, 0]).astype(jnp.bfloat16)}},
-       'odd': jnp.float32([np.nan, -0., np.inf, 1e-45]), 'pl_mean': jnp.float32(step),
-       'none': {}}
-  opt = optax.chain(optax.clip(1.), optax.adam(1e-3)).init(g)
+  g = {
+    'b4': {'conv0': {'w': jnp.asarray(w), 'half': jnp.asarray(w[0, 0]).astype(jnp.bfloat16)}},
+    'odd': jnp.float32([np.nan, -0.0, np.inf, 1e-45]),
+    'pl_mean': jnp.float32(step),
+    'none': {},
+  }
+  opt = optax.chain(optax.clip(1.0), optax.adam(1e-3)).init(g)
   return State(jnp.int32(step), g, opt, np.linspace(0, step, 5))
 
 
@@ -101,8 +104,11 @@ def test_round_trip_is_bit_equal_and_plain_orbax_reads_it(workdir):
     assert_equal(restore(workdir, jax.device_put(state_at(0), jax.devices()[0])), state_at(2))
   tree, config = checkpoint.load(workdir)
   assert config == {'batch': 4}
-  for item in (tree, ocp.PyTreeCheckpointer().restore(workdir / 'checkpoints/2/state'),
-               ocp.StandardCheckpointer().restore(workdir / 'checkpoints/2/state')):
+  for item in (
+    tree,
+    ocp.PyTreeCheckpointer().restore(workdir / 'checkpoints/2/state'),
+    ocp.StandardCheckpointer().restore(workdir / 'checkpoints/2/state'),
+  ):
     assert_equal(item['g'], jax.device_get(state_at(2).g))
     assert item['wide'].dtype == np.float64
     assert item['opt'][1][0]['count'] == 0
@@ -122,8 +128,10 @@ def test_nothing_saved_is_none_and_nothing_created(tmp_path):
 def test_equal_states_are_equal_bytes(workdir, tmp_path):
   with opened(tmp_path / 'other') as checkpoints:
     checkpoints.save(state_at(2))
-  run, other = ({str(p.relative_to(w)): p.read_bytes() for p in w.rglob('checkpoints/2/**/*')
-                 if p.is_file()} for w in (workdir, tmp_path / 'other'))
+  run, other = (
+    {str(p.relative_to(w)): p.read_bytes() for p in w.rglob('checkpoints/2/**/*') if p.is_file()}
+    for w in (workdir, tmp_path / 'other')
+  )
   assert run == other
   assert len(run) > 20
 
@@ -131,15 +139,16 @@ def test_equal_states_are_equal_bytes(workdir, tmp_path):
 def flip(path):
   data = path.read_bytes()
   half = len(data) // 2
-  path.write_bytes(data[:half] + bytes([data[half] ^ 8]) + data[half + 1:])
+  path.write_bytes(data[:half] + bytes([data[half] ^ 8]) + data[half + 1 :])
 
 
 def truncate(path):
   path.write_bytes(path.read_bytes()[:-1])
 
 
-@pytest.mark.parametrize('file', [
-    'manifest.json', 'state/g.b4.conv0.w/0.0.0', 'state/step/.zarray', 'state/_METADATA'])
+@pytest.mark.parametrize(
+  'file', ['manifest.json', 'state/g.b4.conv0.w/0.0.0', 'state/step/.zarray', 'state/_METADATA']
+)
 @pytest.mark.parametrize('damage', [flip, truncate, pathlib.Path.unlink])
 def test_damage_is_named_set_aside_and_the_step_before_used(workdir, warned, file, damage):
   path = workdir / 'checkpoints/2' / file
@@ -162,7 +171,7 @@ def test_every_bit_of_the_manifest_counts(workdir):
   path = workdir / 'checkpoints/2/manifest.json'
   data = path.read_bytes()
   for at in range(0, len(data), 11):
-    path.write_bytes(data[:at] + bytes([data[at] ^ 1 << at % 8]) + data[at + 1:])
+    path.write_bytes(data[:at] + bytes([data[at] ^ 1 << at % 8]) + data[at + 1 :])
     with pytest.raises(CheckpointError, match='damaged checkpoint'):
       checkpoint.find(path.parent)
 
@@ -177,8 +186,16 @@ def test_empty_and_foreign_names_do_not_count(workdir, warned):
   (root / '7.tmp/state.orbax-checkpoint-tmp').mkdir(parents=True)
   shutil.copytree(root / '1', root / '13')
   assert int(restore(workdir).step) == 2
-  assert names(workdir) == ['012', '1', '11.damaged-0', '13.damaged-0', '2', '9.damaged-0',
-                            'notes', 'notes.txt']
+  assert names(workdir) == [
+    '012',
+    '1',
+    '11.damaged-0',
+    '13.damaged-0',
+    '2',
+    '9.damaged-0',
+    'notes',
+    'notes.txt',
+  ]
   for name in ('/9', '/11', '/012', '/notes ', '/13'):
     assert any(name in line for line in warned), name
 
@@ -193,11 +210,15 @@ def test_none_whole_is_an_error_again_and_again(workdir, warned):
   assert names(workdir) == ['1.damaged-0', '2.damaged-0']
 
 
-@pytest.mark.parametrize('change, words', [
+@pytest.mark.parametrize(
+  'change, words',
+  [
     (lambda g: g | {'pl_mean': g['odd']}, 'g.pl_mean is float32[] there, float32[4] here'),
     (lambda g: g | {'odd': g['odd'].astype(int)}, 'g.odd is float32[4] there, int'),
     (lambda g: g | {'new': jnp.float32([1, 2, 3])}, 'g.new is missing there, float32[3] here'),
-    (lambda g: {k: v for k, v in g.items() if k != 'odd'}, 'g.odd is float32[4] there, missing')])
+    (lambda g: {k: v for k, v in g.items() if k != 'odd'}, 'g.odd is float32[4] there, missing'),
+  ],
+)
 def test_another_state_is_refused_by_its_first_leaf(workdir, change, words):
   state = state_at(0)
   with pytest.raises(CheckpointError, match=re.escape(words)):
@@ -216,6 +237,7 @@ def test_newer_format_is_refused_and_left_alone(workdir):
 @flax.struct.dataclass
 class Younger(State):
   """A state of today: version 0.1 had no `fault`."""
+
   fault: jax.Array
 
 
@@ -228,8 +250,12 @@ def rewrite(step, **fields):
 
 
 def test_leaves_younger_than_the_format_have_their_defaults(workdir, monkeypatch):
-  """A checkpoint of version 0.1 restores into a state of today; one of today that lacks a leaf does not."""
-  monkeypatch.setattr(checkpoint.state_lib, 'YOUNGER', {'fault': np.int32([7, 0, 0])}, raising=False)
+  """A checkpoint of version 0.1 restores into a state of today; one of today that lacks a leaf does
+  not.
+  """
+  monkeypatch.setattr(
+    checkpoint.state_lib, 'YOUNGER', {'fault': np.int32([7, 0, 0])}, raising=False
+  )
   here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
   like = Younger(**vars(state_at(0)), fault=jax.ShapeDtypeStruct((3,), np.int32, sharding=here))
   with pytest.raises(CheckpointError, match='leaf fault is missing there'):
@@ -242,7 +268,11 @@ def test_leaves_younger_than_the_format_have_their_defaults(workdir, monkeypatch
     assert_equal(state, Younger(**vars(state_at(2)), fault=jnp.int32([7, 0, 0])))
     assert isinstance(state.fault, jax.Array) and int(checkpoint.load(workdir)[0]['step']) == 2
     checkpoints.save(state.replace(step=jnp.int32(3)))
-  assert json.loads((workdir / 'checkpoints/3/manifest.json').read_text())['format'] == checkpoint.FORMAT == 2
+  assert (
+    json.loads((workdir / 'checkpoints/3/manifest.json').read_text())['format']
+    == checkpoint.FORMAT
+    == 2
+  )
   assert int(restore(workdir, like).step) == 3
   with pytest.raises(CheckpointError, match=r'leaf g.odd is float32\[4\] there, missing'):
     rewrite(workdir / 'checkpoints/3', format=1)
@@ -261,17 +291,19 @@ def test_half_written_and_foreign_things_are_no_beginning(workdir, tmp_path):
 
 def test_best_on_other_pictures_is_not_the_best(tmp_path):
   with opened(tmp_path, keep=1) as checkpoints:
-    for step, score in enumerate([1., 5.]):
+    for step, score in enumerate([1.0, 5.0]):
       checkpoints.save(state_at(step), score=score)
-  with contextlib.closing(Checkpoints(tmp_path, keep=1, meta=META | {'data_hash': 'other'})) as checkpoints:
-    for step, score in ((2, 9.), (3, 10.)):
+  with contextlib.closing(
+    Checkpoints(tmp_path, keep=1, meta=META | {'data_hash': 'other'})
+  ) as checkpoints:
+    for step, score in ((2, 9.0), (3, 10.0)):
       checkpoints.save(state_at(step), score=score)
   assert names(tmp_path) == ['2', '3']
 
 
 def test_newest_and_best_are_kept_also_by_the_next_process(tmp_path):
   with opened(tmp_path) as checkpoints:
-    for step, score in enumerate([5., 1., None, float('nan'), 2.]):
+    for step, score in enumerate([5.0, 1.0, None, float('nan'), 2.0]):
       checkpoints.save(state_at(step), score=score)
   assert names(tmp_path) == ['1', '3', '4']
   with opened(tmp_path, keep=1) as checkpoints:
@@ -280,7 +312,7 @@ def test_newest_and_best_are_kept_also_by_the_next_process(tmp_path):
     checkpoints.save(state_at(5), score=9)
   assert names(tmp_path) == ['1', '5']
   manifest = json.loads((tmp_path / 'checkpoints/1/manifest.json').read_text())
-  assert (manifest['score'], manifest['meta']['data_hash']) == (1., 'd')
+  assert (manifest['score'], manifest['meta']['data_hash']) == (1.0, 'd')
   assert manifest['leaves']['g.b4.conv0.half'] == ['bfloat16', [8]]
 
 
@@ -298,7 +330,8 @@ def test_full_disk_is_told_and_loses_nothing(workdir, warned):
       assert '\n' not in str(e.value)
     finally:
       resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    # Another writer of tensorstore's may be late and make 3.tmp again: the next save, or run, removes it.
+    # Another writer of tensorstore's may be late and make 3.tmp again: the next save, or run,
+    # removes it.
     assert set(names(workdir)) - {'3.tmp'} == {'1', '2'}
     checkpoints.wait()  # told once
     checkpoints.save(state_at(3))
@@ -309,6 +342,7 @@ def test_full_disk_is_told_and_loses_nothing(workdir, warned):
 def test_no_manifest_no_checkpoint_and_the_next_save_says_so(workdir, monkeypatch):
   def full(*_, **__):
     raise OSError(28, 'No space left on device')
+
   with opened(workdir) as checkpoints:
     with monkeypatch.context() as m:
       m.setattr(checkpoint, '_seal', full)
@@ -362,8 +396,12 @@ def test_donated_buffers_are_copied_before_save_returns(tmp_path):
 
 
 def run_script(script, workdir, **env):
-  subprocess.run([sys.executable, '-c', script, workdir, REPO], check=True, timeout=120,
-                 env=os.environ | {'JAX_PLATFORMS': 'cpu'} | env)
+  subprocess.run(
+    [sys.executable, '-c', script, workdir, REPO],
+    check=True,
+    timeout=120,
+    env=os.environ | {'JAX_PLATFORMS': 'cpu'} | env,
+  )
 
 
 EIGHT = """

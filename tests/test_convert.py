@@ -1,4 +1,7 @@
-"""Import of networks of others: known formats give the reference's images; what would make others is refused by name."""
+"""Import of networks of others: known formats give the reference's images; what would make others
+is refused by name.
+"""
+
 import importlib
 import json
 import re
@@ -28,7 +31,9 @@ def vectors(case, sub):
   """(config, {name: array}) of a sub-case of the reference."""
   case, folder = CASES[case]
   with np.load(folder / case['file']) as data:
-    arrays = {key.removeprefix(f'{sub}/'): data[key] for key in data.files if key.startswith(f'{sub}/')}
+    arrays = {
+      key.removeprefix(f'{sub}/'): data[key] for key in data.files if key.startswith(f'{sub}/')
+    }
   return json.loads(json.dumps(case['subcases'][sub]['config'])), arrays
 
 
@@ -37,10 +42,22 @@ def under(arrays, prefix):
 
 
 def torch_nets(g, d=None):
-  """({name: Net} of the vectors of PyTorch networks, arrays of the generator's vectors, of the discriminator's)."""
+  """({name: Net} of the vectors of PyTorch networks, arrays of the generator's vectors, of the
+  discriminator's).
+  """
   config, arrays = vectors('generator', g)
-  keys = ('z_dim', 'c_dim', 'w_dim', 'img_resolution', 'img_channels', 'mapping_kwargs', 'synthesis_kwargs')
-  nets = {'G_ema': Net('pytorch', 'Generator', {key: config[key] for key in keys}, under(arrays, 'G/'))}
+  keys = (
+    'z_dim',
+    'c_dim',
+    'w_dim',
+    'img_resolution',
+    'img_channels',
+    'mapping_kwargs',
+    'synthesis_kwargs',
+  )
+  nets = {
+    'G_ema': Net('pytorch', 'Generator', {key: config[key] for key in keys}, under(arrays, 'G/'))
+  }
   if d is None:
     return nets, arrays, None
   config, more = vectors('discriminator', d)
@@ -66,7 +83,9 @@ def logits(found, img, c=None):
   """Of an Imported, in float32."""
   discriminator = network_of(found, 1)
   c = np.zeros((len(img), 0)) if c is None else c
-  return np.asarray(jax.jit(discriminator.apply)({'params': found.state['d']}, np.float32(nhwc(img)), np.float32(c)))
+  return np.asarray(
+    jax.jit(discriminator.apply)({'params': found.state['d']}, np.float32(nhwc(img)), np.float32(c))
+  )
 
 
 def close(actual, expected):
@@ -84,9 +103,13 @@ def same(a, b):
 
 # ---- PyTorch
 
+
 def stored(arrays):
   """{name: Tensor}, of one storage for each dtype, which is written fast."""
-  found, arrays = {}, {name: np.ascontiguousarray(x).reshape(np.shape(x)) for name, x in arrays.items()}
+  found, arrays = (
+    {},
+    {name: np.ascontiguousarray(x).reshape(np.shape(x)) for name, x in arrays.items()},
+  )
   for dtype in {x.dtype for x in arrays.values()}:
     own, offset = {name: x for name, x in arrays.items() if x.dtype == dtype}, 0
     storage = Storage(np.concatenate([x.ravel() for x in own.values()]))
@@ -100,6 +123,7 @@ def module(kind, arrays, kwargs, attributes=None):
   tensors = stored(arrays)
   for name, tensor in tensors.items():
     tensor.parameter = not name.endswith(('noise_const', 'resample_filter', 'w_avg'))
+
   def make(prefix, kind):
     parts = {}
     for name, tensor in tensors.items():
@@ -109,12 +133,17 @@ def module(kind, arrays, kwargs, attributes=None):
     made = Module(kind, parts, **(kwargs if not prefix else {}))
     meta = made.meta
     own = (attributes or {}).get(prefix[:-1], {})
+
     def with_attributes():
       result = meta()
-      result['state'] = {k: v for k, v in result['state'].items() if k not in ('up', 'clamp', 'filter')} | own
+      result['state'] = {
+        k: v for k, v in result['state'].items() if k not in ('up', 'clamp', 'filter')
+      } | own
       return result
+
     made.meta = with_attributes
     return made
+
   return make('', kind)
 
 
@@ -129,7 +158,9 @@ def test_pytorch_generators(g):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('g, d', [('skip', 'resnet'), ('orig', None), ('resnet', None), ('skip_cond_gray_121', None)])
+@pytest.mark.parametrize(
+  'g, d', [('skip', 'resnet'), ('orig', None), ('resnet', None), ('skip_cond_gray_121', None)]
+)
 def test_pytorch_pickles_make_the_references_images_and_logits(g, d, tmp_path):
   nets, arrays, more = torch_nets(g, d)
   file = tmp_path / 'network.pkl'
@@ -138,7 +169,9 @@ def test_pytorch_pickles_make_the_references_images_and_logits(g, d, tmp_path):
   found = convert.read(file)
   close(images(found, arrays['z'], arrays.get('c')), nhwc(arrays['img']))
   assert found.config['g']['architecture'] == g.split('_')[0]
-  assert set(found.report['unused']['G_ema']) == {name for name in nets['G_ema'].arrays if 'resample' in name}
+  assert set(found.report['unused']['G_ema']) == {
+    name for name in nets['G_ema'].arrays if 'resample' in name
+  }
   same(found.state['g'], found.state['g_ema'])
   if d:
     close(logits(found, more['img']), more['logits'])
@@ -146,22 +179,42 @@ def test_pytorch_pickles_make_the_references_images_and_logits(g, d, tmp_path):
     assert found.state['d'] == {} and 'no D' in found.report['initialised']['(D)']
 
 
-@pytest.mark.parametrize('d', ['orig', 'skip', 'resnet_cond', 'orig_cond_group_none', 'skip_gray_batch3_group4',
-                               'resnet_no_mbstd_121'])
+@pytest.mark.parametrize(
+  'd',
+  [
+    'orig',
+    'skip',
+    'resnet_cond',
+    'orig_cond_group_none',
+    'skip_gray_batch3_group4',
+    'resnet_no_mbstd_121',
+  ],
+)
 def test_pytorch_discriminators(d):
   """Beside a generator of the right sizes, of which nothing else is looked at."""
   config, more = vectors('discriminator', d)
   nets, _, _ = torch_nets('skip', d)
   generator = build.networks(build.complete(convert.of_nets(torch_nets('skip')[0]).config), 0)[0]
   generator = generator.clone(
-      mapping=generator.mapping.clone(c_dim=config['c_dim']),
-      synthesis=generator.synthesis.clone(resolution=(config['img_resolution'],) * 2, img_channels=config['img_channels']))
+    mapping=generator.mapping.clone(c_dim=config['c_dim']),
+    synthesis=generator.synthesis.clone(
+      resolution=(config['img_resolution'],) * 2, img_channels=config['img_channels']
+    ),
+  )
   z, c = np.zeros((1, 32)), np.zeros((1, config['c_dim']))
-  params = jax.eval_shape(lambda key: generator.init(key, z, c, noise_mode='const'), jax.random.key(0))
+  params = jax.eval_shape(
+    lambda key: generator.init(key, z, c, noise_mode='const'), jax.random.key(0)
+  )
   params = jax.tree.map(lambda x: np.zeros(x.shape, np.float32), params)
   arrays = names.store(params['params']) | names.store(params['noise'])
-  kwargs = {key: value for key, value in nets['G_ema'].kwargs.items() if key in ('mapping_kwargs', 'synthesis_kwargs')}
-  nets['G_ema'] = nets['G_ema']._replace(arrays=arrays | {'mapping.w_avg': np.zeros(32, np.float32)}, kwargs=kwargs)
+  kwargs = {
+    key: value
+    for key, value in nets['G_ema'].kwargs.items()
+    if key in ('mapping_kwargs', 'synthesis_kwargs')
+  }
+  nets['G_ema'] = nets['G_ema']._replace(
+    arrays=arrays | {'mapping.w_avg': np.zeros(32, np.float32)}, kwargs=kwargs
+  )
   found = convert.of_nets(nets)
   expected = cases_nets.read_discriminator(Config(config))
   rest = dict(mapping_layers=0 if not config['c_dim'] else expected.mapping_layers)
@@ -173,25 +226,47 @@ def test_pytorch_discriminators(d):
 
 def layers(net, **values):
   """Attributes of every convolution of a Net."""
-  return {name.removesuffix('.weight'): values for name in net.arrays if name.endswith(('conv0.weight', 'conv1.weight'))}
+  return {
+    name.removesuffix('.weight'): values
+    for name in net.arrays
+    if name.endswith(('conv0.weight', 'conv1.weight'))
+  }
 
 
 def test_attributes_say_what_runs_whatever_the_arguments_say(tmp_path):
   """stylegan3's layers clamp to 256 where no argument says so."""
   net = torch_nets('skip')[0]['G_ema']
-  flat = {k: v for k, v in net.kwargs.items() if k != 'synthesis_kwargs'} | {'channel_base': 1024, 'channel_max': 32}
+  flat = {k: v for k, v in net.kwargs.items() if k != 'synthesis_kwargs'} | {
+    'channel_base': 1024,
+    'channel_max': 32,
+  }
   assert convert.of_nets({'G': net._replace(kwargs=flat)}).config['g']['clamp'] == 0
   file = tmp_path / 'network.pkl'
-  file.write_bytes(dumps({'G_ema': module('Generator', net.arrays, flat, layers(net, conv_clamp=256, activation='relu'))}))
+  file.write_bytes(
+    dumps(
+      {
+        'G_ema': module(
+          'Generator', net.arrays, flat, layers(net, conv_clamp=256, activation='relu')
+        )
+      }
+    )
+  )
   found = convert.read(file).config['g']
-  assert (found['clamp'], found['activation'], found['fmap_base'], found['fmap_max']) == (256, 'relu', 512, 32)
+  assert (found['clamp'], found['activation'], found['fmap_base'], found['fmap_max']) == (
+    256,
+    'relu',
+    512,
+    32,
+  )
   positional = {'args': [32, 0, 32, 32, 3], 'synthesis_kwargs': {'conv_clamp': 128}}
   assert convert.of_nets({'G': net._replace(kwargs=positional)}).config['g']['clamp'] == 128
   positional = {'args': [32, 0, 32, 32, 3, {'lr_multiplier': 0.5}, {'conv_clamp': 64}]}
   found = convert.of_nets({'G': net._replace(kwargs=positional)}).config['g']
   assert (found['clamp'], found['mapping_lr_mul']) == (64, 0.5)
   with pytest.raises(ValueError, match='mapping_kwargs.activation=relu'):
-    convert.of_nets({'G': net._replace(kwargs={'args': [32, 0, 32, 32, 3, {'activation': 'relu'}]})})
+    convert.of_nets(
+      {'G': net._replace(kwargs={'args': [32, 0, 32, 32, 3, {'activation': 'relu'}]})}
+    )
 
 
 def fields(net, nested=None, **more):
@@ -209,34 +284,77 @@ def other(net, name, change):
   return net._replace(arrays=net.arrays | {name: change(net.arrays[name])})
 
 
-SYNTHESIS, MAPPING, FILTER = 'synthesis_kwargs', 'mapping_kwargs', 'synthesis.b8.conv0.resample_filter'
+SYNTHESIS, MAPPING, FILTER = (
+  'synthesis_kwargs',
+  'mapping_kwargs',
+  'synthesis.b8.conv0.resample_filter',
+)
 REFUSED = {
-    'an unknown argument': (lambda g: fields(g, SYNTHESIS, use_magic=0), 'use_magic=0 is not known'),
-    'mapping activation': (lambda g: fields(g, MAPPING, activation='relu'), 'mapping_kwargs.activation=relu'),
-    'unknown activation': (lambda g: fields(g, SYNTHESIS, activation='gelu'), 'activation=gelu must be one of'),
-    'architecture': (lambda g: fields(g, SYNTHESIS, architecture='unet'), 'architecture=unet'),
-    'another architecture': (lambda g: fields(g, SYNTHESIS, architecture='resnet'),
-                             'b16.skip.weight [1, 1, 32, 32] is missing'),
-    'kernel': (lambda g: fields(g, SYNTHESIS, kernel_size=5), 'kernel_size=5'),
-    'resolution': (lambda g: fields(g, img_resolution=64), 'img_resolution=64, but its arrays say 32'),
-    'labels': (lambda g: fields(g, c_dim=2), 'c_dim=2'),
-    'noise': (lambda g: fields(g, SYNTHESIS, use_noise=False), 'use_noise=False'),
-    'clamp': (lambda g: fields(g, SYNTHESIS, conv_clamp=-1), 'clamp=-1'),
-    'taps': (lambda g: fields(g, SYNTHESIS, resample_filter=[1, 2, 1]), 'is not the filter of the taps [1, 2, 1]'),
-    'another filter': (lambda g: other(g, FILTER, lambda x: x.T * 1.1), f'{FILTER} is not the filter'),
-    'layers that differ': (lambda g: fields(g, attributes=layers(g, conv_clamp=None) | {
-        'synthesis.b8.conv0': {'conv_clamp': 1}}), 'differ in conv_clamp'),
-    'its class': (lambda g: g._replace(kind='TriPlaneGenerator'), 'TriPlaneGenerator'),
-    'twice': (lambda g: fields(g, args=[512]), 'z_dim occurs twice'),
-    'a missing layer': (lambda g: without(g, 'synthesis.b8.conv0.bias'), 'g_ema.synthesis.b8.conv0.bias [32] is missing'),
-    'another shape': (lambda g: other(g, 'mapping.fc1.bias', lambda x: x[:5]), 'fc1.bias is [5], and should be [32]'),
-    'w_avg': (lambda g: other(g, 'mapping.w_avg', lambda x: x[:5]), 'w_avg is [5], and should be [32]'),
-    'a layer too many': (lambda g: g._replace(arrays=g.arrays | {'synthesis.b8.conv2.weight': np.zeros(3)}),
-                         'b8.conv2.weight is [3], and belongs to none'),
-    'StyleGAN3': (lambda g: g._replace(arrays={
-        'mapping.fc0.weight': np.zeros((3, 2)), 'synthesis.L0_36_512.bias': np.zeros(3)}),
-                  'not the layers of a StyleGAN2 (IndexError'),
-    'widths': (lambda g: other(g, 'synthesis.b8.conv1.bias', lambda x: x[:31]), 'feature maps {4: 32, 8: 31')}
+  'an unknown argument': (lambda g: fields(g, SYNTHESIS, use_magic=0), 'use_magic=0 is not known'),
+  'mapping activation': (
+    lambda g: fields(g, MAPPING, activation='relu'),
+    'mapping_kwargs.activation=relu',
+  ),
+  'unknown activation': (
+    lambda g: fields(g, SYNTHESIS, activation='gelu'),
+    'activation=gelu must be one of',
+  ),
+  'architecture': (lambda g: fields(g, SYNTHESIS, architecture='unet'), 'architecture=unet'),
+  'another architecture': (
+    lambda g: fields(g, SYNTHESIS, architecture='resnet'),
+    'b16.skip.weight [1, 1, 32, 32] is missing',
+  ),
+  'kernel': (lambda g: fields(g, SYNTHESIS, kernel_size=5), 'kernel_size=5'),
+  'resolution': (
+    lambda g: fields(g, img_resolution=64),
+    'img_resolution=64, but its arrays say 32',
+  ),
+  'labels': (lambda g: fields(g, c_dim=2), 'c_dim=2'),
+  'noise': (lambda g: fields(g, SYNTHESIS, use_noise=False), 'use_noise=False'),
+  'clamp': (lambda g: fields(g, SYNTHESIS, conv_clamp=-1), 'clamp=-1'),
+  'taps': (
+    lambda g: fields(g, SYNTHESIS, resample_filter=[1, 2, 1]),
+    'is not the filter of the taps [1, 2, 1]',
+  ),
+  'another filter': (
+    lambda g: other(g, FILTER, lambda x: x.T * 1.1),
+    f'{FILTER} is not the filter',
+  ),
+  'layers that differ': (
+    lambda g: fields(
+      g, attributes=layers(g, conv_clamp=None) | {'synthesis.b8.conv0': {'conv_clamp': 1}}
+    ),
+    'differ in conv_clamp',
+  ),
+  'its class': (lambda g: g._replace(kind='TriPlaneGenerator'), 'TriPlaneGenerator'),
+  'twice': (lambda g: fields(g, args=[512]), 'z_dim occurs twice'),
+  'a missing layer': (
+    lambda g: without(g, 'synthesis.b8.conv0.bias'),
+    'g_ema.synthesis.b8.conv0.bias [32] is missing',
+  ),
+  'another shape': (
+    lambda g: other(g, 'mapping.fc1.bias', lambda x: x[:5]),
+    'fc1.bias is [5], and should be [32]',
+  ),
+  'w_avg': (
+    lambda g: other(g, 'mapping.w_avg', lambda x: x[:5]),
+    'w_avg is [5], and should be [32]',
+  ),
+  'a layer too many': (
+    lambda g: g._replace(arrays=g.arrays | {'synthesis.b8.conv2.weight': np.zeros(3)}),
+    'b8.conv2.weight is [3], and belongs to none',
+  ),
+  'StyleGAN3': (
+    lambda g: g._replace(
+      arrays={'mapping.fc0.weight': np.zeros((3, 2)), 'synthesis.L0_36_512.bias': np.zeros(3)}
+    ),
+    'not the layers of a StyleGAN2 (IndexError',
+  ),
+  'widths': (
+    lambda g: other(g, 'synthesis.b8.conv1.bias', lambda x: x[:31]),
+    'feature maps {4: 32, 8: 31',
+  ),
+}
 
 
 @pytest.mark.parametrize('name', REFUSED)
@@ -253,15 +371,25 @@ def test_a_discriminator_of_other_images_is_refused():
   with pytest.raises(ValueError, match='D has c_dim=5, G_ema has 0'):
     convert.of_nets(nets | {'D': nets['D']._replace(kwargs={})})
   with pytest.raises(ValueError, match='epilogue'):
-    convert.of_nets(nets | {'D': fields(torch_nets('skip', 'resnet')[0]['D'], 'block_kwargs', activation='relu')})
+    convert.of_nets(
+      nets | {'D': fields(torch_nets('skip', 'resnet')[0]['D'], 'block_kwargs', activation='relu')}
+    )
   with pytest.raises(ValueError, match=r'^G has clamp=3\.0, G_ema has 0\.0$'):
-    convert.of_nets(nets | {'G': fields(nets['G_ema'], SYNTHESIS, conv_clamp=3), 'D': torch_nets('skip', 'resnet')[0]['D']})
+    convert.of_nets(
+      nets
+      | {
+        'G': fields(nets['G_ema'], SYNTHESIS, conv_clamp=3),
+        'D': torch_nets('skip', 'resnet')[0]['D'],
+      }
+    )
 
 
 def test_what_a_file_lacks_is_computed_and_said():
   net = torch_nets('skip')[0]['G_ema']
   given = convert.of_nets({'G': net})
-  found = convert.of_nets({'G': without(without(net, 'mapping.w_avg'), 'synthesis.b8.conv0.noise_const')})
+  found = convert.of_nets(
+    {'G': without(without(net, 'mapping.w_avg'), 'synthesis.b8.conv0.noise_const')}
+  )
   assert 'no G_ema: g_ema is a copy' in found.report['initialised']['(G_ema)']
   assert {'w_avg', 'noise.synthesis.b8.conv0.noise_const'} < set(found.report['initialised'])
   assert found.state['noise']['synthesis']['b8']['conv0']['noise_const'].shape == (8, 8)
@@ -275,9 +403,15 @@ def test_numbers_become_float32_and_must_be_finite(tmp_path):
   file = tmp_path / 'network.pkl'
   file.write_bytes(dumps({'G_ema': module('Generator', half.arrays, half.kwargs)}))
   found = convert.read(file)
-  assert {x.dtype for x in jax.tree.leaves(found.state)} == {np.dtype(np.float32), np.dtype(np.int32)}
+  assert {x.dtype for x in jax.tree.leaves(found.state)} == {
+    np.dtype(np.float32),
+    np.dtype(np.int32),
+  }
   assert found.report['notes'] == ['float16 became float32']
-  for change, says in ((lambda x: x * np.nan, 'mapping.fc0.bias holds NaN'), (lambda x: x.astype(int), 'no float')):
+  for change, says in (
+    (lambda x: x * np.nan, 'mapping.fc0.bias holds NaN'),
+    (lambda x: x.astype(int), 'no float'),
+  ):
     odd = other(net, 'mapping.fc0.bias', change)
     file.write_bytes(dumps({'G_ema': module('Generator', odd.arrays, odd.kwargs)}))
     with pytest.raises(WeightsError, match=says):
@@ -286,15 +420,33 @@ def test_numbers_become_float32_and_must_be_finite(tmp_path):
 
 # ---- rosinality
 
+
 def rosinality(arrays, letter):
   """PyTorch's arrays under rosinality's names and in its shapes."""
   found, top = {}, max(int(m[1]) for m in (re.search(r'b(\d+)\.', name) for name in arrays) if m)
-  leaves = {'weight': 'conv.weight', 'affine.weight': 'conv.modulation.weight', 'affine.bias': 'conv.modulation.bias',
-            'noise_strength': 'noise.weight', 'bias': 'activate.bias', 'noise_const': None}
-  last = {'conv.weight': 'final_conv.0.weight', 'conv.bias': 'final_conv.1.bias', 'fc.weight': 'final_linear.0.weight',
-          'fc.bias': 'final_linear.0.bias', 'out.weight': 'final_linear.1.weight', 'out.bias': 'final_linear.1.bias'}
-  rest = {'conv0.weight': 'conv1.0.weight', 'conv0.bias': 'conv1.1.bias', 'conv1.weight': 'conv2.1.weight',
-          'conv1.bias': 'conv2.2.bias', 'skip.weight': 'skip.1.weight'}
+  leaves = {
+    'weight': 'conv.weight',
+    'affine.weight': 'conv.modulation.weight',
+    'affine.bias': 'conv.modulation.bias',
+    'noise_strength': 'noise.weight',
+    'bias': 'activate.bias',
+    'noise_const': None,
+  }
+  last = {
+    'conv.weight': 'final_conv.0.weight',
+    'conv.bias': 'final_conv.1.bias',
+    'fc.weight': 'final_linear.0.weight',
+    'fc.bias': 'final_linear.0.bias',
+    'out.weight': 'final_linear.1.weight',
+    'out.bias': 'final_linear.1.bias',
+  }
+  rest = {
+    'conv0.weight': 'conv1.0.weight',
+    'conv0.bias': 'conv1.1.bias',
+    'conv1.weight': 'conv2.1.weight',
+    'conv1.bias': 'conv2.2.bias',
+    'skip.weight': 'skip.1.weight',
+  }
   kernel = np.float32(np.outer([1, 3, 3, 1], [1, 3, 3, 1]) / 64)
   for name, x in arrays.items():
     if m := re.fullmatch(r'mapping\.fc(\d+)\.(.+)', name):
@@ -303,13 +455,19 @@ def rosinality(arrays, letter):
       found['latent_avg'] = x
     elif name.endswith('.const'):
       found['input.input'] = x[None]
-    elif (m := re.search(r'b(\d+)\.(conv0|conv1|torgb)\.(.+)', name)) and letter == 'G' and m[3] in leaves:
+    elif (
+      (m := re.search(r'b(\d+)\.(conv0|conv1|torgb)\.(.+)', name))
+      and letter == 'G'
+      and m[3] in leaves
+    ):
       k = int(m[1]).bit_length() - 3
       i = 2 * k - 1 + (m[2] == 'conv1')  # among the layers
       if m[3] == 'noise_const':
         found[f'noises.noise_{i}'] = x[None, None]
         continue
-      place = {'torgb': f'to_rgbs.{k - 1}' if k else 'to_rgb1'}.get(m[2], f'convs.{i - 1}' if k else 'conv1')
+      place = {'torgb': f'to_rgbs.{k - 1}' if k else 'to_rgb1'}.get(
+        m[2], f'convs.{i - 1}' if k else 'conv1'
+      )
       x = x[None] if m[3] == 'weight' else x.reshape(1) if m[3] == 'noise_strength' else x
       bias = m[2] == 'torgb' and m[3] == 'bias'
       found[f'{place}.{"bias" if bias else leaves[m[3]]}'] = x[None, :, None, None] if bias else x
@@ -337,7 +495,10 @@ def test_files_of_rosinality_are_the_same_networks(tmp_path):
   same(found.state, expected.state)
   assert found.config == expected.config
   net = Net('rosinality', '', {}, g)
-  for name, change in (('convs.0.conv.blur.kernel', lambda x: x / 4), ('to_rgbs.0.upsample.kernel', lambda x: x[:3])):
+  for name, change in (
+    ('convs.0.conv.blur.kernel', lambda x: x / 4),
+    ('to_rgbs.0.upsample.kernel', lambda x: x[:3]),
+  ):
     with pytest.raises(ValueError, match=f'{name} is not the filter'):
       convert.of_nets({'G_ema': other(net, name, change)})
   for name in ('convs.0.conv.magic', 'convs.999999999.conv.weight', 'style.0.weight'):
@@ -347,11 +508,22 @@ def test_files_of_rosinality_are_the_same_networks(tmp_path):
 
 # ---- TensorFlow
 
+
 def tensorflow(arrays, letter, lods=False):
-  """PyTorch's arrays under TensorFlow's names and in its layouts; lods: images' layers are ToRGB_lod0 and FromRGB_lod0."""
+  """PyTorch's arrays under TensorFlow's names and in its layouts; lods: images' layers are
+  ToRGB_lod0 and FromRGB_lod0.
+  """
   found, top = {}, max(int(m[1]) for m in (re.search(r'b(\d+)\.', name) for name in arrays) if m)
-  layers = {'conv0': 'Conv0_up' if letter == 'G' else 'Conv0', 'conv1': 'Conv1' if letter == 'G' else 'Conv1_down',
-            'skip': 'Skip', 'torgb': 'ToRGB', 'fromrgb': 'FromRGB', 'conv': 'Conv', 'fc': 'Dense0', 'out': 'Output'}
+  layers = {
+    'conv0': 'Conv0_up' if letter == 'G' else 'Conv0',
+    'conv1': 'Conv1' if letter == 'G' else 'Conv1_down',
+    'skip': 'Skip',
+    'torgb': 'ToRGB',
+    'fromrgb': 'FromRGB',
+    'conv': 'Conv',
+    'fc': 'Dense0',
+    'out': 'Output',
+  }
   for name, x in arrays.items():
     x = np.asarray(x)
     if name.endswith('resample_filter'):
@@ -371,7 +543,13 @@ def tensorflow(arrays, letter, lods=False):
       found[f'{start}noise{2 * side.bit_length() - 7 + (layer == "conv1")}'] = x[None, None]
     else:
       place = f'{side}x{side}/{"Conv" if side == 4 and layer == "conv1" else layers[layer]}'
-      place = 'Output' if layer == 'out' else f'{layers[layer]}_lod0' if lods and layer in ('torgb', 'fromrgb') else place
+      place = (
+        'Output'
+        if layer == 'out'
+        else f'{layers[layer]}_lod0'
+        if lods and layer in ('torgb', 'fromrgb')
+        else place
+      )
       if leaf == 'weight' and x.ndim == 4:
         x = x.transpose(2, 3, 1, 0)
         x = x[::-1, ::-1] if layer in ('conv0', 'skip') and letter == 'G' else x
@@ -382,12 +560,18 @@ def tensorflow(arrays, letter, lods=False):
   return found
 
 
-@pytest.mark.parametrize('g, d, lods', [
-    ('orig', None, False), ('orig', None, True), ('resnet', 'resnet', False), ('skip', None, False)])
+@pytest.mark.parametrize(
+  'g, d, lods',
+  [('orig', None, False), ('orig', None, True), ('resnet', 'resnet', False), ('skip', None, False)],
+)
 def test_tensorflow_networks_of_all_architectures_are_those_of_pytorch(g, d, lods):
   nets, _, _ = torch_nets(g, d)
   expected = convert.of_nets(nets)
-  theirs = {'G_ema': Net('tensorflow', 'G_synthesis_stylegan2', {}, tensorflow(nets['G_ema'].arrays, 'G', lods))}
+  theirs = {
+    'G_ema': Net(
+      'tensorflow', 'G_synthesis_stylegan2', {}, tensorflow(nets['G_ema'].arrays, 'G', lods)
+    )
+  }
   if lods:
     theirs['G_ema'].arrays['ToRGB_lod1/bias'] = np.zeros(3)
   if d:
@@ -401,17 +585,29 @@ def test_tensorflow_networks_of_all_architectures_are_those_of_pytorch(g, d, lod
   assert ('ToRGB_lod1/bias' in found.report['unused']['G_ema']) == lods
 
 
-GROWING = [('stylegan1_generator', 'G_style', 'r32', 'stylegan1_discriminator r32_n3'),
-           ('revised_generator', 'G_synthesis_stylegan_revised', 'cond_r16', 'growing_discriminator cond_nf2_r16'),
-           ('stylegan1_generator', '', 'fused_scale_r16', ''),
-           ('revised_generator', 'G_main', 'cond_r16', ''), ('revised_generator', 'G_main', 'r16_fmapmin', '')]
+GROWING = [
+  ('stylegan1_generator', 'G_style', 'r32', 'stylegan1_discriminator r32_n3'),
+  (
+    'revised_generator',
+    'G_synthesis_stylegan_revised',
+    'cond_r16',
+    'growing_discriminator cond_nf2_r16',
+  ),
+  ('stylegan1_generator', '', 'fused_scale_r16', ''),
+  ('revised_generator', 'G_main', 'cond_r16', ''),
+  ('revised_generator', 'G_main', 'r16_fmapmin', ''),
+]
 
 
 @pytest.mark.parametrize('g, kind, sub, d', GROWING)
 def test_configs_a_to_d(g, kind, sub, d):
   """Those that the reference's cases check."""
   config, arrays = vectors(g, sub)
-  nets = {'G_ema': Net('tensorflow', kind, config['static_kwargs'], under(arrays, 'tf/G/') | {'lod': np.float32(0)})}
+  nets = {
+    'G_ema': Net(
+      'tensorflow', kind, config['static_kwargs'], under(arrays, 'tf/G/') | {'lod': np.float32(0)}
+    )
+  }
   read = lambda reader, config: reader(Config(dict(config['static_kwargs'])), config['network'])
   expected, border = read(cases_growing.read_generator, config)
   if d:
@@ -421,10 +617,14 @@ def test_configs_a_to_d(g, kind, sub, d):
   if expected.mapping.num_layers == 1:
     expected = expected.clone(mapping=expected.mapping.clone(layer_features=None))
   assert network_of(found, 0) == expected
-  same((found.state['g_ema'], found.state['noise'], found.state['w_avg']), border.load(under(arrays, 'tf/G/')))
+  same(
+    (found.state['g_ema'], found.state['noise'], found.state['w_avg']),
+    border.load(under(arrays, 'tf/G/')),
+  )
   if d:
     expected, border = read(cases_growing.read_discriminator, other_)
-    unlike = dict(mapping_layers=0, mapping_lr_mul=0.1)  # of labels, which these have no network for
+    # of labels, which these have no network for
+    unlike = dict(mapping_layers=0, mapping_lr_mul=0.1)
     assert network_of(found, 1) == expected.clone(**unlike)
     same(found.state['d'], border.load(nets['D'].arrays)[0])
   with pytest.raises(ValueError, match='still growing'):
@@ -435,14 +635,21 @@ def test_feature_maps_that_are_held_up_by_fmap_min_do_not_say_fmap_base():
   config, arrays = vectors('revised_generator', 'r16_fmapmin')
   kwargs = {key: value for key, value in config['static_kwargs'].items() if key != 'fmap_base'}
   found = convert.of_nets({'G_ema': Net('tensorflow', '', kwargs, under(arrays, 'tf/G/'))}).config
-  assert all((found[net]['fmap_base'], found[net]['fmap_max'], found[net]['fmap_min']) == (48, 16, 10) for net in 'gd')
+  assert all(
+    (found[net]['fmap_base'], found[net]['fmap_max'], found[net]['fmap_min']) == (48, 16, 10)
+    for net in 'gd'
+  )
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize('g, kind, sub, d', GROWING)
 def test_configs_a_to_d_make_the_references_images(g, kind, sub, d):
   config, arrays = vectors(g, sub)
-  nets = {'G_ema': Net('tensorflow', kind, config['static_kwargs'], under(arrays, 'tf/G/') | {'lod': np.float32(0)})}
+  nets = {
+    'G_ema': Net(
+      'tensorflow', kind, config['static_kwargs'], under(arrays, 'tf/G/') | {'lod': np.float32(0)}
+    )
+  }
   if d:
     other_, more = vectors(*d.split())
     nets['D'] = Net('tensorflow', other_['network'], other_['static_kwargs'], under(more, 'tf/D/'))
@@ -456,13 +663,22 @@ def test_configs_a_to_d_make_the_references_images(g, kind, sub, d):
   assert any('zeros' in text for text in found.report['initialised'].values())
 
 
-@pytest.mark.parametrize('fields_, says', [
-    ({'mapping_nonlinearity': 'relu'}, 'mapping_nonlinearity=relu'), ({'normalize_latents': False}, 'normalize_latents=False'),
-    ({'resample_kernel': [[1]]}, 'taps'), ({'resample_kernel': None}, 'resample_kernel=None'),
-    ({'blur_filter': None}, 'blur_filter=None'), ({'fmap_min': 0}, 'fmap_min=0'), ({'fmap_min': 30}, 'fmap_max), 30)'),
+@pytest.mark.parametrize(
+  'fields_, says',
+  [
+    ({'mapping_nonlinearity': 'relu'}, 'mapping_nonlinearity=relu'),
+    ({'normalize_latents': False}, 'normalize_latents=False'),
+    ({'resample_kernel': [[1]]}, 'taps'),
+    ({'resample_kernel': None}, 'resample_kernel=None'),
+    ({'blur_filter': None}, 'blur_filter=None'),
+    ({'fmap_min': 0}, 'fmap_min=0'),
+    ({'fmap_min': 30}, 'fmap_max), 30)'),
     ({'latent_size': 7}, 'latent_size=7'),
     ({'spectral': True}, 'spectral=True is not known'),
-    ({'components': {'synthesis': {'fmap_max': 1}}}, 'disagree about argument fmap_max'), ({'label_size': 3}, 'label_size=3')])
+    ({'components': {'synthesis': {'fmap_max': 1}}}, 'disagree about argument fmap_max'),
+    ({'label_size': 3}, 'label_size=3'),
+  ],
+)
 def test_tensorflow_arguments(fields_, says):
   config, arrays = vectors('tf_checkpoint_import', 'skipG_resnetD')
   net = Net('tensorflow', '', config['generator_static_kwargs'] | fields_, under(arrays, 'tf/G/'))
@@ -471,7 +687,9 @@ def test_tensorflow_arguments(fields_, says):
 
 
 def test_harmless_differences_of_tensorflow_networks():
-  """Arguments that are as if they weren't there, and a noise strength that is an array of one number."""
+  """Arguments that are as if they weren't there, and a noise strength that is an array of one
+  number.
+  """
   config, arrays = vectors('tf_checkpoint_import', 'skipG_resnetD')
   g = Net('tensorflow', '', config['generator_static_kwargs'], under(arrays, 'tf/G/'))
   d = Net('tensorflow', '', config['discriminator_static_kwargs'], under(arrays, 'tf/D/'))
@@ -488,17 +706,24 @@ def test_harmless_differences_of_tensorflow_networks():
 
 def test_labels_of_old_stylegan2_are_refused():
   config, arrays = vectors('tf_checkpoint_import', 'skipG_resnetD')
-  net = Net('tensorflow', '', {}, under(arrays, 'tf/G/') | {'mapping/LabelConcat/weight': np.zeros((2, 20))})
+  net = Net(
+    'tensorflow', '', {}, under(arrays, 'tf/G/') | {'mapping/LabelConcat/weight': np.zeros((2, 20))}
+  )
   with pytest.raises(ValueError, match='LabelConcat'):
     convert.of_nets({'G': net})
 
 
 # ---- the tool
 
+
 def tool(monkeypatch, name, **values):
   """Runs a tool of sg2jax.tools in this process."""
   module_ = importlib.import_module(f'sg2jax.tools.{name}')
-  monkeypatch.setattr(module_.flags, 'FLAGS', types.SimpleNamespace(**{key: str(value) for key, value in values.items()}))
+  monkeypatch.setattr(
+    module_.flags,
+    'FLAGS',
+    types.SimpleNamespace(**{key: str(value) for key, value in values.items()}),
+  )
   module_.main(None)
 
 
@@ -506,9 +731,14 @@ def tensorflow_file(sub='skipG_resnetD'):
   """A pickle of the vectors of TensorFlow networks, with G, D and Gs, as stylegan2 writes it."""
   config, arrays = vectors('tf_checkpoint_import', sub)
   g, kwargs = under(arrays, 'tf/G/'), config['generator_static_kwargs']
+
   def generator():
-    parts = {name: network(f'G_{name}', under(g, f'{name}/'), **kwargs) for name in ('mapping', 'synthesis')}
+    parts = {
+      name: network(f'G_{name}', under(g, f'{name}/'), **kwargs)
+      for name in ('mapping', 'synthesis')
+    }
     return network('G_main', {'dlatent_avg': g['dlatent_avg']}, parts, **kwargs)
+
   d = network('D_stylegan2', under(arrays, 'tf/D/'), **config['discriminator_static_kwargs'])
   return dumps((generator(), d, generator())), arrays
 
@@ -520,13 +750,23 @@ def test_tool(tmp_path, monkeypatch, capsys):
   file.write_bytes(data)
   tool(monkeypatch, 'convert', source=file, dest=dest)
   out = capsys.readouterr().out
-  assert str(dest) in out and [line.partition(' is a')[0] for line in out.splitlines() if 'psi' in line] == [
-      '  G_ema: truncation_psi=0.5', '  G: truncation_psi=0.5']
-  assert sorted(p.name for p in dest.iterdir()) == ['checkpoints', 'config.json', 'import.json', 'test.png']
+  assert str(dest) in out and [
+    line.partition(' is a')[0] for line in out.splitlines() if 'psi' in line
+  ] == ['  G_ema: truncation_psi=0.5', '  G: truncation_psi=0.5']
+  assert sorted(p.name for p in dest.iterdir()) == [
+    'checkpoints',
+    'config.json',
+    'import.json',
+    'test.png',
+  ]
   assert [p.name for p in dest.parent.iterdir()] == ['run']
   certificate = json.loads((dest / 'import.json').read_text())
   net = trained.load(dest)
-  assert certificate['network_sha256'] == net.hash() and certificate['test_image']['shape'] == [32, 32, 3]
+  assert certificate['network_sha256'] == net.hash() and certificate['test_image']['shape'] == [
+    32,
+    32,
+    3,
+  ]
   assert certificate['shapes']['d.b4.fc.weight'] == [320, 20] and certificate['initialised'] == {}
   made = images(convert.Imported(net.config.to_dict(), checkpoint.load(dest)[0], {}), arrays['z'])
   close(made, nhwc(arrays['img_const']))
@@ -548,10 +788,19 @@ def test_files_that_are_none(tmp_path):
   file = tmp_path / 'network.pkl'
   with pytest.raises(WeightsError, match=f'cannot read {file}'):
     convert.read(file)
-  for data, says in ((tensorflow_file()[0][:-100], 'network.pkl is refused'), (b'', 'neither'),
-                     (dumps({'D': None}), 'no network'),
-                     (dumps({'D': module('Discriminator', {'b4.out.bias': np.zeros(1, np.float32)}, {})}), 'no generator'),
-                     (dumps({'G': module('Generator', {'a.weight': np.zeros(1, np.float32)}, {})}), 'not the layers')):
+  for data, says in (
+    (tensorflow_file()[0][:-100], 'network.pkl is refused'),
+    (b'', 'neither'),
+    (dumps({'D': None}), 'no network'),
+    (
+      dumps({'D': module('Discriminator', {'b4.out.bias': np.zeros(1, np.float32)}, {})}),
+      'no generator',
+    ),
+    (
+      dumps({'G': module('Generator', {'a.weight': np.zeros(1, np.float32)}, {})}),
+      'not the layers',
+    ),
+  ):
     file.write_bytes(data)
     with pytest.raises(WeightsError, match=says):
       convert.read(file)

@@ -39,8 +39,9 @@ def pictures(tmp_path_factory):
 
 
 def take(source, count, **kwargs):
-  stream = data.batches(source, **({'batch': 16, 'microbatch': 8, 'seed': 0, 'mirror': True,
-                                    'nimg': 0} | kwargs))
+  stream = data.batches(
+    source, **({'batch': 16, 'microbatch': 8, 'seed': 0, 'mirror': True, 'nimg': 0} | kwargs)
+  )
   got = [next(stream) for _ in range(count)]
   stream.close()
   return np.concatenate([b['image'] for b in got]), np.concatenate([b['label'] for b in got])
@@ -96,6 +97,7 @@ def test_digits_built_by_two_at_once(tmp_path):
 def test_interrupted_digits_are_built_again(tmp_path, monkeypatch):
   def die(*_):
     raise KeyboardInterrupt
+
   with monkeypatch.context() as patch:
     patch.setattr(digits.os, 'rename', die)
     with pytest.raises(KeyboardInterrupt):
@@ -114,7 +116,7 @@ def test_every_epoch_is_a_permutation_and_half_is_mirrored(pictures):
   assert images.shape == (80, 5, 8, 12, 3) and labels.shape == (80, 5, 0)
   flat = [image.tobytes() for image in images.reshape(400, 8, 12, 3)]
   order = [plain.get(x, flipped.get(x)) for x in flat]
-  epochs = [tuple(order[i:i + 10]) for i in range(0, 400, 10)]
+  epochs = [tuple(order[i : i + 10]) for i in range(0, 400, 10)]
   assert all(sorted(epoch) == list(range(10)) for epoch in epochs)
   assert len(set(epochs)) > 35
   assert 0.4 < np.mean([x in flipped for x in flat]) < 0.6
@@ -149,13 +151,20 @@ def test_seed_and_mirror(source):
 @pytest.mark.parametrize('name', ['', 'set', 'itself', 'child', 'grandchild'])
 def test_found_by_folder(pictures, name):
   parent = pathlib.Path(pictures).parent
-  where = {'': ('', pictures), 'set': ('set', pictures), 'itself': (pictures, ''), 'child': ('set', str(parent)),
-           'grandchild': (f'{parent.name}/set', str(parent.parent))}[name]
+  where = {
+    '': ('', pictures),
+    'set': ('set', pictures),
+    'itself': (pictures, ''),
+    'child': ('set', str(parent)),
+    'grandchild': (f'{parent.name}/set', str(parent.parent)),
+  }[name]
   source = data.load(*where, (8, 12), 3, False)
   assert len(source) == 10 and source.hash == data.load('', pictures, (8, 12), 3, False).hash
 
 
-@pytest.mark.parametrize('change, words', [
+@pytest.mark.parametrize(
+  'change, words',
+  [
     ({'resolution': (16, 16)}, ['8x12', '16x16', '--resolution=16x16']),
     ({'channels': 1}, ['3 channels', '1', '--channels=1']),
     ({'channels': 4}, ['3 channels', '--channels=4']),
@@ -166,10 +175,16 @@ def test_found_by_folder(pictures, name):
     ({'data_dir': '/nowhere'}, ['/nowhere', 'prepare']),
     ({'data_dir': '..'}, ['data.name=set']),
     ({'data_dir': '/x\udce9'}, ['UTF-8', 'dce9']),
-])
+  ],
+)
 def test_refusals_name_value_and_remedy(pictures, change, words):
-  arguments = {'name': '', 'data_dir': pictures, 'resolution': (8, 12), 'channels': 3,
-               'labels': False} | change
+  arguments = {
+    'name': '',
+    'data_dir': pictures,
+    'resolution': (8, 12),
+    'channels': 3,
+    'labels': False,
+  } | change
   if arguments['data_dir'] == '..':
     arguments['data_dir'] = str(pathlib.Path(pictures).parent)
   with pytest.raises(faults.DatasetError) as refusal:
@@ -193,8 +208,7 @@ def test_damaged_data_set(pictures, tmp_path, damage):
     if 'array_record' in name and damage in ('gone', 'empty', 'cut', 'noise'):
       if damage == 'gone':
         continue
-      content = {'empty': b'', 'cut': content[:1000],
-                 'noise': bytes(len(content))}[damage]
+      content = {'empty': b'', 'cut': content[:1000], 'noise': bytes(len(content))}[damage]
     if name == 'dataset_info.json' and damage in ('info', 'format'):
       content = b'{' if damage == 'info' else content.replace(b'array_record', b'tfrecord')
     if name == 'features.json' and damage == 'features':
@@ -208,7 +222,9 @@ def test_damaged_data_set(pictures, tmp_path, damage):
 
 
 def test_no_tensorflow(data_dir, source):
-  code = (f'import sys; from sg2jax import data; s = data.load("digits", {data_dir!r}, (16, 16), 1,'
-          'True); next(data.batches(s, batch=4, microbatch=4, seed=0, mirror=True, nimg=0));'
-          'assert "tensorflow" not in sys.modules and "sklearn" not in sys.modules')
+  code = (
+    f'import sys; from sg2jax import data; s = data.load("digits", {data_dir!r}, (16, 16), 1,'
+    'True); next(data.batches(s, batch=4, microbatch=4, seed=0, mirror=True, nimg=0));'
+    'assert "tensorflow" not in sys.modules and "sklearn" not in sys.modules'
+  )
   subprocess.run([sys.executable, '-c', code], check=True, cwd=os.path.dirname(__file__) + '/..')

@@ -1,4 +1,5 @@
 """Exports are read back bit for bit, and the StableHLO module runs without this package."""
+
 import hashlib
 import json
 import subprocess
@@ -20,20 +21,66 @@ from tests.runs import ROOT, write_run
 from tests.test_convert import same, tool
 
 pytestmark = pytest.mark.usefixtures('quick_compile')
-TINY = {'resolution': 16, 'batch': 8, 'data.dir': 'somewhere', 'data.channels': 1, 'g.fmap_base': 48, 'd.fmap_base': 48,
-        'g.fmap_max': 12, 'd.fmap_max': 10, 'g.z_dim': 6, 'g.w_dim': 8, 'g.mapping_layers': 2, 'd.mapping_layers': 1}
+TINY = {
+  'resolution': 16,
+  'batch': 8,
+  'data.dir': 'somewhere',
+  'data.channels': 1,
+  'g.fmap_base': 48,
+  'd.fmap_base': 48,
+  'g.fmap_max': 12,
+  'd.fmap_max': 10,
+  'g.z_dim': 6,
+  'g.w_dim': 8,
+  'g.mapping_layers': 2,
+  'd.mapping_layers': 1,
+}
 NETWORKS = {  # fields of the configuration and c_dim
-    'skip': ({}, 0),
-    'resnet with labels': ({'g.architecture': 'resnet', 'g.layer_features': 5, 'g.embed_features': 3, 'd.cmap_dim': 4,
-                            'd.mapping_layers': 2, 'd.embed_features': 5, 'd.layer_features': 7,
-                            'd.mapping_lr_mul': 0.1, 'd.architecture': 'skip', 'd.mbstd_group_size': arguments.WHOLE_BATCH,
-                            'd.clamp': 2.5, 'g.num_bf16_res': 1, 'd.activation': 'relu'}, 3),
-    'oblong': ({'resolution': (12, 20), 'g.taps': (1, 2, 1), 'd.taps': (1, 4, 6, 4, 1), 'g.noise': False,
-                'g.activation': 'swish', 'data.channels': 3, 'd.architecture': 'orig',
-                'd.mbstd_num_channels': 0, 'g.clamp': 3.0}, 0),
-    'growing': ({'g.architecture': 'revised', 'g.fmap_min': 9, 'd.fmap_min': 7,
-                 'd.architecture': 'stylegan1', 'grow.start_res': 8}, 2),
-    'msg': ({'g.architecture': 'msg', 'd.architecture': 'msg'}, 0)}
+  'skip': ({}, 0),
+  'resnet with labels': (
+    {
+      'g.architecture': 'resnet',
+      'g.layer_features': 5,
+      'g.embed_features': 3,
+      'd.cmap_dim': 4,
+      'd.mapping_layers': 2,
+      'd.embed_features': 5,
+      'd.layer_features': 7,
+      'd.mapping_lr_mul': 0.1,
+      'd.architecture': 'skip',
+      'd.mbstd_group_size': arguments.WHOLE_BATCH,
+      'd.clamp': 2.5,
+      'g.num_bf16_res': 1,
+      'd.activation': 'relu',
+    },
+    3,
+  ),
+  'oblong': (
+    {
+      'resolution': (12, 20),
+      'g.taps': (1, 2, 1),
+      'd.taps': (1, 4, 6, 4, 1),
+      'g.noise': False,
+      'g.activation': 'swish',
+      'data.channels': 3,
+      'd.architecture': 'orig',
+      'd.mbstd_num_channels': 0,
+      'g.clamp': 3.0,
+    },
+    0,
+  ),
+  'growing': (
+    {
+      'g.architecture': 'revised',
+      'g.fmap_min': 9,
+      'd.fmap_min': 7,
+      'd.architecture': 'stylegan1',
+      'grow.start_res': 8,
+    },
+    2,
+  ),
+  'msg': ({'g.architecture': 'msg', 'd.architecture': 'msg'}, 0),
+}
 
 
 def fresh(name, nimg=0):
@@ -42,19 +89,27 @@ def fresh(name, nimg=0):
   config = default.get_config()
   config.update_from_flattened_dict(TINY | fields)
   build.check(config)
-  shapes = jax.eval_shape(lambda key: state_lib.init(key, *build.networks(config, c_dim), optax.identity(), optax.identity()),
-                          jax.random.key(0))
+  shapes = jax.eval_shape(
+    lambda key: state_lib.init(
+      key, *build.networks(config, c_dim), optax.identity(), optax.identity()
+    ),
+    jax.random.key(0),
+  )
   draws = np.random.RandomState(0)
   state = jax.tree.map(lambda x: np.asarray(draws.randn(*x.shape), np.float32), shapes)
   state = state.replace(step=np.int32(7), nimg=np.int32(nimg), g_opt={}, d_opt={})
-  return {k: getattr(state, k) for k in convert.FIELDS}, json.loads(json.dumps(config.to_dict() | {'c_dim': c_dim}))
+  return {k: getattr(state, k) for k in convert.FIELDS}, json.loads(
+    json.dumps(config.to_dict() | {'c_dim': c_dim})
+  )
 
 
 def written(folder, name, data, document):
   """The file, and its JSON, as the tool writes them."""
   path = folder / name
   path.write_bytes(data)
-  path.with_name(f'{path.name}.json').write_text(json.dumps(document | {'sha256': hashlib.sha256(data).hexdigest()}))
+  path.with_name(f'{path.name}.json').write_text(
+    json.dumps(document | {'sha256': hashlib.sha256(data).hexdigest()})
+  )
   return path
 
 
@@ -65,9 +120,15 @@ def test_safetensors_are_read_back_bit_for_bit(name, tmp_path):
   same(found.state, state)
   assert found.config == config and not found.report['initialised']
   if name == 'growing':
-    assert [net['b16']['conv1']['bias'].shape for net in (state['g']['synthesis'], state['d'])] == [(9,), (10,)]
+    assert [net['b16']['conv1']['bias'].shape for net in (state['g']['synthesis'], state['d'])] == [
+      (9,),
+      (10,),
+    ]
     assert state['d']['b16']['conv0']['bias'].shape == (7,)
-  assert trained.of_state(tmp_path, found.config, found.state).hash() == trained.of_state(tmp_path, config, state).hash()
+  assert (
+    trained.of_state(tmp_path, found.config, found.state).hash()
+    == trained.of_state(tmp_path, config, state).hash()
+  )
 
 
 @pytest.mark.parametrize('name', ['skip', 'resnet with labels', 'oblong'])
@@ -82,24 +143,38 @@ def test_nvidias_names_are_read_back_bit_for_bit(name, tmp_path):
     low = dict(num_bf16_res=0)  # a precision, which an import doesn't take over
     if i and not config['c_dim']:
       low |= dict(mapping_layers=0)  # there is no such network
-    assert ours == (theirs.clone(**low) if i else theirs.clone(synthesis=theirs.synthesis.clone(**low)))
+    assert ours == (
+      theirs.clone(**low) if i else theirs.clone(synthesis=theirs.synthesis.clone(**low))
+    )
   assert document['networks']['D']['cmap_dim'] == (config['d']['cmap_dim'] or None)
   for field in ('embed_features', 'layer_features'):
     for net in 'GD':
-      assert document['networks'][net]['mapping_kwargs'][field] == (config[net.lower()][field] or None)
+      assert document['networks'][net]['mapping_kwargs'][field] == (
+        config[net.lower()][field] or None
+      )
   arrays = np.load(tmp_path / 'net.npz')
   if name == 'oblong':
     assert arrays['G.synthesis.b5.const'].shape == (12, 3, 5)
-    assert arrays['D.b10.conv1.resample_filter'].shape == (5, 5) and arrays['D.b10.conv0.resample_filter'].shape == (4, 4)
+    assert arrays['D.b10.conv1.resample_filter'].shape == (5, 5) and arrays[
+      'D.b10.conv0.resample_filter'
+    ].shape == (4, 4)
 
 
 def test_names_and_filters_are_those_of_the_reference():
   """Of the vectors' state dicts, which are stylegan2-ada-pytorch's."""
   for case, letter in (('generator', 'G'), ('discriminator', 'D')):
     data = np.load(ROOT / 'tests' / 'reference' / f'{case}.npz')
-    for sub, taps in (('skip', (1, 3, 3, 1)), ('orig', (1, 3, 3, 1)), ('resnet', (1, 3, 3, 1)),
-                      ('skip_cond_gray_121' if letter == 'G' else 'resnet_no_mbstd_121', (1, 2, 1))):
-      theirs = {key.removeprefix(f'{sub}/{letter}/'): data[key] for key in data.files if key.startswith(f'{sub}/{letter}/')}
+    for sub, taps in (
+      ('skip', (1, 3, 3, 1)),
+      ('orig', (1, 3, 3, 1)),
+      ('resnet', (1, 3, 3, 1)),
+      ('skip_cond_gray_121' if letter == 'G' else 'resnet_no_mbstd_121', (1, 2, 1)),
+    ):
+      theirs = {
+        key.removeprefix(f'{sub}/{letter}/'): data[key]
+        for key in data.files
+        if key.startswith(f'{sub}/{letter}/')
+      }
       params, noise, w_avg = names.load({k: v for k, v in theirs.items() if 'resample' not in k})
       ours = names.store(params) | names.store(noise) | names.filters(params, taps, letter)
       ours |= {} if w_avg is None else {'mapping.w_avg': w_avg}
@@ -114,10 +189,18 @@ def test_nvidia_has_no_growing_networks_and_no_least_width():
     export.nvidia(state, config | {'d': config['d'] | {'fmap_min': 9}})
 
 
-@pytest.mark.parametrize('fields, said', [
-    ({'g.fmap_min': 0}, 'g.fmap_min=0 must be 1'), ({'d.layer_features': -1}, 'd.layer_features=-1 must be 0'),
+@pytest.mark.parametrize(
+  'fields, said',
+  [
+    ({'g.fmap_min': 0}, 'g.fmap_min=0 must be 1'),
+    ({'d.layer_features': -1}, 'd.layer_features=-1 must be 0'),
     ({'d.embed_features': 3, 'd.mapping_layers': 0}, 'd.embed_features=3 needs d.mapping_layers'),
-    ({'d.fmap_min': 9, 'd.fmap_base': 8, 'd.mbstd_num_channels': 4}, 'must divide the 9 feature maps')])
+    (
+      {'d.fmap_min': 9, 'd.fmap_base': 8, 'd.mbstd_num_channels': 4},
+      'must divide the 9 feature maps',
+    ),
+  ],
+)
 def test_widths_that_no_network_has(fields, said):
   config = default.get_config()
   config.update_from_flattened_dict(TINY | fields)
@@ -138,18 +221,26 @@ def test_exports_without_their_json_or_changed_are_refused(tmp_path):
     with pytest.raises(WeightsError, match=says):
       convert.read(path)
     beside.write_text(text)
+
   path.write_bytes(data[:-1] + b'?')
   refused('belongs to another file')
   path.write_bytes(data)
-  for change, says in (({'resolution': 32}, 'is missing'), ({'g': 3}, 'malformed'), ({'c_dim': 'x'}, 'refused'),
-                       ({'g': config['g'] | {'mapping_layers': 10 ** 9}}, 'more than 64 layers'),
-                       ({'g': config['g'] | {'taps': [1] * 10 ** 5}}, 'taps')):
+  for change, says in (
+    ({'resolution': 32}, 'is missing'),
+    ({'g': 3}, 'malformed'),
+    ({'c_dim': 'x'}, 'refused'),
+    ({'g': config['g'] | {'mapping_layers': 10**9}}, 'more than 64 layers'),
+    ({'g': config['g'] | {'taps': [1] * 10**5}}, 'taps'),
+  ):
     refused(says, json.dumps(json.loads(text) | {'config': config | change}))
   refused('malformed', '{}')
   refused('refused', '[')
   more = convert.safetensors.save(convert.safetensors.load(data) | {'h.x': np.zeros(2)})
   path = written(tmp_path, 'more.safetensors', more, document)
-  beside, text = path.with_name(f'{path.name}.json'), path.with_name(f'{path.name}.json').read_text()
+  beside, text = (
+    path.with_name(f'{path.name}.json'),
+    path.with_name(f'{path.name}.json').read_text(),
+  )
   refused("'h', which belongs to no network")
   beside.unlink()
   with pytest.raises(WeightsError, match='it needs more.safetensors.json'):
@@ -159,10 +250,12 @@ def test_exports_without_their_json_or_changed_are_refused(tmp_path):
 def saved(tmp_path, name, nimg=0):
   """A run of a network that nobody trained."""
   state, config = fresh(name, nimg)
-  return trained.load(write_run(tmp_path / 'run', config, state_lib.TrainState(**state, g_opt={}, d_opt={}))), state
+  return trained.load(
+    write_run(tmp_path / 'run', config, state_lib.TrainState(**state, g_opt={}, d_opt={}))
+  ), state
 
 
-SCRIPT = '''
+SCRIPT = """
 import sys
 import jax
 from jax import export
@@ -170,25 +263,45 @@ import numpy as np
 net = export.deserialize(open(sys.argv[1], 'rb').read())
 given = np.load(sys.argv[2])
 np.save(sys.argv[3], net.call(*(given[name] for name in given.files)))
-assert not {name.split('.')[0] for name in sys.modules} & {'sg2jax', 'flax', 'optax', 'orbax', 'safetensors', 'ml_collections'}
-'''
+heavy = {'sg2jax', 'flax', 'optax', 'orbax', 'safetensors', 'ml_collections'}
+assert not {name.split('.')[0] for name in sys.modules} & heavy
+"""
 
 
-@pytest.mark.parametrize('name, nimg', [
-    ('resnet with labels', 0), pytest.param('growing', 700_000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+  'name, nimg',
+  [('resnet with labels', 0), pytest.param('growing', 700_000, marks=pytest.mark.slow)],
+)
 def test_stablehlo_runs_in_a_process_that_imports_only_jax(name, nimg, tmp_path):
   """A network with labels, and one that is just fading in its last resolution."""
   net, _ = saved(tmp_path, name, nimg)
-  net = net._replace(generator=net.generator.clone(synthesis=net.generator.synthesis.clone(num_bf16_res=0)))
+  net = net._replace(
+    generator=net.generator.clone(synthesis=net.generator.synthesis.clone(num_bf16_res=0))
+  )
   data, document = export.stablehlo(net)
   (tmp_path / 'net.stablehlo').write_bytes(data)
-  z, c, psi = net.z(range(5)), np.eye(net.config.c_dim, dtype=np.float32)[[0, 1, 1, 0, 1]], np.float32(0.7)
+  z, c, psi = (
+    net.z(range(5)),
+    np.eye(net.config.c_dim, dtype=np.float32)[[0, 1, 1, 0, 1]],
+    np.float32(0.7),
+  )
   np.savez(tmp_path / 'given.npz', z=z, c=c, psi=psi)
-  command = [sys.executable, '-c', SCRIPT, *(str(tmp_path / name) for name in ('net.stablehlo', 'given.npz', 'images.npy'))]
+  command = [
+    sys.executable,
+    '-c',
+    SCRIPT,
+    *(str(tmp_path / name) for name in ('net.stablehlo', 'given.npz', 'images.npy')),
+  ]
   subprocess.run(command, cwd=tmp_path, check=True)
-  ours = jax.jit(lambda v, z: net.generator.apply(v, z, c, net.w_avg, psi, None, 'const', **net.growing))(net.variables, z)
+  ours = jax.jit(
+    lambda v, z: net.generator.apply(v, z, c, net.w_avg, psi, None, 'const', **net.growing)
+  )(net.variables, z)
   theirs = np.load(tmp_path / 'images.npy')
-  assert theirs.dtype == np.float32 and theirs.shape == (5, 16, 16, 1) and document['result'] == ['N', '16', '16', '1']
+  assert (
+    theirs.dtype == np.float32
+    and theirs.shape == (5, 16, 16, 1)
+    and document['result'] == ['N', '16', '16', '1']
+  )
   assert 'needs jax and flatbuffers' in document['run']
   assert np.abs(theirs - ours).max() < 1e-5 * max(1, np.abs(ours).max()) and theirs.std() > 0
   assert bool(net.growing) == (name == 'growing') and (not nimg or 0 < net.growing['alpha'] < 1)
@@ -223,7 +336,10 @@ def test_labels_come_along(name, tmp_path, monkeypatch):
   assert copy.labels.names == labels.names and copy.labels.counts.tolist() == [9, 1]
   np.testing.assert_array_equal(copy.c(range(50)), trained.load(workdir).c(range(50)))
   beside = tmp_path / f'{name}.json'
-  for old, new in (('"c_dim": 3, "values": [0, 2]', '"c_dim": 3, "values": [0, 7]'), ('"one_hot": true, ', '')):
+  for old, new in (
+    ('"c_dim": 3, "values": [0, 2]', '"c_dim": 3, "values": [0, 7]'),
+    ('"one_hot": true, ', ''),
+  ):
     assert old in (text := json.dumps(json.loads(beside.read_text())))
     (tmp_path / f'{name}.json').write_text(text.replace(old, new, 1))
     with pytest.raises(WeightsError, match='its labels are damaged'):
@@ -232,7 +348,9 @@ def test_labels_come_along(name, tmp_path, monkeypatch):
   assert not (tmp_path / 'other').exists()
 
 
-@pytest.mark.parametrize('dest, suffix, says', [('x.pt', '.npz', 'must be a folder, or end in .npz'), ('', '.npz', '')])
+@pytest.mark.parametrize(
+  'dest, suffix, says', [('x.pt', '.npz', 'must be a folder, or end in .npz'), ('', '.npz', '')]
+)
 def test_destination(dest, suffix, says, tmp_path):
   if says:
     with pytest.raises(UsageError, match=says):
@@ -247,9 +365,13 @@ def test_a_network_of_config_f_at_full_width(tmp_path):
   """Its module has its 30 million weights within."""
   config = custom.get_config('64')
   config.data.dir = 'somewhere'
-  shapes = jax.eval_shape(lambda key: state_lib.init(key, *build.networks(config, 0), optax.identity(), optax.identity()),
-                          jax.random.key(0))
-  state = jax.tree.map(lambda x: np.asarray(np.random.RandomState(0).randn(*x.shape), np.float32), shapes)
+  shapes = jax.eval_shape(
+    lambda key: state_lib.init(key, *build.networks(config, 0), optax.identity(), optax.identity()),
+    jax.random.key(0),
+  )
+  state = jax.tree.map(
+    lambda x: np.asarray(np.random.RandomState(0).randn(*x.shape), np.float32), shapes
+  )
   state = {k: getattr(state, k) for k in convert.FIELDS}
   net = trained.of_state(tmp_path, config.to_dict() | {'c_dim': 0}, state)
   data, _ = export.stablehlo(net)

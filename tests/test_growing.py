@@ -1,4 +1,7 @@
-"""Progressive growing, MSG-GAN and the configurations of Table 1 and 2, where the reference vectors say nothing."""
+"""Progressive growing, MSG-GAN and the configurations of Table 1 and 2, where the reference vectors
+say nothing.
+"""
+
 import dataclasses
 from functools import partial
 import json
@@ -18,21 +21,28 @@ from sg2jax.models.mapping import Mapping
 from sg2jax.models.stylegan2 import GROWING, Discriminator, Generator, Synthesis
 from tests.runs import content, finish, log, start
 
-LADDER = [*'abcdef', 'msg'] + [f'e:G{g}-D{d}' for g in ('orig', 'skip', 'resnet') for d in ('orig', 'skip', 'resnet')]
+LADDER = [*'abcdef', 'msg'] + [
+  f'e:G{g}-D{d}' for g in ('orig', 'skip', 'resnet') for d in ('orig', 'skip', 'resnet')
+]
 
 
 def nets(architecture, resolution=(16, 16)):
-  """Generator, discriminator and variables of both, with biases and noise strengths that aren't zero."""
+  """Generator, discriminator and variables of both, with biases and noise strengths that aren't
+  zero.
+  """
   g = Generator(Mapping(8, 0, 8, 1), Synthesis(resolution, 3, 32, 8, architecture))
   d = Discriminator(resolution, 32, 8, architecture=architecture)
+
   def init(key):
     img = jnp.zeros((4, *resolution, 3))
     return g.init(key, jnp.zeros((4, 8)), jnp.zeros((4, 0)), noise_mode='const'), d.init(key, img)
+
   lively = lambda path, x: x + 0.3 if path[-1].key in ('noise_strength', 'bias') else x
   return g, d, *jax.tree_util.tree_map_with_path(lively, jax.jit(init)(jax.random.key(0)))
 
 
 # ---- fades
+
 
 @pytest.mark.parametrize('architecture', GROWING)
 @pytest.mark.parametrize('resolution', [(12, 16), pytest.param((16, 16), marks=pytest.mark.slow)])
@@ -40,20 +50,28 @@ def test_alpha_0_and_1_continue_the_stages_below_and_above(quick_compile, archit
   g, d, vg, vd = nets(architecture, resolution)
   ws = jax.random.normal(jax.random.key(1), (4, g.synthesis.num_ws, 8))
   images = jax.random.normal(jax.random.key(2), (4, *resolution, 3))
-  synthesize = jax.jit(lambda alpha, stage: g.apply(vg, ws, 'const', stage, alpha, method='synthesize'), static_argnums=1)
+  synthesize = jax.jit(
+    lambda alpha, stage: g.apply(vg, ws, 'const', stage, alpha, method='synthesize'),
+    static_argnums=1,
+  )
   judge = jax.jit(lambda img, alpha: d.apply(vd, img, None, alpha))
   for stage in (0, 1, 2):
     whole, logits = synthesize(1.0, stage), judge(images, 1.0)
     assert whole.shape == (4, resolution[0] >> stage, resolution[1] >> stage, 3) == images.shape
-    np.testing.assert_array_equal(whole, synthesize(None, stage))  # nothing is left of the stage below
+    # nothing is left of the stage below
+    np.testing.assert_array_equal(whole, synthesize(None, stage))
     np.testing.assert_array_equal(logits, judge(images, None))
     if stage == 2:
       break
     half = ops.half(images)
     assert jnp.abs(synthesize(0.0, stage) - ops.nearest(synthesize(1.0, stage + 1))).max() < 1e-5
     assert jnp.abs(judge(images, 0.0) - judge(half, 1.0)).max() < 1e-5
-    assert jnp.abs(synthesize(0.5, stage) - (whole + synthesize(0.0, stage)) / 2).max() < 1e-5  # linear in between
-    assert jnp.abs(whole - synthesize(0.0, stage)).max() > 0.01 and jnp.abs(logits - judge(images, 0.0)).max() > 1e-4
+    # linear in between
+    assert jnp.abs(synthesize(0.5, stage) - (whole + synthesize(0.0, stage)) / 2).max() < 1e-5
+    assert (
+      jnp.abs(whole - synthesize(0.0, stage)).max() > 0.01
+      and jnp.abs(logits - judge(images, 0.0)).max() > 1e-4
+    )
     images = half
 
 
@@ -69,9 +87,21 @@ def test_a_stage_that_is_not_there_is_an_error():
 def config(cell='d', **fields):
   """A tiny paper configuration; levels of detail 2 -> 0 from 4 px."""
   c = paper.get_config(cell)
-  c.update_from_flattened_dict({
-      'resolution': 16, 'batch': 4, 'data.dir': '-', 'g.fmap_base': 32, 'd.fmap_base': 32, 'g.fmap_max': 8, 'd.fmap_max': 8,
-      'g.z_dim': 8, 'g.w_dim': 8, 'g.mapping_layers': 1} | fields)
+  c.update_from_flattened_dict(
+    {
+      'resolution': 16,
+      'batch': 4,
+      'data.dir': '-',
+      'g.fmap_base': 32,
+      'd.fmap_base': 32,
+      'g.fmap_max': 8,
+      'd.fmap_max': 8,
+      'g.z_dim': 8,
+      'g.w_dim': 8,
+      'g.mapping_layers': 1,
+    }
+    | fields
+  )
   if c.grow.start_res:
     c.grow.start_res, c.grow.batch, c.grow.hold_kimg, c.grow.fade_kimg = 4, (), 0.064, 0.064
   return c
@@ -79,19 +109,32 @@ def config(cell='d', **fields):
 
 @pytest.mark.slow
 def test_what_is_not_there_yet_stays_as_it_was(quick_compile):
-  """Inactive weights and their Adam moments are bit-equal after a step of both networks, in the middle of a fade."""
+  """Inactive weights and their Adam moments are bit-equal after a step of both networks, in the
+  middle of a fade.
+  """
   c = config()
   stage = build.growth(c).stage(96)
   steps = build.steps(c, 0, None, stage)
   before = build.init_state(c, steps, None).replace(step=jnp.int32(24), nimg=jnp.int32(96))
   assert stage.level == 1 and float(steps.alpha(before)) == 0.5
-  after, batch = before, {'image': np.random.default_rng(0).integers(0, 256, (1, 4, 8, 8, 3), np.uint8),
-                          'label': np.zeros((1, 4, 0), np.float32)}
+  after, batch = (
+    before,
+    {
+      'image': np.random.default_rng(0).integers(0, 256, (1, 4, 8, 8, 3), np.uint8),
+      'label': np.zeros((1, 4, 0), np.float32),
+    },
+  )
   for name in ('g', 'd'):
     after, _ = jax.jit(getattr(steps, name))(jax.random.key(0), after, batch)
+
   def moved(old, new):
     leaves = zip(jax.tree_util.tree_leaves_with_path(old), jax.tree.leaves(new))
-    return {jax.tree_util.keystr(path, simple=True, separator='/') for (path, x), y in leaves if (x != y).any()}
+    return {
+      jax.tree_util.keystr(path, simple=True, separator='/')
+      for (path, x), y in leaves
+      if (x != y).any()
+    }
+
   for field in ('g', 'd', 'g_opt', 'd_opt'):
     names = moved(getattr(before, field), getattr(after, field))
     assert not any('b16' in name for name in names), names
@@ -100,24 +143,42 @@ def test_what_is_not_there_yet_stays_as_it_was(quick_compile):
 
 
 def test_gradients_are_those_of_full_size_images(quick_compile):
-  """R1 and path length at a stage, computed at its size, are those of images enlarged to full size."""
+  """R1 and path length at a stage, computed at its size, are those of images enlarged to full
+  size.
+  """
   from sg2jax import losses
+
   g, d, vg, vd = nets('revised')
   small = jax.random.normal(jax.random.key(2), (4, 4, 4, 3))
   growth = schedule.Growth(16, 2, 0.1, 0.1, 4, 1e-3, 1e-3)
-  steps = dataclasses.replace(build.steps(config(), 0, None), discriminator=d, growth=growth, stage=schedule.Stage(2))
+  steps = dataclasses.replace(
+    build.steps(config(), 0, None), discriminator=d, growth=growth, stage=schedule.Stage(2)
+  )
   clock = types.SimpleNamespace(step=jnp.int32(0), nimg=jnp.int32(0), pl_mean=jnp.zeros(()))
-  full = lambda x: losses.r1_penalty(lambda img: d.apply(vd, ops.half(ops.half(img)), None, 1.0), x)[0]
-  _, (_, aux) = jax.jit(lambda x: steps._r1_loss(clock, vd['params'], (), {'reals': x, 'real_c': None}))(small)
+  full = lambda x: losses.r1_penalty(
+    lambda img: d.apply(vd, ops.half(ops.half(img)), None, 1.0), x
+  )[0]
+  _, (_, aux) = jax.jit(
+    lambda x: steps._r1_loss(clock, vd['params'], (), {'reals': x, 'real_c': None})
+  )(small)
   np.testing.assert_allclose(jax.jit(full)(ops.nearest(small, 4)).mean(), aux['r1'], rtol=1e-4)
-  ws, noise = jax.random.normal(jax.random.key(1), (4, 6, 8)), jax.random.normal(jax.random.key(3), (4, 16, 16, 3))
+  ws, noise = (
+    jax.random.normal(jax.random.key(1), (4, 6, 8)),
+    jax.random.normal(jax.random.key(3), (4, 16, 16, 3)),
+  )
   native = noise.reshape(4, 4, 4, 4, 4, 3).sum((2, 4)) / 4
-  synthesize = lambda factor, ws: ops.nearest(g.apply(vg, ws, 'const', 2, 1.0, method='synthesize'), factor)
-  lengths = [jax.jit(partial(losses.path_lengths, partial(synthesize, f)))(ws, y) for f, y in ((4, noise), (1, native))]
+  synthesize = lambda factor, ws: ops.nearest(
+    g.apply(vg, ws, 'const', 2, 1.0, method='synthesize'), factor
+  )
+  lengths = [
+    jax.jit(partial(losses.path_lengths, partial(synthesize, f)))(ws, y)
+    for f, y in ((4, noise), (1, native))
+  ]
   np.testing.assert_allclose(*lengths, rtol=1e-4)
 
 
 # ---- schedule
+
 
 @pytest.mark.parametrize('hold, fade', [(0.1, 0.3), (0.0165, 0.2), (0.2, 0.0), (0.0, 0.2)])
 def test_alpha_follows_the_level_of_detail_and_is_looked_at_every_few_minibatches(hold, fade):
@@ -127,7 +188,7 @@ def test_alpha_follows_the_level_of_detail_and_is_looked_at_every_few_minibatche
     stage = growth.stage(seen)
     alpha = growth.alpha(stage, jnp.int32(step), jnp.int32(5 * step))
     assert float(alpha) == pytest.approx(1 - (growth.lod(seen) - stage.level), abs=1e-6)
-  assert growth.stage(0).level == 3 and growth.stage(10 ** 6).level == 0
+  assert growth.stage(0).level == 3 and growth.stage(10**6).level == 0
   first = next(nimg for nimg in range(1000) if growth.stage(nimg).level == 2)
   assert first == (200 if not fade else math.floor(1000 * hold) + 1)
 
@@ -149,19 +210,33 @@ def test_learning_rate_ramp(quick_compile):
   start_ = build.init_state(c, steps, None)
   batch = {'image': np.zeros((1, 4, 16, 16, 3), np.uint8), 'label': np.zeros((1, 4, 0), np.float32)}
   run = jax.jit(steps.d)
+
   def change(nimg):
     s = start_.replace(nimg=jnp.int32(nimg))
-    return float(jnp.abs(run(jax.random.key(0), s, batch)[0].d['b4']['fc']['weight'] - s.d['b4']['fc']['weight']).max())
-  assert change(0) == 0 and change(50) == pytest.approx(change(100) / 2, rel=1e-2) and change(100) == change(10 ** 6)
+    return float(
+      jnp.abs(
+        run(jax.random.key(0), s, batch)[0].d['b4']['fc']['weight'] - s.d['b4']['fc']['weight']
+      ).max()
+    )
+
+  assert (
+    change(0) == 0
+    and change(50) == pytest.approx(change(100) / 2, rel=1e-2)
+    and change(100) == change(10**6)
+  )
 
 
 # ---- Table 1 and Table 2
 
 TABLE_1 = {  # architectures, gamma, r1_interval, pl_interval, pl_weight, fmap_base, lr, start_res
-    'a': ('stylegan1', 'stylegan1', 10, 0, 0, 0, 8192, .001, 8), 'b': ('revised', 'revised', 10, 0, 0, 0, 8192, .001, 8),
-    'c': ('revised', 'revised', 10, 16, 4, 0, 8192, .001, 8), 'd': ('revised', 'revised', 10, 16, 4, 2, 8192, .001, 8),
-    'e': ('skip', 'resnet', 100, 16, 4, 2, 8192, .002, 0), 'f': ('skip', 'resnet', 10, 16, 4, 2, 16384, .002, 0),
-    'msg': ('msg', 'msg', 100, 16, 4, 2, 8192, .002, 0)}
+  'a': ('stylegan1', 'stylegan1', 10, 0, 0, 0, 8192, 0.001, 8),
+  'b': ('revised', 'revised', 10, 0, 0, 0, 8192, 0.001, 8),
+  'c': ('revised', 'revised', 10, 16, 4, 0, 8192, 0.001, 8),
+  'd': ('revised', 'revised', 10, 16, 4, 2, 8192, 0.001, 8),
+  'e': ('skip', 'resnet', 100, 16, 4, 2, 8192, 0.002, 0),
+  'f': ('skip', 'resnet', 10, 16, 4, 2, 16384, 0.002, 0),
+  'msg': ('msg', 'msg', 100, 16, 4, 2, 8192, 0.002, 0),
+}
 
 
 @pytest.mark.parametrize('cell', LADDER)
@@ -172,19 +247,37 @@ def test_paper_configurations(cell):
   g, d, *rest = TABLE_1[cell.split(':')[0]]
   if ':' in cell:
     g, d = re.fullmatch('e:G(.*)-D(.*)', cell).groups()
-  assert [c.g.architecture, c.d.architecture, c.loss.r1_gamma, c.loss.r1_interval, c.loss.pl_interval, c.loss.pl_weight,
-          c.g.fmap_base, c.opt.g_lr, c.grow.start_res] == [g, d, *rest] and c.d.fmap_base == c.g.fmap_base
-  assert (c.opt.d_lr, c.opt.beta1, c.opt.beta2, c.opt.eps, c.total_kimg, c.ema.kimg) == (c.opt.g_lr, 0, .99, 1e-8, 25000, 10)
+  assert [
+    c.g.architecture,
+    c.d.architecture,
+    c.loss.r1_gamma,
+    c.loss.r1_interval,
+    c.loss.pl_interval,
+    c.loss.pl_weight,
+    c.g.fmap_base,
+    c.opt.g_lr,
+    c.grow.start_res,
+  ] == [g, d, *rest] and c.d.fmap_base == c.g.fmap_base
+  assert (c.opt.d_lr, c.opt.beta1, c.opt.beta2, c.opt.eps, c.total_kimg, c.ema.kimg) == (
+    c.opt.g_lr,
+    0,
+    0.99,
+    1e-8,
+    25000,
+    10,
+  )
   c.resolution = 1024
   growth = build.growth(c)
-  sizes = {1024 >> growth.stage(nimg).level: growth.stage(nimg) for nimg in range(0, 10 ** 7, 10 ** 5)}
-  lr, batch = {128: .0015, 256: .002, 512: .003, 1024: .003}, {8: 256, 16: 128, 32: 64}
+  sizes = {1024 >> growth.stage(nimg).level: growth.stage(nimg) for nimg in range(0, 10**7, 10**5)}
+  lr, batch = {128: 0.0015, 256: 0.002, 512: 0.003, 1024: 0.003}, {8: 256, 16: 128, 32: 64}
   assert sorted(sizes) == ([8 << i for i in range(8)] if cell in 'abcd' else [1024])
   for side, stage in sizes.items():
-    table = (batch.get(side, 32), lr.get(side, .001)) if cell in 'abcd' else (32, .002)
+    table = (batch.get(side, 32), lr.get(side, 0.001)) if cell in 'abcd' else (32, 0.002)
     assert (stage.batch, stage.g_lr) == table and stage.d_lr == stage.g_lr
   steps = build.steps(c, 0, None)
-  lazy = {'a': ['g', 'd'], 'b': ['g', 'd'], 'c': ['g', 'd', 'd_reg']}.get(cell, ['g', 'g_reg', 'd', 'd_reg'])
+  lazy = {'a': ['g', 'd'], 'b': ['g', 'd'], 'c': ['g', 'd', 'd_reg']}.get(
+    cell, ['g', 'g_reg', 'd', 'd_reg']
+  )
   assert steps.due(0) == lazy
 
 
@@ -195,7 +288,9 @@ def test_adam_of_config_c_is_corrected_without_path_lengths():
   for cell in 'abc':
     tx = build.steps(paper.get_config(cell), 0, None).g_tx
     updates[cell] = float(tx.update(grads, tx.init(grads), grads)[0][0])
-  assert updates['a'] == updates['b'] and updates['c'] == pytest.approx(0.8 * updates['a'], rel=1e-5)
+  assert updates['a'] == updates['b'] and updates['c'] == pytest.approx(
+    0.8 * updates['a'], rel=1e-5
+  )
 
 
 def test_unknown_paper_configuration_is_refused():
@@ -206,36 +301,53 @@ def test_unknown_paper_configuration_is_refused():
 
 # ---- MSG-GAN
 
+
 @pytest.mark.slow
 def test_msg_judges_every_resolution(quick_compile):
   g, d, vg, vd = nets('msg')
   ws = jax.random.normal(jax.random.key(1), (4, g.synthesis.num_ws, 8))
   images = g.apply(vg, ws, 'const', method='synthesize')
   assert [x.shape for x in images] == [(4, s, s, 3) for s in (4, 8, 16)]
-  assert g.apply(vg, jnp.ones((4, 8)), jnp.zeros((4, 0)), noise_mode='const').shape == (4, 16, 16, 3)
+  assert g.apply(vg, jnp.ones((4, 8)), jnp.zeros((4, 0)), noise_mode='const').shape == (
+    4,
+    16,
+    16,
+    3,
+  )
   grads = jax.jit(jax.grad(lambda images: d.apply(vd, images).sum()))(images)
   assert all((jnp.abs(x) > 0).mean() > 0.9 for x in grads)
   real = images[-1]
-  np.testing.assert_array_equal(d.apply(vd, real), d.apply(vd, (ops.half(ops.half(real)), ops.half(real), real)))
+  np.testing.assert_array_equal(
+    d.apply(vd, real), d.apply(vd, (ops.half(ops.half(real)), ops.half(real), real))
+  )
+
   def judged(params):
     return d.apply(vd, g.apply({**vg, 'params': params}, ws, 'const', method='synthesize')).sum()
+
   grads = jax.jit(jax.grad(judged))(vg['params'])
-  for block in grads['synthesis'].values():  # images are independent: each torgb is judged by itself
+  # images are independent: each torgb is judged by itself
+  for block in grads['synthesis'].values():
     assert jnp.abs(block['torgb']['weight']).max() > 0
 
 
 # ---- data
+
 
 def test_shrunk_source(tmp_path):
   source = data.load('digits', str(tmp_path), (16, 16), 1, True)
   small = data.Shrunk(source, 4)
   assert small.shape == (4, 4, 1) and len(small) == len(source)
   image = source[7]['image'].astype(int)
-  mean = np.array([[image[4 * i:4 * i + 4, 4 * j:4 * j + 4].mean() for j in range(4)] for i in range(4)])
+  mean = np.array(
+    [[image[4 * i : 4 * i + 4, 4 * j : 4 * j + 4].mean() for j in range(4)] for i in range(4)]
+  )
   for _ in range(2):  # the second comes from memory
     np.testing.assert_array_equal(small[7]['image'][..., 0], np.rint(mean))
     np.testing.assert_array_equal(small[7]['label'], source[7]['label'])
-  assert np.rint(2.5) == 2 and data.shrink(np.full((2, 2, 1), 2, np.uint8) + np.uint8([[[0], [1]], [[0], [1]]]), 2) == 2
+  assert (
+    np.rint(2.5) == 2
+    and data.shrink(np.full((2, 2, 1), 2, np.uint8) + np.uint8([[[0], [1]], [[0], [1]]]), 2) == 2
+  )
   stream = data.batches(small, batch=4, microbatch=4, seed=0, mirror=False, nimg=9)
   whole = data.batches(source, batch=4, microbatch=4, seed=0, mirror=False, nimg=9)
   np.testing.assert_array_equal(next(stream)['image'], data.shrink(next(whole)['image'], 4))
@@ -250,23 +362,38 @@ def test_shrunk_source(tmp_path):
 
 # ---- runs
 
-GROW = {'data.name': 'digits', 'data.channels': 1, 'data.mirror': False, 'grow.start_res': 4, 'grow.hold_kimg': 0.032,
-        'grow.fade_kimg': 0.128, 'resolution': 16, 'grow.batch': '((4,8),)', 'total_kimg': 0.352, 'tick_kimg': 0.032}
+GROW = {
+  'data.name': 'digits',
+  'data.channels': 1,
+  'data.mirror': False,
+  'grow.start_res': 4,
+  'grow.hold_kimg': 0.032,
+  'grow.fade_kimg': 0.128,
+  'resolution': 16,
+  'grow.batch': '((4,8),)',
+  'total_kimg': 0.352,
+  'tick_kimg': 0.032,
+}
 
 
 def test_run_grows_through_a_fade(home, tmp_path):
-  out, _ = finish(start(home, tmp_path, 'paper.py:a', **GROW | {'resolution': 8, 'total_kimg': 0.192}))
+  out, _ = finish(
+    start(home, tmp_path, 'paper.py:a', **GROW | {'resolution': 8, 'total_kimg': 0.192})
+  )
   assert [f'{s}x{s}x1, batch 8: compiled' in out for s in (4, 8)] == [True] * 2
   assert [line['lod'] for line in log(tmp_path)[1:]] == pytest.approx([1, 0.75, 0.5, 0.25, 0, 0])
 
 
 @pytest.mark.slow
 def test_run_interrupted_in_mid_fade_ends_with_the_same_bytes(home, tmp_path):
-  """4 -> 8 -> 16 px; SIGTERM and kill -9 in the first fade; Adam starts afresh at each end of a fade."""
+  """4 -> 8 -> 16 px; SIGTERM and kill -9 in the first fade; Adam starts afresh at each end of a
+  fade.
+  """
   out, _ = finish(start(home, tmp_path / 'whole', 'paper.py:a', **GROW))
   assert [f'{s}x{s}x1, batch 8: compiled' in out for s in (4, 8, 16)] == [True] * 3
   assert [line['lod'] for line in log(tmp_path / 'whole')[1:]] == pytest.approx(
-      [2, 1.75, 1.5, 1.25, 1, 1, 0.75, 0.5, 0.25, 0, 0])
+    [2, 1.75, 1.5, 1.25, 1, 1, 0.75, 0.5, 0.25, 0, 0]
+  )
   process = start(home, tmp_path / 'run', 'paper.py:a', **GROW)
   while 'lod 1.75' not in process.stdout.readline():
     assert process.poll() is None
@@ -280,10 +407,12 @@ def test_run_interrupted_in_mid_fade_ends_with_the_same_bytes(home, tmp_path):
   process.communicate()
   out, _ = finish(start(home, tmp_path / 'run', 'paper.py:a', **GROW))
   resumed = int(re.search(r'resuming at step (\d+)', out)[1])
-  assert 8 <= resumed <= 16  # in the fade; saves run beside the training, so the newest may have been lost
+  # in the fade; saves run beside the training, so the newest may have been lost
+  assert 8 <= resumed <= 16
   assert content(tmp_path / 'run', 44) == content(tmp_path / 'whole', 44)
   assert log(tmp_path / 'run') == log(tmp_path / 'whole')
   from sg2jax import checkpoint
+
   end, _ = checkpoint.load(tmp_path / 'run')
   counts = [x for x in jax.tree.leaves((end['g_opt'], end['d_opt'])) if np.ndim(x) == 0]
   assert list(map(int, counts)) == [4, 4]  # since the last reset, at step 40
@@ -296,21 +425,39 @@ def test_reset_adam():
   s = jax.tree.map(lambda x: np.ones(x.shape, x.dtype), s).replace(fault=state.NO_FAULT)
   fresh = state.reset_adam(s)
   assert not any(np.any(x) for x in jax.tree.leaves((fresh.g_opt, fresh.d_opt)))
-  assert all(np.all(x == 1) for x in jax.tree.leaves((fresh.g, fresh.d, fresh.g_ema, fresh.w_avg, fresh.step)))
+  assert all(
+    np.all(x == 1)
+    for x in jax.tree.leaves((fresh.g, fresh.d, fresh.g_ema, fresh.w_avg, fresh.step))
+  )
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize('cell', list(dict.fromkeys(LADDER)))
 def test_every_configuration_trains_saves_and_resumes(home, tmp_path, cell):
   """64 minibatches at 32 px on the digits, stopped at 32 by total_kimg and resumed."""
-  grow = {} if cell not in 'abcd' else {'grow.hold_kimg': 0.128, 'grow.fade_kimg': 0.128, 'resolution': 16, 'grow.batch': '()'}
-  fields = {'resolution': 32, 'data.name': 'digits', 'data.channels': 1, 'data.mirror': False, 'batch': 8, 'tick_kimg': 0.128,
-            'snapshot_kimg': 0.256, **grow}
+  grow = (
+    {}
+    if cell not in 'abcd'
+    else {'grow.hold_kimg': 0.128, 'grow.fade_kimg': 0.128, 'resolution': 16, 'grow.batch': '()'}
+  )
+  fields = {
+    'resolution': 32,
+    'data.name': 'digits',
+    'data.channels': 1,
+    'data.mirror': False,
+    'batch': 8,
+    'tick_kimg': 0.128,
+    'snapshot_kimg': 0.256,
+    **grow,
+  }
   for kimg in (0.256, 0.512):
     out, _ = finish(start(home, tmp_path, f'paper.py:{cell}', **fields | {'total_kimg': kimg}))
   assert 'resuming at step 32' in out
   lines = log(tmp_path)
   assert lines[-1]['step'] == 64 and all(np.isfinite(v) for line in lines for v in line.values())
   assert {'loss_g', 'loss_d', 'r1', 'swd'} <= set().union(*lines)
-  assert (('pl_length' in set().union(*lines)) == (cell not in 'abc'))
-  assert json.loads((tmp_path / 'config.json').read_text())['g']['architecture'] == paper.get_config(cell).g.architecture
+  assert ('pl_length' in set().union(*lines)) == (cell not in 'abc')
+  assert (
+    json.loads((tmp_path / 'config.json').read_text())['g']['architecture']
+    == paper.get_config(cell).g.architecture
+  )

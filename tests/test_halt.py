@@ -1,4 +1,7 @@
-"""What a halted run leaves for --replay, and what of it can be read; with stand-ins for the networks."""
+"""What a halted run leaves for --replay, and what of it can be read; with stand-ins for the
+networks.
+"""
+
 import json
 import types
 
@@ -37,14 +40,33 @@ def halt(monkeypatch):
   config.update_from_flattened_dict({'data.dir': '-', 'batch': 4})
 
   def call(workdir, weight=0.0, error=None):
-    state = TrainState(np.int32(3), np.int32(12), {'w': np.full(2, weight, np.float32)}, *[{}] * 5,
-                       w_avg=np.zeros(2, np.float32), pl_mean=np.float32(0), fault=np.array([3, 2, 0], np.int32))
+    state = TrainState(
+      np.int32(3),
+      np.int32(12),
+      {'w': np.full(2, weight, np.float32)},
+      *[{}] * 5,
+      w_avg=np.zeros(2, np.float32),
+      pl_mean=np.float32(0),
+      fault=np.array([3, 2, 0], np.int32),
+    )
     steps = types.SimpleNamespace(stage=schedule.Stage(0, 4))
     with pytest.raises(NonFiniteError) as e:
-      nonfinite.halt(workdir, config, steps, {'d': None}, state, jax.random.key(0), Images(), types.SimpleNamespace(size=1),
-                     Running(error))
-    assert 'step 3, phase d: d.b4.out.bias is not finite' in str(e.value) and '\n' not in str(e.value)
+      nonfinite.halt(
+        workdir,
+        config,
+        steps,
+        {'d': None},
+        state,
+        jax.random.key(0),
+        Images(),
+        types.SimpleNamespace(size=1),
+        Running(error),
+      )
+    assert 'step 3, phase d: d.b4.out.bias is not finite' in str(e.value) and '\n' not in str(
+      e.value
+    )
     return str(e.value)
+
   return call
 
 
@@ -52,7 +74,9 @@ def test_a_checkpoint_that_fails_at_the_same_time_does_not_hide_why_the_run_ends
   assert 'saved before is sound' in halt(tmp_path)
   said = halt(tmp_path, error=WriteError('no room'))
   assert 'the last checkpoint before is lost: no room' in said and '--replay=' in said
-  assert nonfinite._read(tmp_path / 'nonfinite/3-d.json')['images'] == nonfinite._indices(default.get_config(), Images(), 12, 4)
+  assert nonfinite._read(tmp_path / 'nonfinite/3-d.json')['images'] == nonfinite._indices(
+    default.get_config(), Images(), 12, 4
+  )
 
 
 def test_no_place_for_the_minibatch(halt, tmp_path):
@@ -66,18 +90,50 @@ def test_what_an_earlier_halt_left_is_replaced_also_behind_a_link(halt, tmp_path
   for weight in (1.0, 2.0):
     (tmp_path / 'elsewhere/2-g.json').write_text('{}')
     halt(tmp_path, weight)
-    assert checkpoint._restore(tmp_path / 'elsewhere/checkpoints/3')['g']['w'].tolist() == [weight] * 2
-    assert sorted(p.name for p in (tmp_path / 'elsewhere').glob('*.json')) == ['3-d.json', 'config.json']
+    assert (
+      checkpoint._restore(tmp_path / 'elsewhere/checkpoints/3')['g']['w'].tolist() == [weight] * 2
+    )
+    assert sorted(p.name for p in (tmp_path / 'elsewhere').glob('*.json')) == [
+      '3-d.json',
+      'config.json',
+    ]
 
 
-GOOD = {'step': 1, 'phase': 'd', 'nimg': 8, 'images': [1, 2], 'key': [0, 1], 'numbers': {}, 'array': 'd.x', 'config': {},
-        'state': 'checkpoints/1', 'data': {'name': 'a', 'place': 'b'}}
+GOOD = {
+  'step': 1,
+  'phase': 'd',
+  'nimg': 8,
+  'images': [1, 2],
+  'key': [0, 1],
+  'numbers': {},
+  'array': 'd.x',
+  'config': {},
+  'state': 'checkpoints/1',
+  'data': {'name': 'a', 'place': 'b'},
+}
 
 
-@pytest.mark.parametrize('change', [
-    {'step': 'x'}, {'step': float('nan')}, {'step': True}, {'step': -1}, {'nimg': 1.5}, {'phase': 'e'}, {'phase': None},
-    {'images': 4}, {'images': ['a']}, {'key': None}, {'numbers': []}, {'array': 3}, {'config': []},
-    {'state': 7}, {'data': 3}, {'data': {}}])
+@pytest.mark.parametrize(
+  'change',
+  [
+    {'step': 'x'},
+    {'step': float('nan')},
+    {'step': True},
+    {'step': -1},
+    {'nimg': 1.5},
+    {'phase': 'e'},
+    {'phase': None},
+    {'images': 4},
+    {'images': ['a']},
+    {'key': None},
+    {'numbers': []},
+    {'array': 3},
+    {'config': []},
+    {'state': 7},
+    {'data': 3},
+    {'data': {}},
+  ],
+)
 def test_fields_that_are_not_what_a_run_writes(tmp_path, change):
   file, name = tmp_path / 'a.json', next(iter(change))
   file.write_text(json.dumps(GOOD))
@@ -87,7 +143,9 @@ def test_fields_that_are_not_what_a_run_writes(tmp_path, change):
     nonfinite._read(file)
 
 
-@pytest.mark.parametrize('content', [b'', b'[]', b'5', b'null', b'{}', b'\xff\xfe', b'[' * 100_000, b'{"step": 1'])
+@pytest.mark.parametrize(
+  'content', [b'', b'[]', b'5', b'null', b'{}', b'\xff\xfe', b'[' * 100_000, b'{"step": 1']
+)
 def test_files_that_are_none(tmp_path, content):
   (tmp_path / 'a.json').write_bytes(content)
   with pytest.raises(UsageError, match='--replay='):

@@ -1,4 +1,6 @@
-"""Labels from strangers: folders, dataset.json in many forms; names, order, counts; what a Source says of them."""
+"""Labels from strangers: folders, dataset.json in many forms; names, order, counts; what a Source
+says of them.
+"""
 
 import json
 import os
@@ -20,8 +22,13 @@ PNG = encode(noise(0, 8, 8))
 def build(tmp_path, files, rule='folder', **options):
   """Prepares `files` {name: bytes, or JSON values for dataset.json}: (report, source)."""
   (tmp_path / 'in').mkdir(exist_ok=True)
-  write_all(tmp_path / 'in', {name: content if isinstance(content, bytes) else json.dumps(content).encode()
-                              for name, content in files.items()})
+  write_all(
+    tmp_path / 'in',
+    {
+      name: content if isinstance(content, bytes) else json.dumps(content).encode()
+      for name, content in files.items()
+    },
+  )
   return finish(tmp_path, tmp_path / 'in', rule, **options)
 
 
@@ -51,7 +58,16 @@ def test_numbers_are_sorted_by_value_and_before_text(tmp_path):
   names = ['11', '2', '0', '1', '10', 'b', 'a10', 'a9', '02']
   report, source = build(tmp_path, pictures(*(f'{n}/x.png' for n in names), '2/y.png'))
   assert list(report['classes'].items()) == [
-      ('0', 1), ('1', 1), ('02', 1), ('2', 2), ('10', 1), ('11', 1), ('a9', 1), ('a10', 1), ('b', 1)]
+    ('0', 1),
+    ('1', 1),
+    ('02', 1),
+    ('2', 2),
+    ('10', 1),
+    ('11', 1),
+    ('a9', 1),
+    ('a10', 1),
+    ('b', 1),
+  ]
   assert source.labels.names == tuple(report['classes'])
   assert source.labels.class_counts() == report['classes']
   assert (tmp_path / 'out/label.labels.txt').read_text().split() == list(report['classes'])
@@ -62,30 +78,56 @@ def test_numbers_are_sorted_by_value_and_before_text(tmp_path):
 
 def test_classes_come_from_usable_pictures_only(tmp_path):
   files = pictures('cat/1.png', 'dog/1.png', 'dog/2.png') | {
-      'docs/readme.txt': b'hello', 'broken/a.jpg': b'\xff\xd8\xff', 'small/a.png': encode(noise(0, 2, 2)), 'top.jpg': b'x'}
+    'docs/readme.txt': b'hello',
+    'broken/a.jpg': b'\xff\xd8\xff',
+    'small/a.png': encode(noise(0, 2, 2)),
+    'top.jpg': b'x',
+  }
   (tmp_path / 'in/bird').mkdir(parents=True)
   report, source = build(tmp_path, files)
   assert report['classes'] == {'cat': 1, 'dog': 2} and source.c_dim == 2
   assert any('bird, broken, docs, small' in line for line in report['warnings'])
   reasons = {e['file']: e['reason'] for e in report['unusable']}
-  assert 'JPEG' in reasons['broken/a.jpg'] and 'too small' in reasons['small/a.png'] and 'text' in reasons['top.jpg']
+  assert (
+    'JPEG' in reasons['broken/a.jpg']
+    and 'too small' in reasons['small/a.png']
+    and 'text' in reasons['top.jpg']
+  )
   assert [source.label(i).argmax() for i in range(3)] == [0, 1, 1]
 
 
-@pytest.mark.parametrize('files, found, words', [
-    (pictures('train/a/1.png', 'val/a/1.png', 'val/b/1.png'), {'train': 1, 'val': 2}, 'parts of a data set'),
+@pytest.mark.parametrize(
+  'files, found, words',
+  [
+    (
+      pictures('train/a/1.png', 'val/a/1.png', 'val/b/1.png'),
+      {'train': 1, 'val': 2},
+      'parts of a data set',
+    ),
     (pictures('top.png', 'all/a/1.png', 'all/b/1.png'), {'all': 2}, 'only one class'),
     (pictures('in/cat/1.png') | {'in/dog/1.png': b'x'}, {'cat': 1}, 'no usable picture in dog'),
-])
+  ],
+)
 def test_suspicious_folders_are_shown(tmp_path, files, found, words):
   report, _ = build(tmp_path, files)
   assert report['classes'] == found and any(words in line for line in report['warnings'])
   assert f'warning: {report["warnings"][0]}' in summary.lines(report)
 
 
-@pytest.mark.parametrize('files', [
-    {'a/1.jpg': PNG, 'b/1.jfif': PNG, 'c/1.pgm': PNG}, {'a/1.png': PNG, 'b/0001': PNG, 'c/x.blob': PNG},
-    {'top/a/1.png': PNG, 'top/b/1.png': PNG, 'top/c/1': PNG, 'README.png': b'no picture', 'x/README': b'hello'}])
+@pytest.mark.parametrize(
+  'files',
+  [
+    {'a/1.jpg': PNG, 'b/1.jfif': PNG, 'c/1.pgm': PNG},
+    {'a/1.png': PNG, 'b/0001': PNG, 'c/x.blob': PNG},
+    {
+      'top/a/1.png': PNG,
+      'top/b/1.png': PNG,
+      'top/c/1': PNG,
+      'README.png': b'no picture',
+      'x/README': b'hello',
+    },
+  ],
+)
 def test_suffixes_decide_nothing(tmp_path, files):
   assert build(tmp_path, files)[0]['classes'] == {'a': 1, 'b': 1, 'c': 1}
 
@@ -101,19 +143,31 @@ def test_linked_folders_are_classes_and_loops_end(tmp_path):
   write_all(tmp_path, {'far/cat/0.png': PNG, 'far/cat/deep/1.png': PNG, 'far/dog/0.png': PNG})
   (tmp_path / 'in/real').mkdir(parents=True)
   write_all(tmp_path / 'in', {'real/0.png': PNG})
-  links = {'cat': '../far/cat', 'dog': '../far/dog', 'again': '../far/cat/', 'a_real': 'real', 'loop': '.', 'up': '..',
-           '../far/dog/back': '../cat'}
+  links = {
+    'cat': '../far/cat',
+    'dog': '../far/dog',
+    'again': '../far/cat/',
+    'a_real': 'real',
+    'loop': '.',
+    'up': '..',
+    '../far/dog/back': '../cat',
+  }
   for name, target in links.items():
     (tmp_path / 'in' / name).symlink_to(target)
   report, _ = finish(tmp_path, tmp_path / 'in')
-  assert report['classes'] == {'again': 2, 'dog': 1, 'real': 1}  # a folder is read once, by its first link
+  # a folder is read once, by its first link
+  assert report['classes'] == {'again': 2, 'dog': 1, 'real': 1}
   reasons = {e['file']: e['reason'] for e in report['unusable']}
   assert set(reasons) == {'a_real', 'cat', 'dog/back', 'loop', 'up'}
-  assert 'as real' in reasons['a_real'] and 'a loop' in reasons['loop'] and 'a loop' in reasons['up']
+  assert (
+    'as real' in reasons['a_real'] and 'a loop' in reasons['loop'] and 'a loop' in reasons['up']
+  )
 
 
 def test_names_that_are_no_text(tmp_path):
-  files = {name: PNG for name in (b'caf\xe9/0.png', b'b\nc/0.png', b' /0.png', b' x/0.png', b'x/\xff.png')}
+  files = {
+    name: PNG for name in (b'caf\xe9/0.png', b'b\nc/0.png', b' /0.png', b' x/0.png', b'x/\xff.png')
+  }
   write_all(tmp_path / 'in', files)
   report, source = finish(tmp_path, tmp_path / 'in')
   assert list(report['classes']) == ['\\x20', '\\x20x', 'b\\nc', 'caf\\udce9', 'x']
@@ -123,7 +177,14 @@ def test_names_that_are_no_text(tmp_path):
 
 def test_zip_of_class_folders_from_windows(tmp_path):
   with zipfile.ZipFile(tmp_path / 'win.zip', 'w') as archive:
-    for name in ('train\\cat\\0.png', 'train\\dog\\0.png', '.\\train\\dog\\1.png', 'train\\bird\\', '..\\x.png', 'C:\\y.png'):
+    for name in (
+      'train\\cat\\0.png',
+      'train\\dog\\0.png',
+      '.\\train\\dog\\1.png',
+      'train\\bird\\',
+      '..\\x.png',
+      'C:\\y.png',
+    ):
       info = zipfile.ZipInfo('x')
       info.filename = name
       archive.writestr(info, b'' if name.endswith('\\') else PNG)
@@ -142,11 +203,19 @@ def test_zip_of_class_folders_from_windows(tmp_path):
 ZERO, ONE = [1, 0], [0, 1]
 
 
-@pytest.mark.parametrize('table', [
-    {'labels': [['0.png', '0'], ['1.png', '1'], ['2.png', 1]]}, {'labels': {'0.png': 0, '1.png': 1.0, '2.png': ' 1 '}},
-    [['0.png', 0.0], ['1.png', 1.0], ['2.png', '1.0']], {'./0.png': 0, '.\\1.png': 1, 'x/../2.png': 1},
-    {'0.PNG': 0, '1.Png': 1, '2.png': 1}, {'imgs/0.png': 0, 'a\\b\\1.png': 1, '/home/x/2.png': 1},
-    {'0.png': 'cat', '1.png': 'dog', '2.png': ' dog '}, [['0.png', 0], ['1.png', 1], ['./2.png', 1], ['2.png', 1]]])
+@pytest.mark.parametrize(
+  'table',
+  [
+    {'labels': [['0.png', '0'], ['1.png', '1'], ['2.png', 1]]},
+    {'labels': {'0.png': 0, '1.png': 1.0, '2.png': ' 1 '}},
+    [['0.png', 0.0], ['1.png', 1.0], ['2.png', '1.0']],
+    {'./0.png': 0, '.\\1.png': 1, 'x/../2.png': 1},
+    {'0.PNG': 0, '1.Png': 1, '2.png': 1},
+    {'imgs/0.png': 0, 'a\\b\\1.png': 1, '/home/x/2.png': 1},
+    {'0.png': 'cat', '1.png': 'dog', '2.png': ' dog '},
+    [['0.png', 0], ['1.png', 1], ['./2.png', 1], ['2.png', 1]],
+  ],
+)
 def test_forms_of_dataset_json(tmp_path, table):
   found, report = of_json(tmp_path, table)
   assert found == {'0.png': ZERO, '1.png': ONE, '2.png': ONE}
@@ -160,8 +229,26 @@ def test_unlabelled_files_are_named(tmp_path, value):
   assert 'no label' in report['unusable'][0]['reason']
 
 
-@pytest.mark.parametrize('label', [0.5, True, {'a': 1}, {}, [], [0, [1]], [0, 'x'], [None], -2, 2_000_000, 10 ** 400,
-                                   float('inf'), [1, 0], 'cat', ['cat']])
+@pytest.mark.parametrize(
+  'label',
+  [
+    0.5,
+    True,
+    {'a': 1},
+    {},
+    [],
+    [0, [1]],
+    [0, 'x'],
+    [None],
+    -2,
+    2_000_000,
+    10**400,
+    float('inf'),
+    [1, 0],
+    'cat',
+    ['cat'],
+  ],
+)
 def test_the_odd_label_is_named(tmp_path, label):
   with pytest.raises(faults.DatasetError, match=r"dataset\.json: .*'1\.png' is ") as refusal:
     of_json(tmp_path, {'0.png': 0, '1.png': label, '2.png': 1})
@@ -169,10 +256,20 @@ def test_the_odd_label_is_named(tmp_path, label):
   assert os.listdir(tmp_path) == ['in']
 
 
-@pytest.mark.parametrize('table, words', [
-    ([['0.png', 0], ['1.png']], 'entry 1'), ([['0.png', 0], {'file': '1.png', 'label': 2}], 'entry 1'), ([3], 'entry 0'),
-    ([[3, '0.png']], 'entry 0'), ('text', 'text'), ({'labels': None}, 'no labels'), ({'0.png': None}, 'no file has a label'),
-    ({'0.png': [1, 0], '1.png': [1, 0, 0], '2.png': [0, 1]}, r"'1\.png' is \[1"), ({'x/9.png': 1}, "'x/9.png'.*'0.png'")])
+@pytest.mark.parametrize(
+  'table, words',
+  [
+    ([['0.png', 0], ['1.png']], 'entry 1'),
+    ([['0.png', 0], {'file': '1.png', 'label': 2}], 'entry 1'),
+    ([3], 'entry 0'),
+    ([[3, '0.png']], 'entry 0'),
+    ('text', 'text'),
+    ({'labels': None}, 'no labels'),
+    ({'0.png': None}, 'no file has a label'),
+    ({'0.png': [1, 0], '1.png': [1, 0, 0], '2.png': [0, 1]}, r"'1\.png' is \[1"),
+    ({'x/9.png': 1}, "'x/9.png'.*'0.png'"),
+  ],
+)
 def test_other_json_is_refused(tmp_path, table, words):
   with pytest.raises(faults.DatasetError, match=words):
     of_json(tmp_path, table)
@@ -180,13 +277,17 @@ def test_other_json_is_refused(tmp_path, table, words):
 
 def test_strings_stay_one_number(tmp_path):
   found, report = of_json(tmp_path, [['0.png', '10'], ['1.png', '11'], ['2.png', '9']])
-  assert [np.argmax(found[f'{i}.png']) for i in range(3)] == [10, 11, 9] and len(found['0.png']) == 12
+  assert [np.argmax(found[f'{i}.png']) for i in range(3)] == [10, 11, 9] and len(
+    found['0.png']
+  ) == 12
   assert 'classes 0-8 have no picture: they are never drawn' in report['warnings']
 
 
 def test_stale_entries_and_broken_pictures_make_no_class(tmp_path):
   table = [['0.png', 1], ['1.png', 2], ['gone.png', 7], ['2.png', 2], ['bad.png', 9]]
-  report, source = build(tmp_path, pictures('0.png', '1.png', '2.png') | {'bad.png': b'x', 'dataset.json': table}, 'json')
+  report, source = build(
+    tmp_path, pictures('0.png', '1.png', '2.png') | {'bad.png': b'x', 'dataset.json': table}, 'json'
+  )
   assert report['classes'] == {'0': 0, '1': 1, '2': 2} and source.c_dim == 3
   said = '\n'.join(report['warnings'])
   assert 'gone.png' in said and 'class 0 has no picture' in said and 'class 9' in said
@@ -197,14 +298,26 @@ def test_stale_entries_and_broken_pictures_make_no_class(tmp_path):
 
 def test_names_of_classes_in_json(tmp_path):
   table = {'0.png': 'img10', '1.png': 'img9', '2.png': 'img10', 'bad.png': 'zebra'}
-  report, source = build(tmp_path, pictures('0.png', '1.png', '2.png') | {'bad.png': b'x', 'dataset.json': table}, 'json')
+  report, source = build(
+    tmp_path, pictures('0.png', '1.png', '2.png') | {'bad.png': b'x', 'dataset.json': table}, 'json'
+  )
   assert report['classes'] == {'img9': 1, 'img10': 2} and source.labels.names == ('img9', 'img10')
   assert any('zebra' in line for line in report['warnings'])
 
 
 def test_paths_are_guessed_only_where_one_file_fits(tmp_path):
   table = {'A/0.png': 0, 'b/0.png': 1, 'b/2.png': 1, '2.png': 0, 'sub/3.png': 1, 'A/9.png': 2}
-  found, report = of_json(tmp_path, table, 'a/0.png', 'b/0.png', 'b/2.png', 'x/3.png', 'deep/sub/3.png', 'c/9.png', 'd/9.png')
+  found, report = of_json(
+    tmp_path,
+    table,
+    'a/0.png',
+    'b/0.png',
+    'b/2.png',
+    'x/3.png',
+    'deep/sub/3.png',
+    'c/9.png',
+    'd/9.png',
+  )
   assert {n for n, label in found.items() if label is None} == {'x/3.png', 'c/9.png', 'd/9.png'}
   assert set(report['stale_labels']) == {'2.png', 'A/9.png'}
 
@@ -216,12 +329,20 @@ def test_two_labels_of_a_file(tmp_path):
 
 
 def test_vectors(tmp_path):
-  found, report = of_json(tmp_path, [['0.png', [1, 0, 0.5]], ['1.png', ['1', '1', '0']], ['2.png', [True, False, 0.5]]])
+  found, report = of_json(
+    tmp_path, [['0.png', [1, 0, 0.5]], ['1.png', ['1', '1', '0']], ['2.png', [True, False, 0.5]]]
+  )
   assert found == {'0.png': [1, 0, 0.5], '1.png': [1, 1, 0], '2.png': [1, 0, 0.5]}
   assert report['components'] == [3, 1, 2] and report['vectors'] == 2
-  assert 'vectors of 3 components, 2 different' in summary.lines(report) and '0: 3, 1: 1, 2: 2' in summary.lines(report)
+  assert 'vectors of 3 components, 2 different' in summary.lines(
+    report
+  ) and '0: 3, 1: 1, 2: 2' in summary.lines(report)
   stored = data.load('', str(tmp_path / 'out'), (8, 8), 3, True).labels
-  assert not stored.one_hot and stored.values.tolist() == [[1, 0, 0.5], [1, 1, 0]] and stored.counts.tolist() == [2, 1]
+  assert (
+    not stored.one_hot
+    and stored.values.tolist() == [[1, 0, 0.5], [1, 1, 0]]
+    and stored.counts.tolist() == [2, 1]
+  )
 
 
 # ----------------------------------------------------------------------------------------- sources
@@ -249,7 +370,11 @@ def test_labels_are_read_where_nothing_is_stored(tmp_path, damage):
 
 def test_labels_of_a_large_foreign_set_are_those_of_a_subset(tmp_path, monkeypatch):
   source = data.load('digits', str(tmp_path), (8, 8), 1, True)
-  assert sum(source.labels.counts) == 1797 and source.labels.names == () and len(source.labels.counts) == 10
+  assert (
+    sum(source.labels.counts) == 1797
+    and source.labels.names == ()
+    and len(source.labels.counts) == 10
+  )
   monkeypatch.setattr(type(source), 'READ_RECORDS', 1000)
   parts = [data.load('digits', str(tmp_path), (8, 8), 1, True).labels for _ in range(2)]
   assert sum(parts[0].counts) == 1000 and parts[0].counts.tolist() == parts[1].counts.tolist()
@@ -271,7 +396,18 @@ HASH = '320aaad1f6680b2cab6d8f064c1aabf111208453fee0810568c3657d9cf7c2fa'
 
 def test_natural_order():
   names = ['b', 'a10', 'a9', '10', '9', '009', 'a', '', '9b', '9' * 5000]
-  assert sorted(names, key=classes.natural) == ['', '009', '9', '9b', '10', '9' * 5000, 'a', 'a9', 'a10', 'b']
+  assert sorted(names, key=classes.natural) == [
+    '',
+    '009',
+    '9',
+    '9b',
+    '10',
+    '9' * 5000,
+    'a',
+    'a9',
+    'a10',
+    'b',
+  ]
   assert classes.ranges([0, 2, 3, 4, 9]) == '0, 2-4, 9'
 
 
@@ -284,7 +420,8 @@ def test_text_is_text_and_stays_different():
 
 
 def test_one_hot_labels_of_many_classes_take_no_square(tmp_path):
-  many = labels.Labels.of_classes((), np.eye(1, 100_000, 7, dtype=int)[0])  # the square would be 40 GB
+  # the square would be 40 GB
+  many = labels.Labels.of_classes((), np.eye(1, 100_000, 7, dtype=int)[0])
   again = labels.Labels.from_json(many.to_json())
   assert many.c_dim == again.c_dim == 100_000 and again.values.argmax() == 7
 

@@ -1,4 +1,5 @@
 """Locks: one holder, named; file systems and systems that have none."""
+
 import errno
 import fcntl
 import logging
@@ -27,6 +28,7 @@ def test_the_second_one_is_told_who_has_it(tmp_path):
 def test_a_file_system_without_locks_is_not_one_in_use(tmp_path, monkeypatch, caplog, number):
   def refuse(*_):
     raise OSError(number, os.strerror(number))
+
   monkeypatch.setattr(fcntl, 'flock', refuse)
   monkeypatch.setattr(locks, '_told', set())
   logging.getLogger('absl').propagate = True
@@ -34,13 +36,18 @@ def test_a_file_system_without_locks_is_not_one_in_use(tmp_path, monkeypatch, ca
   with caplog.at_level('WARNING'), locks.hold(tmp_path / 'a'), locks.hold(tmp_path / 'b'):
     pass
   assert len(caplog.records) == 1  # not for each lock
-  assert 'no locks' in caplog.text and os.strerror(number) in caplog.text and '77 on another' in caplog.text
+  assert (
+    'no locks' in caplog.text
+    and os.strerror(number) in caplog.text
+    and '77 on another' in caplog.text
+  )
 
 
 @pytest.mark.parametrize('number', [errno.EAGAIN, errno.EACCES])
 def test_some_systems_say_otherwise_that_it_is_held(tmp_path, monkeypatch, number):
   def refuse(*_):
     raise OSError(number, os.strerror(number))
+
   monkeypatch.setattr(fcntl, 'flock', refuse)
   with pytest.raises(locks.Held):
     locks.acquire(tmp_path / 'a')
@@ -54,7 +61,9 @@ def test_windows_is_told_in_one_line(tmp_path, monkeypatch):
 
 
 def test_all_can_be_imported_without_fcntl():
-  code = ('import sys; sys.modules["fcntl"] = None; import sg2jax.main, sg2jax.trained, sg2jax.evaluation.measure, '
-          'sg2jax.tools.generate, sg2jax.tools.project, sg2jax.tools.prepare')
+  code = (
+    'import sys; sys.modules["fcntl"] = None; import sg2jax.main, sg2jax.trained, '
+    'sg2jax.evaluation.measure, sg2jax.tools.generate, sg2jax.tools.project, sg2jax.tools.prepare'
+  )
   env = os.environ | {'JAX_PLATFORMS': 'cpu'}
   subprocess.run([sys.executable, '-c', code], check=True, cwd=ROOT, env=env)

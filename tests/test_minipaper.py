@@ -1,4 +1,5 @@
 """The comparison tool with runs that are faked, and, slowly, real."""
+
 from functools import partial
 import json
 import os
@@ -22,6 +23,7 @@ ROOT = pathlib.Path(__file__).parent.parent
 
 # ---- configurations
 
+
 @pytest.mark.parametrize('cell', CELLS)
 @pytest.mark.parametrize('side', [16, 32, 64])
 def test_every_cell_is_the_papers_scaled_down(cell, side):
@@ -30,10 +32,17 @@ def test_every_cell_is_the_papers_scaled_down(cell, side):
   generator, discriminator = build.networks(c, 0)
   assert generator.synthesis.resolution == discriminator.resolution == (side, side)
   assert (c.g.architecture, c.d.architecture) == (whole.g.architecture, whole.d.architecture)
-  assert c.loss.r1_gamma * 1024 ** 2 == pytest.approx(whole.loss.r1_gamma * side ** 2)
-  assert c.g.fmap_base / side == whole.g.fmap_base / 1024 and c.batch == 16 and not c.data.mirror and c.data.labels
+  assert c.loss.r1_gamma * 1024**2 == pytest.approx(whole.loss.r1_gamma * side**2)
+  assert (
+    c.g.fmap_base / side == whole.g.fmap_base / 1024
+    and c.batch == 16
+    and not c.data.mirror
+    and c.data.labels
+  )
   same = ('r1_interval', 'pl_interval', 'pl_weight', 'mixing_prob')
-  assert [c.loss[name] for name in same] == [whole.loss[name] for name in same] and c.opt == whole.opt
+  assert [c.loss[name] for name in same] == [
+    whole.loss[name] for name in same
+  ] and c.opt == whole.opt
 
 
 @pytest.mark.parametrize('arg, kimg', [('a,16', 30), ('b', 30), ('c', 1), ('d,64', 100)])
@@ -45,7 +54,12 @@ def test_growth_takes_the_same_part_of_any_budget(arg, kimg):
   growth, whole = build.growth(c), build.growth(full)
   end = next(i for i in range(1001) if not growth.lod(i * kimg))
   assert end == 336 == next(i for i in range(1001) if not whole.lod(i * 25_000))
-  assert growth.stage(kimg * 1000).g_lr == growth.stage(kimg * 1000).d_lr == whole.stage(25_000_000).g_lr == 0.003
+  assert (
+    growth.stage(kimg * 1000).g_lr
+    == growth.stage(kimg * 1000).d_lr
+    == whole.stage(25_000_000).g_lr
+    == 0.003
+  )
   assert growth.stage(kimg * 1000).batch == growth.stage(0).batch == 16
 
 
@@ -58,35 +72,66 @@ def test_unknown_cell_of_the_preset_is_refused():
 
 # ---- the tool
 
+
 def test_plan_of_what_is_asked_for(tmp_path):
-  runs, settings = plan(tmp_path, ['e:Gorig-Dorig', 'e', 'e:Gskip-Dresnet'], kimg=2.0, fields=['data.dir=a=b', 'batch=8'])
-  assert [(run.cell, run.seed) for run in runs] == [('e:Gorig-Dorig', 0), ('e', 0), ('e:Gorig-Dorig', 1), ('e', 1)]
+  runs, settings = plan(
+    tmp_path,
+    ['e:Gorig-Dorig', 'e', 'e:Gskip-Dresnet'],
+    kimg=2.0,
+    fields=['data.dir=a=b', 'batch=8'],
+  )
+  assert [(run.cell, run.seed) for run in runs] == [
+    ('e:Gorig-Dorig', 0),
+    ('e', 0),
+    ('e:Gorig-Dorig', 1),
+    ('e', 1),
+  ]
   assert runs[2].workdir == tmp_path / 'e-Gorig-Dorig' / 'seed1'
   command = minipaper.command(runs[2], settings)
   assert command[3] == '--config=configs/minipaper.py:e:Gorig-Dorig,32'
-  assert command[5:] == ['--config.seed=1', '--config.total_kimg=2.0', '--config.data.dir=a=b', '--config.batch=8']
+  assert command[5:] == [
+    '--config.seed=1',
+    '--config.total_kimg=2.0',
+    '--config.data.dir=a=b',
+    '--config.batch=8',
+  ]
   assert len({run.workdir for run in plan(tmp_path, CELLS)[0]}) == 30
 
 
-@pytest.mark.parametrize('asked, said', [
-    ({'cells': ['a', 'g']}, 'cells=g is unknown; choose from a, b, c, d, e, f, msg, e:Gorig-Dorig'), ({'cells': []}, 'cells'),
-    ({'seeds': 0}, 'seeds=0'), ({'fields': ['batch']}, 'FIELD=VALUE'),
-    ({'fields': ['total_kimg=1']}, 'use --kimg'), ({'fields': ['seed=1']}, 'use --seeds')])
+@pytest.mark.parametrize(
+  'asked, said',
+  [
+    ({'cells': ['a', 'g']}, 'cells=g is unknown; choose from a, b, c, d, e, f, msg, e:Gorig-Dorig'),
+    ({'cells': []}, 'cells'),
+    ({'seeds': 0}, 'seeds=0'),
+    ({'fields': ['batch']}, 'FIELD=VALUE'),
+    ({'fields': ['total_kimg=1']}, 'use --kimg'),
+    ({'fields': ['seed=1']}, 'use --seeds'),
+  ],
+)
 def test_what_cannot_work_is_named(asked, said):
   with pytest.raises(faults.UsageError, match=re.escape(said)):
     plan(pathlib.Path('out'), **{'cells': ['e']} | asked)
 
 
 def test_command_line_ends_with_one_line_and_exit_code_2(tmp_path):
-  for flag, said in (f'--out={tmp_path / "out"}', 'choose from a, b'), ('--seeds=1', '--out is missing'):
-    run = subprocess.run([sys.executable, '-m', 'sg2jax.tools.minipaper', flag, '--cells=g'], cwd=ROOT, capture_output=True,
-                         text=True)
+  for flag, said in (
+    (f'--out={tmp_path / "out"}', 'choose from a, b'),
+    ('--seeds=1', '--out is missing'),
+  ):
+    run = subprocess.run(
+      [sys.executable, '-m', 'sg2jax.tools.minipaper', flag, '--cells=g'],
+      cwd=ROOT,
+      capture_output=True,
+      text=True,
+    )
     assert run.returncode == 2 and said in run.stderr and len(run.stderr.splitlines()) == 1
   assert not (tmp_path / 'out').exists()
 
 
 class Stop:
   """A signal that comes, or not."""
+
   signal = None
 
   def __bool__(self):
@@ -97,7 +142,9 @@ class Stop:
 
 
 class Lab:
-  """Fakes of training and measuring that note what they were asked; codes: {workdir's name and parent's: exit code}."""
+  """Fakes of training and measuring that note what they were asked; codes: {workdir's name and
+  parent's: exit code}.
+  """
 
   def __init__(self, codes=None):
     self.trained, self.codes, self.stop = [], codes or {}, Stop()
@@ -113,9 +160,18 @@ class Lab:
 
   def measure(self, run):
     value = {'a': 20, 'e': 10}.get(run.cell, 30) + run.seed
-    names = ('swd', 'ppl_w_end_pixel_mse', 'img_per_sec', 'img_per_sec_full_size', 'train_seconds', 'parameters_g',
-             'parameters_d')
-    return {'cell': run.cell, 'seed': run.seed, 'data': 'digits', 'device': 'cpu'} | dict.fromkeys(names, value)
+    names = (
+      'swd',
+      'ppl_w_end_pixel_mse',
+      'img_per_sec',
+      'img_per_sec_full_size',
+      'train_seconds',
+      'parameters_g',
+      'parameters_d',
+    )
+    return {'cell': run.cell, 'seed': run.seed, 'data': 'digits', 'device': 'cpu'} | dict.fromkeys(
+      names, value
+    )
 
   def __call__(self, out, cells, seeds=2):
     runs, settings = plan(out, cells, seeds, 3.0)
@@ -138,7 +194,11 @@ def test_results_are_recognised_and_more_cells_join(tmp_path):
 def test_tables_hold_mean_and_spread_of_what_was_asked_for(tmp_path):
   Lab()(tmp_path, ['a', 'e', 'e:Gorig-Dorig'], 3)
   text = (tmp_path / 'table.md').read_text()
-  rows = [[place.strip() for place in line.split('|')[1:-1]] for line in text.splitlines() if line.startswith('|')]
+  rows = [
+    [place.strip() for place in line.split('|')[1:-1]]
+    for line in text.splitlines()
+    if line.startswith('|')
+  ]
   assert ['A  StyleGAN', '3', '21.0 [20.0, 22.0]', '21 [20, 22]'] == rows[2][:4]
   assert rows[3][:3] == ['E  no growing, G skip, D resnet', '3', '11.0 [10.0, 12.0]']
   assert rows[6] == ['G orig', '31.0 [30.0, 32.0]; 31 [30, 32]; 3', '', '']
@@ -152,10 +212,15 @@ def test_tables_hold_mean_and_spread_of_what_was_asked_for(tmp_path):
 def test_metrics_of_networks_have_columns_once_all_runs_have_them(tmp_path):
   lab = Lab()
   of_pixels = lab.measure
-  lab.measure = lambda run: of_pixels(run) | {'fid10k_full': 3.25} | ({'ppl2_4k_wend': 9.0} if run.cell == 'a' else {})
+  lab.measure = lambda run: (
+    of_pixels(run) | {'fid10k_full': 3.25} | ({'ppl2_4k_wend': 9.0} if run.cell == 'a' else {})
+  )
   lab(tmp_path, ['a', 'e:Gorig-Dorig'], 1)
   text = (tmp_path / 'table.md').read_text()
-  assert '| PPL_W of pixels | FID | images/s' in text and 'Table 2: SWD; PPL_W of pixels; FID; seeds' in text
+  assert (
+    '| PPL_W of pixels | FID | images/s' in text
+    and 'Table 2: SWD; PPL_W of pixels; FID; seeds' in text
+  )
   assert '20.0; 20' not in text and '30.0; 30; 3.2; 1' in text
 
 
@@ -174,8 +239,16 @@ def test_failing_cell_is_named_and_the_others_go_on(tmp_path, capsys):
   assert lab(tmp_path, ['a', 'e', 'f']) == {} and lab.trained == ['a seed0', 'e seed1']
 
 
-@pytest.mark.parametrize('code, fault', [(2, faults.UsageError), (3, faults.DatasetError), (5, faults.WriteError),
-                                         (75, faults.Preempted), (130, faults.Interrupted)])
+@pytest.mark.parametrize(
+  'code, fault',
+  [
+    (2, faults.UsageError),
+    (3, faults.DatasetError),
+    (5, faults.WriteError),
+    (75, faults.Preempted),
+    (130, faults.Interrupted),
+  ],
+)
 def test_codes_that_are_not_about_the_cell_end_the_comparison(tmp_path, code, fault):
   lab = Lab({'e seed0': code})
   with pytest.raises(fault, match='e, seed 0 ended with exit code .* 1 of 4 runs are done') as e:
@@ -189,9 +262,11 @@ def test_codes_that_are_not_about_the_cell_end_the_comparison(tmp_path, code, fa
 def test_signal_ends_the_comparison_whatever_the_run_returned(tmp_path):
   lab = Lab()
   train = lab.train
+
   def interrupted(command, stop):
     stop.signal = signal.SIGINT if len(lab.trained) == 1 else None
     return train(command, stop)
+
   lab.train = interrupted
   with pytest.raises(faults.Interrupted, match='1 of 2 runs are done'):
     lab(tmp_path, ['a', 'e'], 1)
@@ -208,8 +283,10 @@ def test_runs_under_other_settings_are_refused(tmp_path):
 
 
 def test_process_is_told_once_to_stop():
-  code = ('import signal, sys, time\nsignal.signal(signal.SIGTERM, lambda *_: sys.exit(75))\n'
-          'print(flush=True)\ntime.sleep(60)')
+  code = (
+    'import signal, sys, time\nsignal.signal(signal.SIGTERM, lambda *_: sys.exit(75))\n'
+    'print(flush=True)\ntime.sleep(60)'
+  )
   stop = Stop()
   stop.signal = signal.SIGINT
   assert minipaper.start([sys.executable, '-c', 'raise SystemExit(4)'], Stop()) == 4
@@ -218,15 +295,45 @@ def test_process_is_told_once_to_stop():
 
 @pytest.mark.slow
 def test_two_cells_interrupted_killed_and_resumed(home, tmp_path):
-  """A growing cell and config E at 16 px: Ctrl-C in the first, kill -9 of the tool in the second; then to the end."""
-  fields = {'g.fmap_base': 64, 'd.fmap_base': 64, 'g.w_dim': 16, 'g.z_dim': 16, 'tick_kimg': 0.064, 'snapshot_kimg': 0.064,
-            'swd_images': 256, 'data.dir': home / 'data'}
-  command = [sys.executable, '-m', 'sg2jax.tools.minipaper', f'--out={tmp_path / "out"}', '--cells=a,e', '--seeds=1',
-             '--kimg=2', '--resolution=16', *[f'--set={k}={v}' for k, v in fields.items()]]
-  env = os.environ | {'JAX_PLATFORMS': 'cpu', 'JAX_DISABLE_MOST_OPTIMIZATIONS': '1',
-                      'JAX_COMPILATION_CACHE_DIR': str(home / 'cache')}
-  begin = partial(subprocess.Popen, command, cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-                  process_group=0)
+  """A growing cell and config E at 16 px: Ctrl-C in the first, kill -9 of the tool in the second;
+  then to the end.
+  """
+  fields = {
+    'g.fmap_base': 64,
+    'd.fmap_base': 64,
+    'g.w_dim': 16,
+    'g.z_dim': 16,
+    'tick_kimg': 0.064,
+    'snapshot_kimg': 0.064,
+    'swd_images': 256,
+    'data.dir': home / 'data',
+  }
+  command = [
+    sys.executable,
+    '-m',
+    'sg2jax.tools.minipaper',
+    f'--out={tmp_path / "out"}',
+    '--cells=a,e',
+    '--seeds=1',
+    '--kimg=2',
+    '--resolution=16',
+    *[f'--set={k}={v}' for k, v in fields.items()],
+  ]
+  env = os.environ | {
+    'JAX_PLATFORMS': 'cpu',
+    'JAX_DISABLE_MOST_OPTIMIZATIONS': '1',
+    'JAX_COMPILATION_CACHE_DIR': str(home / 'cache'),
+  }
+  begin = partial(
+    subprocess.Popen,
+    command,
+    cwd=ROOT,
+    env=env,
+    stdout=subprocess.PIPE,
+    stderr=subprocess.PIPE,
+    text=True,
+    process_group=0,
+  )
 
   def until(process, word):
     while word not in (line := process.stdout.readline()):
@@ -252,7 +359,12 @@ def test_two_cells_interrupted_killed_and_resumed(home, tmp_path):
   assert '[1/2]' not in out and 'resuming' in out and 'Table 1' in out
   cells = json.loads((tmp_path / 'out' / 'table.json').read_text())['cells']
   for run in (cells[cell]['runs'][0] for cell in 'ae'):
-    assert run['kimg'] >= 2 and run['swd'] < run['swd_start'] and run['ppl_w_end_pixel_mse'] > 0 and run['img_per_sec'] > 0
+    assert (
+      run['kimg'] >= 2
+      and run['swd'] < run['swd_start']
+      and run['ppl_w_end_pixel_mse'] > 0
+      and run['img_per_sec'] > 0
+    )
   before = (tmp_path / 'out' / 'samples.png').read_bytes()
   process = begin()
   out, err = process.communicate(timeout=60)

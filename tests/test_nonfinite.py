@@ -1,4 +1,6 @@
-"""Runs that end because a number isn't finite, in each phase, and their minibatches computed once more."""
+"""Runs that end because a number isn't finite, in each phase, and their minibatches computed once
+more.
+"""
 
 import json
 import signal
@@ -24,7 +26,9 @@ CAUSES = {
 
 @pytest.fixture(autouse=True)
 def as_in_a_process_of_its_own(quick_compile, home, monkeypatch):
-  """Compiled steps are shared with the other runs of this session; signals are as before afterwards."""
+  """Compiled steps are shared with the other runs of this session; signals are as before
+  afterwards.
+  """
   before = jax.config.jax_compilation_cache_dir
   monkeypatch.setenv('SG2JAX_CACHE', str(home / 'sg2jax'))
   jax.config.update('jax_compilation_cache_dir', str(home / 'cache'))

@@ -1,4 +1,5 @@
 """The public reference vectors in float64, and the runner itself: it must fail where it should."""
+
 import json
 import pathlib
 import subprocess
@@ -16,11 +17,14 @@ PUBLIC = {case['id']: case for case in read_manifest(FOLDER)}
 
 
 def check(case, folder):
-  """Every sub-case passes, far below the tolerances: in float64 a slip within them would be news."""
+  """Every sub-case passes, far below the tolerances: in float64 a slip within them would be
+  news.
+  """
   report = run_case(case, folder, CASES[case['id']])
   assert report.passed, str(report)
   assert report.total == len(case.get('subcases', ['one']))
-  assert report.worst[0] < (0.1 if case['id'] == 'inception_v3_fid' else 0.01)  # whose reference worked in float32
+  # whose reference worked in float32
+  assert report.worst[0] < (0.1 if case['id'] == 'inception_v3_fid' else 0.01)
   assert jnp.zeros(()).dtype == jnp.float32  # 64 bits stay in there
 
 
@@ -46,7 +50,10 @@ def test_regularization_that_is_not_lazy(tmp_path):
 
 
 def test_float32():
-  assert run_case(PUBLIC['fully_connected'], FOLDER, CASES['fully_connected'], float32=True).worst[0] > 1e-5
+  assert (
+    run_case(PUBLIC['fully_connected'], FOLDER, CASES['fully_connected'], float32=True).worst[0]
+    > 1e-5
+  )
 
 
 # ---- the runner
@@ -54,7 +61,9 @@ def test_float32():
 
 @pytest.fixture
 def folder(tmp_path):
-  """Writes minibatch_stddev with two sub-cases, after a change of manifest and arrays, and a case that nobody knows."""
+  """Writes minibatch_stddev with two sub-cases, after a change of manifest and arrays, and a case
+  that nobody knows.
+  """
   case = json.loads(json.dumps(PUBLIC['minibatch_stddev']))
   case['subcases'] = {sub: case['subcases'][sub] for sub in ('s2', 's5')}
   case['arrays'] = {k: v for k, v in case['arrays'].items() if k.split('/')[0] in case['subcases']}
@@ -67,6 +76,7 @@ def folder(tmp_path):
     (tmp_path / 'manifest.json').write_text(json.dumps(manifest))
     np.savez(tmp_path / case['file'], **arrays)
     return str(tmp_path)
+
   edit()
   return edit
 
@@ -109,14 +119,25 @@ def lost_array(case, arrays):
 
 
 def nothing_expected(case, arrays):
-  for key in [k for k, v in case['arrays'].items() if k.startswith('s2/') and v['role'] == 'expected']:
+  for key in [
+    k for k, v in case['arrays'].items() if k.startswith('s2/') and v['role'] == 'expected'
+  ]:
     del case['arrays'][key]
 
 
-@pytest.mark.parametrize('change, says', [
-    (wrong_number, 'y: 1 of'), (not_finite, 'nan'), (other_shape, 'shape [3, 5, 4, 4], expected [1, 5, 4, 4]'),
-    (unknown_array, 'grad_aura: nothing computes'), (unknown_field, 'incense'), (crash, 'ValueError: a batch of 3'),
-    (lost_array, 's2/dy'), (nothing_expected, 'nothing is expected')])
+@pytest.mark.parametrize(
+  'change, says',
+  [
+    (wrong_number, 'y: 1 of'),
+    (not_finite, 'nan'),
+    (other_shape, 'shape [3, 5, 4, 4], expected [1, 5, 4, 4]'),
+    (unknown_array, 'grad_aura: nothing computes'),
+    (unknown_field, 'incense'),
+    (crash, 'ValueError: a batch of 3'),
+    (lost_array, 's2/dy'),
+    (nothing_expected, 'nothing is expected'),
+  ],
+)
 def test_runner_fails_in_one_subcase(folder, capsys, change, says):
   assert main([folder(change)]) == 1
   out = capsys.readouterr().out
@@ -128,6 +149,7 @@ def test_runner_fails_in_one_subcase(folder, capsys, change, says):
 def test_runner_fails_on_arrays_of_no_subcase(folder, capsys):
   def stray(case, arrays):
     del case['subcases']['s2']
+
   assert main([folder(stray)]) == 1
   assert 's2/y belongs to no sub-case' in capsys.readouterr().out
 
@@ -140,8 +162,12 @@ def test_runner_refuses_folders_and_cases_that_are_not_there(folder, tmp_path, c
 
 def test_command(folder):
   root = FOLDER.parent.parent
-  done = subprocess.run([sys.executable, '-m', 'tests.reference', folder(wrong_number), '--float32'], cwd=root,
-                        capture_output=True, text=True)
+  done = subprocess.run(
+    [sys.executable, '-m', 'tests.reference', folder(wrong_number), '--float32'],
+    cwd=root,
+    capture_output=True,
+    text=True,
+  )
   assert done.returncode == 0, done.stdout + done.stderr  # 1e-6 is within the float32 tolerance
   assert done.stdout.splitlines()[-1] == '1 passed, 0 failed, 1 skipped'
 
@@ -153,4 +179,5 @@ def test_compare():
   assert compare([123.0], np.array([100.0]), tol, True)[1] is None
   assert compare(np.uint8([1]), np.uint8([0]), 'exact, or +-1 level', False)[1] is None
   assert compare(np.uint8([1]), np.uint8([0]), 'exact', False)[1]
-  assert compare(np.uint8([0]), np.uint8([255]), 'exact, or +-1 level', False)[0] == 255  # no wrap-around
+  # no wrap-around
+  assert compare(np.uint8([0]), np.uint8([255]), 'exact, or +-1 level', False)[0] == 255

@@ -1,4 +1,5 @@
 """The public reference vectors of configs A-D in float64, and the border to TensorFlow's names."""
+
 import json
 import pathlib
 
@@ -14,17 +15,23 @@ PUBLIC = {case['id']: case for case in read_manifest(FOLDER)}
 LONG = ('losses_ad', 'growing_trajectory')  # abridged below
 
 
-@pytest.mark.parametrize('case', [pytest.param(name, marks=[pytest.mark.slow] * (name in LONG)) for name in sorted(PUBLIC)])
+@pytest.mark.parametrize(
+  'case', [pytest.param(name, marks=[pytest.mark.slow] * (name in LONG)) for name in sorted(PUBLIC)]
+)
 def test_case(case):
   check(PUBLIC[case], FOLDER)
 
 
 def abridge(case, drops):
-  """A copy of a case without the arrays whose first part within the sub-case, and config, `drops` says so."""
+  """A copy of a case without the arrays whose first part within the sub-case, and config, `drops`
+  says so.
+  """
   case = json.loads(json.dumps(case))
   for sub, info in case['subcases'].items():
     gone = drops(info['config'])
-    for key in [key for key in case['arrays'] if key.split('/')[0] == sub and key.split('/')[1] in gone]:
+    for key in [
+      key for key in case['arrays'] if key.split('/')[0] == sub and key.split('/')[1] in gone
+    ]:
       del case['arrays'][key]
   return case
 
@@ -34,6 +41,7 @@ def test_losses_of_growing_networks_at_one_lod():
   def drops(config):
     *gone, config['lods'] = config['lods'][:-1] + [config['lods'][-1:]]
     return [f'lod{lod:g}' for lod in gone]
+
   check(abridge(PUBLIC['losses_ad'], drops), FOLDER)
 
 
@@ -43,14 +51,23 @@ def test_growing_trajectory_to_the_second_resolution():
     for key in ('num_schedule_evaluations', 'draw_counts', 'reset_before_evaluation'):
       del config[key]
     return 'state2', 'schedule_lod'
+
   check(abridge(PUBLIC['growing_trajectory'], drops), FOLDER)
 
 
 def test_names_of_tensorflow():
   layer = np.arange(18.0).reshape(3, 3, 2, 1)
-  arrays = {f'synthesis/{r}x{r}/Conv0_up/{leaf}': x for r in (64, 128)
-            for leaf, x in (('weight', layer), ('mod_bias', np.zeros(2)))}
-  for adain, fused, flipped in ((True, 'auto', [128]), (True, True, [64, 128]), (True, False, []), (False, False, [64, 128])):
+  arrays = {
+    f'synthesis/{r}x{r}/Conv0_up/{leaf}': x
+    for r in (64, 128)
+    for leaf, x in (('weight', layer), ('mod_bias', np.zeros(2)))
+  }
+  for adain, fused, flipped in (
+    (True, 'auto', [128]),
+    (True, True, [64, 128]),
+    (True, False, []),
+    (False, False, [64, 128]),
+  ):
     border = TensorFlow(256, adain, fused)
     params = border.load(arrays)[0]
     for r in (64, 128):

@@ -1,4 +1,7 @@
-"""Kinds of reference case that the public folders lack, with vectors of our own from an independent computation."""
+"""Kinds of reference case that the public folders lack, with vectors of our own from an independent
+computation.
+"""
+
 import json
 import pathlib
 
@@ -27,36 +30,54 @@ def one(case, sub):
 def written(case, folder, **more):
   """Writes the arrays of a case, and `more` ones of it, into another folder."""
   with np.load(FOLDER / case['file']) as data:
-    np.savez(folder / case['file'], **{key: data[key] for key in case['arrays'] if key in data}, **more)
+    np.savez(
+      folder / case['file'], **{key: data[key] for key in case['arrays'] if key in data}, **more
+    )
 
 
 def passes_but_for_strangers(case, sub, folder):
-  """Runs a sub-case with a field, a given and an expected array that nobody knows: they fail by name, and nothing else does."""
+  """Runs a sub-case with a field, a given and an expected array that nobody knows: they fail by
+  name, and nothing else does.
+  """
   strangers = {f'{sub}/incense': np.zeros(3, np.float32), f'{sub}/aura': np.zeros(3)}
   case['subcases'][sub]['config']['palmistry'] = True
-  case['arrays'] |= {f'{sub}/incense': {'role': 'input'}, f'{sub}/aura': {'role': 'expected', 'tol': 'exact'}}
+  case['arrays'] |= {
+    f'{sub}/incense': {'role': 'input'},
+    f'{sub}/aura': {'role': 'expected', 'tol': 'exact'},
+  }
   written(case, folder, **strangers)
   report = run_case(case, folder, CASES[case['id']])
-  assert report.failures == {sub: [
-      'config field palmistry is not understood', 'incense: nothing takes this given array',
-      'aura: nothing computes this expected array']}, str(report)
+  assert report.failures == {
+    sub: [
+      'config field palmistry is not understood',
+      'incense: nothing takes this given array',
+      'aura: nothing computes this expected array',
+    ]
+  }, str(report)
   assert report.worst[0] < 0.01
 
 
-@pytest.mark.parametrize('name, sub', [
+@pytest.mark.parametrize(
+  'name, sub',
+  [
     pytest.param(name, sub, marks=[pytest.mark.slow] * (name in LONG and sub not in FAST))
-    for name, case in OWN.items() for sub in case['subcases']])
+    for name, case in OWN.items()
+    for sub in case['subcases']
+  ],
+)
 def test_case(name, sub, tmp_path):
   passes_but_for_strangers(one(OWN[name], sub), sub, tmp_path)
 
 
 def test_labels_in_a_growing_trajectory(tmp_path):
   """Its first state; the whole of it is slow."""
+
   def drops(config):
     del config['nimg_at_state'][1:]
     for key in ('num_schedule_evaluations', 'draw_counts', 'reset_before_evaluation'):
       del config[key]
     return 'state1', 'schedule_lod'
+
   passes_but_for_strangers(abridge(OWN['growing_trajectory'], drops), 'config_d_cond', tmp_path)
 
 
@@ -92,9 +113,16 @@ def other_group(config, arrays):
   config['D']['epilogue_kwargs']['mbstd_group_size'] = 4
 
 
-@pytest.mark.parametrize('change, says', [
-    (extra_parameter, 'conv9'), (unknown_argument, 'argument incense'), (wrong_width, 'channels'),
-    (no_discriminator, 'no discriminator is given'), (other_group, 'logits: 4 of 4 differ')])
+@pytest.mark.parametrize(
+  'change, says',
+  [
+    (extra_parameter, 'conv9'),
+    (unknown_argument, 'argument incense'),
+    (wrong_width, 'channels'),
+    (no_discriminator, 'no discriminator is given'),
+    (other_group, 'logits: 4 of 4 differ'),
+  ],
+)
 def test_conversion_that_must_fail(change, says, tmp_path):
   assert says in fails('checkpoint_conversion', 'pytorch_cond', change, tmp_path)
 
@@ -132,18 +160,35 @@ def other_phases_of_z(config, arrays):
   arrays['z'] = np.concatenate([arrays['z']] * 2, 1)
 
 
-@pytest.mark.parametrize('change, says', [
-    (unlike_phases, 'phases'), (corrected, 'effective.G.mb_ratio'), (sometimes, 'regularisation_iterations.Gboth'),
-    (needless_labels, 'no labels'), (other_phases_of_z, 'z is for 4 phases')])
+@pytest.mark.parametrize(
+  'change, says',
+  [
+    (unlike_phases, 'phases'),
+    (corrected, 'effective.G.mb_ratio'),
+    (sometimes, 'regularisation_iterations.Gboth'),
+    (needless_labels, 'no labels'),
+    (other_phases_of_z, 'z is for 4 phases'),
+  ],
+)
 def test_trajectory_that_must_fail(change, says, tmp_path):
   assert says in fails('training_trajectory', 'both', change, tmp_path)
 
 
 def test_draws_called_after_their_phase():
-  """<phase>/z and so on are the same as one array for all phases; the path length takes the first images of each round."""
-  z, c, noise = np.random.randn(3, 2, 4, 5), np.random.randn(3, 2, 4, 1), np.random.randn(3, 2, 1, 3, 8, 8)
+  """<phase>/z and so on are the same as one array for all phases; the path length takes the first
+  images of each round.
+  """
+  z, c, noise = (
+    np.random.randn(3, 2, 4, 5),
+    np.random.randn(3, 2, 4, 1),
+    np.random.randn(3, 2, 1, 3, 8, 8),
+  )
   together = Given({'z': z, 'gen_c': c, 'pl_noise_raw': noise})
-  split = {f'{phase}/{name}': x[:, i] for name, x in (('z', z), ('gen_c', c)) for i, phase in enumerate(('Gboth', 'Dboth'))}
+  split = {
+    f'{phase}/{name}': x[:, i]
+    for name, x in (('z', z), ('gen_c', c))
+    for i, phase in enumerate(('Gboth', 'Dboth'))
+  }
   apart = Given(split | {'Gboth/pl_noise_raw': noise}, ['Gboth/z', 'Dboth/gen_c', 'incense'])
   rounds = lambda x: x.reshape(2, 2, *x.shape[1:])
   for given in (together, apart):
@@ -169,6 +214,8 @@ def test_kind_of():
 def test_command_takes_other_ids(tmp_path, capsys):
   case = one(OWN['discriminator'], 'features0')
   written(case, tmp_path)
-  (tmp_path / 'manifest.json').write_text(json.dumps({'cases': [case | {'id': 'discriminator_without_stddev'}]}))
+  (tmp_path / 'manifest.json').write_text(
+    json.dumps({'cases': [case | {'id': 'discriminator_without_stddev'}]})
+  )
   assert main([str(tmp_path)]) == 0
   assert '1 passed, 0 failed, 0 skipped' in capsys.readouterr().out

@@ -1,4 +1,5 @@
 """The log of a run: resuming, torn lines, non-finite numbers, event files, grids, failing disks."""
+
 import json
 import math
 import mmap
@@ -35,8 +36,10 @@ def test_resumed_run_logs_each_step_once(tmp_path):
   run(tmp_path / 'whole', 0, 7)
   run(tmp_path / 'parts', 0, 5)  # killed after 5; the last checkpoint is of step 3
   run(tmp_path / 'parts', 3, 7)
-  kept = [[(r['step'], r['nimg'], r['loss_g']) for r in records(tmp_path / name)]
-          for name in ('whole', 'parts')]
+  kept = [
+    [(r['step'], r['nimg'], r['loss_g']) for r in records(tmp_path / name)]
+    for name in ('whole', 'parts')
+  ]
   assert kept[0] == kept[1]
   assert [step for step, *_ in kept[1]] == [1, 2, 3, 4, 5, 6, 7]
 
@@ -69,8 +72,10 @@ def test_line_that_lacks_only_its_newline_is_kept(tmp_path):
 
 def test_non_finite_numbers_are_valid_json(tmp_path, capsys):
   run(tmp_path, 0, 1, {'loss_g': math.nan, 'loss_d': math.inf, 'r1': -np.float32(np.inf)})
+
   def refuse(name):
     raise AssertionError(f'{name} is not JSON')
+
   record = json.loads((tmp_path / 'metrics.jsonl').read_text(), parse_constant=refuse)
   assert (record['loss_g'], record['loss_d'], record['r1']) == ('nan', 'inf', '-inf')
   assert 'G nan' in capsys.readouterr().out
@@ -81,8 +86,9 @@ def test_status_lines_are_aligned_and_leave_out_what_is_absent(tmp_path, capsys)
   log.tick(1, 4000, {'loss_g': 0.816, 'loss_d': 1.307, 'r1': 0.0123, 'other': 5}, 3.2, 78)
   log.tick(2, 248000, {'loss_g': 12.5, 'loss_d': 0.02}, 123.456, 1234.5)
   first, second = capsys.readouterr().out.splitlines()
-  assert re.match(r'tick 0 +kimg +4\.0/400 +3\.20 s/tick +78\.0 img/s +left 1h 24m +G 0\.816 ',
-                  first)
+  assert re.match(
+    r'tick 0 +kimg +4\.0/400 +3\.20 s/tick +78\.0 img/s +left 1h 24m +G 0\.816 ', first
+  )
   assert 'D 1.31' in first and 'r1 0.012' in first and ' pl ' not in first and 'other' not in first
   assert re.search(r'mem \d+\.\d GB$', first) and 'device' not in first  # CPU
   for name in ('kimg', 's/tick', 'img/s', 'left', 'G ', 'D ', 'r1', 'mem'):
@@ -103,7 +109,14 @@ def test_ticks_are_numbered_through_kills_resumes_and_lines_of_metrics(tmp_path,
   ticks = [int(n) for n in re.findall(r'^tick (\d+)', capsys.readouterr().out, re.M)]
   assert ticks == [0, 1, 2, 3, 4, 5, 4]
   assert [(r['step'], 'fid' in r) for r in records(tmp_path)] == [
-      (0, False), (1, False), (2, False), (2, True), (3, False), (3, True), (4, False)]
+    (0, False),
+    (1, False),
+    (2, False),
+    (2, True),
+    (3, False),
+    (3, True),
+    (4, False),
+  ]
 
 
 def test_metrics_of_a_step_are_logged_once(tmp_path, capsys):
@@ -117,8 +130,9 @@ def test_metrics_of_a_step_are_logged_once(tmp_path, capsys):
   log.values(2, 64, {'fid': 3.0, 'kid': 1.0})
   log.values(3, 96, {'fid': 2.0})
   log.close()
-  assert [{k: v for k, v in r.items() if k in ('step', 'fid', 'kid')} for r in records(tmp_path)[1:]] == [
-      {'step': 2, 'fid': 3.0}, {'step': 2, 'kid': 1.0}, {'step': 3, 'fid': 2.0}]
+  assert [
+    {k: v for k, v in r.items() if k in ('step', 'fid', 'kid')} for r in records(tmp_path)[1:]
+  ] == [{'step': 2, 'fid': 3.0}, {'step': 2, 'kid': 1.0}, {'step': 3, 'fid': 2.0}]
 
 
 @pytest.mark.parametrize('channels', [1, 3, 4])
@@ -132,17 +146,38 @@ def test_a_grid_is_encoded_once_for_the_file_and_tensorboard(tmp_path, monkeypat
   events = accumulator.EventAccumulator(str(tmp_path / 'tensorboard'))
   events.Reload()
   (image,) = events.Images('fakes')
-  assert [(tmp_path / 'images' / 'fakes_000012.png').read_bytes(), image.encoded_image_string] == encoded * 2
+  assert [
+    (tmp_path / 'images' / 'fakes_000012.png').read_bytes(),
+    image.encoded_image_string,
+  ] == encoded * 2
   assert (image.width, image.height) == (128, 192) and len(encoded) == 1
 
 
-@pytest.mark.parametrize('size, shape', [
-    ((16, 16), (8, 8)), ((256, 256), (8, 8)), ((512, 512), (8, 8)), ((1024, 1024), (4, 4)), ((2048, 2048), (2, 2)),
-    ((4096, 4096), (1, 1)), ((8192, 8192), (1, 1)), ((1024, 512), (4, 8)), ((512, 1024), (8, 4)), ((768, 1024), (5, 4)),
-    ((1024, 768), (4, 5)), ((8192, 4096), (1, 1)), ((8, 56), (8, 8)), ((4, 28), (8, 8)), ((384, 512), (8, 8))])
+@pytest.mark.parametrize(
+  'size, shape',
+  [
+    ((16, 16), (8, 8)),
+    ((256, 256), (8, 8)),
+    ((512, 512), (8, 8)),
+    ((1024, 1024), (4, 4)),
+    ((2048, 2048), (2, 2)),
+    ((4096, 4096), (1, 1)),
+    ((8192, 8192), (1, 1)),
+    ((1024, 512), (4, 8)),
+    ((512, 1024), (8, 4)),
+    ((768, 1024), (5, 4)),
+    ((1024, 768), (4, 5)),
+    ((8192, 4096), (1, 1)),
+    ((8, 56), (8, 8)),
+    ((4, 28), (8, 8)),
+    ((384, 512), (8, 8)),
+  ],
+)
 def test_grids_fit_4096_px_without_gaps(size, shape):
   assert report.grid_shape(*size, 64) == shape
-  height, width = report.readable_grid(np.zeros((shape[0] * shape[1], *size, 1), np.uint8), shape[1]).shape[:2]
+  height, width = report.readable_grid(
+    np.zeros((shape[0] * shape[1], *size, 1), np.uint8), shape[1]
+  ).shape[:2]
   factor = max(1, 64 // min(size))
   assert (height, width) == (shape[0] * size[0] * factor, shape[1] * size[1] * factor)
   assert max(height, width) <= max(4096, *size)
@@ -159,7 +194,11 @@ def test_event_file_is_what_tensorboard_reads(tmp_path):
   events.Reload()
   # Steps 4 and 5 of the interrupted run are forgotten, 1 to 3 are not.
   assert [(e.step, e.value) for e in events.Scalars('loss_g')] == [
-      (1, 1.5), (2, 2.5), (3, 3.5), (4, 40.0)]
+    (1, 1.5),
+    (2, 2.5),
+    (3, 3.5),
+    (4, 40.0),
+  ]
   (image,) = events.Images('fakes')
   assert (image.step, image.width, image.height) == (4, 128, 64)
 
@@ -168,26 +207,37 @@ def test_training_never_loads_tensorflow(tmp_path):
   """Not even where it is installed: a fake package stands for it that can't be imported."""
   (tmp_path / 'tensorflow').mkdir()
   (tmp_path / 'tensorflow' / '__init__.py').write_text('raise SystemExit("imported")')
-  code = ('from sg2jax import report; import sys\n'
-          'log = report.Report(sys.argv[1], 0, 4)\n'
-          'log.tick(1, 32, {"loss_g": 1.0}, 2.0, 16.0); log.close()')
+  code = (
+    'from sg2jax import report; import sys\nlog = report.Report(sys.argv[1], 0, 4)\nlog.tick(1, '
+    '32, {"loss_g": 1.0}, 2.0, 16.0); log.close()'
+  )
   env = os.environ | {'PYTHONPATH': f'{tmp_path}:{ROOT}', 'JAX_PLATFORMS': 'cpu'}
-  done = subprocess.run([sys.executable, '-c', code, str(tmp_path / 'run')], env=env,
-                        capture_output=True, text=True, check=False)
+  done = subprocess.run(
+    [sys.executable, '-c', code, str(tmp_path / 'run')],
+    env=env,
+    capture_output=True,
+    text=True,
+    check=False,
+  )
   assert done.returncode == 0, done.stderr
   assert len(records(tmp_path / 'run')) == 1
 
 
 def test_clu_writes_where_tensorflow_is_loaded(tmp_path, monkeypatch):
   calls = []
+
   class SummaryWriter:
     def __init__(self, logdir):
       calls.append(logdir)
+
     def write_scalars(self, step, scalars):
       calls.append((step, scalars['loss_g']))
+
     def flush(self):
       pass
+
     close = flush
+
   monkeypatch.setitem(sys.modules, 'tensorflow', types.ModuleType('tensorflow'))
   clu = types.ModuleType('clu.metric_writers')
   clu.SummaryWriter = SummaryWriter
@@ -217,22 +267,25 @@ def test_other_processes_write_nothing(tmp_path, monkeypatch, capsys):
   assert not (tmp_path / 'run').exists() and not capsys.readouterr().out
 
 
-@pytest.mark.parametrize('n, cols', [(1, 1), (2, 2), (3, 2), (5, 3), (6, 3), (7, 3), (16, 4),
-                                     (32, 8), (40, 8), (64, 8)])
+@pytest.mark.parametrize(
+  'n, cols', [(1, 1), (2, 2), (3, 2), (5, 3), (6, 3), (7, 3), (16, 4), (32, 8), (40, 8), (64, 8)]
+)
 def test_image_grid_holds_every_image_once(n, cols):
   images = np.random.default_rng(0).integers(0, 256, (n, 4, 6, 3)).astype(np.uint8)
   grid = report.image_grid(images)
   assert grid.dtype == np.uint8 and grid.shape == (-(-n // cols) * 4, cols * 6, 3)
   for i in range(n):
     y, x = i // cols * 4, i % cols * 6
-    np.testing.assert_array_equal(grid[y:y + 4, x:x + 6], images[i])
+    np.testing.assert_array_equal(grid[y : y + 4, x : x + 6], images[i])
   assert grid.sum() == images.sum()  # gaps are black
 
 
-@pytest.mark.parametrize('channels, mode', [
-    (1, 'L'), (2, 'L'), (3, 'RGB'), (4, 'RGBA'), (5, 'RGB')])
-@pytest.mark.parametrize('size, factor', [
-    ((8, 12), 8), ((32, 32), 2), ((48, 64), 1), ((64, 64), 1)])
+@pytest.mark.parametrize(
+  'channels, mode', [(1, 'L'), (2, 'L'), (3, 'RGB'), (4, 'RGBA'), (5, 'RGB')]
+)
+@pytest.mark.parametrize(
+  'size, factor', [((8, 12), 8), ((32, 32), 2), ((48, 64), 1), ((64, 64), 1)]
+)
 def test_png(tmp_path, channels, mode, size, factor):
   images = np.random.default_rng(0).integers(0, 256, (2, *size, channels)).astype(np.uint8)
   log = report.Report(tmp_path, 0, 4)
@@ -241,7 +294,7 @@ def test_png(tmp_path, channels, mode, size, factor):
   png = Image.open(tmp_path / 'images' / 'fakes_000001.png')
   assert png.mode == mode and os.listdir(tmp_path / 'images') == ['fakes_000001.png']
   pixels = np.asarray(png).reshape(size[0] * factor, 2 * size[1] * factor, -1)
-  expected = np.concatenate(list(images), axis=1)[..., :pixels.shape[2]]
+  expected = np.concatenate(list(images), axis=1)[..., : pixels.shape[2]]
   np.testing.assert_array_equal(pixels[::factor, ::factor], expected)
 
 
@@ -280,8 +333,10 @@ def test_failing_file_system_is_a_write_error(tmp_path, monkeypatch):
 
 def test_interrupted_write_keeps_the_old_file(tmp_path, monkeypatch):
   report.write_atomic(tmp_path / 'a', 'old')
+
   def full(*_):
     raise OSError(28, 'No space left on device')
+
   monkeypatch.setattr(report.os, 'fsync', full)
   with pytest.raises(faults.WriteError, match='No space left'):
     report.write_atomic(tmp_path / 'a', 'new')
@@ -300,23 +355,43 @@ def test_progress_bar_only_on_a_terminal(tmp_path, monkeypatch, capsys):
   assert shown.count('\r') == 1 and '25%' in shown and '1.0/4 kimg' in shown
 
 
-@pytest.mark.parametrize('seconds, text', [
-    (0, '0s'), (59.4, '59s'), (59.6, '1m 00s'), (3599.6, '1h 00m'), (4320, '1h 12m'),
-    (86400 * 3 + 3600 * 4, '3d 04h')])
+@pytest.mark.parametrize(
+  'seconds, text',
+  [
+    (0, '0s'),
+    (59.4, '59s'),
+    (59.6, '1m 00s'),
+    (3599.6, '1h 00m'),
+    (4320, '1h 12m'),
+    (86400 * 3 + 3600 * 4, '3d 04h'),
+  ],
+)
 def test_duration(seconds, text):
   assert report.duration(seconds) == text
 
 
-@pytest.mark.parametrize('value, text', [
-    (0.0, '0.000'), (0.0123, '0.012'), (-1.309, '-1.31'), (61.24, '61.2'), (1234.5, '1234'),
-    (3.2e-5, '3e-05'), (2e7, '2e+07'), (math.nan, 'nan'), (-math.inf, '-inf')])
+@pytest.mark.parametrize(
+  'value, text',
+  [
+    (0.0, '0.000'),
+    (0.0123, '0.012'),
+    (-1.309, '-1.31'),
+    (61.24, '61.2'),
+    (1234.5, '1234'),
+    (3.2e-5, '3e-05'),
+    (2e7, '2e+07'),
+    (math.nan, 'nan'),
+    (-math.inf, '-inf'),
+  ],
+)
 def test_number(value, text):
   assert report.number(value) == text
 
 
 def test_host_memory_is_that_of_this_process():
   before = report.host_memory()
-  # Pages of its own: an array might lie in memory that an earlier test gave back to the allocator only.
+  # Pages of its own: an array might lie in memory that an earlier test gave back to the allocator
+  # only.
   with mmap.mmap(-1, 2**26) as ballast:
     for page in range(0, len(ballast), mmap.PAGESIZE):
       ballast[page] = 1

@@ -1,4 +1,7 @@
-"""Scores against what is known of them in closed form, streaming against all at once, memory against its bound."""
+"""Scores against what is known of them in closed form, streaming against all at once, memory
+against its bound.
+"""
+
 import pathlib
 import subprocess
 import sys
@@ -19,11 +22,12 @@ def key(seed=0):
 
 def stream(moments, rows, batch):
   for i in range(0, len(rows), batch):
-    moments.add(rows[i:i + batch])
+    moments.add(rows[i : i + batch])
   return moments
 
 
 # ---- moments
+
 
 def test_moments_are_those_of_all_rows_though_the_mean_is_large():
   rows = key().standard_normal((2500, 5)) * [1, 2, 3, 1e-3, 1] + [1e6, 1e8, 0, 1e5, 0]
@@ -32,7 +36,9 @@ def test_moments_are_those_of_all_rows_though_the_mean_is_large():
   assert moments.count == 2500
   np.testing.assert_allclose(moments.mean, rows.mean(0), rtol=1e-14, atol=1e-14)
   for ddof in 0, 1:
-    np.testing.assert_allclose(moments.cov(ddof), centered.T @ centered / (2500 - ddof), rtol=1e-6, atol=1e-9)
+    np.testing.assert_allclose(
+      moments.cov(ddof), centered.T @ centered / (2500 - ddof), rtol=1e-6, atol=1e-9
+    )
     np.testing.assert_array_equal(moments.cov(ddof), moments.cov(ddof).T)
 
 
@@ -64,6 +70,7 @@ def test_moments_refuse_rows_of_another_size_and_a_covariance_of_too_few():
 
 # ---- FID
 
+
 def gaussian(seed, dim, rank=None):
   """A mean and a covariance of that rank."""
   a = key(seed).standard_normal((dim, rank or dim))
@@ -73,9 +80,11 @@ def gaussian(seed, dim, rank=None):
 def test_fid_of_gaussians_whose_covariances_commute():
   rotation = np.linalg.qr(key().standard_normal((8, 8)))[0]
   deviations = key(1).uniform(0.1, 3, (2, 8))
-  covs = [rotation * s ** 2 @ rotation.T for s in deviations]
+  covs = [rotation * s**2 @ rotation.T for s in deviations]
   expected = 9 * 8 + ((deviations[0] - deviations[1]) ** 2).sum()
-  assert scores.frechet_distance(np.zeros(8), covs[0], np.full(8, 3), covs[1]) == pytest.approx(expected, rel=1e-13)
+  assert scores.frechet_distance(np.zeros(8), covs[0], np.full(8, 3), covs[1]) == pytest.approx(
+    expected, rel=1e-13
+  )
 
 
 def test_fid_of_gaussians_in_the_plane():
@@ -104,10 +113,19 @@ def test_fid_of_a_set_with_itself_is_0_also_where_it_lacks_rank(images):
 
 
 def test_fid_of_a_plane_and_a_line_and_of_constants():
-  """Without rank in common the trace term vanishes; on a line it is the product of the deviations."""
-  plane, line, none, zero = np.diag([4.0, 9, 0, 0]), np.diag([0.0, 0, 0, 16]), np.zeros((4, 4)), np.zeros(4)
+  """Without rank in common the trace term vanishes; on a line it is the product of the
+  deviations.
+  """
+  plane, line, none, zero = (
+    np.diag([4.0, 9, 0, 0]),
+    np.diag([0.0, 0, 0, 16]),
+    np.zeros((4, 4)),
+    np.zeros(4),
+  )
   assert scores.frechet_distance(zero, plane, zero, line) == pytest.approx(4 + 9 + 16)
-  assert scores.frechet_distance(zero, plane, zero, np.diag([25.0, 0, 0, 0])) == pytest.approx(9 + (5 - 2) ** 2)
+  assert scores.frechet_distance(zero, plane, zero, np.diag([25.0, 0, 0, 0])) == pytest.approx(
+    9 + (5 - 2) ** 2
+  )
   assert scores.frechet_distance(zero, none, zero + 2, none) == 16
   assert scores.frechet_distance(zero, plane, zero, none) == 13
 
@@ -120,13 +138,19 @@ def weighted(rows, weights):
 
 @pytest.mark.parametrize('fakes, reals', [(300, 400), (9, 400), (300, 9), (9, 8)])
 def test_influence_is_the_derivative_of_fid(fakes, reals):
-  """By finite differences of the weight of a fake; with more and with fewer images than the 20 features."""
+  """By finite differences of the weight of a fake; with more and with fewer images than the 20
+  features.
+  """
   real = weighted(key(1).standard_normal((reals, 20)) * np.arange(1, 21) ** -0.5, np.ones(reals))
   rows = key(2).standard_normal((fakes, 20)) + 0.2
   influence = scores.frechet_influence(*real, *weighted(rows, np.ones(fakes)))(rows)
   assert abs(influence.mean()) < 1e-10 * np.abs(influence).max()
+
   def fid(i, step):
-    return scores.frechet_distance(*real, *weighted(rows, np.ones(fakes) / fakes * (1 - step) + step * (np.arange(fakes) == i)))
+    return scores.frechet_distance(
+      *real, *weighted(rows, np.ones(fakes) / fakes * (1 - step) + step * (np.arange(fakes) == i))
+    )
+
   for i in 0, 5:
     assert influence[i] == pytest.approx((fid(i, 1e-5) - fid(i, -1e-5)) / 2e-5, rel=1e-5, abs=1e-6)
 
@@ -139,7 +163,9 @@ def test_influences_give_the_spread_of_fid():
     mean, cov = weighted(rows, np.ones(2500))
     fid.append(scores.frechet_distance(*real, mean, cov))
     if seed < 5:
-      intervals.append(scores.bootstrap_mean(scores.frechet_influence(*real, mean, cov)(rows), seed))
+      intervals.append(
+        scores.bootstrap_mean(scores.frechet_influence(*real, mean, cov)(rows), seed)
+      )
   low, high = np.percentile(fid, [2.5, 97.5])
   assert np.diff(intervals, axis=1).mean() == pytest.approx(high - low, rel=0.25)
   assert all(a < 0 < b for a, b in intervals)
@@ -156,13 +182,16 @@ def test_bootstrap_of_a_mean_is_the_normal_interval():
 
 # ---- KID
 
+
 def test_kid_is_unbiased():
-  """Of equal distributions the mean over repeats is 0 within its error, and some are negative; of others it isn't."""
+  """Of equal distributions the mean over repeats is 0 within its error, and some are negative; of
+  others it isn't.
+  """
   draw = lambda seed, shift=0: key(seed).standard_normal((30, 6)) + shift
   same = np.array([scores.mmd(draw(2 * i), draw(2 * i + 1)) for i in range(600)])
   assert (same < 0).sum() > 100
   assert abs(same.mean()) < 3 * same.std() / np.sqrt(len(same))
-  diagonal = lambda a: (((a ** 2).sum(1) / 6 + 1) ** 3).mean() / len(a)
+  diagonal = lambda a: (((a**2).sum(1) / 6 + 1) ** 3).mean() / len(a)
   biased = lambda x, y: scores.mmd(x, y) + diagonal(x) + diagonal(y)
   many = np.array([biased(draw(2 * i), draw(2 * i + 1)) for i in range(600)])
   assert abs(many.mean()) > 10 * many.std() / np.sqrt(len(many))  # so the test can tell
@@ -172,26 +201,28 @@ def test_kid_is_unbiased():
 
 def test_kid_by_hand_and_its_subsets():
   x, y = np.array([[1.0], [2]]), np.array([[0.0], [1], [3]])
-  among_x, among_y = 3 ** 3, (1 + 1 + 4 ** 3) / 3
+  among_x, among_y = 3**3, (1 + 1 + 4**3) / 3
   across = np.mean([(a * b + 1) ** 3 for a in (1, 2) for b in (0, 1, 3)])
   assert scores.mmd(x, y) == pytest.approx(among_x + among_y - 2 * across)
   with pytest.raises(ValueError, match='2 rows'):
     scores.mmd(x[:1], y)
-  reals, fakes = scores.kid_subsets(10 ** 6, 60, seed=3, subsets=9)
+  reals, fakes = scores.kid_subsets(10**6, 60, seed=3, subsets=9)
   assert reals.shape == fakes.shape == (9, 60) and reals.max() > 60
   assert all(len(set(rows)) == 60 for rows in [*reals, *fakes])
-  np.testing.assert_array_equal(reals, scores.kid_subsets(10 ** 6, 60, seed=3, subsets=9)[0])
-  assert (reals != scores.kid_subsets(10 ** 6, 60, seed=4, subsets=9)[0]).any()
+  np.testing.assert_array_equal(reals, scores.kid_subsets(10**6, 60, seed=3, subsets=9)[0])
+  assert (reals != scores.kid_subsets(10**6, 60, seed=4, subsets=9)[0]).any()
   assert scores.kid_subsets(5000, 3000, seed=0)[1].shape == (100, 1000)
 
 
 # ---- inception score
 
+
 def test_inception_score_of_uniform_and_of_one_hot_classes():
   score = lambda probs, splits=4: scores.inception_scores(probs, splits)
   np.testing.assert_allclose(score(np.full((40, 8), 1 / 8)), np.ones(4), rtol=1e-14)
   np.testing.assert_allclose(score(np.eye(8)[np.arange(64) % 8]), np.full(4, 8), rtol=1e-14)
-  np.testing.assert_allclose(score(np.eye(8)[np.arange(64) // 16]), np.ones(4), rtol=1e-14)  # each split one class
+  # each split one class
+  np.testing.assert_allclose(score(np.eye(8)[np.arange(64) // 16]), np.ones(4), rtol=1e-14)
   np.testing.assert_allclose(score(np.eye(8)[np.arange(64) // 16], splits=1), [4], rtol=1e-14)
 
 
@@ -199,7 +230,7 @@ def test_inception_score_of_splits_that_are_not_equal():
   probs = key().dirichlet(np.full(6, 0.3), 53)
   expected = []
   for i in range(4):
-    part = probs[i * 53 // 4:(i + 1) * 53 // 4]
+    part = probs[i * 53 // 4 : (i + 1) * 53 // 4]
     expected.append(np.exp((part * np.log(part / part.mean(0))).sum(1).mean()))
   np.testing.assert_allclose(scores.inception_scores(probs, 4), expected, rtol=1e-13)
   many = key().dirichlet(np.full(6, 0.3), 3000)  # more than a chunk in a split
@@ -210,6 +241,7 @@ def test_inception_score_of_splits_that_are_not_equal():
 
 
 # ---- neighbours
+
 
 @pytest.fixture
 def small_blocks(monkeypatch):
@@ -223,7 +255,9 @@ def pairwise(a, b):
 
 def test_neighbours_are_those_of_all_distances(small_blocks):
   a, b = (key(i).standard_normal((n, 5)).astype(np.float32) + 100 for i, n in enumerate((35, 40)))
-  np.testing.assert_allclose(neighbors.kth_distance(a, 4), np.sort(pairwise(a, a), 1)[:, 4], rtol=1e-4)
+  np.testing.assert_allclose(
+    neighbors.kth_distance(a, 4), np.sort(pairwise(a, a), 1)[:, 4], rtol=1e-4
+  )
   distance, index = neighbors.nearest(a, b)
   np.testing.assert_array_equal(index, pairwise(a, b).argmin(1))
   np.testing.assert_allclose(distance, pairwise(a, b).min(1), rtol=1e-12)
@@ -246,19 +280,25 @@ def test_precision_and_recall_are_those_of_all_distances(small_blocks):
   np.testing.assert_allclose(found.fake_kth, fake_kth, rtol=1e-12)
   np.testing.assert_array_equal(found.in_reals, (across <= real_kth).any(1))
   np.testing.assert_array_equal(found.in_fakes, (across <= fake_kth[:, None]).any(0))
-  assert 0 < found.precision == found.in_reals.mean() < 1 and 0 < found.recall == found.in_fakes.mean() < 1
+  assert (
+    0 < found.precision == found.in_reals.mean() < 1
+    and 0 < found.recall == found.in_fakes.mean() < 1
+  )
   single = neighbors.precision_recall(reals.astype(np.float32), fakes.astype(np.float32), k=2)
   assert single.precision == found.precision and single.recall == found.recall
 
 
 def test_precision_and_recall_of_constructed_sets():
   line = np.linspace(0, 1, 21)[:, None] * [1, 0]  # steps of 0.05: radii of 0.1 to 0.15
+
   def scored(reals, fakes):
     found = neighbors.precision_recall(reals, fakes, k=3)
     return found.precision, found.recall
+
   assert scored(line, line) == (1, 1)
   assert scored(line, line + [0, 5]) == (0, 0)
-  assert scored(line, np.concatenate([line, line + [0, 5]])) == (0.5, 1)  # half of the fakes are elsewhere
+  # half of the fakes are elsewhere
+  assert scored(line, np.concatenate([line, line + [0, 5]])) == (0.5, 1)
   both = np.concatenate([line, line + [0, 5]])
   assert scored(both, line + [0.01, 0]) == (1, 0.5)  # fakes of one mode out of two
   collapsed = np.tile([[0.5, 0]], (8, 1)) + np.arange(8)[:, None] * [1e-4, 0]
@@ -278,15 +318,21 @@ def test_neighbours_that_cannot_be_are_refused():
 
 # ---- copies
 
+
 def test_copying_is_the_test_of_mann_and_whitney():
   from scipy.stats import norm, rankdata
+
   f, h = np.round(key(0).random(40), 1), np.round(key(1).random(50), 1)  # many ties
   ranks = rankdata(np.concatenate([f, h]))
   u = ranks[:40].sum() - 40 * 41 / 2
-  ties = sum(n ** 3 - n for n in np.unique(ranks, return_counts=True)[1])
-  assert neighbors.copying(f, h) == pytest.approx((u - 1000) / np.sqrt(2000 / 12 * (91 - ties / (90 * 89))))
+  ties = sum(n**3 - n for n in np.unique(ranks, return_counts=True)[1])
+  assert neighbors.copying(f, h) == pytest.approx(
+    (u - 1000) / np.sqrt(2000 / 12 * (91 - ties / (90 * 89)))
+  )
   assert neighbors.copying(h, f) == pytest.approx(-neighbors.copying(f, h))
-  scattered = [neighbors.copying(key(i).random(40), key(-i % 99991).random(50)) for i in range(1, 300)]
+  scattered = [
+    neighbors.copying(key(i).random(40), key(-i % 99991).random(50)) for i in range(1, 300)
+  ]
   assert np.std(scattered) == pytest.approx(1, abs=0.15) and abs(np.mean(scattered)) < 0.25
   assert np.mean(np.abs(scattered) > norm.ppf(0.975)) == pytest.approx(0.05, abs=0.04)
   assert neighbors.copying(np.ones(5), np.ones(9)) == 0
@@ -304,6 +350,7 @@ def test_copies_are_told_from_fakes_of_the_same_distribution():
 
 # ---- linear separability
 
+
 def test_separability_of_planes_and_of_chance():
   w = key().standard_normal((4000, 6))
   plane = lambda i: 1 / (1 + np.exp(-20 * w[:, i]))
@@ -312,16 +359,19 @@ def test_separability_of_planes_and_of_chance():
   chance = key(1).random((4000, 2))
   score, entropies = linear_separability(w, chance)
   assert score == pytest.approx(4, rel=0.02) == np.exp(entropies.sum())
-  bent = 1 / (1 + np.exp(-20 * (np.abs(w[:, 0]) - 0.6745)))  # both sides of a band: no plane tells them
+  # both sides of a band: no plane tells them
+  bent = 1 / (1 + np.exp(-20 * (np.abs(w[:, 0]) - 0.6745)))
   assert linear_separability(w, bent[:, None])[0] == pytest.approx(2, rel=0.1)
 
 
 def test_separability_looks_at_the_confident_half_and_at_attributes_that_vary():
   w = key().standard_normal((1000, 3))
   label, sure = w[:, 0] > 0, np.arange(1000) % 2
-  p = np.where(sure, np.where(label, 0.99, 0.01), key(1).uniform(0.4, 0.6, 1000))  # the unsure ones guess
+  # the unsure ones guess
+  p = np.where(sure, np.where(label, 0.99, 0.01), key(1).uniform(0.4, 0.6, 1000))
   assert linear_separability(w, p[:, None])[0] < 1.1
-  assert linear_separability(w, np.full((1000, 1), 0.9))[0] == 1  # all have it: nothing is left to be said
+  # all have it: nothing is left to be said
+  assert linear_separability(w, np.full((1000, 1), 0.9))[0] == 1
   with pytest.raises(ValueError, match=r'\[1000, 3\] and \[9, 1\]'):
     linear_separability(w, p[:9, None])
 
@@ -337,7 +387,7 @@ def test_conditional_entropy():
 
 # ---- memory
 
-WORK = '''
+WORK = """
 import resource, sys, tempfile
 import numpy as np
 from sg2jax.metrics import neighbors, scores
@@ -361,12 +411,18 @@ few = 2 * neighbors.BLOCK + 1  # blocks of all kinds
 print(neighbors.precision_recall(sets[0][:few], sets[1][:few])[:2])
 print(neighbors.nearest(sets[0][:few], sets[1][:few])[0].mean())
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2 ** 20)
-'''
+"""
 
 
 @pytest.mark.slow
 def test_50000_features_stay_within_2_gib(tmp_path):
   """With the mapped files (0.8 GiB) counted in."""
-  done = subprocess.run([sys.executable, '-c', WORK, str(tmp_path)], cwd=ROOT, capture_output=True, text=True, check=True)
+  done = subprocess.run(
+    [sys.executable, '-c', WORK, str(tmp_path)],
+    cwd=ROOT,
+    capture_output=True,
+    text=True,
+    check=True,
+  )
   lines = done.stdout.splitlines()
   assert float(lines[0]) > 20 and float(lines[-1]) < 2

@@ -1,4 +1,6 @@
-"""Order of the mesh on slices where processes interleave, division of what doesn't divide, and keys that are kept apart."""
+"""Order of the mesh on slices where processes interleave, division of what doesn't divide, and keys
+that are kept apart.
+"""
 
 import jax
 from jax.sharding import NamedSharding, PartitionSpec
@@ -21,8 +23,8 @@ class Device:
     return f'{self.id}@{self.process_index}'
 
 
-# (processes, ids) of the devices in the order in which jax.make_mesh lays out these slices: of libtpu 0.0.52's topologies
-# v5e:4x4 and v4:2x2x4 (one device a chip) with jax 0.10.2.
+# (processes, ids) of the devices in the order in which jax.make_mesh lays out these slices: of
+# libtpu 0.0.52's topologies v5e:4x4 and v4:2x2x4 (one device a chip) with jax 0.10.2.
 SLICES = {
   'v5e-16': (
     [0, 0, 1, 1, 1, 1, 0, 2, 3, 3, 3, 3, 2, 2, 2, 0],
@@ -38,7 +40,9 @@ def laid_out(slice_):
 
 
 def seen(mesh, local, n):
-  """Rows of the global array that a mesh makes of what each process gives: {process: rows} -> [n]."""
+  """Rows of the global array that a mesh makes of what each process gives: {process: rows} ->
+  [n].
+  """
   places = NamedSharding(mesh, PartitionSpec('data')).devices_indices_map((n,))
   rows, used = [None] * n, {}
   for device in mesh.devices.flat:  # each takes the next of its process's rows
@@ -89,7 +93,9 @@ def test_the_order_of_make_mesh_would_lose_images(slice_, as_process):
 
 @pytest.mark.parametrize('slice_', SLICES)
 def test_training_sees_every_image_once_on_slices(slice_):
-  """The rows of a round that processes read, put together by the mesh, are the round in the order of the stream."""
+  """The rows of a round that processes read, put together by the mesh, are the round in the order
+  of the stream.
+  """
 
   class Numbers:
     stored = shape = (1, 1, 1)
@@ -122,7 +128,9 @@ def test_mesh_keeps_the_devices_of_a_process_side_by_side():
 
 @pytest.mark.parametrize('seed', [0, 7])
 def test_keys_of_purposes_are_kept_apart(seed):
-  """Also what they split into and the keys of minibatches: D's first key was the parent key of minibatch 1."""
+  """Also what they split into and the keys of minibatches: D's first key was the parent key of
+  minibatch 1.
+  """
   found = []
   for purpose in keys.PURPOSES:
     key = keys.purpose_key(seed, purpose)

@@ -1,4 +1,7 @@
-"""The four updates where the reference trajectories say nothing: draws, keys, global batch, guards."""
+"""The four updates where the reference trajectories say nothing: draws, keys, global batch,
+guards.
+"""
+
 import dataclasses
 from functools import cache, partial
 
@@ -22,16 +25,30 @@ def make(**changes):
   g = Generator(Mapping(4, 2, 4, 1), Synthesis((8, 4), 1, 8, 2))
   d = Discriminator((8, 4), 8, 2, c_dim=2, mapping_layers=1)
   tx = state.adam(0.01, 0.0, 0.99, 1e-8, 4)
-  steps = Steps(g, d, tx, tx, r1_gamma=1.0, r1_interval=16, pl_weight=2.0, pl_decay=0.01, pl_interval=4, pl_shrink=2,
-                mixing_prob=0.9, ema_kimg=0.01, ema_rampup=None)
+  steps = Steps(
+    g,
+    d,
+    tx,
+    tx,
+    r1_gamma=1.0,
+    r1_interval=16,
+    pl_weight=2.0,
+    pl_decay=0.01,
+    pl_interval=4,
+    pl_shrink=2,
+    mixing_prob=0.9,
+    ema_kimg=0.01,
+    ema_rampup=None,
+  )
   return dataclasses.replace(steps, **changes)
 
 
 @cache
 def initial():
   steps = make()
-  return jax.jit(lambda key: state.init(key, steps.generator, steps.discriminator, steps.g_tx, steps.d_tx))(
-      jax.random.key(0))
+  return jax.jit(
+    lambda key: state.init(key, steps.generator, steps.discriminator, steps.g_tx, steps.d_tx)
+  )(jax.random.key(0))
 
 
 def batch(rounds=2, micro=4):
@@ -46,13 +63,16 @@ def run(name, **changes):
 
 
 def same(a, b):
-  return all(np.array_equal(x, y) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True))
+  return all(
+    np.array_equal(x, y) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
+  )
 
 
 KEY = jax.random.key(1)
 
 
 # ---- optimizer
+
 
 @pytest.mark.parametrize('interval', [0, 4, 16])
 def test_adam_is_corrected_for_lazy_regularization(interval):
@@ -63,7 +83,7 @@ def test_adam_is_corrected_for_lazy_regularization(interval):
   with jax.enable_x64(True):
     params, opt = jnp.asarray(w), tx.init(jnp.asarray(w))
     for t, grad in enumerate((0.3, -2.0, 0.7), 1):
-      m, v = b1 ** c * m + (1 - b1 ** c) * grad, b2 ** c * v + (1 - b2 ** c) * grad ** 2
+      m, v = b1**c * m + (1 - b1**c) * grad, b2**c * v + (1 - b2**c) * grad**2
       w = w - lr * c * (m / (1 - b1 ** (c * t))) / (np.sqrt(v / (1 - b2 ** (c * t))) + eps)
       update, opt = tx.update(jnp.asarray(grad), opt)
       params = params + update
@@ -73,8 +93,8 @@ def test_adam_is_corrected_for_lazy_regularization(interval):
 def test_spec_rates_of_lr_002():
   """Section 3 of the specification, from lr .002 and beta2 .99."""
   g, d = schedule.lazy_correction(4), schedule.lazy_correction(16)
-  assert (0.002 * g, 0.99 ** g) == pytest.approx((0.0016, 0.991992), rel=1e-6)
-  assert (0.002 * d, 0.99 ** d) == pytest.approx((0.00188235, 0.990585), rel=1e-5)
+  assert (0.002 * g, 0.99**g) == pytest.approx((0.0016, 0.991992), rel=1e-6)
+  assert (0.002 * d, 0.99**d) == pytest.approx((0.00188235, 0.990585), rel=1e-5)
 
 
 def test_a_net_and_its_regularizer_share_one_optimizer_state():
@@ -92,33 +112,45 @@ def test_due():
 
 # ---- EMA and clock
 
+
 def test_ema_follows_the_global_batch_and_the_clock_before_it():
-  start = initial().replace(g_ema=jax.tree.map(jnp.zeros_like, initial().g), nimg=jnp.asarray(100, jnp.int32))
+  start = initial().replace(
+    g_ema=jax.tree.map(jnp.zeros_like, initial().g), nimg=jnp.asarray(100, jnp.int32)
+  )
   s, _ = run('d')(KEY, start, batch())
   beta = 0.5 ** (8 / 10)  # 2 rounds of 4 images, half-life ema_kimg * 1000
-  jax.tree.map(lambda e, p: np.testing.assert_allclose(e, (1 - beta) * p, rtol=1e-5), s.g_ema, start.g)
+  jax.tree.map(
+    lambda e, p: np.testing.assert_allclose(e, (1 - beta) * p, rtol=1e-5), s.g_ema, start.g
+  )
   assert int(s.nimg) == 108 and int(s.step) == 1
   s, _ = run('d', ema_rampup=0.05)(KEY, start, batch())
   beta = 0.5 ** (8 / 5)  # 100 * 0.05 images
-  jax.tree.map(lambda e, p: np.testing.assert_allclose(e, (1 - beta) * p, rtol=1e-5), s.g_ema, start.g)
+  jax.tree.map(
+    lambda e, p: np.testing.assert_allclose(e, (1 - beta) * p, rtol=1e-5), s.g_ema, start.g
+  )
 
 
 def test_ema_with_ramp_starts_as_a_copy():
   assert float(schedule.ema_beta(0, 64, 20, 0.05)) == 0
-  assert float(schedule.ema_beta(10 ** 6, 64, 20, 0.05)) == pytest.approx(0.5 ** (64 / 20000))
+  assert float(schedule.ema_beta(10**6, 64, 20, 0.05)) == pytest.approx(0.5 ** (64 / 20000))
 
 
 # ---- draws
 
+
 def draws(step=0, name='g', rounds=2, micro=4, **changes):
   fn = {'g': 'draw', 'g_reg': 'draw_pl', 'd': 'draw'}[name]
-  out = getattr(make(**changes), fn)(jax.random.fold_in(jax.random.fold_in(KEY, step), 'g g_reg d'.split().index(name)),
-                                     batch(rounds, micro))
+  out = getattr(make(**changes), fn)(
+    jax.random.fold_in(jax.random.fold_in(KEY, step), 'g g_reg d'.split().index(name)),
+    batch(rounds, micro),
+  )
   return out[0] if fn == 'draw' else out
 
 
 def test_no_key_is_used_twice():
-  """Every latent of two minibatches, three phases, mixing included, is another one; every round has its noise key."""
+  """Every latent of two minibatches, three phases, mixing included, is another one; every round has
+  its noise key.
+  """
   found = [draws(step, name) for step in (0, 1) for name in ('g', 'g_reg', 'd')]
   latents = np.concatenate([np.reshape(z, (-1, 4)) for x in found for z in (x['z'], x['mix']['z'])])
   assert len(np.unique(latents.round(5), axis=0)) == len(latents) == 2 * 2 * (8 + 4 + 8)
@@ -128,7 +160,9 @@ def test_no_key_is_used_twice():
 
 def test_phases_and_steps_have_their_own_keys():
   state_1 = initial().replace(step=jnp.asarray(1, jnp.int32))
-  w_avgs = [run(name)(KEY, s, batch())[0].w_avg for name in ('g', 'd') for s in (initial(), state_1)]
+  w_avgs = [
+    run(name)(KEY, s, batch())[0].w_avg for name in ('g', 'd') for s in (initial(), state_1)
+  ]
   assert len({np.asarray(w).tobytes() for w in w_avgs}) == 4
   assert same(run('g')(KEY, initial(), batch()), run('g')(KEY, initial(), batch()))
 
@@ -164,33 +198,51 @@ def test_path_length_uses_part_of_each_microbatch():
 
 # ---- losses
 
+
 def test_path_noise_is_divided_by_the_pixels_only():
-  """A linear generator: img[n] = sum_l ws[n,l] . A_l; lengths by hand for N = 3, 2x5 pixels, 2 channels."""
+  """A linear generator: img[n] = sum_l ws[n,l] . A_l; lengths by hand for N = 3, 2x5 pixels, 2
+  channels.
+  """
   rng = np.random.default_rng(0)
-  a, ws, noise = rng.normal(size=(4, 6, 2, 5, 2)), rng.normal(size=(3, 4, 6)), rng.normal(size=(3, 2, 5, 2))
+  a, ws, noise = (
+    rng.normal(size=(4, 6, 2, 5, 2)),
+    rng.normal(size=(3, 4, 6)),
+    rng.normal(size=(3, 2, 5, 2)),
+  )
   lengths = losses.path_lengths(lambda ws: jnp.einsum('nlk,lkhwc->nhwc', ws, a), ws, noise)
   jacobian = np.einsum('lkhwc,nhwc->nlk', a, noise) / np.sqrt(2 * 5)
-  np.testing.assert_allclose(lengths, np.sqrt((jacobian ** 2).sum(2).mean(1)), rtol=1e-5)
+  np.testing.assert_allclose(lengths, np.sqrt((jacobian**2).sum(2).mean(1)), rtol=1e-5)
 
 
 def test_gradient_flows_through_the_mean_path_length():
   def penalty(length):
     return losses.path_length_penalty(length * jnp.ones(2), 1.0, decay=0.25)[0].sum()
-  assert float(jax.grad(penalty)(3.0)) == pytest.approx(2 * 2 * 2 * 0.75 ** 2, rel=1e-6)  # (0.75 (length - 1))^2, twice
+
+  # (0.75 (length - 1))^2, twice
+  assert float(jax.grad(penalty)(3.0)) == pytest.approx(2 * 2 * 2 * 0.75**2, rel=1e-6)
 
 
 def test_r1_is_a_sum_over_pixels():
   w = jnp.arange(12.0).reshape(2, 3, 2)
-  penalty, logits = losses.r1_penalty(lambda x: jnp.sum(x * w, axis=(1, 2, 3))[:, None], jnp.ones((5, 2, 3, 2)))
+  penalty, logits = losses.r1_penalty(
+    lambda x: jnp.sum(x * w, axis=(1, 2, 3))[:, None], jnp.ones((5, 2, 3, 2))
+  )
   np.testing.assert_allclose(penalty, np.full(5, (np.arange(12) ** 2).sum()))
   np.testing.assert_allclose(logits, np.full((5, 1), 66))
 
 
 # ---- what each step may change
 
-@pytest.mark.parametrize('name, changes', [
-    ('g', {'g', 'g_opt', 'w_avg'}), ('g_reg', {'g', 'g_opt', 'w_avg', 'pl_mean'}),
-    ('d', {'d', 'd_opt', 'w_avg', 'step', 'nimg', 'g_ema'}), ('d_reg', {'d', 'd_opt'})])
+
+@pytest.mark.parametrize(
+  'name, changes',
+  [
+    ('g', {'g', 'g_opt', 'w_avg'}),
+    ('g_reg', {'g', 'g_opt', 'w_avg', 'pl_mean'}),
+    ('d', {'d', 'd_opt', 'w_avg', 'step', 'nimg', 'g_ema'}),
+    ('d_reg', {'d', 'd_opt'}),
+  ],
+)
 def test_fields_that_a_step_changes(name, changes):
   start = initial().replace(g_ema=jax.tree.map(lambda p: 2 * p + 1, initial().g))
   after, aux = run(name)(KEY, start, batch())
@@ -201,7 +253,9 @@ def test_fields_that_a_step_changes(name, changes):
 
 
 def test_d_reg_draws_nothing():
-  assert same(run('d_reg')(KEY, initial(), batch()), run('d_reg')(jax.random.key(7), initial(), batch()))
+  assert same(
+    run('d_reg')(KEY, initial(), batch()), run('d_reg')(jax.random.key(7), initial(), batch())
+  )
 
 
 def test_reals_and_fakes_keep_their_own_labels():
@@ -212,8 +266,14 @@ def test_reals_and_fakes_keep_their_own_labels():
   _, first = update(s, x, reals, b['label'])
   _, other_reals = update(s, x, reals, swapped)
   _, other_fakes = update(s, x | {'c': swapped}, reals, b['label'])
-  assert first['loss_d_fake'] == other_reals['loss_d_fake'] and first['loss_d_real'] != other_reals['loss_d_real']
-  assert first['loss_d_real'] == other_fakes['loss_d_real'] and first['loss_d_fake'] != other_fakes['loss_d_fake']
+  assert (
+    first['loss_d_fake'] == other_reals['loss_d_fake']
+    and first['loss_d_real'] != other_reals['loss_d_real']
+  )
+  assert (
+    first['loss_d_real'] == other_fakes['loss_d_real']
+    and first['loss_d_fake'] != other_fakes['loss_d_fake']
+  )
 
 
 def test_gradients_of_rounds_are_summed():
@@ -229,37 +289,64 @@ def test_a_step_with_a_gradient_that_is_not_finite_changes_no_weight(name):
   broken = jax.tree.map(lambda x: x, initial())
   net = 'g' if name[0] == 'g' else 'd'
   if net == 'g':
-    broken.g['mapping']['fc0']['weight'] = broken.g['mapping']['fc0']['weight'].at[0, 0].set(jnp.nan)
+    broken.g['mapping']['fc0']['weight'] = (
+      broken.g['mapping']['fc0']['weight'].at[0, 0].set(jnp.nan)
+    )
   else:
     broken.d['b4']['fc']['weight'] = broken.d['b4']['fc']['weight'].at[0, 0].set(jnp.inf)
   after, aux = run(name)(KEY, broken, batch())
   assert not np.isfinite(aux[f'grad_norm_{name}'])
   for field in (net, f'{net}_opt', 'w_avg', 'pl_mean'):
-    for x, y in zip(jax.tree.leaves(getattr(after, field)), jax.tree.leaves(getattr(broken, field)), strict=True):
+    for x, y in zip(
+      jax.tree.leaves(getattr(after, field)), jax.tree.leaves(getattr(broken, field)), strict=True
+    ):
       np.testing.assert_array_equal(x, y)
 
 
 def test_an_update_that_overflows_halts_before_it_is_applied():
-  """Its loss and gradients are finite: only the minibatch after it would tell, and a checkpoint may lie between them."""
+  """Its loss and gradients are finite: only the minibatch after it would tell, and a checkpoint may
+  lie between them.
+  """
   params = {'a': {'w': jnp.ones(3)}, 'b': {'w': jnp.ones(2)}}
   grads = {'a': {'w': jnp.zeros(3)}, 'b': {'w': jnp.full(2, 0.1)}}
+
   def update(lr, check=True):
     tx = state.adam(lr, 0.0, 0.99, 1e-8, 4)
     before = initial().replace(d=params, d_opt=tx.init(params))
-    return before, *steps_lib._apply('d', tx, before, grads, {'objective': jnp.float32(1)}, 1.0, check, pl_mean=jnp.float32(3))
+    return before, *steps_lib._apply(
+      'd', tx, before, grads, {'objective': jnp.float32(1)}, 1.0, check, pl_mean=jnp.float32(3)
+    )
+
   before, after, aux = update(1e39)
   assert same(after.replace(fault=before.fault), before) and np.isfinite(aux['grad_norm_d'])
   assert after.fault.tolist()[:2] == [0, 2]
-  assert steps_lib.suspects('d', after, aux)[after.fault[2]] == 'd.a.w after the update'  # 0 times infinity
+  # 0 times infinity
+  assert steps_lib.suspects('d', after, aux)[after.fault[2]] == 'd.a.w after the update'
   for check in (True, False):
     before, after, _ = update(1e9, check)
     assert after.fault.tolist() == [-1, -1, -1] and not same(after.d, params)
 
 
-@pytest.mark.parametrize('fields, checked', [
-    ({}, False), ({'opt.g_lr': 1.0, 'opt.eps': 1e-12}, False), ({'opt.d_lr': 1e39}, True), ({'opt.g_lr': 1e39}, True),
-    ({'opt.eps': 1e-60}, True), ({'opt.beta2': 1 - 1e-9}, True),
-    ({'grow.start_res': 8, 'grow.lr': ((8, 1e39),), 'g.architecture': 'revised', 'd.architecture': 'revised'}, True)])
+@pytest.mark.parametrize(
+  'fields, checked',
+  [
+    ({}, False),
+    ({'opt.g_lr': 1.0, 'opt.eps': 1e-12}, False),
+    ({'opt.d_lr': 1e39}, True),
+    ({'opt.g_lr': 1e39}, True),
+    ({'opt.eps': 1e-60}, True),
+    ({'opt.beta2': 1 - 1e-9}, True),
+    (
+      {
+        'grow.start_res': 8,
+        'grow.lr': ((8, 1e39),),
+        'g.architecture': 'revised',
+        'd.architecture': 'revised',
+      },
+      True,
+    ),
+  ],
+)
 def test_updates_are_checked_where_they_can_overflow(fields, checked):
   config = default.get_config()
   config.update_from_flattened_dict({'data.dir': '-', 'resolution': 16} | fields)
@@ -269,13 +356,24 @@ def test_updates_are_checked_where_they_can_overflow(fields, checked):
 
 # ---- initial state
 
+
 def test_initial_state():
   s = initial()
   assert same(s.g_ema, s.g) and s.g_ema is not s.g
   assert int(s.step) == int(s.nimg) == 0 and not np.any(s.w_avg) and float(s.pl_mean) == 0
-  assert all(x.dtype == jnp.float32 for x in jax.tree.leaves((s.g, s.d, s.g_ema, s.noise, s.w_avg, s.pl_mean)))
+  assert all(
+    x.dtype == jnp.float32
+    for x in jax.tree.leaves((s.g, s.d, s.g_ema, s.noise, s.w_avg, s.pl_mean))
+  )
   steps = make()
-  other = jax.jit(partial(state.init, generator=steps.generator, discriminator=steps.discriminator, g_tx=steps.g_tx,
-                          d_tx=steps.d_tx))(jax.random.key(5))
+  other = jax.jit(
+    partial(
+      state.init,
+      generator=steps.generator,
+      discriminator=steps.discriminator,
+      g_tx=steps.g_tx,
+      d_tx=steps.d_tx,
+    )
+  )(jax.random.key(5))
   assert not np.array_equal(s.g['synthesis']['b4']['const'], other.g['synthesis']['b4']['const'])
   assert not np.array_equal(s.d['b4']['fc']['weight'], other.d['b4']['fc']['weight'])

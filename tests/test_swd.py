@@ -1,4 +1,5 @@
 """Sliced Wasserstein distance: invariants, the 1-D truth, and what it must tell apart."""
+
 import numpy as np
 import pytest
 from scipy import ndimage, stats
@@ -41,11 +42,15 @@ def test_offset_and_contrast_are_normalised_away():
   assert swd(half, half // 2)['mean'] < 1e-3 * FLOOR
 
 
-@pytest.mark.parametrize('change', [
+@pytest.mark.parametrize(
+  'change',
+  [
     lambda s: lambda x: x + 12 * s * np.random.default_rng(9).standard_normal(x.shape),
     lambda s: lambda x: ndimage.gaussian_filter(x, (0, 0.7 * s, 0.7 * s, 0)),
-    lambda s: lambda x: np.where(np.arange(32)[:, None, None] % 8 < s, 255, x)],
-                         ids=['noise', 'blur', 'bars'])
+    lambda s: lambda x: np.where(np.arange(32)[:, None, None] % 8 < s, 255, x),
+  ],
+  ids=['noise', 'blur', 'bars'],
+)
 def test_grows_with_damage(change):
   values = [swd(A, changed(B, change(s)))['mean'] for s in (1, 3)]
   assert 1.2 * FLOOR < values[0] < values[1]
@@ -70,10 +75,18 @@ def test_unlike_channels_are_seen():
   assert swd(x, y)['mean'] > 2 * swd(x, smooth(100, channels=3, seed=1))['mean']
 
 
-@pytest.mark.parametrize('size, levels', [
-    ((7, 7), ['7x7']), ((8, 16), ['8x16']), ((16, 16), ['16x16']), ((31, 31), ['31x31']),
-    ((32, 48), ['32x48', '16x24']), ((35, 70), ['35x70', '18x35']),
-    ((64, 64), ['64x64', '32x32', '16x16'])])
+@pytest.mark.parametrize(
+  'size, levels',
+  [
+    ((7, 7), ['7x7']),
+    ((8, 16), ['8x16']),
+    ((16, 16), ['16x16']),
+    ((31, 31), ['31x31']),
+    ((32, 48), ['32x48', '16x24']),
+    ((35, 70), ['35x70', '18x35']),
+    ((64, 64), ['64x64', '32x32', '16x16']),
+  ],
+)
 def test_levels(size, levels):
   result = swd(smooth(4, size), smooth(4, size, seed=1))
   assert list(result) == [*levels, 'mean']
@@ -86,9 +99,15 @@ def test_unequal_sizes_use_a_subset():
   assert swd(A, B[:75]) == pytest.approx(swd(B[:75], A), rel=1e-9)
 
 
-@pytest.mark.parametrize('a, b', [
-    ((4, 16, 16, 1), (4, 16, 16, 3)), ((4, 16, 16, 1), (4, 16, 8, 1)),
-    ((4, 6, 16, 1), (4, 6, 16, 1)), ((0, 16, 16, 1), (4, 16, 16, 1))])
+@pytest.mark.parametrize(
+  'a, b',
+  [
+    ((4, 16, 16, 1), (4, 16, 16, 3)),
+    ((4, 16, 16, 1), (4, 16, 8, 1)),
+    ((4, 6, 16, 1), (4, 6, 16, 1)),
+    ((0, 16, 16, 1), (4, 16, 16, 1)),
+  ],
+)
 def test_bad_shapes_are_named(a, b):
   with pytest.raises(ValueError, match=str(a).replace('(', r'\(').replace(')', r'\)')):
     swd(np.zeros(a, np.uint8), np.zeros(b, np.uint8))
@@ -117,8 +136,14 @@ def test_whole_distance_agrees_with_the_definition():
   directions /= np.linalg.norm(directions, axis=1, keepdims=True)
   projected = []
   for images in (x, y):
-    patches = np.array([images[n, i:i + 7, j:j + 7] for n in range(60)
-                        for i, j in zip(places[0][n], places[1][n])], np.float64)
+    patches = np.array(
+      [
+        images[n, i : i + 7, j : j + 7]
+        for n in range(60)
+        for i, j in zip(places[0][n], places[1][n])
+      ],
+      np.float64,
+    )
     patches = (patches - patches.mean((0, 1, 2))) / patches.std((0, 1, 2))
     patches = patches.transpose(0, 3, 1, 2).reshape(len(patches), -1)
     projected.append(np.sort(patches @ directions.T, 0))
@@ -131,9 +156,11 @@ def test_pyramid_against_scipy():
   x = smooth(2, (35, 48), 3).astype(np.float32)
   detail, coarse = module._split(x)
   taps = np.array([1, 4, 6, 4, 1]) / 16
+
   def blur(v):
     rows = ndimage.correlate1d(v, taps, 1, mode='mirror')
     return ndimage.correlate1d(rows, taps, 2, mode='mirror')
+
   np.testing.assert_allclose(coarse, blur(x)[:, ::2, ::2], atol=1e-3)
   up = np.zeros_like(x)
   up[:, ::2, ::2] = 4 * coarse

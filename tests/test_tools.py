@@ -1,4 +1,7 @@
-"""What all tools have in common: what is refused before any work, odd terminals, folders for the cache."""
+"""What all tools have in common: what is refused before any work, odd terminals, folders for the
+cache.
+"""
+
 import os
 import pathlib
 import subprocess
@@ -13,7 +16,7 @@ from sg2jax.faults import UsageError
 from tests.runs import ROOT
 
 # A tool without work: prints what it got.
-TOOL = '''
+TOOL = """
 from absl import flags
 from ml_collections import config_flags
 from sg2jax import tools
@@ -26,19 +29,33 @@ def main(argv):
   print('out', flags.FLAGS.out, CONFIG.value and CONFIG.value.batch, 'jax' in sys.modules,
         os.environ.get('JAX_COMPILATION_CACHE_DIR'))
 tools.run(main, positional=1)
-'''
+"""
 
 
 @pytest.fixture
 def tool(tmp_path):
-  """Runs TOOL with arguments; env: {name: value, or None to be without}; -> (exit code, output, errors)."""
+  """Runs TOOL with arguments; env: {name: value, or None to be without}; -> (exit code, output,
+  errors).
+  """
   (tmp_path / 'tool.py').write_text(TOOL)
+
   def run(*args, **env):
     merged = os.environ | {'PYTHONPATH': str(ROOT), 'SG2JAX_CACHE': str(tmp_path / 'cache')} | env
-    merged.pop('JAX_COMPILATION_CACHE_DIR', None) if 'JAX_COMPILATION_CACHE_DIR' not in env else None
-    done = subprocess.run([sys.executable, tmp_path / 'tool.py', *args], cwd=ROOT, capture_output=True,
-                          env={k: v for k, v in merged.items() if v is not None})
-    return done.returncode, done.stdout.decode(errors='replace'), done.stderr.decode(errors='replace')
+    merged.pop(
+      'JAX_COMPILATION_CACHE_DIR', None
+    ) if 'JAX_COMPILATION_CACHE_DIR' not in env else None
+    done = subprocess.run(
+      [sys.executable, tmp_path / 'tool.py', *args],
+      cwd=ROOT,
+      capture_output=True,
+      env={k: v for k, v in merged.items() if v is not None},
+    )
+    return (
+      done.returncode,
+      done.stdout.decode(errors='replace'),
+      done.stderr.decode(errors='replace'),
+    )
+
   return run
 
 
@@ -49,8 +66,16 @@ def refused(result, *said):
   assert all(text in err for text in said), err
 
 
-ADDRESSES = {'gs://bucket/run': 'gcsfuse', 's3://b/r': 'mount', 'http://h/x': 'download it', 'https://h/x.pkl': 'download it',
-             'hdfs://n/x': 'mount it', 'file:///home/x': 'without file://', 'GS://b': 'gcsfuse', 'abfs+x://y': 'mount it'}
+ADDRESSES = {
+  'gs://bucket/run': 'gcsfuse',
+  's3://b/r': 'mount',
+  'http://h/x': 'download it',
+  'https://h/x.pkl': 'download it',
+  'hdfs://n/x': 'mount it',
+  'file:///home/x': 'without file://',
+  'GS://b': 'gcsfuse',
+  'abfs+x://y': 'mount it',
+}
 
 
 @pytest.mark.parametrize('address', ADDRESSES)
@@ -63,29 +88,51 @@ def test_addresses_are_no_paths(address):
       sg2jax.load(given)
 
 
-@pytest.mark.parametrize('text', ['runs/x', '/a/b:c', 'C:/x', 'a=b', 'configs/custom.py:64', '', None, 3, 'x/gs://y', '://x'])
+@pytest.mark.parametrize(
+  'text',
+  ['runs/x', '/a/b:c', 'C:/x', 'a=b', 'configs/custom.py:64', '', None, 3, 'x/gs://y', '://x'],
+)
 def test_others_are(text):
   places.check_local(text)
 
 
-@pytest.mark.parametrize('args, said', [
-    (['--out=gs://b/x'], ['--out=gs://b/x', 'gcsfuse']), (['--weights=inception=s3://b/x'], ['--weights=inception=s3://b/x']),
-    (['--metrics=a,https://b'], ['--metrics=https://b', 'download it']), (['hdfs://x'], ['hdfs://x', 'mount it']),
+@pytest.mark.parametrize(
+  'args, said',
+  [
+    (['--out=gs://b/x'], ['--out=gs://b/x', 'gcsfuse']),
+    (['--weights=inception=s3://b/x'], ['--weights=inception=s3://b/x']),
+    (['--metrics=a,https://b'], ['--metrics=https://b', 'download it']),
+    (['hdfs://x'], ['hdfs://x', 'mount it']),
     (['--config=gs://b/c.py'], ['--config=gs://b/c.py']),
-    (['--config=configs/custom.py:64', '--config.data.dir=gs://b/x'], ['--config.data.dir=gs://b/x']),
-    (['--config=configs/custom.py:64', '--config.init_from=file:///x'], ['--config.init_from=file:///x', 'without file://']),
-    (['--out=~nobody-here/x'], ['--out=~nobody-here/x', 'home folder ~nobody-here'])])
+    (
+      ['--config=configs/custom.py:64', '--config.data.dir=gs://b/x'],
+      ['--config.data.dir=gs://b/x'],
+    ),
+    (
+      ['--config=configs/custom.py:64', '--config.init_from=file:///x'],
+      ['--config.init_from=file:///x', 'without file://'],
+    ),
+    (['--out=~nobody-here/x'], ['--out=~nobody-here/x', 'home folder ~nobody-here']),
+  ],
+)
 def test_addresses_in_any_flag_are_refused(tool, args, said):
   refused(tool(*args), *said)
 
 
 CONFIGS = {  # name: content (None: no file), what is said
-    'missing.py': (None, 'there is no file'), 'syntax.py': ('def get_config(:', 'syntax'), 'empty.py': ('', 'get_config'),
-    'none.py': ('def get_config(): pass', 'NoneType'), 'dict.py': ('def get_config(): return {}', 'dict'),
-    'raises.py': ('def get_config(): raise RuntimeError("odd\\nlines")', 'odd'), 'name.py': ('x = undefined', 'undefined'),
-    'import.py': ('import nothing_of_this_name', 'nothing_of_this_name'), 'exit.py': ('import sys; sys.exit(0)', 'ended'),
-    'open.py': ('open("/nowhere")', '/nowhere'), 'args.py': ('def get_config(a): pass', 'argument'),
-    'folder': ('/', 'is a folder')}
+  'missing.py': (None, 'there is no file'),
+  'syntax.py': ('def get_config(:', 'syntax'),
+  'empty.py': ('', 'get_config'),
+  'none.py': ('def get_config(): pass', 'NoneType'),
+  'dict.py': ('def get_config(): return {}', 'dict'),
+  'raises.py': ('def get_config(): raise RuntimeError("odd\\nlines")', 'odd'),
+  'name.py': ('x = undefined', 'undefined'),
+  'import.py': ('import nothing_of_this_name', 'nothing_of_this_name'),
+  'exit.py': ('import sys; sys.exit(0)', 'ended'),
+  'open.py': ('open("/nowhere")', '/nowhere'),
+  'args.py': ('def get_config(a): pass', 'argument'),
+  'folder': ('/', 'is a folder'),
+}
 
 
 @pytest.mark.parametrize('name', CONFIGS)
@@ -99,8 +146,16 @@ def test_whatever_is_wrong_with_a_configuration_is_one_line(tool, tmp_path, name
   refused(tool(f'--config={path}'), said)
 
 
-@pytest.mark.parametrize('args', [['--config', 'configs/no.py'], ['-config=configs/no.py'], ['-config', 'configs/no.py'],
-                                  ['--config=configs/no.py:64'], ['--out=x', '--config', 'configs/no.py', '--config.batch=3']])
+@pytest.mark.parametrize(
+  'args',
+  [
+    ['--config', 'configs/no.py'],
+    ['-config=configs/no.py'],
+    ['-config', 'configs/no.py'],
+    ['--config=configs/no.py:64'],
+    ['--out=x', '--config', 'configs/no.py', '--config.batch=3'],
+  ],
+)
 def test_all_forms_of_the_flag(tool, args):
   refused(tool(*args), 'there is no file configs/no.py')
   good = [arg.replace('no.py:64', 'custom.py:64').replace('no.py', 'default.py') for arg in args]
@@ -132,7 +187,8 @@ def test_runs_have_names_that_are_text(tmp_path, monkeypatch):
 
 
 def test_what_is_compiled_is_kept_in_the_cache(tool, tmp_path):
-  assert tool()[1].split() == ['out', 'None', 'False', str(tmp_path / 'cache' / 'jax')]  # and without importing jax
+  # and without importing jax
+  assert tool()[1].split() == ['out', 'None', 'False', str(tmp_path / 'cache' / 'jax')]
   assert tool(JAX_COMPILATION_CACHE_DIR='/mine')[1].split()[-1] == '/mine'
 
 
@@ -148,8 +204,10 @@ def test_folders_in_the_environment_are_of_this_machine(tool, monkeypatch, value
 def test_without_a_home_folder(monkeypatch, tmp_path, home, caplog):
   """A user without passwd entry and HOME, or whose home can't be written to."""
   import pwd
+
   def unknown(_):
     raise KeyError
+
   monkeypatch.setattr(pwd, 'getpwuid', unknown)
   monkeypatch.setattr(tempfile, 'tempdir', str(tmp_path))
   monkeypatch.delenv('SG2JAX_CACHE', raising=False)
@@ -171,15 +229,42 @@ def test_without_a_home_folder(monkeypatch, tmp_path, home, caplog):
 
 def test_a_tool_runs_as_a_user_without_home_folder_and_passwd_entry(tool, tmp_path):
   """The whole way, where this machine can take such a user's place and lets it read these files."""
-  command = ['setpriv', '--reuid', '12345', '--regid', '12345', '--clear-groups', '--inh-caps', '+dac_read_search',
-             '--ambient-caps', '+dac_read_search', 'env', '-u', 'HOME', '-u', 'SG2JAX_CACHE', f'TMPDIR={tmp_path / "tmp"}',
-             f'PYTHONPATH={ROOT}', sys.executable]
+  command = [
+    'setpriv',
+    '--reuid',
+    '12345',
+    '--regid',
+    '12345',
+    '--clear-groups',
+    '--inh-caps',
+    '+dac_read_search',
+    '--ambient-caps',
+    '+dac_read_search',
+    'env',
+    '-u',
+    'HOME',
+    '-u',
+    'SG2JAX_CACHE',
+    f'TMPDIR={tmp_path / "tmp"}',
+    f'PYTHONPATH={ROOT}',
+    sys.executable,
+  ]
   (tmp_path / 'tmp').mkdir()
   (tmp_path / 'tmp').chmod(0o1777)
-  if os.getuid() or subprocess.run([*command, '-c', 'import absl, numpy'], capture_output=True).returncode:
+  if (
+    os.getuid()
+    or subprocess.run([*command, '-c', 'import absl, numpy'], capture_output=True).returncode
+  ):
     pytest.skip('this machine has no such user')
   tool()  # writes it
-  done = subprocess.run([*command, tmp_path / 'tool.py'], cwd=ROOT, capture_output=True, text=True, env={
-      k: v for k, v in os.environ.items() if k != 'JAX_COMPILATION_CACHE_DIR'})
-  assert done.returncode == 0 and done.stdout.split()[-1] == str(tmp_path / 'tmp' / 'sg2jax-12345' / 'jax'), done.stderr
+  done = subprocess.run(
+    [*command, tmp_path / 'tool.py'],
+    cwd=ROOT,
+    capture_output=True,
+    text=True,
+    env={k: v for k, v in os.environ.items() if k != 'JAX_COMPILATION_CACHE_DIR'},
+  )
+  assert done.returncode == 0 and done.stdout.split()[-1] == str(
+    tmp_path / 'tmp' / 'sg2jax-12345' / 'jax'
+  ), done.stderr
   assert 'SG2JAX_CACHE=DIR' in done.stderr and 'Traceback' not in done.stderr

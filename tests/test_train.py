@@ -1,4 +1,7 @@
-"""The run as a user starts it: subprocesses of `python -m sg2jax.main` on a tiny network, and what interrupts them."""
+"""The run as a user starts it: subprocesses of `python -m sg2jax.main` on a tiny network, and what
+interrupts them.
+"""
+
 import json
 import os
 import random
@@ -31,11 +34,18 @@ def test_run_leaves_what_scripts_rely_on(whole):
   assert all(line['nimg'] == 8 * line['step'] for line in lines)
   assert {'loss_g', 'loss_d', 'pl_length', 'r1', 'swd'} <= set().union(*lines)
   assert [line['step'] for line in lines if 'pixelfd0.1k_full' in line] == [16, LAST]
-  result = json.loads((workdir / 'evaluation' / f'{LAST:08d}' / 'pixelfd0.1k_full.json').read_text())
+  result = json.loads(
+    (workdir / 'evaluation' / f'{LAST:08d}' / 'pixelfd0.1k_full.json').read_text()
+  )
   assert result['values'] == {'pixelfd0.1k_full': lines[-1]['pixelfd0.1k_full']}
-  assert Image.open(workdir / 'images' / 'reals.png').size == Image.open(workdir / 'images' / 'fakes_000000.png').size
+  assert (
+    Image.open(workdir / 'images' / 'reals.png').size
+    == Image.open(workdir / 'images' / 'fakes_000000.png').size
+  )
   assert json.loads((workdir / 'config.json').read_text())['loss']['r1_gamma'] == 0.05
-  assert (workdir / 'checkpoints' / str(LAST) / 'state').is_dir() and list((workdir / 'tensorboard').iterdir())
+  assert (workdir / 'checkpoints' / str(LAST) / 'state').is_dir() and list(
+    (workdir / 'tensorboard').iterdir()
+  )
   assert 'img/s' in out and 'compiled in' in out
 
 
@@ -61,8 +71,9 @@ def test_run_killed_twenty_times_ends_with_the_same_bytes(home, tmp_path):
   assert log(tmp_path / 'run') == log(tmp_path / 'whole')
 
 
-@pytest.mark.parametrize('number, code', [
-    (signal.SIGTERM, 75), pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+  'number, code', [(signal.SIGTERM, 75), pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow)]
+)
 def test_signal_saves_the_last_step_and_the_run_goes_on(home, whole, tmp_path, number, code):
   process = start(home, tmp_path, snapshot_kimg=10)
   while 'tick 1' not in process.stdout.readline():
@@ -87,8 +98,12 @@ def test_signal_while_measuring_saves(home, tmp_path):
   process.send_signal(signal.SIGTERM)
   out, err = finish(process, 75, timeout=60)
   assert 'saved step 8' in err and (tmp_path / 'checkpoints' / '8').is_dir()
-  assert [line['step'] for line in log(tmp_path)] == [0, 4, 8] and 'pixelfd50k_full' not in log(tmp_path)[-1]
-  out, _ = finish(start(home, tmp_path, metrics="('pixelfd0.1k_full',)", metrics_kimg=10, total_kimg=0.096))
+  assert [line['step'] for line in log(tmp_path)] == [0, 4, 8] and 'pixelfd50k_full' not in log(
+    tmp_path
+  )[-1]
+  out, _ = finish(
+    start(home, tmp_path, metrics="('pixelfd0.1k_full',)", metrics_kimg=10, total_kimg=0.096)
+  )
   measured = [line['step'] for line in log(tmp_path) if 'pixelfd0.1k_full' in line]
   assert measured == [8, 12]  # what was due is made up for; the end is always measured
 
@@ -115,7 +130,9 @@ def test_second_run_in_a_workdir_and_another_configuration_are_refused(home, who
   assert 'batch: 8 there, 16 here' in err
 
 
-@pytest.mark.parametrize('fields, code, said', [
+@pytest.mark.parametrize(
+  'fields, code, said',
+  [
     ({'loss.r1_gama': 1}, 2, 'r1_gamma'),
     ({'batch': 'many'}, 2, 'batch'),
     ({'batch': 30, 'd.mbstd_group_size': 4}, 2, 'try 28 or 32'),
@@ -126,7 +143,8 @@ def test_second_run_in_a_workdir_and_another_configuration_are_refused(home, who
     ({'metrics': "('swd',)"}, 2, 'swd is logged'),
     ({'init_from': '/nowhere'}, 6, '/nowhere'),
     ({'d.freeze_layers': 8}, 2, 'at most 4'),
-])
+  ],
+)
 def test_bad_input_is_one_line_and_creates_nothing(home, tmp_path, fields, code, said):
   _, err = finish(start(home, tmp_path / 'run', **fields), code)
   assert said in err and 'Traceback' not in err
@@ -140,12 +158,17 @@ def test_a_tick_is_fetched_in_one_transfer(monkeypatch):
 
   from sg2jax.state import NO_FAULT
   from sg2jax.train import Tally
+
   fetched = []
   get = jax.device_get
-  monkeypatch.setattr(jax, 'device_get', lambda tree: fetched.append(len(jax.tree.leaves(tree))) or get(tree))
+  monkeypatch.setattr(
+    jax, 'device_get', lambda tree: fetched.append(len(jax.tree.leaves(tree))) or get(tree)
+  )
   tally, state = Tally(), type('State', (), {'fault': jnp.asarray(NO_FAULT)})
   for i in range(100):
-    tally.add('d', {'loss_d': jnp.float32(i), 'grad_norm_d': jnp.float32(2), 'grad_squares_d': jnp.ones(3)})
+    tally.add(
+      'd', {'loss_d': jnp.float32(i), 'grad_norm_d': jnp.float32(2), 'grad_squares_d': jnp.ones(3)}
+    )
     if i % 16 == 0:
       tally.add('d_reg', {'r1': jnp.float32(i + 1)})
   assert tally.fetch(state) == {'loss_d': 49.5, 'grad_norm_d': 2, 'r1': 49}
@@ -154,41 +177,92 @@ def test_a_tick_is_fetched_in_one_transfer(monkeypatch):
   assert tally.fetch(state) is None
 
 
-@pytest.mark.parametrize('config, said', [
-    ('configs/nope.py', 'no file'), ('configs/custom.py:0', 'RESOLUTION'), ('configs/paper.py:g', 'e:Gskip-Dresnet')])
+@pytest.mark.parametrize(
+  'config, said',
+  [
+    ('configs/nope.py', 'no file'),
+    ('configs/custom.py:0', 'RESOLUTION'),
+    ('configs/paper.py:g', 'e:Gskip-Dresnet'),
+  ],
+)
 def test_unknown_configuration_is_one_line(tmp_path, config, said):
-  run = subprocess.run([sys.executable, '-m', 'sg2jax.main', f'--config={config}', f'--workdir={tmp_path / "run"}'],
-                       cwd=ROOT, env=os.environ | {'JAX_PLATFORMS': 'cpu'}, capture_output=True, text=True)
-  assert run.returncode == 2 and said in run.stderr and len(run.stderr.splitlines()) == 1, run.stderr
+  run = subprocess.run(
+    [sys.executable, '-m', 'sg2jax.main', f'--config={config}', f'--workdir={tmp_path / "run"}'],
+    cwd=ROOT,
+    env=os.environ | {'JAX_PLATFORMS': 'cpu'},
+    capture_output=True,
+    text=True,
+  )
+  assert run.returncode == 2 and said in run.stderr and len(run.stderr.splitlines()) == 1, (
+    run.stderr
+  )
   assert not (tmp_path / 'run').exists()
 
 
 def test_rectangular_accumulated_bf16_run(home, tmp_path):
-  """The options that the tiny run leaves out, together: height x width, microbatch, bfloat16, remat, orig/skip."""
-  out, _ = finish(start(home, tmp_path, **{
-      'resolution': '(8, 12)', 'microbatch': 4, 'g.num_bf16_res': 1, 'd.num_bf16_res': 1,
-      'g.remat': True, 'd.remat': True, 'g.clamp': 256, 'd.clamp': 256, 'g.architecture': 'resnet',
-      'd.architecture': 'skip', 'data.labels': False, 'ema.rampup': 0.05, 'total_kimg': 0.064}))
+  """The options that the tiny run leaves out, together: height x width, microbatch, bfloat16,
+  remat, orig/skip.
+  """
+  out, _ = finish(
+    start(
+      home,
+      tmp_path,
+      **{
+        'resolution': '(8, 12)',
+        'microbatch': 4,
+        'g.num_bf16_res': 1,
+        'd.num_bf16_res': 1,
+        'g.remat': True,
+        'd.remat': True,
+        'g.clamp': 256,
+        'd.clamp': 256,
+        'g.architecture': 'resnet',
+        'd.architecture': 'skip',
+        'data.labels': False,
+        'ema.rampup': 0.05,
+        'total_kimg': 0.064,
+      },
+    )
+  )
   assert '8x12x1, 0 label components' in out
   assert log(tmp_path)[-1]['step'] == 8
 
 
 @pytest.mark.slow  # in the suite tests/test_workdir.py has it, without whole runs
 def test_a_run_starts_from_the_weights_of_another(home, whole, tmp_path):
-  """Without labels and with the upper layers of D frozen; what doesn't fit is listed and drawn as in a run of its own."""
+  """Without labels and with the upper layers of D frozen; what doesn't fit is listed and drawn as
+  in a run of its own.
+  """
   from sg2jax import checkpoint
-  fields = {'data.labels': False, 'd.freeze_layers': 4, 'total_kimg': 0.016, 'snapshot_kimg': 0.008, 'keep': 9}
+
+  fields = {
+    'data.labels': False,
+    'd.freeze_layers': 4,
+    'total_kimg': 0.016,
+    'snapshot_kimg': 0.008,
+    'keep': 9,
+  }
   out, _ = finish(start(home, tmp_path / 'a', init_from=whole[0], **fields))
   done = json.loads((tmp_path / 'a' / 'init_from.json').read_text())
   assert done['settings'] == {'d.freeze_layers': '0 there, 4 here'} and 'starting from' in out
   fc0 = '[16, 16], [32, 16] there'
-  assert done['initialised'] == {'g.mapping.fc0.weight': fc0, 'g_ema.mapping.fc0.weight': fc0,
-                                 'd.b4.out.weight': '[32, 1], [32, 32] there', 'd.b4.out.bias': '[1], [32] there'}
-  assert {name.split('.')[2] for name in done['unused']} <= {'embed', 'fc0'} and len(done['unused']) == 8
+  assert done['initialised'] == {
+    'g.mapping.fc0.weight': fc0,
+    'g_ema.mapping.fc0.weight': fc0,
+    'd.b4.out.weight': '[32, 1], [32, 32] there',
+    'd.b4.out.bias': '[1], [32] there',
+  }
+  assert {name.split('.')[2] for name in done['unused']} <= {'embed', 'fc0'} and len(
+    done['unused']
+  ) == 8
   assert f'{len(done["copied"])} arrays copied, 4 initialised, 8 unused' in out
   old, new = checkpoint.load(whole[0])[0], checkpoint.load(tmp_path / 'a' / 'checkpoints' / '1')[0]
-  same = lambda block, layer: all((x == new['d'][block][layer][k]).all() for k, x in old['d'][block][layer].items())
-  assert all(same('b8', layer) for layer in ('fromrgb', 'conv0', 'conv1', 'skip')) and not same('b4', 'conv')
+  same = lambda block, layer: all(
+    (x == new['d'][block][layer][k]).all() for k, x in old['d'][block][layer].items()
+  )
+  assert all(same('b8', layer) for layer in ('fromrgb', 'conv0', 'conv1', 'skip')) and not same(
+    'b4', 'conv'
+  )
   maps = [x['noise']['synthesis']['b8']['conv0']['noise_const'] for x in (old, new)]
   assert (maps[0] == maps[1]).all()
   near = abs(old['g']['synthesis']['b4']['const'] - new['g']['synthesis']['b4']['const']).max()
@@ -196,7 +270,9 @@ def test_a_run_starts_from_the_weights_of_another(home, whole, tmp_path):
   out, _ = finish(start(home, tmp_path / 'a', init_from=whole[0], **fields | {'total_kimg': 0.024}))
   assert 'resuming at step 2' in out and 'arrays copied' not in out
   _, err = finish(start(home, tmp_path / 'b', init_from=whole[0], **{'g.taps': (1, 2, 1)}), 2)
-  assert '--config.g.taps=[1, 2, 1]' in err and '[1, 3, 3, 1]' in err and not (tmp_path / 'b').exists()
+  assert (
+    '--config.g.taps=[1, 2, 1]' in err and '[1, 3, 3, 1]' in err and not (tmp_path / 'b').exists()
+  )
 
 
 def as_version_0_1(workdir, step):
@@ -208,10 +284,13 @@ def as_version_0_1(workdir, step):
 
   from sg2jax import checkpoint, state
   from tests.test_checkpoint import rewrite
+
   place = workdir / 'checkpoints' / str(step)
   tree, meta = checkpoint.load(place)[0], checkpoint._manifest(place)['meta']
   tree = {name: value for name, value in tree.items() if name not in state.YOUNGER}
-  old = flax.struct.dataclass(type('Old', (), {'__annotations__': dict.fromkeys(tree, object)}))(**tree)
+  old = flax.struct.dataclass(type('Old', (), {'__annotations__': dict.fromkeys(tree, object)}))(
+    **tree
+  )
   shutil.rmtree(workdir / 'checkpoints')
   with contextlib.closing(checkpoint.Checkpoints(workdir, keep=1, meta=meta)) as checkpoints:
     checkpoints.save(old)
@@ -222,19 +301,39 @@ def as_version_0_1(workdir, step):
 def test_a_run_goes_on_with_other_rounds_other_pictures_and_from_version_0_1(home, tmp_path):
   import numpy as np
   from PIL import Image
+
   run, fields = tmp_path / "it's a run", {'data.labels': False, 'total_kimg': 0.032}
   out, _ = finish(start(home, run, **fields))
   assert f"--checkpoint='{tmp_path}/it'\"'\"'s a run'" in out
   out, _ = finish(start(home, run, **fields | {'microbatch': 4, 'total_kimg': 0.064}))
-  assert 'rounds of 8 images there, of 4 here' in out and [line['step'] for line in log(run) if 'swd' in line] == [0, 4, 8]
+  assert 'rounds of 8 images there, of 4 here' in out and [
+    line['step'] for line in log(run) if 'swd' in line
+  ] == [0, 4, 8]
   (tmp_path / 'pictures').mkdir()
   for i in range(16):
     Image.fromarray(np.full((16, 16), 9 * i, np.uint8)).save(tmp_path / 'pictures' / f'{i}.png')
-  subprocess.run([sys.executable, '-m', 'sg2jax.tools.prepare', f'--source={tmp_path}/pictures', f'--dest={tmp_path}/other',
-                  '--resolution=16', '--channels=1'], cwd=ROOT, check=True, env=os.environ | {'JAX_PLATFORMS': 'cpu'})
+  subprocess.run(
+    [
+      sys.executable,
+      '-m',
+      'sg2jax.tools.prepare',
+      f'--source={tmp_path}/pictures',
+      f'--dest={tmp_path}/other',
+      '--resolution=16',
+      '--channels=1',
+    ],
+    cwd=ROOT,
+    check=True,
+    env=os.environ | {'JAX_PLATFORMS': 'cpu'},
+  )
   fields |= {'microbatch': 4, 'total_kimg': 0.096, 'data.name': '', 'data.dir': tmp_path / 'other'}
   _, err = finish(start(home, run, **fields), 2)
-  assert 'pictures' in err and 'data.allow_change=True' in err and 'init_from' in err and len(err.splitlines()) == 1
+  assert (
+    'pictures' in err
+    and 'data.allow_change=True' in err
+    and 'init_from' in err
+    and len(err.splitlines()) == 1
+  )
   out, _ = finish(start(home, run, **fields | {'data.allow_change': True}))
   assert 'another than so far: pictures' in out and (run / 'images' / 'reals_000000.png').exists()
   as_version_0_1(run, 12)
@@ -244,7 +343,9 @@ def test_a_run_goes_on_with_other_rounds_other_pictures_and_from_version_0_1(hom
 
 @pytest.mark.slow
 def test_restoring_every_checkpoint_of_32_steps_changes_nothing(quick_compile, tmp_path):
-  """Save and restore after each of steps 1..32, going on from what was restored: bit-equal to no saving at all."""
+  """Save and restore after each of steps 1..32, going on from what was restored: bit-equal to no
+  saving at all.
+  """
   import contextlib
 
   import jax
@@ -253,21 +354,38 @@ def test_restoring_every_checkpoint_of_32_steps_changes_nothing(quick_compile, t
   from configs import default
   from sg2jax import build, sharding
   from sg2jax.checkpoint import Checkpoints
+
   config = default.get_config()
-  config.update_from_flattened_dict({
-      'resolution': 8, 'batch': 4, 'data.dir': '-', 'g.fmap_base': 16, 'd.fmap_base': 16, 'g.z_dim': 8, 'g.w_dim': 8,
-      'g.mapping_layers': 1})
+  config.update_from_flattened_dict(
+    {
+      'resolution': 8,
+      'batch': 4,
+      'data.dir': '-',
+      'g.fmap_base': 16,
+      'd.fmap_base': 16,
+      'g.z_dim': 8,
+      'g.w_dim': 8,
+      'g.mapping_layers': 1,
+    }
+  )
   mesh = sharding.make_mesh()
   same = sharding.replicated(mesh)
   steps = build.steps(config, 0, mesh)
   images = np.random.default_rng(0).integers(0, 256, (32, 1, 4, 8, 8, 3), np.uint8)
-  key, jitted = jax.random.key(3), {name: sharding.jit_step(getattr(steps, name), mesh) for name in steps.due(0)}
+  key, jitted = (
+    jax.random.key(3),
+    {name: sharding.jit_step(getattr(steps, name), mesh) for name in steps.due(0)},
+  )
 
   def run(checkpoints=None):
     state = build.init_state(config, steps, same)
     for i in range(32):
       for name in steps.due(i):
-        state, _ = jitted[name](key, state, sharding.to_global(mesh, {'image': images[i], 'label': np.zeros((1, 4, 0), 'f')}))
+        state, _ = jitted[name](
+          key,
+          state,
+          sharding.to_global(mesh, {'image': images[i], 'label': np.zeros((1, 4, 0), 'f')}),
+        )
       if checkpoints:
         checkpoints.save(state)
         before, state = jax.device_get(state), checkpoints.restore_latest(state)

@@ -1,4 +1,7 @@
-"""The folder of a run: what may differ at resume, what a new run starts from, who holds it. Nothing is compiled."""
+"""The folder of a run: what may differ at resume, what a new run starts from, who holds it. Nothing
+is compiled.
+"""
+
 import dataclasses
 import hashlib
 import json
@@ -19,24 +22,40 @@ from sg2jax.data.labels import Labels
 from sg2jax.faults import CheckpointError, UsageError, WeightsError
 from tests.runs import ROOT, write_run
 
-NET = {'resolution': 16, 'batch': 8, 'data.dir': 'somewhere', 'metrics': (), 'g.fmap_base': 32, 'd.fmap_base': 32,
-       'g.z_dim': 16, 'g.w_dim': 16, 'g.mapping_layers': 1, 'd.mapping_layers': 1}
+NET = {
+  'resolution': 16,
+  'batch': 8,
+  'data.dir': 'somewhere',
+  'metrics': (),
+  'g.fmap_base': 32,
+  'd.fmap_base': 32,
+  'g.z_dim': 16,
+  'g.w_dim': 16,
+  'g.mapping_layers': 1,
+  'd.mapping_layers': 1,
+}
 REVISED = {'g.architecture': 'revised', 'd.architecture': 'revised'}
 LABELS = Labels.of_classes(('cat', 'dog'), [5, 4])
 
 
 def config_of(**fields):
   config = default.get_config()
-  config.update_from_flattened_dict({k: str(v) if isinstance(v, pathlib.Path) else v for k, v in (NET | fields).items()})
+  config.update_from_flattened_dict(
+    {k: str(v) if isinstance(v, pathlib.Path) else v for k, v in (NET | fields).items()}
+  )
   return config
 
 
 def state_of(config, c_dim=0, nimg=80):
   """A TrainState as training might have made it: of random numbers."""
   draws = np.random.RandomState(1)
-  make = lambda x: np.array(draws.normal(size=x.shape) if x.dtype == np.float32 else np.zeros(x.shape), x.dtype)
+  make = lambda x: np.array(
+    draws.normal(size=x.shape) if x.dtype == np.float32 else np.zeros(x.shape), x.dtype
+  )
   shapes = jax.eval_shape(lambda: build.init_state(config, build.steps(config, c_dim, None), None))
-  return jax.tree.map(make, shapes).replace(step=np.int32(nimg // config.batch), nimg=np.int32(nimg))
+  return jax.tree.map(make, shapes).replace(
+    step=np.int32(nimg // config.batch), nimg=np.int32(nimg)
+  )
 
 
 def run_of(place, c_dim=0, nimg=80, **fields):
@@ -46,10 +65,14 @@ def run_of(place, c_dim=0, nimg=80, **fields):
 
 
 def imported(place, **fields):
-  """A workdir as `tools.convert` makes it of a network without moments, with what its file lacked."""
+  """A workdir as `tools.convert` makes it of a network without moments, with what its file
+  lacked.
+  """
   config = config_of(**fields)
   lacks = fields.get('d.architecture') == 'revised'
-  run = write_run(place, config.to_dict() | {'c_dim': 0}, state_of(config, nimg=0).replace(g_opt={}, d_opt={}))
+  run = write_run(
+    place, config.to_dict() | {'c_dim': 0}, state_of(config, nimg=0).replace(g_opt={}, d_opt={})
+  )
   lacking = {'d.b8.fromrgb.weight': 'zeros: of a lower resolution than the images'} if lacks else {}
   (run / 'import.json').write_text(json.dumps({'initialised': lacking}))
   return run
@@ -58,6 +81,7 @@ def imported(place, **fields):
 @dataclasses.dataclass
 class Source:
   """A data set of which nobody reads an image."""
+
   hash: str = 'abcdefgh12'
   name: str = 'cats'
   count: int = 1200
@@ -71,14 +95,23 @@ class Source:
 
 @pytest.fixture
 def begin(monkeypatch):
-  """`train.train` up to where it would compile: (config fields, workdir, Source) -> arguments of `run`."""
+  """`train.train` up to where it would compile: (config fields, workdir, Source) -> arguments of
+  `run`.
+  """
+
   def begin(fields, place, source=None):
     found = {}
     monkeypatch.setattr(train.data, 'load', lambda *_: source or Source())
-    monkeypatch.setattr(train, 'run', lambda config, workdir, source, mesh, stop, start, changes: found.update(
-        start=start, changes=changes))
+    monkeypatch.setattr(
+      train,
+      'run',
+      lambda config, workdir, source, mesh, stop, start, changes: found.update(
+        start=start, changes=changes
+      ),
+    )
     train.train(config_of(**fields), place)
     return found
+
   return begin
 
 
@@ -89,34 +122,60 @@ FROZEN = {'d.freeze_layers': 3}
 
 @pytest.mark.parametrize('fields', [{}, {'init_from': 'made'}])
 def test_layers_that_stay_as_they_are_must_have_been_trained(begin, tmp_path, fields):
-  """From scratch; and from a run without a discriminator, of one with one, and of one of a single other width."""
+  """From scratch; and from a run without a discriminator, of one with one, and of one of a single
+  other width.
+  """
   start = {}
   if fields:
     begin({}, tmp_path / 'unfrozen')  # no word without frozen layers
     config = config_of()
-    start = {'init_from': write_run(tmp_path / 'made', config.to_dict() | {'c_dim': 0}, state_of(config).replace(d={}))}
-  with pytest.raises(UsageError, match=r'freeze_layers=3: b16.fromrgb, b16.conv0, b16.conv1 of D .*freeze_layers=0$'):
+    start = {
+      'init_from': write_run(
+        tmp_path / 'made', config.to_dict() | {'c_dim': 0}, state_of(config).replace(d={})
+      )
+    }
+  with pytest.raises(
+    UsageError, match=r'freeze_layers=3: b16.fromrgb, b16.conv0, b16.conv1 of D .*freeze_layers=0$'
+  ):
     begin(FROZEN | start, tmp_path / 'run')
   assert not (tmp_path / 'run').exists()
 
 
-@pytest.mark.parametrize('there, here, said', [
+@pytest.mark.parametrize(
+  'there, here, said',
+  [
     ({}, {}, ''),
     ({}, {'data.labels': True}, ''),
     ({'d.fmap_base': 64}, {}, 'freeze_layers=0'),
-    ({'d.architecture': 'skip'}, {}, ''),  # which lacks only the layer `skip` of a resnet, the fourth
-    ({'d.architecture': 'skip'}, {'d.freeze_layers': 5}, 'b16.skip of D .*has nothing that fits.*freeze_layers=3'),
+    # which lacks only the layer `skip` of a resnet, the fourth
+    ({'d.architecture': 'skip'}, {}, ''),
+    (
+      {'d.architecture': 'skip'},
+      {'d.freeze_layers': 5},
+      'b16.skip of D .*has nothing that fits.*freeze_layers=3',
+    ),
     ({'data.channels': 1}, {'d.freeze_layers': 2}, 'b16.fromrgb of D'),
     ({'resolution': 8}, {}, 'b16.fromrgb, b16.conv0'),
     ({'resolution': 32}, {}, 'b16.fromrgb of D .*freeze_layers=0'),
-    ({'d.freeze_layers': 1}, {}, 'b16.fromrgb of D .*nobody trained.*freeze_layers=0'),  # by version 0.1, from scratch
+    # by version 0.1, from scratch
+    ({'d.freeze_layers': 1}, {}, 'b16.fromrgb of D .*nobody trained.*freeze_layers=0'),
     ({'nimg': 0}, {}, 'b16.fromrgb, b16.conv0, b16.conv1 of D .*nobody trained'),
-    (REVISED | {'grow.start_res': 8}, REVISED, 'b16.fromrgb, b16.conv0, b16.conv1 of D .*nobody trained'),
+    (
+      REVISED | {'grow.start_res': 8},
+      REVISED,
+      'b16.fromrgb, b16.conv0, b16.conv1 of D .*nobody trained',
+    ),
     (REVISED | {'grow.start_res': 8, 'nimg': 4_000_000}, REVISED | {'d.freeze_layers': 6}, ''),
-    (REVISED | {'resolution': 32}, REVISED, 'b16.fromrgb of D .*nobody trained')])  # used while a network grows only
+    # used while a network grows only
+    (REVISED | {'resolution': 32}, REVISED, 'b16.fromrgb of D .*nobody trained'),
+  ],
+)
 def test_frozen_layers_and_other_networks(begin, tmp_path, there, here, said):
   made = run_of(tmp_path / 'made', **there)
-  fields, source = FROZEN | here | {'init_from': made}, Source(c_dim=2 if here.get('data.labels') else 0)
+  fields, source = (
+    FROZEN | here | {'init_from': made},
+    Source(c_dim=2 if here.get('data.labels') else 0),
+  )
   if 'channels' in str(there):
     source.shape = (16, 16, 1)
   if not said:
@@ -145,6 +204,7 @@ def test_a_run_of_frozen_layers_goes_on(begin, tmp_path):
 
 # ---- starting from files
 
+
 def test_a_run_starts_from_an_export_and_says_so(begin, tmp_path, capsys):
   config = config_of()
   made = state_of(config)
@@ -158,21 +218,34 @@ def test_a_run_starts_from_an_export_and_says_so(begin, tmp_path, capsys):
   fresh = workdir.init_from(config, state_of(config), start, tmp_path / 'run', log)
   assert np.array_equal(fresh.g['mapping']['fc0']['weight'], made.g['mapping']['fc0']['weight'])
   note = json.loads((tmp_path / 'run' / 'init_from.json').read_text())
-  assert (note['file'], note['sha256'], note['initialised']) == (str(tmp_path / 'net.safetensors'), digest, {})
+  assert (note['file'], note['sha256'], note['initialised']) == (
+    str(tmp_path / 'net.safetensors'),
+    digest,
+    {},
+  )
   assert 'arrays copied, 0 initialised' in capsys.readouterr().out
 
 
 def test_a_run_starts_from_a_file_of_others(begin, tmp_path):
-  """A pickle without a discriminator: fine, and what the configuration of ours says of one doesn't count."""
+  """A pickle without a discriminator: fine, and what the configuration of ours says of one doesn't
+  count.
+  """
   from tests.test_convert import module, torch_nets
   from tests.test_network_file import dumps
+
   net = torch_nets('skip')[0]['G_ema']
   (tmp_path / 'net.pkl').write_bytes(dumps({'G_ema': module(net.kind, net.arrays, net.kwargs)}))
   kwargs = net.kwargs
-  fields = {'init_from': tmp_path / 'net.pkl', 'd.taps': (1, 2, 1), 'resolution': kwargs['img_resolution'],
-            'data.channels': kwargs['img_channels']}
+  fields = {
+    'init_from': tmp_path / 'net.pkl',
+    'd.taps': (1, 2, 1),
+    'resolution': kwargs['img_resolution'],
+    'data.channels': kwargs['img_channels'],
+  }
   start = begin(fields, tmp_path / 'run')['start']
-  assert start.note['file'] == str(tmp_path / 'net.pkl') and 'd is empty' in str(start.note['notes'])
+  assert start.note['file'] == str(tmp_path / 'net.pkl') and 'd is empty' in str(
+    start.note['notes']
+  )
   with pytest.raises(UsageError, match='of D would stay random'):
     begin(fields | {'d.freeze_layers': 1}, tmp_path / 'frozen')
   with pytest.raises(UsageError, match='--config.g.taps'):
@@ -180,7 +253,10 @@ def test_a_run_starts_from_a_file_of_others(begin, tmp_path):
   assert not (tmp_path / 'frozen').exists()
 
 
-@pytest.mark.parametrize('content', [b'', b'<!DOCTYPE html>', b'version https://git-lfs.github.com/spec/v1\n', b'\x1f\x8b1234'])
+@pytest.mark.parametrize(
+  'content',
+  [b'', b'<!DOCTYPE html>', b'version https://git-lfs.github.com/spec/v1\n', b'\x1f\x8b1234'],
+)
 def test_files_that_are_none_are_refused_before_anything_is_made(begin, tmp_path, content):
   (tmp_path / 'net.pkl').write_bytes(content)
   with pytest.raises(WeightsError, match='net.pkl'):
@@ -192,12 +268,19 @@ def test_nothing_to_start_from(begin, tmp_path):
   with pytest.raises(CheckpointError, match='init_from=.*nowhere'):
     begin({'init_from': tmp_path / 'nowhere.pkl'}, tmp_path / 'run')
   with pytest.raises(CheckpointError, match='fits this generator'):
-    begin({'init_from': run_of(tmp_path / 'made', **{'resolution': 24, 'g.z_dim': 8, 'g.w_dim': 8, 'g.fmap_base': 48})},
-          tmp_path / 'run')
+    begin(
+      {
+        'init_from': run_of(
+          tmp_path / 'made', **{'resolution': 24, 'g.z_dim': 8, 'g.w_dim': 8, 'g.fmap_base': 48}
+        )
+      },
+      tmp_path / 'run',
+    )
   assert not (tmp_path / 'run').exists()
 
 
 # ---- resuming
+
 
 def resumed(place, source=None, **fields):
   """A workdir whose run has a checkpoint, and was started by `save_run`."""
@@ -211,7 +294,9 @@ def resumed(place, source=None, **fields):
 def test_microbatch_may_change_and_is_told(begin, tmp_path):
   run = resumed(tmp_path / 'run')
   assert begin({'microbatch': 4}, run)['changes'] == ['microbatch: 0 there, 4 here']
-  assert json.loads((run / 'environment.json').read_text())[-1]['changes'] == ['microbatch: 0 there, 4 here']
+  assert json.loads((run / 'environment.json').read_text())[-1]['changes'] == [
+    'microbatch: 0 there, 4 here'
+  ]
   assert begin({'microbatch': 4}, run)['changes'] == []
 
 
@@ -222,8 +307,12 @@ def test_other_pictures_are_named_with_the_ways_out(begin, tmp_path):
   run = resumed(tmp_path / 'a run')
   with pytest.raises(UsageError) as e:
     begin({}, run, OTHER)
-  for text in ('pictures', 'cats, 1,200 images, hash abcdefgh there; dogs, 900 images, hash xyz here',
-               '--config.data.allow_change=True', f"--config.init_from='{run}'"):
+  for text in (
+    'pictures',
+    'cats, 1,200 images, hash abcdefgh there; dogs, 900 images, hash xyz here',
+    '--config.data.allow_change=True',
+    f"--config.init_from='{run}'",
+  ):
     assert text in str(e.value)
   assert json.loads((run / 'config.json').read_text())['data_hash'] == 'abcdefgh12'
   changes = begin({'data.allow_change': True, 'data.name': 'dogs'}, run, OTHER)['changes']
@@ -231,7 +320,8 @@ def test_other_pictures_are_named_with_the_ways_out(begin, tmp_path):
   kept = json.loads((run / 'config.json').read_text())
   assert (kept['data_hash'], kept['data_images'], kept['data_title']) == ('xyz', 900, 'dogs')
   assert json.loads((run / 'environment.json').read_text())[-1]['changes'] == changes
-  assert begin({'data.name': 'elsewhere'}, run, OTHER)['changes'] == []  # allowed once, it is the run's; names don't matter
+  # allowed once, it is the run's; names don't matter
+  assert begin({'data.name': 'elsewhere'}, run, OTHER)['changes'] == []
   with pytest.raises(UsageError, match='dogs, 900 images, hash xyz there; cats, 1,200'):
     begin({}, run)
 
@@ -239,24 +329,41 @@ def test_other_pictures_are_named_with_the_ways_out(begin, tmp_path):
 def test_runs_of_version_0_1_say_what_they_know(begin, tmp_path):
   run = resumed(tmp_path)
   old = json.loads((run / 'config.json').read_text())
-  del old['data_images'], old['data_title'], old['data']['allow_change'], old['d']['freeze_layers'], old['g']['taps']
+  del (
+    old['data_images'],
+    old['data_title'],
+    old['data']['allow_change'],
+    old['d']['freeze_layers'],
+    old['g']['taps'],
+  )
   (run / 'config.json').write_text(json.dumps(old))
   assert begin({}, run)['changes'] == []
   (run / 'config.json').write_text(json.dumps(old))
-  with pytest.raises(UsageError, match='a data set, hash abcdefgh there; dogs, 900 images, hash xyz here'):
+  with pytest.raises(
+    UsageError, match='a data set, hash abcdefgh there; dogs, 900 images, hash xyz here'
+  ):
     begin({}, run, OTHER)
-  with pytest.raises(UsageError, match='d.freeze_layers: 0 there, 3 here'):  # what it lacks has a meaning
+  # what it lacks has a meaning
+  with pytest.raises(UsageError, match='d.freeze_layers: 0 there, 3 here'):
     begin(FROZEN, run)
   with pytest.raises(UsageError, match=r'g.taps: \[1, 3, 3, 1\] there, \[1, 2, 1\] here'):
     begin({'g.taps': (1, 2, 1)}, run)
 
 
-@pytest.mark.parametrize('labels, said', [
-    (LABELS, None), (Labels.of_classes(('cat', 'dog'), [9, 9]), None), (Labels.of_classes((), [5, 4]), None),
-    (Labels.of_classes(('dog', 'cat'), [4, 5]), 'classes cat, dog there; dog, cat here')])
+@pytest.mark.parametrize(
+  'labels, said',
+  [
+    (LABELS, None),
+    (Labels.of_classes(('cat', 'dog'), [9, 9]), None),
+    (Labels.of_classes((), [5, 4]), None),
+    (Labels.of_classes(('dog', 'cat'), [4, 5]), 'classes cat, dog there; dog, cat here'),
+  ],
+)
 def test_class_names_are_compared(begin, tmp_path, labels, said):
   fields = {'data.labels': True}
-  run = resumed(tmp_path, Source(c_dim=2, labels=LABELS), **{'data': config_of(**fields).data.to_dict()})
+  run = resumed(
+    tmp_path, Source(c_dim=2, labels=LABELS), **{'data': config_of(**fields).data.to_dict()}
+  )
   assert Labels.from_json((run / 'labels.json').read_text()).names == ('cat', 'dog')
   source = Source(c_dim=2, labels=labels)
   if said:
@@ -292,6 +399,7 @@ def test_a_half_written_first_checkpoint_is_no_beginning(begin, tmp_path):
 
 # ---- going on from a checkpoint
 
+
 class Log:
   def __init__(self):
     self.said = []
@@ -302,21 +410,36 @@ class Log:
 
 def go_on(config, before, state, **manifest):
   log = Log()
-  found = workdir.resume(config, 8, state, {'format': 2, 'meta': {'config': before.to_dict()}} | manifest,
-                         train.sharding.make_mesh(jax.devices()[:1]), log)
+  found = workdir.resume(
+    config,
+    8,
+    state,
+    {'format': 2, 'meta': {'config': before.to_dict()}} | manifest,
+    train.sharding.make_mesh(jax.devices()[:1]),
+    log,
+  )
   return found, ' '.join(log.said)
 
 
 def test_summed_gradients_of_more_rounds_meet_moments_of_their_size():
-  """A step with gradients of twice the size, after moments were adapted, is the step that there would have been."""
+  """A step with gradients of twice the size, after moments were adapted, is the step that there
+  would have been.
+  """
   adam = state.adam(0.01, 0.0, 0.99, 1e-8, 4)
   draws = np.random.RandomState(0)
   params, grads = ({'b4': {'w': draws.randn(5).astype(np.float32)}} for _ in range(2))
   opt = adam.init(params)
   for _ in range(3):
     _, opt = adam.update(grads, opt, params)
-  holder = state.TrainState(*[None] * 5, g_opt=opt, d_opt=opt, noise=None, w_avg=None, pl_mean=None, **(
-      {'fault': None} if 'fault' in state.TrainState.__dataclass_fields__ else {}))
+  holder = state.TrainState(
+    *[None] * 5,
+    g_opt=opt,
+    d_opt=opt,
+    noise=None,
+    w_avg=None,
+    pl_mean=None,
+    **({'fault': None} if 'fault' in state.TrainState.__dataclass_fields__ else {}),
+  )
   found, said = go_on(config_of(microbatch=4), config_of(), jax.tree.map(np.copy, holder))
   assert 'rounds of 8 images there, of 4 here' in said and 'groups' not in said
   wanted, _ = adam.update(grads, opt, params)
@@ -327,7 +450,9 @@ def test_summed_gradients_of_more_rounds_meet_moments_of_their_size():
   assert 'over groups of 4 images, not 2' in said
   assert isinstance(back.g_opt[0], optax.ScaleByAdamState)
   np.testing.assert_allclose(back.g_opt[0].nu['b4']['w'], opt[0].nu['b4']['w'] / 16, rtol=1e-6)
-  averaged, said = go_on(config_of(microbatch=4, **{'opt.formulation': 'tensorflow'}), config_of(), holder)
+  averaged, said = go_on(
+    config_of(microbatch=4, **{'opt.formulation': 'tensorflow'}), config_of(), holder
+  )
   assert averaged is holder and 'rounds of' in said
 
 
@@ -340,23 +465,33 @@ def test_a_run_of_version_0_1_is_told_that_its_numbers_are_others():
 
 # ---- whose it is
 
+
 def test_a_held_folder_names_its_process(tmp_path):
   said = f'--workdir=.*run is in use by process {os.getpid()} on'
-  with workdir.locked(tmp_path / 'run'), pytest.raises(UsageError, match=said), workdir.locked(tmp_path / 'run'):
+  with (
+    workdir.locked(tmp_path / 'run'),
+    pytest.raises(UsageError, match=said),
+    workdir.locked(tmp_path / 'run'),
+  ):
     pass
 
 
 def test_a_file_system_without_locks_is_not_in_use(tmp_path, monkeypatch, caplog):
   import fcntl
+
   def flock(*_):
     raise OSError(95, 'Operation not supported')
+
   monkeypatch.setattr(fcntl, 'flock', flock)
   monkeypatch.setattr(locks, '_told', set())
   with workdir.locked(tmp_path / 'run'):
     assert (tmp_path / 'run/.lock').exists()
 
 
-@pytest.mark.parametrize('place', ['gs://bucket/run', 's3://bucket/run', 'hdfs://host/run', pathlib.Path('gs://bucket/run')])
+@pytest.mark.parametrize(
+  'place',
+  ['gs://bucket/run', 's3://bucket/run', 'hdfs://host/run', pathlib.Path('gs://bucket/run')],
+)
 def test_addresses_are_refused_also_from_python(begin, tmp_path, monkeypatch, place):
   monkeypatch.chdir(tmp_path)
   with pytest.raises(UsageError, match='--workdir='):
@@ -375,15 +510,19 @@ def test_a_system_without_locks_is_told_in_one_line(begin, tmp_path, monkeypatch
 
 
 def test_all_modules_can_be_imported_without_fcntl(tmp_path):
-  code = ('import sys; sys.modules["fcntl"] = None\n'
-          'import sg2jax; sg2jax.load\n'
-          'from absl import flags\n'
-          'from sg2jax import main, tools\n'
-          'flags.mark_flags_as_required(["config", "workdir"])\n'
-          'tools.run(main.main)')
+  code = (
+    'import sys; sys.modules["fcntl"] = None\nimport sg2jax; sg2jax.load\nfrom absl import '
+    'flags\nfrom sg2jax import main, tools\nflags.mark_flags_as_required(["config", '
+    '"workdir"])\ntools.run(main.main)'
+  )
   args = ['--config=configs/quickstart.py', f'--workdir={tmp_path / "run"}']
-  done = subprocess.run([sys.executable, '-c', code, *args], cwd=ROOT, capture_output=True, text=True,
-                        env=os.environ | {'JAX_PLATFORMS': 'cpu', 'PYTHONPATH': str(ROOT)})
+  done = subprocess.run(
+    [sys.executable, '-c', code, *args],
+    cwd=ROOT,
+    capture_output=True,
+    text=True,
+    env=os.environ | {'JAX_PLATFORMS': 'cpu', 'PYTHONPATH': str(ROOT)},
+  )
   # Without the module, a library of others may warn before.
   assert done.returncode == 2 and 'Linux or macOS only' in done.stderr.splitlines()[-1], done.stderr
   assert 'Traceback' not in done.stderr
@@ -393,5 +532,12 @@ def test_all_modules_can_be_imported_without_fcntl(tmp_path):
 @pytest.mark.parametrize('place', ['run', 'rect [v1] é#2 100%', "it's", '-x', '$(x) `y`'])
 def test_the_hint_at_the_end_can_be_pasted(place):
   text = train.hint(pathlib.Path(place))
-  words = shlex.split(text[text.index('; python') + 2:])
-  assert words == ['python', '-m', 'sg2jax.tools.evaluate', f'--checkpoint={place}', 'measures', 'it']
+  words = shlex.split(text[text.index('; python') + 2 :])
+  assert words == [
+    'python',
+    '-m',
+    'sg2jax.tools.evaluate',
+    f'--checkpoint={place}',
+    'measures',
+    'it',
+  ]

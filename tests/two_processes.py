@@ -1,4 +1,7 @@
-"""`python -m tests.two_processes INDEX PORT FLAGS`: the evaluate tool as process INDEX of two, for test_evaluation.py."""
+"""`python -m tests.two_processes INDEX PORT FLAGS`: the evaluate tool as process INDEX of two, for
+test_evaluation.py.
+"""
+
 import sys
 
 import jax

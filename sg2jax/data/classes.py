@@ -1,4 +1,6 @@
-"""What the labels of pictures are, before there is a data set; and how classes are named, counted and sorted."""
+"""What the labels of pictures are, before there is a data set; and how classes are named, counted
+and sorted.
+"""
 
 from collections.abc import Callable
 import concurrent.futures
@@ -16,13 +18,16 @@ class Assigned(NamedTuple):
 
   Attributes:
     labels: {name of a file: index of its class, or vector}.
-    names: of the classes, in the order of their index; () where they are numbers, or labels are vectors.
-    c_dim: number of classes, or components of a vector; 0 without labels, or without a usable picture.
+    names: of the classes, in the order of their index; () where they are numbers, or labels are
+    vectors.
+    c_dim: number of classes, or components of a vector; 0 without labels, or without a usable
+    picture.
     one_hot: labels are classes.
     missing: {name of a file: why it has no label}.
     warnings: what the user should know, a line each.
     stale: paths in dataset.json of which there is no file.
   """
+
   labels: dict[str, int | list[float]]
   names: tuple[str, ...] = ()
   c_dim: int = 0
@@ -35,12 +40,16 @@ class Assigned(NamedTuple):
 def natural(name: str) -> tuple:
   """Key for sorting names: numbers by value, and before text; text by code points."""
   parts = [p for p in re.split('([0-9]+)', name) if p]
-  return [(0, len(p.lstrip('0')), p.lstrip('0')) if p[0] in '0123456789' else (1, 0, p) for p in parts], name
+  return [
+    (0, len(p.lstrip('0')), p.lstrip('0')) if p[0] in '0123456789' else (1, 0, p) for p in parts
+  ], name
 
 
 def enumerated(names: list[str], most: int = 20) -> str:
   """Names for a message."""
-  return ', '.join(map(text, names[:most])) + (f' ... ({len(names)} in all)' if len(names) > most else '')
+  return ', '.join(map(text, names[:most])) + (
+    f' ... ({len(names)} in all)' if len(names) > most else ''
+  )
 
 
 def counted(number: int, noun: str) -> str:
@@ -59,9 +68,12 @@ def ranges(numbers: list[int]) -> str:
   return enumerated([str(a) if a == b else f'{a}-{b}' for a, b in runs])
 
 
-def named(by_class: dict[str, list[str]],
-          usable: Callable[[str], bool]) -> tuple[dict[str, int], list[str], list[str]]:
-  """Classes with a usable picture, in natural order: ({file: index}, their names, those of the empty ones)."""
+def named(
+  by_class: dict[str, list[str]], usable: Callable[[str], bool]
+) -> tuple[dict[str, int], list[str], list[str]]:
+  """Classes with a usable picture, in natural order: ({file: index}, their names, those of the
+  empty ones).
+  """
   order = sorted(by_class, key=natural)
   with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
     some = list(pool.map(lambda c: any(map(usable, by_class[c])), order))

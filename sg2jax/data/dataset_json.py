@@ -15,19 +15,25 @@ from sg2jax import faults
 from sg2jax.data import classes, images, sources
 from sg2jax.data.sources import text
 
-_EXPECTED = ('expected {"labels": [["path", 3], ...]}, [["path", 3], ...] or {"path": 3}, with numbers, names of '
-             'classes, or lists of numbers throughout')
+_EXPECTED = (
+  'expected {"labels": [["path", 3], ...]}, [["path", 3], ...] or {"path": 3}, with numbers, names '
+  'of classes, or lists of numbers throughout'
+)
 
 
 def assign(source: sources.Listing, usable: Callable[[str], bool]) -> classes.Assigned:
   """Finds the labels; the arguments and what it raises are those of `label_rules.assign`."""
   if source.label_file is None:
-    raise faults.DatasetError(f'--labels=json: there is no {sources.LABEL_FILE} in the source; add one, '
-                              'or use --labels=folder')
+    raise faults.DatasetError(
+      f'--labels=json: there is no {sources.LABEL_FILE} in the source; add one, '
+      'or use --labels=folder'
+    )
   try:
     return _assign(source, usable)
   except (images.Unusable, ValueError, RecursionError) as err:
-    raise faults.DatasetError(f'{text(source.label_file)}: not the labels of a data set ({err}); {_EXPECTED}') from err
+    raise faults.DatasetError(
+      f'{text(source.label_file)}: not the labels of a data set ({err}); {_EXPECTED}'
+    ) from err
 
 
 class _Object(list):
@@ -37,19 +43,27 @@ class _Object(list):
 def _assign(source: sources.Listing, usable: Callable[[str], bool]) -> classes.Assigned:
   file = text(source.label_file)
   pairs = _pairs(source.read(source.label_file))
-  found, stale, other = _files_of([key for key, _ in pairs], source.names, posixpath.dirname(source.label_file))
+  found, stale, other = _files_of(
+    [key for key, _ in pairs], source.names, posixpath.dirname(source.label_file)
+  )
   if not found:
     there = repr(text(source.names[0])) if source.names else 'no file'
-    raise faults.DatasetError(f'{file}: none of its paths is that of a file ({len(pairs)} in all): it has '
-                              f'{text(pairs[0][0])!r}, the source has {there}; write paths relative to its own folder')
+    raise faults.DatasetError(
+      f'{file}: none of its paths is that of a file ({len(pairs)} in all): it has '
+      f'{text(pairs[0][0])!r}, the source has {there}; write paths relative to its own folder'
+    )
   warnings = []
   if other:
-    warnings.append(f'{file}: {classes.counted(len(other), "path")} read as another, such as {other[0][0]!r} as '
-                    f'{other[0][1]!r}')
+    warnings.append(
+      f'{file}: {classes.counted(len(other), "path")} read as another, such as {other[0][0]!r} as '
+      f'{other[0][1]!r}'
+    )
   if stale:
     free = next((name for name in source.names if name not in found), source.names[0])
-    warnings.append(f'{file}: {classes.counted(len(stale), "path")} without a file, such as {text(stale[0])!r} (the source has '
-                    f'{text(free)!r}); left out')
+    warnings.append(
+      f'{file}: {classes.counted(len(stale), "path")} without a file, such as {text(stale[0])!r} '
+      f'(the source has {text(free)!r}); left out'
+    )
   values = _numerals({i: _label(*pairs[i]) for indices in found.values() for i in indices}, pairs)
   missing = {name: f'no label: {file} does not have it' for name in source.names}
   keys, labels = {}, {}  # of each file
@@ -64,7 +78,9 @@ def _assign(source: sources.Listing, usable: Callable[[str], bool]) -> classes.A
   kinds = {'vector': _vectors, 'number': _numbers, 'name': _names}
   assigned = kinds[_kind(keys, labels)](labels, usable)
   missing = {name: reason for name, reason in missing.items() if name not in labels}
-  return assigned._replace(missing=missing, warnings=(*warnings, *assigned.warnings), stale=tuple(map(text, stale)))
+  return assigned._replace(
+    missing=missing, warnings=(*warnings, *assigned.warnings), stale=tuple(map(text, stale))
+  )
 
 
 def _vectors(labels: dict[str, list[float]], usable: Callable[[str], bool]) -> classes.Assigned:
@@ -78,8 +94,12 @@ def _numbers(labels: dict[str, int], usable: Callable[[str], bool]) -> classes.A
   for name, number in labels.items():
     by_class.setdefault(number, []).append(name)
   last = next((c for c in sorted(by_class, reverse=True) if any(map(usable, by_class[c]))), -1)
-  warnings = [f'no usable picture of class {c} ({classes.enumerated(by_class[c], 3)}): the last class is {last}'
-              for c in sorted(by_class) if c > last >= 0]
+  warnings = [
+    f'no usable picture of class {c} ({classes.enumerated(by_class[c], 3)}): the last class is '
+    f'{last}'
+    for c in sorted(by_class)
+    if c > last >= 0
+  ]
   return classes.Assigned(labels, (), last + 1, True, warnings=tuple(warnings))
 
 
@@ -90,9 +110,16 @@ def _names(labels: dict[str, str], usable: Callable[[str], bool]) -> classes.Ass
   labels, names, empty = classes.named(by_class, usable)
   if len(names) > classes.MOST_CLASSES:
     raise ValueError(f'{len(names)} classes, more than {classes.MOST_CLASSES}')
-  warnings = (f'no usable picture of {classes.enumerated(empty)}: no class of the data set',) if empty else ()
-  missing_class = {name: 0 for c in empty for name in by_class[c]}  # unusable for a reason of their own
-  return classes.Assigned({**missing_class, **labels}, classes.as_text(names), len(names), True, warnings=warnings)
+  warnings = (
+    (f'no usable picture of {classes.enumerated(empty)}: no class of the data set',)
+    if empty
+    else ()
+  )
+  # unusable for a reason of their own
+  missing_class = {name: 0 for c in empty for name in by_class[c]}
+  return classes.Assigned(
+    {**missing_class, **labels}, classes.as_text(names), len(names), True, warnings=warnings
+  )
 
 
 def _pairs(data: bytes) -> list[tuple[str, object]]:
@@ -114,15 +141,19 @@ def _pairs(data: bytes) -> list[tuple[str, object]]:
   return [tuple(pair) for pair in read]
 
 
-def _files_of(keys: list[str], names: list[str], folder: str) -> tuple[dict[str, list[int]], list[str], list[tuple]]:
+def _files_of(
+  keys: list[str], names: list[str], folder: str
+) -> tuple[dict[str, list[int]], list[str], list[tuple]]:
   """Which files the paths of a dataset.json mean.
 
-  Tried in this order, each for what the one before left over: the very path, relative to the folder of the JSON or to the
-  source, with `./` and backslashes understood; in other case or Unicode composition; with folders before it that the
-  other doesn't have. The last two count only where one path and one file have no other.
+  Tried in this order, each for what the one before left over: the very path, relative to the folder
+  of the JSON or to the source, with `./` and backslashes understood; in other case or Unicode
+  composition; with folders before it that the other doesn't have. The last two count only where one
+  path and one file have no other.
 
   Returns:
-    {file: [number of its path, ...]}, paths without a file, [(path, file), ...] of those taken for another.
+    {file: [number of its path, ...]}, paths without a file, [(path, file), ...] of those taken for
+    another.
   """
   found, known, other = {}, set(names), []
   rest = dict(enumerate(keys))
@@ -163,7 +194,9 @@ def _tails(path: str) -> list[str]:
 
 
 class _Free:
-  """Files without a label, by their folded path (also relative to the JSON's folder), and by the ends of it."""
+  """Files without a label, by their folded path (also relative to the JSON's folder), and by the
+  ends of it.
+  """
 
   def __init__(self, names: list[str], folder: str):
     self.by_path, self.by_end = {}, {}
@@ -176,7 +209,9 @@ class _Free:
 
 
 def _same_but_case(key: str, folder: str, free: _Free) -> set[str]:
-  return {name for spelling in _spellings(key, folder) for name in free.by_path.get(_fold(spelling), ())}
+  return {
+    name for spelling in _spellings(key, folder) for name in free.by_path.get(_fold(spelling), ())
+  }
 
 
 def _same_but_folders(key: str, folder: str, free: _Free) -> set[str]:
@@ -201,13 +236,23 @@ def _numerals(values: dict, pairs: list[tuple[str, object]]) -> dict:
   strings = [value for value in values.values() if isinstance(value, str)]
   if not all(re.fullmatch(r'[+-]?[0-9]{1,18}(\.0*)?', value) for value in strings):
     return values
-  return {i: _class(pairs[i][0], int(value.split('.')[0])) if isinstance(value, str) else value
-          for i, value in values.items()}
+  return {
+    i: _class(pairs[i][0], int(value.split('.')[0])) if isinstance(value, str) else value
+    for i, value in values.items()
+  }
 
 
 def _label(key: str, raw: object) -> int | str | list[float] | None:
-  """One label: a class number, a string (a number or a name, as the others decide), a vector, or None."""
-  if raw is None or isinstance(raw, str) and not raw.strip() or isinstance(raw, float) and math.isnan(raw):
+  """One label: a class number, a string (a number or a name, as the others decide), a vector, or
+  None.
+  """
+  if (
+    raw is None
+    or isinstance(raw, str)
+    and not raw.strip()
+    or isinstance(raw, float)
+    and math.isnan(raw)
+  ):
     return None
   if isinstance(raw, str):
     return raw.strip()
@@ -234,24 +279,36 @@ def _class(key: str, number: int) -> int | None:
   if number == -1:
     return None  # as many data sets write it
   if not 0 <= number < classes.MOST_CLASSES:
-    raise ValueError(f'the label of {text(key)!r} is {_short(number)}; classes are numbered from 0, without gaps, and '
-                     f'below {classes.MOST_CLASSES}; names instead of numbers are numbered here')
+    raise ValueError(
+      f'the label of {text(key)!r} is {_short(number)}; classes are numbered from 0, without gaps, '
+      f'and below {classes.MOST_CLASSES}; names instead of numbers are numbered here'
+    )
   return number
 
 
 def _kind(keys: dict[str, str], labels: dict) -> str:
-  """Which kind of label all files have: 'name', 'number' or 'vector'. Raises ValueError that names one that differs."""
+  """Which kind of label all files have: 'name', 'number' or 'vector'. Raises ValueError that names
+  one that differs.
+  """
   if not labels:
     raise ValueError('no file has a label')
-  kinds = {name: 'name' if isinstance(label, str) else f'vector of {len(label)}' if isinstance(label, list) else 'number'
-           for name, label in labels.items()}
+  kinds = {
+    name: 'name'
+    if isinstance(label, str)
+    else f'vector of {len(label)}'
+    if isinstance(label, list)
+    else 'number'
+    for name, label in labels.items()
+  }
   counts = collections.Counter(kinds.values())
   usual = max(counts, key=lambda kind: (counts[kind], kind))
   odd = next((name for name, kind in kinds.items() if kind != usual), None)
   if odd is not None:
     even = next(name for name, kind in kinds.items() if kind == usual)
-    raise ValueError(f'the label of {text(keys[odd])!r} is {_short(labels[odd])}, and that of {text(keys[even])!r} is '
-                     f'{_short(labels[even])}')
+    raise ValueError(
+      f'the label of {text(keys[odd])!r} is {_short(labels[odd])}, and that of '
+      f'{text(keys[even])!r} is {_short(labels[even])}'
+    )
   if usual.startswith('vector') and len(next(iter(labels.values()))) > classes.MOST_CLASSES:
     raise ValueError(f'vectors of more than {classes.MOST_CLASSES} components')
   return usual.split()[0]

@@ -1,4 +1,6 @@
-"""Where a data set is put: only into a new or empty folder, or over an earlier one; all or nothing."""
+"""Where a data set is put: only into a new or empty folder, or over an earlier one; all or
+nothing.
+"""
 
 import json
 import os
@@ -10,13 +12,17 @@ from sg2jax import faults
 
 REPORT = 'report.json'
 TOOL = 'sg2jax.tools.prepare'
-# All that `prepare` writes, in this version or an earlier one; a folder that holds more is never replaced.
-_OURS = re.compile(r'images-train\.array_record-\d+-of-\d+|(dataset_info|features|metadata|labels|report)\.json'
-                   r'|label\.labels\.txt|\.(building|old)-\d+')
+# All that `prepare` writes, in this version or an earlier one; a folder that holds more is never
+# replaced.
+_OURS = re.compile(
+  r'images-train\.array_record-\d+-of-\d+|(dataset_info|features|metadata|labels|report)\.json'
+  r'|label\.labels\.txt|\.(building|old)-\d+'
+)
 
 
 def resolved(dest: str) -> pathlib.Path:
-  """The absolute path with all links followed: what is written goes where they point, and they stay.
+  """The absolute path with all links followed: what is written goes where they point, and they
+  stay.
 
   Raises:
     UsageError: a link leads to itself, or the path isn't text, which the libraries that write need.
@@ -25,14 +31,17 @@ def resolved(dest: str) -> pathlib.Path:
     path = pathlib.Path(dest).expanduser().resolve()
     str(path).encode()
   except UnicodeEncodeError:
-    raise faults.UsageError(f'--dest={dest!r}: the path is no UTF-8; choose a folder with another name') from None
+    raise faults.UsageError(
+      f'--dest={dest!r}: the path is no UTF-8; choose a folder with another name'
+    ) from None
   except (OSError, RuntimeError) as err:
     raise faults.UsageError(f'--dest={dest}: {err}; choose a folder') from err
   return path
 
 
 def check(source: pathlib.Path, dest: pathlib.Path):
-  """Looks, before the work, whether a data set made of `source` can be put at `dest`, a resolved path.
+  """Looks, before the work, whether a data set made of `source` can be put at `dest`, a resolved
+  path.
 
   Raises:
     UsageError: it is no place for one.
@@ -41,19 +50,27 @@ def check(source: pathlib.Path, dest: pathlib.Path):
   if dest.is_relative_to(source.resolve()):
     raise faults.UsageError(f'--dest={dest} lies inside --source={source}; choose a place outside')
   if source.resolve().is_relative_to(dest):
-    raise faults.UsageError(f'--source={source} lies inside --dest={dest}, which would be replaced; choose another place')
+    raise faults.UsageError(
+      f'--source={source} lies inside --dest={dest}, which would be replaced; choose another place'
+    )
   if dest.exists() and not dest.is_dir():
     raise faults.UsageError(f'--dest={dest} is a file; choose a new folder')
   try:
     there = sorted(os.listdir(dest)) if dest.exists() else []
   except OSError as err:
-    raise faults.UsageError(f'--dest={dest} can not be read ({err.strerror}); choose a new folder') from err
+    raise faults.UsageError(
+      f'--dest={dest} can not be read ({err.strerror}); choose a new folder'
+    ) from err
   if there and not _is_ours(dest):
-    raise faults.UsageError(f'--dest={dest} is not empty and was not made by this tool; choose a new folder')
+    raise faults.UsageError(
+      f'--dest={dest} is not empty and was not made by this tool; choose a new folder'
+    )
   foreign = [name for name in there if not _OURS.fullmatch(name)]
   if foreign:
-    raise faults.UsageError(f'--dest={dest} holds a data set and also {foreign[0]!r}, which would be lost; move that, or '
-                            'choose a new folder')
+    raise faults.UsageError(
+      f'--dest={dest} holds a data set and also {foreign[0]!r}, which would be lost; move that, or '
+      'choose a new folder'
+    )
   above = next(p for p in (dest, *dest.parents) if p.exists())
   if not above.is_dir():
     raise faults.UsageError(f'--dest={dest}: {above} is a file; choose another place')
@@ -69,9 +86,15 @@ def _is_ours(dest: pathlib.Path) -> bool:
 
 
 def scratch(dest: pathlib.Path) -> pathlib.Path:
-  """The folder to build in, on the same disk: beside `dest`, or in it where it can't be renamed (a mounted disk)."""
+  """The folder to build in, on the same disk: beside `dest`, or in it where it can't be renamed (a
+  mounted disk).
+  """
   fixed = dest.is_dir() and (os.path.ismount(dest) or not os.access(dest.parent, os.W_OK | os.X_OK))
-  return dest / f'.building-{os.getpid()}' if fixed else dest.with_name(f'.{dest.name}.building-{os.getpid()}')
+  return (
+    dest / f'.building-{os.getpid()}'
+    if fixed
+    else dest.with_name(f'.{dest.name}.building-{os.getpid()}')
+  )
 
 
 def replace(built: pathlib.Path, dest: pathlib.Path) -> list[str]:
@@ -95,9 +118,14 @@ def replace(built: pathlib.Path, dest: pathlib.Path) -> list[str]:
 
 
 def _refill(built: pathlib.Path, dest: pathlib.Path) -> list[str]:
-  """As `replace`, file by file; dataset_info.json, without which it is no data set, goes first and comes last."""
+  """As `replace`, file by file; dataset_info.json, without which it is no data set, goes first and
+  comes last.
+  """
   old = dest / f'.old-{os.getpid()}'
-  order = sorted((name for name in os.listdir(dest) if name[0] != '.'), key=lambda name: name != 'dataset_info.json')
+  order = sorted(
+    (name for name in os.listdir(dest) if name[0] != '.'),
+    key=lambda name: name != 'dataset_info.json',
+  )
   new = sorted(os.listdir(built), key=lambda name: name == 'dataset_info.json')
   old.mkdir()
   try:
@@ -120,13 +148,18 @@ def _deleted(old: pathlib.Path) -> list[str]:
     if old.exists():
       shutil.rmtree(old)
   except OSError as err:
-    return [f'the earlier data set could not be deleted and lies in {old} ({err.strerror}); delete it']
+    return [
+      f'the earlier data set could not be deleted and lies in {old} ({err.strerror}); delete it'
+    ]
   return []
 
 
 def leftovers(dest: pathlib.Path) -> list[str]:
   """Warnings: folders of runs of this tool that were killed, beside `dest` or in it."""
-  places = [(dest.parent, rf'\.{re.escape(dest.name)}\.(?:building|old)-(\d+)'), (dest, r'\.(?:building|old)-(\d+)')]
+  places = [
+    (dest.parent, rf'\.{re.escape(dest.name)}\.(?:building|old)-(\d+)'),
+    (dest, r'\.(?:building|old)-(\d+)'),
+  ]
   found = []
   for folder, pattern in places:
     for name in sorted(os.listdir(folder)) if folder.is_dir() else []:

@@ -36,16 +36,19 @@ class Digits(tfds.core.GeneratorBasedBuilder):
       content = hashlib.sha256(arrays['images'].tobytes() + arrays['labels'].tobytes())
     content.update(f'{height}x{width} {self.VERSION}'.encode())
     return tfds.core.DatasetInfo(
-        builder=self,
-        description='Optical Recognition of Handwritten Digits (UCI), upsampled.',
-        homepage='https://doi.org/10.24432/C50P49',
-        license='CC BY 4.0',
-        disable_shuffling=True,
-        metadata=tfds.core.MetadataDict(content_sha256=content.hexdigest(), resize_filter='lanczos'),
-        features=tfds.features.FeaturesDict({
-            'image': tfds.features.Image(shape=(height, width, 1), encoding_format='png'),
-            'label': tfds.features.ClassLabel(num_classes=10),
-        }))
+      builder=self,
+      description='Optical Recognition of Handwritten Digits (UCI), upsampled.',
+      homepage='https://doi.org/10.24432/C50P49',
+      license='CC BY 4.0',
+      disable_shuffling=True,
+      metadata=tfds.core.MetadataDict(content_sha256=content.hexdigest(), resize_filter='lanczos'),
+      features=tfds.features.FeaturesDict(
+        {
+          'image': tfds.features.Image(shape=(height, width, 1), encoding_format='png'),
+          'label': tfds.features.ClassLabel(num_classes=10),
+        }
+      ),
+    )
 
   def _resolution(self) -> tuple[int, int]:
     height, width = self.builder_config.name.split('x')
@@ -120,8 +123,11 @@ def prepare(data_dir: str, height: int, width: int) -> pathlib.Path:
     place.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix='.building-', dir=place.parent) as scratch:
       with _quiet():
-        builder = Digits(data_dir=scratch, file_format='array_record',
-                         config=tfds.core.BuilderConfig(name=config, version=Digits.VERSION))
+        builder = Digits(
+          data_dir=scratch,
+          file_format='array_record',
+          config=tfds.core.BuilderConfig(name=config, version=Digits.VERSION),
+        )
         builder.download_and_prepare()
       built = pathlib.Path(builder.data_dir)
       try:
@@ -131,6 +137,8 @@ def prepare(data_dir: str, height: int, width: int) -> pathlib.Path:
           raise
         shutil.rmtree(built)
   except OSError as err:
-    raise faults.WriteError(f'{place}: the digits could not be written there ({err}); '
-                            'set data.dir to a folder that can be written') from err
+    raise faults.WriteError(
+      f'{place}: the digits could not be written there ({err}); '
+      'set data.dir to a folder that can be written'
+    ) from err
   return place

@@ -1,12 +1,15 @@
 """Pictures from strangers -> uint8 arrays of one size: pure functions and the rules of `prepare`.
 
 What a file is shown as, following a photo viewer:
-- one of formats.FORMATS, recognised by content, never by name; Pillow may try no other (EPS runs code);
-- EXIF orientation is applied, if it can be read; broken metadata never lose a picture; colour profiles
+- one of formats.FORMATS, recognised by content, never by name; Pillow may try no other (EPS runs
+code);
+- EXIF orientation is applied, if it can be read; broken metadata never lose a picture; colour
+profiles
   (ICC) are ignored;
-- 16-bit grey is scaled by 255/max_value (65535 unless stated), what is above is white; of 16-bit colour
-  Pillow keeps the high byte; 32-bit integers are taken as 16-bit if none is above 65535; floating point
-  is refused: its range is unknown;
+- 16-bit grey is scaled by 255/max_value (65535 unless stated), what is above is white; of 16-bit
+colour
+  Pillow keeps the high byte; 32-bit integers are taken as 16-bit if none is above 65535; floating
+  point is refused: its range is unknown;
 - palettes are looked up; CMYK becomes RGB without a profile, Adobe's inverted CMYK too;
 - transparency (alpha, grey + alpha, palette, colour-key) is composited on the background colour, or
   kept as straight alpha where 4 channels are asked for;
@@ -29,9 +32,15 @@ FITS = ('center', 'wide', 'pad')
 ANIMATIONS = ('refuse', 'first')
 MAX_PIXELS = 89_478_485  # 256 MiB of RGB, Pillow's limit too
 WHITE = (255, 255, 255)
-_TURNS = {2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
-          5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE,
-          8: Image.Transpose.ROTATE_90}  # by EXIF orientation
+_TURNS = {
+  2: Image.Transpose.FLIP_LEFT_RIGHT,
+  3: Image.Transpose.ROTATE_180,
+  4: Image.Transpose.FLIP_TOP_BOTTOM,
+  5: Image.Transpose.TRANSPOSE,
+  6: Image.Transpose.ROTATE_270,
+  7: Image.Transpose.TRANSVERSE,
+  8: Image.Transpose.ROTATE_90,
+}  # by EXIF orientation
 
 
 class Unusable(Exception):
@@ -58,6 +67,7 @@ class Rules(NamedTuple):
     animation: 'refuse', or 'first' for the first picture of several.
     max_value: value of deep grey that becomes white; 0: 65535.
   """
+
   channels: int = 3
   background: tuple[int, int, int] = WHITE
   max_pixels: int = MAX_PIXELS
@@ -66,14 +76,19 @@ class Rules(NamedTuple):
 
 
 class Picture(NamedTuple):
-  """What was read: pixels uint8 [H,W,C]; of more than 8 bits, the largest value (of colour about), and which it is."""
+  """What was read: pixels uint8 [H,W,C]; of more than 8 bits, the largest value (of colour about),
+  and which it is.
+  """
+
   pixels: np.ndarray
   peak: int | None
   grey: bool
 
 
 def decode(data: bytes, channels: int = 3, background: tuple[int, int, int] = WHITE) -> np.ndarray:
-  """The pixels of a picture file by the rules above, uint8 [H,W,channels]. Raises Unusable; see `read`."""
+  """The pixels of a picture file by the rules above, uint8 [H,W,channels]. Raises Unusable; see
+  `read`.
+  """
   return read(data, Rules(channels, background)).pixels
 
 
@@ -108,17 +123,28 @@ def read(data: bytes, rules: Rules, name: str = '') -> Picture:
 
 
 def _too_many(rules: Rules, pixels: int | str) -> Unusable:
-  return Unusable(f'decompression bomb, or a very large picture: {pixels} pixels, more than {rules.max_pixels}; '
-                  f'--max_pixels={pixels} takes it')
+  return Unusable(
+    f'decompression bomb, or a very large picture: {pixels} pixels, more than {rules.max_pixels}; '
+    f'--max_pixels={pixels} takes it'
+  )
 
 
 def _open(data: bytes, rules: Rules) -> Picture:
   with Image.open(io.BytesIO(data), formats=formats.FORMATS) as image:
     if image.width * image.height > rules.max_pixels:
       raise _too_many(rules, image.width * image.height)
-    if rules.animation != 'first' and image.format != 'MPO' and (frames := getattr(image, 'n_frames', 1)) > 1:
-      raise Unusable(f'animated or multi-page {image.format}: {frames} pictures; --animation=first takes the first')
-    deep_colour = any(';16' in str(tile[3]) for tile in image.tile) and not image.mode.startswith('I')
+    if (
+      rules.animation != 'first'
+      and image.format != 'MPO'
+      and (frames := getattr(image, 'n_frames', 1)) > 1
+    ):
+      raise Unusable(
+        f'animated or multi-page {image.format}: {frames} pictures; --animation=first takes the '
+        'first'
+      )
+    deep_colour = any(';16' in str(tile[3]) for tile in image.tile) and not image.mode.startswith(
+      'I'
+    )
     image.load()
     pixels, peak = _to_array(_turned(image), rules)
     if deep_colour:  # Pillow kept the high byte
@@ -127,7 +153,9 @@ def _open(data: bytes, rules: Rules) -> Picture:
 
 
 def _turned(image: Image.Image) -> Image.Image:
-  """Upright by EXIF; as it is where that can't be read. Not ImageOps.exif_transpose, which also writes EXIF anew."""
+  """Upright by EXIF; as it is where that can't be read. Not ImageOps.exif_transpose, which also
+  writes EXIF anew.
+  """
   try:
     turn = _TURNS.get(image.getexif().get(0x112))
   except Exception:
@@ -136,7 +164,8 @@ def _turned(image: Image.Image) -> Image.Image:
 
 
 def shrink(images: np.ndarray, factor: int) -> np.ndarray:
-  """Mean of each factor x factor box: uint8 [...,H,W,C] -> uint8 [...,H/factor,W/factor,C], rounded half to even.
+  """Mean of each factor x factor box: uint8 [...,H,W,C] -> uint8 [...,H/factor,W/factor,C], rounded
+  half to even.
 
   Sides are cut to multiples of `factor` (bottom and right).
   """
@@ -144,7 +173,7 @@ def shrink(images: np.ndarray, factor: int) -> np.ndarray:
     return images
   *n, h, w, c = images.shape
   h, w = h // factor, w // factor
-  boxes = images[..., :h * factor, :w * factor, :].reshape(*n, h, factor, w, factor, c)
+  boxes = images[..., : h * factor, : w * factor, :].reshape(*n, h, factor, w, factor, c)
   return np.rint(boxes.mean((-4, -2), dtype=np.float32)).astype(np.uint8)
 
 
@@ -154,18 +183,26 @@ def _to_array(image: Image.Image, rules: Rules) -> tuple[np.ndarray, int | None]
     deep = np.asarray(image).astype(np.int64)  # [H,W]
     peak, white = int(deep.max()), rules.max_value or 65535
     if deep.min() < 0 or peak > 65535 and not rules.max_value:
-      raise Unusable('wrong format: 32-bit integer pixels, brightness range unknown; --max_value states it')
-    image = Image.fromarray(((np.minimum(deep, white) * 255 + white // 2) // white).astype(np.uint8))
+      raise Unusable(
+        'wrong format: 32-bit integer pixels, brightness range unknown; --max_value states it'
+      )
+    image = Image.fromarray(
+      ((np.minimum(deep, white) * 255 + white // 2) // white).astype(np.uint8)
+    )
   elif image.mode == 'F':
     raise Unusable('wrong format: floating-point pixels, brightness range unknown')
   if rules.channels == 4:
-    return np.asarray(image.convert('RGBA' if image.has_transparency_data else 'RGB').convert('RGBA')), peak
+    return np.asarray(
+      image.convert('RGBA' if image.has_transparency_data else 'RGB').convert('RGBA')
+    ), peak
   if image.has_transparency_data:
     canvas = Image.new('RGBA', image.size, (*rules.background, 255))
     canvas.alpha_composite(image.convert('RGBA'))
     image = canvas
   image = image.convert('RGB')
-  return np.asarray(image.convert('L'))[:, :, np.newaxis] if rules.channels == 1 else np.asarray(image), peak
+  return np.asarray(image.convert('L'))[:, :, np.newaxis] if rules.channels == 1 else np.asarray(
+    image
+  ), peak
 
 
 def _to_pil(image: np.ndarray) -> Image.Image:
@@ -183,7 +220,9 @@ def _resize(image: np.ndarray, height: int, width: int, resize_filter: str) -> n
 
 
 def _resize_rgba(image: np.ndarray, height: int, width: int, resize_filter: str) -> np.ndarray:
-  """With alpha as the weight of a colour, so that colours that nobody sees don't bleed; black where alpha becomes 0."""
+  """With alpha as the weight of a colour, so that colours that nobody sees don't bleed; black where
+  alpha becomes 0.
+  """
   alpha = image[:, :, 3]
   if alpha.min() == 255:  # the very pixels of RGB
     rgb = _resize(image[:, :, :3], height, width, resize_filter)
@@ -191,22 +230,29 @@ def _resize_rgba(image: np.ndarray, height: int, width: int, resize_filter: str)
   # In floating point: eight bits of colour times alpha would leave few of a faint colour.
   weighted = image.astype(np.float32)  # [H,W,4]
   weighted[:, :, :3] *= alpha[:, :, np.newaxis] / np.float32(255)
-  small = np.dstack([np.asarray(Image.fromarray(weighted[:, :, i]).resize((width, height), FILTERS[resize_filter]))
-                     for i in range(4)])  # [height,width,4]
+  small = np.dstack(
+    [
+      np.asarray(Image.fromarray(weighted[:, :, i]).resize((width, height), FILTERS[resize_filter]))
+      for i in range(4)
+    ]
+  )  # [height,width,4]
   opacity = np.rint(np.clip(small[:, :, 3:], 0, 255))
   colour = small[:, :, :3] * 255 / np.maximum(small[:, :, 3:], 0.5)
-  return np.concatenate([np.where(opacity > 0, np.rint(np.clip(colour, 0, 255)), 0), opacity], 2).astype(np.uint8)
+  return np.concatenate(
+    [np.where(opacity > 0, np.rint(np.clip(colour, 0, 255)), 0), opacity], 2
+  ).astype(np.uint8)
 
 
 def _crop(image: np.ndarray, height: int, width: int) -> np.ndarray:
   """The central [height,width,C] of uint8 [H,W,C]; odd pixels as in the vectors."""
   top = (image.shape[0] - height) // 2
   left = (image.shape[1] - width) // 2
-  return image[top:top + height, left:left + width]
+  return image[top : top + height, left : left + width]
 
 
-def transform_image(image: np.ndarray, transform: str | None, width: int, height: int,
-                    resize_filter: str) -> np.ndarray | None:
+def transform_image(
+  image: np.ndarray, transform: str | None, width: int, height: int, resize_filter: str
+) -> np.ndarray | None:
   """Crops and resizes as the reference vectors `image_preprocessing` do.
 
   Args:
@@ -235,13 +281,19 @@ def transform_image(image: np.ndarray, transform: str | None, width: int, height
   top, bottom = (image.shape[0] - rows) // 2, (image.shape[0] + rows) // 2
   picture = _resize(image[top:bottom], height, width, resize_filter)
   canvas = np.zeros((width, width, image.shape[2]), np.uint8)
-  canvas[(width - height) // 2:(width + height) // 2] = picture
+  canvas[(width - height) // 2 : (width + height) // 2] = picture
   return canvas
 
 
-def fit_image(image: np.ndarray, fit: str, height: int, width: int, resize_filter: str = 'box',
-              background: tuple[int, int, int] = (255, 255, 255),
-              allow_upscale: bool = False) -> np.ndarray:
+def fit_image(
+  image: np.ndarray,
+  fit: str,
+  height: int,
+  width: int,
+  resize_filter: str = 'box',
+  background: tuple[int, int, int] = (255, 255, 255),
+  allow_upscale: bool = False,
+) -> np.ndarray:
   """Brings a picture to the data set's size.
 
   - center: the largest central rectangle of the target's aspect, resized (a square: `center-crop`).
@@ -271,15 +323,19 @@ def fit_image(image: np.ndarray, fit: str, height: int, width: int, resize_filte
   if fit == 'wide':
     wide = transform_image(image, 'center-crop-wide', width, height, resize_filter)
     if wide is None:
-      raise Unusable(f'too small: {h}x{w} is less than {width} wide' if w < width else
-                     f'wrong aspect: {h}x{w} is flatter than {height}x{width}')
+      raise Unusable(
+        f'too small: {h}x{w} is less than {width} wide'
+        if w < width
+        else f'wrong aspect: {h}x{w} is flatter than {height}x{width}'
+      )
     return wide
   if fit == 'center':
     rows = max(1, min(h, round(w * height / width)))
     columns = max(1, min(w, round(h * width / height)))
     if (rows < height or columns < width) and not allow_upscale:
-      raise Unusable(f'too small: {h}x{w} gives a crop of {rows}x{columns}, '
-                     f'the target is {height}x{width}')
+      raise Unusable(
+        f'too small: {h}x{w} gives a crop of {rows}x{columns}, the target is {height}x{width}'
+      )
     return _resize(_crop(image, rows, columns), height, width, resize_filter)
   scale = min(height / h, width / w)
   if scale > 1 and not allow_upscale:
@@ -289,5 +345,5 @@ def fit_image(image: np.ndarray, fit: str, height: int, width: int, resize_filte
   fill = {1: grey, 3: background, 4: (*background, 0)}[channels]
   canvas = np.full((height, width, channels), fill, np.uint8)
   top, left = (height - inner.shape[0]) // 2, (width - inner.shape[1]) // 2
-  canvas[top:top + inner.shape[0], left:left + inner.shape[1]] = inner
+  canvas[top : top + inner.shape[0], left : left + inner.shape[1]] = inner
   return canvas

@@ -1,4 +1,6 @@
-"""The labels of a data set: which there are, how many images have each, and what the classes are called."""
+"""The labels of a data set: which there are, how many images have each, and what the classes are
+called.
+"""
 
 import json
 from typing import NamedTuple
@@ -20,6 +22,7 @@ class Labels(NamedTuple):
     values: float32 [K,c_dim], the distinct labels that at least one image has.
     counts: int64 [K], images with each.
   """
+
   names: tuple[str, ...]
   one_hot: bool
   values: np.ndarray
@@ -39,7 +42,9 @@ class Labels(NamedTuple):
 
   @classmethod
   def of_vectors(cls, vectors, names=()) -> 'Labels':
-    """Labels of vectors [N,c_dim], one for each image; of more than MOST distinct ones, MOST stand for all."""
+    """Labels of vectors [N,c_dim], one for each image; of more than MOST distinct ones, MOST stand
+    for all.
+    """
     values, counts = np.unique(np.asarray(vectors, np.float32), axis=0, return_counts=True)
     if len(values) > MOST:
       some = np.sort(np.random.default_rng(0).choice(len(values), MOST, replace=False))
@@ -70,7 +75,9 @@ class Labels(NamedTuple):
     raise faults.UsageError(f'class {text}: there is no such class; choose from {self.listing()}')
 
   def name(self, label: np.ndarray) -> str:
-    """What a person calls a label [c_dim]: the class by name or number, or the components of a vector."""
+    """What a person calls a label [c_dim]: the class by name or number, or the components of a
+    vector.
+    """
     if self.one_hot and np.count_nonzero(label) == 1 and label.max() == 1:
       return self.names[int(label.argmax())] if self.names else str(int(label.argmax()))
     return ','.join(f'{x:g}' for x in label)
@@ -92,9 +99,18 @@ class Labels(NamedTuple):
 
   def to_json(self) -> str:
     """As text of JSON; `from_json` reads it."""
-    return json.dumps({'names': self.names, 'one_hot': self.one_hot, 'c_dim': self.c_dim,
-                       'values': self.values.argmax(axis=1).tolist() if self.one_hot else self.values.tolist(),
-                       'counts': self.counts.tolist()}) + '\n'
+    return (
+      json.dumps(
+        {
+          'names': self.names,
+          'one_hot': self.one_hot,
+          'c_dim': self.c_dim,
+          'values': self.values.argmax(axis=1).tolist() if self.one_hot else self.values.tolist(),
+          'counts': self.counts.tolist(),
+        }
+      )
+      + '\n'
+    )
 
   @classmethod
   def from_json(cls, text: str) -> 'Labels':

@@ -24,10 +24,14 @@ from sg2jax.data import digits, images, sources
 from sg2jax.data import labels as label_module
 
 _MODES = {1: 'L', 2: 'LA', 3: 'RGB', 4: 'RGBA'}
-_PREPARE = ('own pictures: `python -m sg2jax.tools.prepare --source=FOLDER|ZIP --dest=DIR '
-            '--resolution={height}x{width}`, then data.name= data.dir=DIR')
-_BUILD = ('`pip install tensorflow && tfds build {name} --file_format=array_record '
-          '--data_dir=DIR`, then data.dir=DIR')
+_PREPARE = (
+  'own pictures: `python -m sg2jax.tools.prepare --source=FOLDER|ZIP --dest=DIR '
+  '--resolution={height}x{width}`, then data.name= data.dir=DIR'
+)
+_BUILD = (
+  '`pip install tensorflow && tfds build {name} --file_format=array_record '
+  '--data_dir=DIR`, then data.dir=DIR'
+)
 
 
 class Source:
@@ -42,7 +46,8 @@ class Source:
     stored: the shape that is decoded for a sample.
     c_dim: length of a label; 0 without labels.
     hash: hex digest of the content: equal for equal data sets wherever they lie.
-    resize_filter: by which the images were brought to this size; 'unknown' if the data set doesn't say.
+    resize_filter: by which the images were brought to this size; 'unknown' if the data set doesn't
+    say.
   """
 
   READ_RECORDS = 65_536  # of which labels are read at most
@@ -74,8 +79,9 @@ class Source:
   def labels(self) -> label_module.Labels | None:
     """Which labels there are, how many images have each, names; None without labels.
 
-    As `prepare` stored it. Of other data sets, and of those that earlier versions prepared, labels are read: all,
-    or of more than READ_RECORDS records or READ_BYTES a subset, the same each time, stands for them.
+    As `prepare` stored it. Of other data sets, and of those that earlier versions prepared, labels
+    are read: all, or of more than READ_RECORDS records or READ_BYTES a subset, the same each time,
+    stands for them.
     """
     if not self.c_dim:
       return None
@@ -99,7 +105,11 @@ class Source:
       stored = label_module.Labels.from_json(place.read_text())
     except (OSError, ValueError, KeyError, TypeError, IndexError, AttributeError):
       return None  # it can be told from the records
-    if (stored.c_dim, stored.one_hot) != (self.c_dim, self._one_hot) or self._one_hot and stored.counts.sum() != len(self):
+    if (
+      (stored.c_dim, stored.one_hot) != (self.c_dim, self._one_hot)
+      or self._one_hot
+      and stored.counts.sum() != len(self)
+    ):
       return None
     return stored
 
@@ -112,8 +122,9 @@ class Source:
     if isinstance(feature, tfds.features.Tensor) and len(feature.shape) == 1 and feature.shape[0]:
       return feature.shape[0]
     raise faults.DatasetError(
-        f"{self.place}: labels asked for, but the data set has no class 'label'; set data.labels="
-        'False, or prepare it with --labels=folder or --labels=json')
+      f"{self.place}: labels asked for, but the data set has no class 'label'; set data.labels="
+      'False, or prepare it with --labels=folder or --labels=json'
+    )
 
   def _hash(self, metadata: dict) -> str:
     """Our own sets carry a digest of every pixel; of others, 32 records stand for all."""
@@ -137,8 +148,9 @@ class Source:
       return self._records[i]
     except Exception as err:  # array_record raises RuntimeError, ValueError, IndexError, OSError
       raise faults.DatasetError(
-          f'{self.place}: record {i} is unreadable ({str(err).split(chr(10))[0]}); '
-          'delete the data set and make it again') from err
+        f'{self.place}: record {i} is unreadable ({str(err).split(chr(10))[0]}); '
+        'delete the data set and make it again'
+      ) from err
 
   def _features(self, i: int):
     # Parsed here: the general parser of TFDS takes twice the time of all the rest.
@@ -147,8 +159,9 @@ class Source:
   def __getitem__(self, i: int) -> dict[str, np.ndarray]:
     features = self._features(i)
     try:
-      with Image.open(io.BytesIO(features['image'].bytes_list.value[0]),
-                      formats=('PNG', 'JPEG')) as picture:
+      with Image.open(
+        io.BytesIO(features['image'].bytes_list.value[0]), formats=('PNG', 'JPEG')
+      ) as picture:
         mode = _MODES[self.shape[2]]
         image = np.asarray(picture if picture.mode == mode else picture.convert(mode))
     except (OSError, IndexError, SyntaxError) as err:
@@ -156,8 +169,9 @@ class Source:
     image = image.reshape(*image.shape[:2], self.shape[2])  # [H,W,C]
     if self.shape[0] is not None and image.shape != self.shape:
       raise faults.DatasetError(
-          f'{self.place}: image {i} is {_size(image.shape)}, others are {_size(self.shape)}; '
-          'bring the pictures to one size with python -m sg2jax.tools.prepare')
+        f'{self.place}: image {i} is {_size(image.shape)}, others are {_size(self.shape)}; '
+        'bring the pictures to one size with python -m sg2jax.tools.prepare'
+      )
     return {'image': image, 'label': self._label(i, features)}
 
   def label(self, i: int) -> np.ndarray:
@@ -169,8 +183,10 @@ class Source:
     if self.c_dim and self._one_hot:
       index = features['label'].int64_list.value[0]
       if not 0 <= index < self.c_dim:
-        raise faults.DatasetError(f'{self.place}: image {i} has class {index} of {self.c_dim}; set '
-                                  'data.labels=False or label it')
+        raise faults.DatasetError(
+          f'{self.place}: image {i} has class {index} of {self.c_dim}; set '
+          'data.labels=False or label it'
+        )
       label[index] = 1
     elif self.c_dim:
       label[:] = features['label'].float_list.value or features['label'].int64_list.value
@@ -180,7 +196,8 @@ class Source:
 class Shrunk:
   """A Source at 1/factor of its size, by box means, for the early stages of a network that grows.
 
-  Decoding a large picture for a few pixels of it would dwarf training, so what fits into MEMORY is kept.
+  Decoding a large picture for a few pixels of it would dwarf training, so what fits into MEMORY is
+  kept.
   """
 
   MEMORY = 2**30  # bytes
@@ -189,7 +206,8 @@ class Shrunk:
     height, width, channels = source.shape
     self._source, self._factor, self._kept = source, factor, {}
     self.shape, self.c_dim = (height // factor, width // factor, channels), source.c_dim
-    self._keep = len(source) * (int(np.prod(self.shape)) + 600) <= self.MEMORY  # 600: Python's share
+    # 600: Python's share
+    self._keep = len(source) * (int(np.prod(self.shape)) + 600) <= self.MEMORY
     self.place, self.stored = source.place, source.shape
 
   @property
@@ -213,8 +231,9 @@ class Shrunk:
     return sample
 
 
-def load(name: str, data_dir: str, resolution: tuple[int, int], channels: int,
-         labels: bool) -> Source:
+def load(
+  name: str, data_dir: str, resolution: tuple[int, int], channels: int, labels: bool
+) -> Source:
   """Opens a data set and checks that it is what the configuration says.
 
   Args:
@@ -233,20 +252,23 @@ def load(name: str, data_dir: str, resolution: tuple[int, int], channels: int,
   try:
     source = Source(builder, labels)
   except (OSError, RuntimeError, ValueError) as err:  # TFDS or array_record on damaged files
-    raise faults.DatasetError(f'{builder.data_path}: unreadable ({err}); delete it and make it '
-                              'again') from err
+    raise faults.DatasetError(
+      f'{builder.data_path}: unreadable ({err}); delete it and make it again'
+    ) from err
   if source.shape[:2] != tuple(resolution):
     raise faults.DatasetError(
-        f'{source.place}: its images are {_size(source.shape)}, resolution says '
-        f'{_size(resolution)}; set resolution=({source.shape[0]}, {source.shape[1]}) or prepare '
-        f'it again with --resolution={_size(resolution)}')
+      f'{source.place}: its images are {_size(source.shape)}, resolution says '
+      f'{_size(resolution)}; set resolution=({source.shape[0]}, {source.shape[1]}) or prepare '
+      f'it again with --resolution={_size(resolution)}'
+    )
   if name == 'digits' and channels in _MODES:
     source.shape = (*source.shape[:2], channels)  # grey, in whatever mode is asked for
   if source.shape[2] != channels:
     raise faults.DatasetError(
-        f'{source.place}: its images have {source.shape[2]} channels, the configuration says '
-        f'{channels}; set data.channels={source.shape[2]}'
-        + (f' or prepare it again with --channels={channels}' if channels in (1, 3, 4) else ''))
+      f'{source.place}: its images have {source.shape[2]} channels, the configuration says '
+      f'{channels}; set data.channels={source.shape[2]}'
+      + (f' or prepare it again with --channels={channels}' if channels in (1, 3, 4) else '')
+    )
   return source
 
 
@@ -264,19 +286,25 @@ def _below(place: str, most: int = 5) -> list[str]:
     names = sorted(os.listdir(os.path.expanduser(place)))[:1000] if place else []
   except OSError:
     return []
-  return [sources.text(n) for n in names if n[0] != '.' and _is_dataset(os.path.join(place, n))][:most]
+  return [sources.text(n) for n in names if n[0] != '.' and _is_dataset(os.path.join(place, n))][
+    :most
+  ]
 
 
 def _builder(name: str, data_dir: str, resolution: tuple[int, int]) -> tfds.core.DatasetBuilder:
   """Finds the files; never downloads and never runs a data set's own code."""
   place = None
   if any('\ud800' <= char <= '\udfff' for char in f'{data_dir}{name}'):  # bytes that are no text
-    raise faults.DatasetError(f'data.dir={data_dir!r} data.name={name!r} is no UTF-8, which the libraries that read need; '
-                              'rename it')
+    raise faults.DatasetError(
+      f'data.dir={data_dir!r} data.name={name!r} is no UTF-8, which the libraries that read need; '
+      'rename it'
+    )
   if _is_dataset(data_dir):
     if name and epath.Path(name).name != epath.Path(data_dir).name:
-      raise faults.DatasetError(f'data.dir={data_dir} is itself a data set, so data.name={name!r} '
-                                'is not looked for in it; set data.name= (empty) to train on it')
+      raise faults.DatasetError(
+        f'data.dir={data_dir} is itself a data set, so data.name={name!r} '
+        'is not looked for in it; set data.name= (empty) to train on it'
+      )
     place = data_dir
   elif _is_dataset(name):
     place = name
@@ -284,15 +312,19 @@ def _builder(name: str, data_dir: str, resolution: tuple[int, int]) -> tfds.core
     place = os.path.join(data_dir, name)
   elif name == 'digits':
     own = tfds.core.constants.DATA_DIR  # starts with ~ where there is no home folder
-    place = digits.prepare(data_dir or (places.cache() / 'data' if own.startswith('~') and not places.home_cache() else own),
-                           *resolution)
+    place = digits.prepare(
+      data_dir
+      or (places.cache() / 'data' if own.startswith('~') and not places.home_cache() else own),
+      *resolution,
+    )
   height, width = resolution
   remedy = f'to make one, {_PREPARE.format(height=height, width=width)}'
   if place is None and not name:
     there = _below(data_dir)
     remedy = f'in it are {", ".join(there)}: set data.name={there[0]}' if there else remedy
-    raise faults.DatasetError(f'no data set in data.dir={data_dir!r} and data.name is empty; '
-                              f'{remedy}')
+    raise faults.DatasetError(
+      f'no data set in data.dir={data_dir!r} and data.name is empty; {remedy}'
+    )
   try:
     if place is not None:
       return tfds.builder_from_directory(place)
@@ -300,11 +332,14 @@ def _builder(name: str, data_dir: str, resolution: tuple[int, int]) -> tfds.core
   except tfds.core.DatasetNotFoundError:
     where = data_dir or tfds.core.constants.DATA_DIR
     raise faults.DatasetError(
-        f'data set {name!r} is not in {where}; {remedy}; a set of the TFDS catalogue: '
-        f'{_BUILD.format(name=name)}') from None
+      f'data set {name!r} is not in {where}; {remedy}; a set of the TFDS catalogue: '
+      f'{_BUILD.format(name=name)}'
+    ) from None
   except Exception as err:
-    raise faults.DatasetError(f'{place or name}: its dataset_info.json or features.json is unreadable '
-                              f'({(str(err) or repr(err)).splitlines()[0]}); make it again') from err
+    raise faults.DatasetError(
+      f'{place or name}: its dataset_info.json or features.json is unreadable '
+      f'({(str(err) or repr(err)).splitlines()[0]}); make it again'
+    ) from err
 
 
 def _records(builder: tfds.core.DatasetBuilder):
@@ -317,12 +352,14 @@ def _records(builder: tfds.core.DatasetBuilder):
   formats = [info.file_format, *info.alternative_file_formats]
   if tfds.core.FileFormat.ARRAY_RECORD not in formats:
     raise faults.DatasetError(
-        f'{place}: stored as {info.file_format.value}, which has no random access; rebuild it: '
-        f'{_BUILD.format(name=info.name)}')
+      f'{place}: stored as {info.file_format.value}, which has no random access; rebuild it: '
+      f'{_BUILD.format(name=info.name)}'
+    )
   if info.file_format != tfds.core.FileFormat.ARRAY_RECORD:
     builder = tfds.builder_from_directory(place, file_format='array_record')
   for path in builder.info.splits[split].filepaths:
-    if not path.exists() or not os.stat(path).st_size:  # etils' stat() wants to know the name of the owner
+    # etils' stat() wants to know the name of the owner
+    if not path.exists() or not os.stat(path).st_size:
       raise faults.DatasetError(f'{path}: missing or empty; make the data set again')
   return builder.as_data_source(split=split).data_source
 
@@ -336,18 +373,31 @@ def _mirror(sample: dict[str, np.ndarray], rng: np.random.Generator) -> dict[str
 def check_size(source: Source | Shrunk, batch: int):
   """Raises DatasetError if the data set has fewer images than a batch."""
   if len(source) < batch:
-    raise faults.DatasetError(f'{source.place}: {len(source)} images, fewer than batch={batch}; '
-                              f'set batch (and grow.batch) to {len(source)} or less')
+    raise faults.DatasetError(
+      f'{source.place}: {len(source)} images, fewer than batch={batch}; '
+      f'set batch (and grow.batch) to {len(source)} or less'
+    )
 
 
 def stream(source: Source | Shrunk, *, seed: int, mirror: bool) -> grain.MapDataset:
-  """The endless stream of samples in the order of training, each by its position: `stream(...)[p]` as `source[i]`."""
+  """The endless stream of samples in the order of training, each by its position: `stream(...)[p]`
+  as `source[i]`.
+  """
   samples = grain.MapDataset.source(source).seed(seed % 2**32).shuffle().repeat()
   return samples.random_map(_mirror) if mirror else samples
 
 
-def batches(source: Source | Shrunk, *, batch: int, microbatch: int, seed: int, mirror: bool, nimg: int,
-            process_index: int = 0, process_count: int = 1) -> Iterator[dict[str, np.ndarray]]:
+def batches(
+  source: Source | Shrunk,
+  *,
+  batch: int,
+  microbatch: int,
+  seed: int,
+  mirror: bool,
+  nimg: int,
+  process_index: int = 0,
+  process_count: int = 1,
+) -> Iterator[dict[str, np.ndarray]]:
   """The endless stream of batches from position `nimg` on; reads and decodes ahead in threads.
 
   Args:
@@ -370,8 +420,10 @@ def batches(source: Source | Shrunk, *, batch: int, microbatch: int, seed: int, 
   """
   check_size(source, batch)
   if batch % microbatch or microbatch % process_count:
-    raise faults.UsageError(f'batch={batch} must be a multiple of microbatch={microbatch}, and '
-                            f'that of the number of processes, {process_count}')
+    raise faults.UsageError(
+      f'batch={batch} must be a multiple of microbatch={microbatch}, and '
+      f'that of the number of processes, {process_count}'
+    )
   rounds, micro_local = batch // microbatch, microbatch // process_count
   samples = stream(source, seed=seed, mirror=mirror)
 

@@ -50,6 +50,7 @@ class Options:
     animation: 'refuse', or 'first' for the first picture of several.
     max_value: value of 16-bit grey that becomes white; 0: 65535.
   """
+
   height: int
   width: int
   channels: int = 3
@@ -70,7 +71,9 @@ class Options:
   @property
   def rules(self) -> images.Rules:
     """What is asked of a picture before it is cropped and resized."""
-    return images.Rules(self.channels, self.background, self.max_pixels, self.animation, self.max_value)
+    return images.Rules(
+      self.channels, self.background, self.max_pixels, self.animation, self.max_value
+    )
 
   def check_resolution(self):
     """Raises UsageError if no network has the size of the images that come out."""
@@ -83,8 +86,10 @@ class Options:
       if self.fit == 'wide':  # the width alone counts; the height follows it
         near = [max(1, round(near[1] * self.height / self.width)), near[1]]
       raise faults.UsageError(
-          f'--resolution={_size(self.height, self.width)}: no network makes images of {height}x{width} (both sides are '
-          f'h0*2^k, the longer h0 in 4..7); try --resolution={_size(*near)}') from None
+        f'--resolution={_size(self.height, self.width)}: no network makes images of '
+        f'{height}x{width} (both sides are '
+        f'h0*2^k, the longer h0 in 4..7); try --resolution={_size(*near)}'
+      ) from None
 
 
 def build(source: str, dest: str, options: Options, workers: int | None = None) -> dict:
@@ -98,8 +103,8 @@ def build(source: str, dest: str, options: Options, workers: int | None = None) 
 
   Returns:
     The report, as in DEST/report.json: `images` (count), `unusable` ([{file, reason}]),
-    `content_sha256`, `classes` ({name: images}, by index) or `components` (images in which each is not
-    0), `warnings`, `stale_labels`, and the options. If `images` is 0, nothing was made.
+    `content_sha256`, `classes` ({name: images}, by index) or `components` (images in which each is
+    not 0), `warnings`, `stale_labels`, and the options. If `images` is 0, nothing was made.
 
   Raises:
     UsageError: `dest` holds something else, or lies inside `source`.
@@ -112,8 +117,9 @@ def build(source: str, dest: str, options: Options, workers: int | None = None) 
   destination.check(source, dest)
   listing = sources.listing(source)
   if not listing.names and not listing.unusable:
-    raise faults.DatasetError(f'--source={source}: there is no file in it (hidden ones are not looked at); '
-                              'nothing was made')
+    raise faults.DatasetError(
+      f'--source={source}: there is no file in it (hidden ones are not looked at); nothing was made'
+    )
   scratch = destination.scratch(dest)
   new_parents = [folder for folder in scratch.parents if not folder.exists()]
   try:
@@ -122,7 +128,12 @@ def build(source: str, dest: str, options: Options, workers: int | None = None) 
       assigned = label_rules.assign(options.labels, listing, pictures.usable)
       scratch.mkdir(parents=True)
       report = _write(scratch, pictures, assigned, workers or os.cpu_count())
-    report = {'tool': destination.TOOL, 'source': sources.text(str(source)), **dataclasses.asdict(options), **report}
+    report = {
+      'tool': destination.TOOL,
+      'source': sources.text(str(source)),
+      **dataclasses.asdict(options),
+      **report,
+    }
     report['unusable'] = sorted(listing.unusable + report['unusable'], key=lambda e: e['file'])
     report['stale_labels'] = list(assigned.stale)
     if report['images']:
@@ -130,8 +141,10 @@ def build(source: str, dest: str, options: Options, workers: int | None = None) 
       (scratch / destination.REPORT).write_text(json.dumps(report, indent=1) + '\n')
       report['warnings'] += destination.replace(scratch, dest)
   except (OSError, RuntimeError) as err:
-    raise faults.WriteError(f'{named}: the data set could not be written ({err}); '
-                            'free some space or choose another --dest') from err
+    raise faults.WriteError(
+      f'{named}: the data set could not be written ({err}); '
+      'free some space or choose another --dest'
+    ) from err
   finally:
     shutil.rmtree(scratch, ignore_errors=True)
     with contextlib.suppress(OSError):  # those that hold the data set stay
@@ -142,7 +155,9 @@ def build(source: str, dest: str, options: Options, workers: int | None = None) 
 
 @contextlib.contextmanager
 def _pillow(options: Options):
-  """Pillow with our limit of pixels; it warns of oddities that it can read, and the report is for what it can't."""
+  """Pillow with our limit of pixels; it warns of oddities that it can read, and the report is for
+  what it can't.
+  """
   limit = Image.MAX_IMAGE_PIXELS
   Image.MAX_IMAGE_PIXELS = max(options.max_pixels, images.MAX_PIXELS)
   try:
@@ -169,7 +184,9 @@ def _features(options: Options, assigned: classes.Assigned) -> tfds.features.Fea
 
 
 class _Pictures:
-  """The pictures of a listing at the data set's size; remembers why files are unusable. For threads."""
+  """The pictures of a listing at the data set's size; remembers why files are unusable. For
+  threads.
+  """
 
   def __init__(self, listing: sources.Listing, options: Options):
     self.listing, self.options, self.reasons = listing, options, {}
@@ -181,9 +198,17 @@ class _Pictures:
     options = self.options
     try:
       picture = images.read(self.listing.read(name), options.rules, name)
-      return picture._replace(pixels=images.fit_image(
-          picture.pixels, options.fit, options.height, options.width, options.resize_filter, options.background,
-          options.allow_upscale))
+      return picture._replace(
+        pixels=images.fit_image(
+          picture.pixels,
+          options.fit,
+          options.height,
+          options.width,
+          options.resize_filter,
+          options.background,
+          options.allow_upscale,
+        )
+      )
     except images.Unusable as err:
       self.reasons[name] = str(err)
       raise
@@ -199,6 +224,7 @@ class _Pictures:
 
 class _Converted(NamedTuple):
   """A file as a record with a digest of pixels and label, or the reason why it isn't one."""
+
   name: str
   reason: str | None
   record: bytes = b''
@@ -207,8 +233,12 @@ class _Converted(NamedTuple):
   grey: bool = True
 
 
-def _write(scratch: pathlib.Path, pictures: _Pictures, assigned: classes.Assigned, workers: int) -> dict:
-  """Writes records and metadata of the usable pictures into `scratch`, in the order of the names."""
+def _write(
+  scratch: pathlib.Path, pictures: _Pictures, assigned: classes.Assigned, workers: int
+) -> dict:
+  """Writes records and metadata of the usable pictures into `scratch`, in the order of the
+  names.
+  """
   options, names = pictures.options, pictures.listing.names
   features = _features(options, assigned)
 
@@ -223,7 +253,9 @@ def _write(scratch: pathlib.Path, pictures: _Pictures, assigned: classes.Assigne
     example = {'image': images.encode_png(pixels)}
     if assigned.c_dim:
       example['label'] = assigned.labels[name]
-    digest = hashlib.sha256(pixels.tobytes() + json.dumps(assigned.labels.get(name)).encode()).digest()
+    digest = hashlib.sha256(
+      pixels.tobytes() + json.dumps(assigned.labels.get(name)).encode()
+    ).digest()
     return _Converted(name, None, features.serialize_example(example), digest, peak, grey)
 
   unusable, used, peaks, shards = [], [], [], _Shards(scratch)
@@ -240,8 +272,12 @@ def _write(scratch: pathlib.Path, pictures: _Pictures, assigned: classes.Assigne
       if one.peak is not None and (one.grey or not options.max_value):  # which is for grey alone
         peaks.append(one.peak)
   shards.finish(features, content_sha256=content.hexdigest(), resize_filter=options.resize_filter)
-  report = {'images': len(used), 'unusable': unusable, 'content_sha256': content.hexdigest(),
-            'warnings': [*assigned.warnings, *_of_peaks(peaks, options.max_value)]}
+  report = {
+    'images': len(used),
+    'unusable': unusable,
+    'content_sha256': content.hexdigest(),
+    'warnings': [*assigned.warnings, *_of_peaks(peaks, options.max_value)],
+  }
   if assigned.c_dim and used:
     of_used = [assigned.labels[name] for name in used]
     (scratch / labels.FILE).write_text(summary.count(assigned, of_used).to_json())
@@ -259,13 +295,17 @@ def _of_peaks(peaks: list[int], max_value: int) -> list[str]:
     return [f'{above} with values above --max_value={white}, up to {top}: these are white']
   if peaks and not max_value and top <= 4095:
     bits = max(top.bit_length(), 8)
-    return [f'{classes.counted(len(peaks), "picture")} of 16 bits without a value above {top} of 65535, nearly black; '
-            f'--max_value={2 ** bits - 1} makes that value white (of grey; convert colour to 8 bits first)']
+    return [
+      f'{classes.counted(len(peaks), "picture")} of 16 bits without a value above {top} of 65535, '
+      'nearly black; '
+      f'--max_value={2**bits - 1} makes that value white (of grey; convert colour to 8 bits first)'
+    ]
   return []
 
 
-def _ordered(pool: concurrent.futures.Executor, function: Callable, items: list,
-             ahead: int) -> Iterator:
+def _ordered(
+  pool: concurrent.futures.Executor, function: Callable, items: list, ahead: int
+) -> Iterator:
   """`pool.map` that holds at most `ahead` results in memory."""
   waiting = collections.deque()
   for item in items:
@@ -305,15 +345,26 @@ class _Shards:
     if not self.lengths:
       return
     template = tfds.core.ShardedFileTemplate(
-        data_dir=self.place, dataset_name='images', split='train', filetype_suffix='array_record')
+      data_dir=self.place, dataset_name='images', split='train', filetype_suffix='array_record'
+    )
     count = len(self.lengths)
     for i in range(count):
-      os.rename(self.place / f'part-{i}',
-                template.sharded_filepath(shard_index=i, num_shards=count))
-    split = tfds.core.SplitInfo(name='train', shard_lengths=self.lengths,
-                                num_bytes=sum(self.sizes), filename_template=template)
+      os.rename(
+        self.place / f'part-{i}', template.sharded_filepath(shard_index=i, num_shards=count)
+      )
+    split = tfds.core.SplitInfo(
+      name='train',
+      shard_lengths=self.lengths,
+      num_bytes=sum(self.sizes),
+      filename_template=template,
+    )
     tfds.folder_dataset.write_metadata(
-        data_dir=self.place, features=features, split_infos=[split], filename_template=template,
-        check_data=False,  # the check needs TensorFlow
-        metadata=tfds.core.MetadataDict(metadata), disable_shuffling=True,
-        description='Pictures converted by python -m sg2jax.tools.prepare.')
+      data_dir=self.place,
+      features=features,
+      split_infos=[split],
+      filename_template=template,
+      check_data=False,  # the check needs TensorFlow
+      metadata=tfds.core.MetadataDict(metadata),
+      disable_shuffling=True,
+      description='Pictures converted by python -m sg2jax.tools.prepare.',
+    )

@@ -23,8 +23,24 @@ from sg2jax.data import images
 MAX_FILE_BYTES = 512 * 2**20
 LABEL_FILE = 'dataset.json'
 _IGNORED = ('__MACOSX', 'Thumbs.db', 'desktop.ini', LABEL_FILE)
-PICTURE_SUFFIXES = ('.png', '.jpg', '.jpeg', '.jfif', '.jpe', '.webp', '.bmp', '.dib', '.gif', '.tif', '.tiff',
-                    '.ppm', '.pgm', '.pbm', '.pnm', '.avif')
+PICTURE_SUFFIXES = (
+  '.png',
+  '.jpg',
+  '.jpeg',
+  '.jfif',
+  '.jpe',
+  '.webp',
+  '.bmp',
+  '.dib',
+  '.gif',
+  '.tif',
+  '.tiff',
+  '.ppm',
+  '.pgm',
+  '.pbm',
+  '.pnm',
+  '.avif',
+)
 
 
 class Listing(NamedTuple):
@@ -37,6 +53,7 @@ class Listing(NamedTuple):
     label_file: the dataset.json nearest the top, or None.
     folders: all folders, also those without a file.
   """
+
   names: list[str]
   unusable: list[dict[str, str]]
   read: Callable[[str], bytes]
@@ -45,18 +62,22 @@ class Listing(NamedTuple):
 
 
 def text(name: str) -> str:
-  """A name that is shown or stored: what isn't text, control characters and blanks at its ends are escaped.
+  """A name that is shown or stored: what isn't text, control characters and blanks at its ends are
+  escaped.
 
   File names are any bytes; a line of output, a name of a class, and JSON are text.
   """
+
   def escaped(char: str) -> str:
     return char.encode('unicode_escape', 'surrogatepass').decode() if char != ' ' else '\\x20'
 
-  shown = ''.join(escaped(c) if unicodedata.category(c) in ('Cc', 'Cs', 'Zl', 'Zp') else c for c in name)
+  shown = ''.join(
+    escaped(c) if unicodedata.category(c) in ('Cc', 'Cs', 'Zl', 'Zp') else c for c in name
+  )
   inner = shown.strip()
   if inner != shown:  # of blanks alone, `inner` is empty
     start = shown.index(inner) if inner else len(shown)
-    head, tail = shown[:start], shown[start + len(inner):]
+    head, tail = shown[:start], shown[start + len(inner) :]
     shown = ''.join(map(escaped, head)) + inner + ''.join(map(escaped, tail))
   return shown
 
@@ -82,8 +103,11 @@ def _ignored(name: str) -> bool:
 
 
 def _nearest_label_file(names: list[str]) -> str | None:
-  found = [name for name in names if name.rpartition('/')[2] == LABEL_FILE
-           and not _ignored(name.rpartition('/')[0])]
+  found = [
+    name
+    for name in names
+    if name.rpartition('/')[2] == LABEL_FILE and not _ignored(name.rpartition('/')[0])
+  ]
   return min(found, key=lambda name: (name.count('/'), name), default=None)
 
 
@@ -115,7 +139,7 @@ class _Walk:
         self._folder(path)
 
   def _name(self, path: str) -> str:
-    return path[len(os.path.join(self.root, '')):].replace(os.sep, '/') or '.'
+    return path[len(os.path.join(self.root, '')) :].replace(os.sep, '/') or '.'
 
   def _refuse(self, path: str, reason: str):
     self.unusable.append(entry(self._name(path), text(reason)))
@@ -130,7 +154,8 @@ class _Walk:
       except OSError as err:
         self._refuse(path, f'unreadable folder: {err.strerror}')
         continue
-      if identity in self.seen or identity in self.around:  # reached again, inside of what a link led to
+      # reached again, inside of what a link led to
+      if identity in self.seen or identity in self.around:
         self._refuse(path, 'a folder that is read already by another path')
         continue
       self.seen[identity] = path
@@ -174,8 +199,13 @@ def _list_folder(root: pathlib.Path) -> Listing:
     except OSError as err:
       raise images.Unusable(f'unreadable: {err.strerror}') from err
 
-  return Listing(sorted(name for name in found.names if not _ignored(name)), found.unusable, read,
-                 _nearest_label_file(found.names), tuple(found.folders))
+  return Listing(
+    sorted(name for name in found.names if not _ignored(name)),
+    found.unusable,
+    read,
+    _nearest_label_file(found.names),
+    tuple(found.folders),
+  )
 
 
 def _list_zip(archive_path: pathlib.Path) -> Listing:
@@ -184,7 +214,8 @@ def _list_zip(archive_path: pathlib.Path) -> Listing:
       members = archive.infolist()
   except (OSError, zipfile.BadZipFile) as err:
     raise faults.DatasetError(
-        f'--source={archive_path}: neither a folder nor a readable zip ({text(str(err))})') from err
+      f'--source={archive_path}: neither a folder nor a readable zip ({text(str(err))})'
+    ) from err
   unusable, found, folders = [], {}, set()
   for member in members:
     name = member.filename.replace('\\', '/')  # Windows' separator, against the standard
@@ -213,5 +244,10 @@ def _list_zip(archive_path: pathlib.Path) -> Listing:
     except (zipfile.BadZipFile, zlib.error, RuntimeError, OSError, EOFError) as err:
       raise images.Unusable(f'corrupt zip member: {err}') from err
 
-  return Listing(sorted(name for name in found if not _ignored(name)), unusable, read,
-                 _nearest_label_file(list(found)), tuple(f for f in folders if f != '.' and not _ignored(f)))
+  return Listing(
+    sorted(name for name in found if not _ignored(name)),
+    unusable,
+    read,
+    _nearest_label_file(list(found)),
+    tuple(f for f in folders if f != '.' and not _ignored(f)),
+  )

@@ -1,1 +1,2 @@
-'''Editing: what is done with a trained network's latents: projection, attribution and directions.'''
+"""Editing: what is done with a trained network's latents: projection, attribution and
+directions."""

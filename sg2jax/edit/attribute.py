@@ -1,8 +1,9 @@
 """Attribution: whether a network made an image, from how close its projection comes [S2 5].
 
-All functions take distances, [N] each: of projections of the network's own images and of reals that it never saw. None of
-them is below 0; the smaller, the more an image is like the network's own.
+All functions take distances, [N] each: of projections of the network's own images and of reals that
+it never saw. None of them is below 0; the smaller, the more an image is like the network's own.
 """
+
 from typing import NamedTuple
 
 import numpy as np
@@ -11,29 +12,38 @@ RESAMPLES = 1000  # for intervals
 
 
 class Judgement(NamedTuple):
-  """Whether an image is taken for the network's own, and how unusual its distance would be if it were, or weren't."""
+  """Whether an image is taken for the network's own, and how unusual its distance would be if it
+  were, or weren't.
+  """
+
   own: bool
   p_own: float
   p_real: float
 
 
 def auc(own, reals):
-  """Area under the ROC curve: how often an own image is closer than a real one; 0.5 is chance, 1 perfect. Ties count half."""
+  """Area under the ROC curve: how often an own image is closer than a real one; 0.5 is chance, 1
+  perfect. Ties count half.
+  """
   own, reals = np.asarray(own)[:, None], np.asarray(reals)[None]
   return float(((own < reals) + 0.5 * (own == reals)).mean())
 
 
 def auc_interval(own, reals, seed=0):
-  """95 % interval of `auc` over which images were drawn: percentiles of a bootstrap over both groups."""
+  """95 % interval of `auc` over which images were drawn: percentiles of a bootstrap over both
+  groups.
+  """
   key, own, reals = np.random.RandomState(seed), np.asarray(own), np.asarray(reals)
   found = [auc(key.choice(own, len(own)), key.choice(reals, len(reals))) for _ in range(RESAMPLES)]
   return [float(x) for x in np.percentile(found, (2.5, 97.5))]
 
 
 def threshold(own, reals):
-  """The distance up to which an image is best taken for the network's own: least mean of both error rates.
+  """The distance up to which an image is best taken for the network's own: least mean of both error
+  rates.
 
-  It lies between two of the distances, in the middle of their logarithms; of several as good the median is taken.
+  It lies between two of the distances, in the middle of their logarithms; of several as good the
+  median is taken.
   """
   own, reals = np.sort(own), np.sort(reals)
   at = np.unique(np.concatenate([own, reals]))
@@ -47,7 +57,8 @@ def threshold(own, reals):
 def error_rates(own, reals):
   """(share of own images that are missed, share of reals that are taken for own).
 
-  Each image is judged by the `threshold` of all others, so that the rates hold for images that the threshold didn't see.
+  Each image is judged by the `threshold` of all others, so that the rates hold for images that the
+  threshold didn't see.
   """
   own, reals = np.asarray(own), np.asarray(reals)
   missed = [own[i] > threshold(np.delete(own, i), reals) for i in range(len(own))]
@@ -56,10 +67,14 @@ def error_rates(own, reals):
 
 
 def judge(distance, own, reals):
-  """The Judgement of an image. p_own: share of own images that are as far or farther; p_real: of reals as close or closer.
+  """The Judgement of an image. p_own: share of own images that are as far or farther; p_real: of
+  reals as close or closer.
 
   The image itself is counted among them, as in permutation tests: no p is below 1 / (N + 1).
   """
   own, reals = np.asarray(own), np.asarray(reals)
-  return Judgement(bool(distance <= threshold(own, reals)), (1 + int((own >= distance).sum())) / (1 + len(own)),
-                   (1 + int((reals <= distance).sum())) / (1 + len(reals)))
+  return Judgement(
+    bool(distance <= threshold(own, reals)),
+    (1 + int((own >= distance).sum())) / (1 + len(own)),
+    (1 + int((reals <= distance).sum())) / (1 + len(reals)),
+  )

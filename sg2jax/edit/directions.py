@@ -1,8 +1,10 @@
-"""Directions in w along which images change, found without labels: GANSpace [Haerkoenen et al. 2020, arXiv 2004.02546] and
-closed-form factorisation, SeFa [Shen and Zhou 2021, arXiv 2007.06600].
+"""Directions in w along which images change, found without labels: GANSpace [Haerkoenen et al.
+2020, arXiv 2004.02546] and closed-form factorisation, SeFa [Shen and Zhou 2021, arXiv 2007.06600].
 
-Either gives unit vectors n_k and their strength; an edit is w + s n_k at some of the layers (GANSpace's E(v, from-to)).
+Either gives unit vectors n_k and their strength; an edit is w + s n_k at some of the layers
+(GANSpace's E(v, from-to)).
 """
+
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -14,7 +16,10 @@ from sg2jax.faults import UsageError
 
 
 class Directions(NamedTuple):
-  """vectors: unit, [K,w_dim], float32; values: [K], falling; stdevs: of w along each, [K]; mean: of w, [w_dim]."""
+  """vectors: unit, [K,w_dim], float32; values: [K], falling; stdevs: of w along each, [K]; mean: of
+  w, [w_dim].
+  """
+
   vectors: np.ndarray
   values: np.ndarray
   stdevs: np.ndarray
@@ -22,29 +27,39 @@ class Directions(NamedTuple):
 
 
 def pca(w, count):
-  """The first `count` principal components of w [N,w_dim] [GANSpace 2.1]; values: variances along them."""
+  """The first `count` principal components of w [N,w_dim] [GANSpace 2.1]; values: variances along
+  them.
+  """
   mean, covariance = moments(w)
   return largest(covariance, count, mean, covariance)
 
 
 def sefa(net, w, layers, count):
-  """What changes the styles of the convolutions at `layers` the most [SeFa Eq. 8]: max |A n|^2 over unit n; values: |A n|^2.
+  """What changes the styles of the convolutions at `layers` the most [SeFa Eq. 8]: max |A n|^2 over
+  unit n; values: |A n|^2.
 
-  A: affine weights of all convolutions that read the ws of the slice `layers`, one below the other, as the network scales them.
-  torgb's, which change colours only, are left out. w [N,w_dim]: gives the standard deviations.
+  A: affine weights of all convolutions that read the ws of the slice `layers`, one below the other,
+  as the network scales them. torgb's, which change colours only, are left out. w [N,w_dim]: gives
+  the standard deviations.
 
   Raises: UsageError if no convolution reads these ws.
   """
-  styles = _styles(net.generator, net.growing.get('stage', 0), layers.start, layers.stop)(net.variables)
+  styles = _styles(net.generator, net.growing.get('stage', 0), layers.start, layers.stop)(
+    net.variables
+  )
   styles = np.asarray(styles, np.float64)
   a = styles[1:] - styles[0]  # [w_dim,features]
   if not a.any():
-    raise UsageError(f'--layers={layers.start}-{layers.stop - 1}: no convolution reads these ws; take lower ones')
+    raise UsageError(
+      f'--layers={layers.start}-{layers.stop - 1}: no convolution reads these ws; take lower ones'
+    )
   return largest(a @ a.T, count, *moments(w))
 
 
 def edit(ws, vector, amounts, layers):
-  """ws [num_ws,w_dim] moved by each of `amounts` [M] along `vector` [w_dim] at the slice `layers`: [M,num_ws,w_dim]."""
+  """ws [num_ws,w_dim] moved by each of `amounts` [M] along `vector` [w_dim] at the slice `layers`:
+  [M,num_ws,w_dim].
+  """
   moved = np.repeat(ws[None], len(amounts), 0)
   moved[:, layers] += np.asarray(amounts, np.float32)[:, None, None] * vector
   return moved
@@ -58,7 +73,8 @@ def moments(w):
 
 
 def largest(matrix, count, mean, covariance):
-  """Directions: eigenvectors of the `count` largest eigenvalues of a symmetric matrix [w_dim,w_dim].
+  """Directions: eigenvectors of the `count` largest eigenvalues of a symmetric matrix
+  [w_dim,w_dim].
 
   Of n and -n it is the one whose largest component is positive.
   """
@@ -71,9 +87,11 @@ def largest(matrix, count, mean, covariance):
 
 @lru_cache(8)
 def _styles(generator, stage, start, stop):
-  """A function of the variables: all convolutions' styles, for w = 0 and each unit vector at start:stop, [1+w_dim,features].
+  """A function of the variables: all convolutions' styles, for w = 0 and each unit vector at
+  start:stop, [1+w_dim,features].
 
-  Styles are affine in w, so differences are the matrix, whatever the architecture. The compiler drops the convolutions.
+  Styles are affine in w, so differences are the matrix, whatever the architecture. The compiler
+  drops the convolutions.
   """
   w_dim = generator.mapping.w_dim
   ws = np.zeros((1 + w_dim, generator.synthesis.num_ws, w_dim), np.float32)
@@ -82,7 +100,16 @@ def _styles(generator, stage, start, stop):
   def found(variables):
     with jax.default_matmul_precision('highest'):
       _, kept = generator.apply(
-          variables, jnp.asarray(ws), 'none', stage, method='synthesize', mutable=['intermediates'],
-          capture_intermediates=lambda module, _: module.name == 'affine' and module.path[-2] != 'torgb')
+        variables,
+        jnp.asarray(ws),
+        'none',
+        stage,
+        method='synthesize',
+        mutable=['intermediates'],
+        capture_intermediates=lambda module, _: (
+          module.name == 'affine' and module.path[-2] != 'torgb'
+        ),
+      )
     return jnp.concatenate(jax.tree.leaves(kept['intermediates']), 1)
+
   return jax.jit(found)

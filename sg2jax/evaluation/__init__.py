@@ -1,1 +1,3 @@
-"""Metrics of a trained generator: what each name stands for, features of reals and fakes, and what follows from them."""
+"""Metrics of a trained generator: what each name stands for, features of reals and fakes, and what
+follows from them.
+"""

@@ -1,4 +1,7 @@
-"""From a trained generator and a data set to the values of metrics, each with what it is. `measure` is the entry."""
+"""From a trained generator and a data set to the values of metrics, each with what it is. `measure`
+is the entry.
+"""
+
 from collections.abc import Callable
 import contextlib
 from functools import partial
@@ -27,9 +30,12 @@ FAKES = 'which fakes were drawn'
 
 
 class Setting(NamedTuple):
-  """What is measured, and how. batch: images at once, over all devices, 0: what suits their size; holdout: a Source of reals
-  that weren't trained on, or None; explicit: {name: path of weights}; out: folder of results, and of passes over fakes until
-  all is measured; stop: true after a signal."""
+  """What is measured, and how. batch: images at once, over all devices, 0: what suits their size;
+  holdout: a Source of reals that weren't trained on, or None; explicit: {name: path of weights};
+  out: folder of results, and of passes over fakes until all is measured; stop: true after a
+  signal.
+  """
+
   trained: Trained
   source: Any
   mesh: Any
@@ -47,7 +53,10 @@ class Setting(NamedTuple):
 
 
 class Found(NamedTuple):
-  """values and intervals: {name: float}, {name: (low, high)}; covers: what the intervals are about; reals, fakes: images."""
+  """values and intervals: {name: float}, {name: (low, high)}; covers: what the intervals are about;
+  reals, fakes: images.
+  """
+
   values: dict
   intervals: dict
   covers: str
@@ -67,7 +76,9 @@ def check(protocols, explicit):
 def unfit(p, shape):
   """Why a protocol can't be measured on images of `shape`, '' if it can."""
   height, width = shape[:2]
-  shrunk = {'small': detectors.SWD_SIDE, 'pixels': detectors.PIXELS}.get(p.detector, max(height, width))
+  shrunk = {'small': detectors.SWD_SIDE, 'pixels': detectors.PIXELS}.get(
+    p.detector, max(height, width)
+  )
   factor = -(-max(height, width) // shrunk)
   least = {'ppl': LPIPS_SIDE * (1 + p.crop), 'swd': PATCH}.get(p.kind, 1)
   if min(height, width) // factor >= least:
@@ -77,10 +88,14 @@ def unfit(p, shape):
 
 
 def load(protocols, source, explicit):
-  """{name: Detector} of all that these metrics need. Raises WeightsError, UsageError, DatasetError if that can't be."""
+  """{name: Detector} of all that these metrics need. Raises WeightsError, UsageError, DatasetError
+  if that can't be.
+  """
   for p in protocols:
     if len(source) < LEAST.get(p.kind, 1):
-      raise DatasetError(f'{source.place}: {len(source)} images, and {p.name} needs {LEAST[p.kind]} or more')
+      raise DatasetError(
+        f'{source.place}: {len(source)} images, and {p.name} needs {LEAST[p.kind]} or more'
+      )
     if reason := unfit(p, source.shape):
       raise UsageError(reason)
   loaded, shape = {}, source.shape
@@ -94,16 +109,20 @@ def load(protocols, source, explicit):
 
 
 def measure(protocols, setting):
-  """Measures one metric after the other, and yields for each the dict that it also writes as <out>/<metric>.json.
+  """Measures one metric after the other, and yields for each the dict that it also writes as
+  <out>/<metric>.json.
 
-  A metric whose file is there, of the same generator, data, weights and seed, is not measured again. Processes but the first
-  take part, and yield nothing. Raises: WeightsError, UsageError, DatasetError, WriteError; passes.Stopped after a signal: the
-  same call goes on from there.
+  A metric whose file is there, of the same generator, data, weights and seed, is not measured
+  again. Processes but the first take part, and yield nothing. Raises: WeightsError, UsageError,
+  DatasetError, WriteError; passes.Stopped after a signal: the same call goes on from there.
   """
   if any(p.kind == 'ppl' for p in protocols) and setting.trained.grows:
     raise UsageError('ppl needs a network that has grown to its full size; this one has not')
   if setting.holdout and setting.holdout.hash == setting.source.hash:
-    raise UsageError(f'--holdout: {setting.holdout.place} is the data set itself; give images that were not trained on')
+    raise UsageError(
+      f'--holdout: {setting.holdout.place} is the data set itself; give images that were not '
+      'trained on'
+    )
   with contextlib.ExitStack() as held:
     room = Room(setting, load(protocols, setting.source, setting.explicit), protocols, held)
     for protocol in protocols:
@@ -114,10 +133,18 @@ def measure(protocols, setting):
 
 
 class Room:
-  """The passes of one `measure`, shared between its metrics; those over fakes are held until the end."""
+  """The passes of one `measure`, shared between its metrics; those over fakes are held until the
+  end.
+  """
 
   def __init__(self, setting, loaded, protocols, held=None):
-    self.s, self.detectors, self.kept, self.held, self.partial = setting, loaded, {}, held, setting.out / 'partial'
+    self.s, self.detectors, self.kept, self.held, self.partial = (
+      setting,
+      loaded,
+      {},
+      held,
+      setting.out / 'partial',
+    )
     self._wanted = {}  # count: detectors that look at so many fakes
     for p in protocols:
       if p.kind != 'ppl':
@@ -129,7 +156,12 @@ class Room:
 
   def result(self, p):
     """Yields the result of a protocol, measured or read."""
-    detector, path, old, start = self.detectors[p.detector], self.s.out / f'{p.name}.json', {}, time.monotonic()
+    detector, path, old, start = (
+      self.detectors[p.detector],
+      self.s.out / f'{p.name}.json',
+      {},
+      time.monotonic(),
+    )
     about = self.about(p, detector)
     with contextlib.suppress(OSError, ValueError):
       old = json.loads(path.read_text())
@@ -140,11 +172,21 @@ class Room:
     found = KINDS[p.kind](self, p, detector)
     if jax.process_index():
       return
-    document = {'metric': p.name, 'run': str(self.s.trained.workdir.absolute()), 'values': found.values,
-                'intervals_95': found.intervals, 'intervals_cover': found.covers, 'fakes': found.fakes,
-                'reals': found.reals, **about, **found.notes,
-                'seconds': round(time.monotonic() - start, 1), 'device': jax.devices()[0].device_kind,
-                'devices': self.s.mesh.size, 'sg2jax': __version__}
+    document = {
+      'metric': p.name,
+      'run': str(self.s.trained.workdir.absolute()),
+      'values': found.values,
+      'intervals_95': found.intervals,
+      'intervals_cover': found.covers,
+      'fakes': found.fakes,
+      'reals': found.reals,
+      **about,
+      **found.notes,
+      'seconds': round(time.monotonic() - start, 1),
+      'device': jax.devices()[0].device_kind,
+      'devices': self.s.mesh.size,
+      'sg2jax': __version__,
+    }
     if found.picture:
       report.write_atomic(path.with_suffix('.png'), found.picture())
     report.write_atomic(path, json.dumps(document, indent=1) + '\n')
@@ -153,30 +195,55 @@ class Room:
   def about(self, p, detector):
     """All that a result depends on, as JSON values."""
     s = self.s
-    describe = lambda source: {'name': source.name, 'sha256': source.hash, 'images': len(source), 'shape': list(source.shape),
-                               'resize_filter': source.resize_filter}
-    return {'format': passes.FORMAT, 'data': describe(s.source) | {'mirrored': mirrored(s, p)},
-            'holdout': s.holdout and describe(s.holdout),
-            'detector': {'name': detector.name, 'sha256': detector.hash, 'standard': detector.known, 'resize': detector.resize},
-            'checkpoint': {'step': s.trained.step, 'nimg': s.trained.nimg,
-                           'sha256': s.trained.hash(), 'weights': 'moving average', **s.trained.growing}, 'seed': s.seed}
+    describe = lambda source: {
+      'name': source.name,
+      'sha256': source.hash,
+      'images': len(source),
+      'shape': list(source.shape),
+      'resize_filter': source.resize_filter,
+    }
+    return {
+      'format': passes.FORMAT,
+      'data': describe(s.source) | {'mirrored': mirrored(s, p)},
+      'holdout': s.holdout and describe(s.holdout),
+      'detector': {
+        'name': detector.name,
+        'sha256': detector.hash,
+        'standard': detector.known,
+        'resize': detector.resize,
+      },
+      'checkpoint': {
+        'step': s.trained.step,
+        'nimg': s.trained.nimg,
+        'sha256': s.trained.hash(),
+        'weights': 'moving average',
+        **s.trained.growing,
+      },
+      'seed': s.seed,
+    }
 
   def fakes(self, p):
     """The pass over the fakes of a protocol, by all detectors that want so many."""
     looking = [self.detectors[name] for name in sorted(self._wanted[self.count(p)])]
     s, label = self.s, f'fakes: {", ".join(d.name for d in looking)}'
-    return self.own(samples.fakes_pass(s.trained, s.source, s.mesh, looking, self.count(p), s.seed), label)
+    return self.own(
+      samples.fakes_pass(s.trained, s.source, s.mesh, looking, self.count(p), s.seed), label
+    )
 
   def own(self, job, label):
     """A pass that is kept only until all is measured."""
     if job.key not in self.kept:
-      self.kept[job.key] = passes.run(job, self.partial, self.s.at_once, self.s.stop, label, self.held)
+      self.kept[job.key] = passes.run(
+        job, self.partial, self.s.at_once, self.s.stop, label, self.held
+      )
     return self.kept[job.key]
 
   def reals(self, p, detector, places, moments=False, source=None):
     """A pass over reals at `places`, kept in the cache."""
     s, training = self.s, None if p.full else (self.s.seed, mirrored(self.s, p))
-    job = samples.reals_pass(source or s.source, s.mesh, detector, OUTPUTS[detector.name], places, moments, training)
+    job = samples.reals_pass(
+      source or s.source, s.mesh, detector, OUTPUTS[detector.name], places, moments, training
+    )
     return passes.run(job, weights.cache() / 'reals', s.at_once, s.stop, f'reals: {detector.name}')
 
   def tick(self):
@@ -200,7 +267,8 @@ def shifted(value, interval):
   return [float(value + x) for x in interval]
 
 
-# ---- one function for each kind: (room, protocol, detector) -> Found, on processes but the first None
+# ---- one function for each kind: (room, protocol, detector) -> Found, on processes but the first N
+
 
 def frechet(room, p, detector):
   """FID, and the distance of pixels by the same formula."""
@@ -211,13 +279,19 @@ def frechet(room, p, detector):
   ddof, real, rows = int(not p.full), reals.moments(output), fakes.rows(output)
   fake = scores.Moments(rows.shape[1])
   for i in range(0, len(rows), scores.CHUNK):
-    fake.add(rows[i:i + scores.CHUNK])
+    fake.add(rows[i : i + scores.CHUNK])
   ends = (real.mean, real.cov(ddof), fake.mean, fake.cov(ddof))
   value = scores.frechet_distance(*ends)
   room.tick()
   influence = scores.frechet_influence(*ends[:3], fake.cov())(rows)
   interval = shifted(value, scores.bootstrap_mean(influence, room.s.seed))
-  return Found({p.name: value}, {p.name: interval}, FAKES + ' (linearised; not the bias of few images)', len(rows), len(places))
+  return Found(
+    {p.name: value},
+    {p.name: interval},
+    FAKES + ' (linearised; not the bias of few images)',
+    len(rows),
+    len(places),
+  )
 
 
 def kernel(room, p, detector):
@@ -237,9 +311,18 @@ def kernel(room, p, detector):
   if of_reals.shape[1] == p.count == len(population):
     intervals, covers = {}, 'nothing: every subset is the whole set'
   else:
-    intervals, covers = {p.name: shifted(value, scores.bootstrap_mean(each, room.s.seed))}, 'the draw of subsets'
-  return Found({p.name: value}, intervals, covers, p.count, len(drawn),
-               notes={'subsets': len(each), 'subset_size': of_reals.shape[1]})
+    intervals, covers = (
+      {p.name: shifted(value, scores.bootstrap_mean(each, room.s.seed))},
+      'the draw of subsets',
+    )
+  return Found(
+    {p.name: value},
+    intervals,
+    covers,
+    p.count,
+    len(drawn),
+    notes={'subsets': len(each), 'subset_size': of_reals.shape[1]},
+  )
 
 
 def inception_score(room, p, _):
@@ -249,8 +332,13 @@ def inception_score(room, p, _):
     return None
   each = scores.inception_scores(fakes.rows('probs'), SPLITS)
   mean = f'{p.name}_mean'
-  return Found({mean: float(each.mean()), f'{p.name}_std': float(each.std())},
-               {mean: shifted(each.mean(), scores.bootstrap_mean(each, room.s.seed))}, f'the {len(each)} splits', p.count, 0)
+  return Found(
+    {mean: float(each.mean()), f'{p.name}_std': float(each.std())},
+    {mean: shifted(each.mean(), scores.bootstrap_mean(each, room.s.seed))},
+    f'the {len(each)} splits',
+    p.count,
+    0,
+  )
 
 
 def precision_recall(room, p, detector):
@@ -261,20 +349,28 @@ def precision_recall(room, p, detector):
     return None
   found = neighbors.precision_recall(reals.rows('fc'), fakes.rows('fc'), K, room.tick)
   inside = {f'{p.name}_precision': found.in_reals, f'{p.name}_recall': found.in_fakes}
-  return Found({k: float(x.mean()) for k, x in inside.items()},
-               {k: shifted(x.mean(), scores.bootstrap_mean(x, room.s.seed)) for k, x in inside.items()},
-               'which images of one set are compared with the other', p.count, len(places))
+  return Found(
+    {k: float(x.mean()) for k, x in inside.items()},
+    {k: shifted(x.mean(), scores.bootstrap_mean(x, room.s.seed)) for k, x in inside.items()},
+    'which images of one set are compared with the other',
+    p.count,
+    len(places),
+  )
 
 
 def path_length(room, p, distance):
   """PPL; 'fakes' are pairs of latents."""
   s = room.s
-  done = room.own(samples.ppl_pass(s.trained, s.source, s.mesh, distance, p, s.seed), f'pairs: {p.name}')
+  done = room.own(
+    samples.ppl_pass(s.trained, s.source, s.mesh, distance, p, s.seed), f'pairs: {p.name}'
+  )
   if done is None:
     return None
   each = ppl.trimmed(done.rows('ppl'))
   interval = shifted(each.mean(), scores.bootstrap_mean(each, s.seed))
-  return Found({p.name: float(each.mean())}, {p.name: interval}, 'which pairs were drawn', p.count, 0)
+  return Found(
+    {p.name: float(each.mean())}, {p.name: interval}, 'which pairs were drawn', p.count, 0
+  )
 
 
 def sliced_wasserstein(room, p, detector):
@@ -284,16 +380,28 @@ def sliced_wasserstein(room, p, detector):
   if fakes is None:
     return None
   x, y = reals.rows('small'), fakes.rows('small')
+
   def distance(part):
     found = swd(x[part], y[part], room.s.seed, room.s.stop)
     room.tick()  # stopped, it returns nothing
     return found
+
   levels = distance(slice(None))
   groups = min(GROUPS, count)
   each = [distance(slice(i, None, groups))['mean'] for i in range(groups)]
-  interval = {p.name: shifted(levels['mean'], scores.bootstrap_mean(each, room.s.seed))} if groups > 1 else {}
-  return Found({p.name: levels['mean']}, interval, f'both sets, by {groups} disjoint subsets', count, count,
-               notes={'levels': levels})
+  interval = (
+    {p.name: shifted(levels['mean'], scores.bootstrap_mean(each, room.s.seed))}
+    if groups > 1
+    else {}
+  )
+  return Found(
+    {p.name: levels['mean']},
+    interval,
+    f'both sets, by {groups} disjoint subsets',
+    count,
+    count,
+    notes={'levels': levels},
+  )
 
 
 def separability(room, p, _):
@@ -304,36 +412,60 @@ def separability(room, p, _):
   sure = 1 / (1 + np.exp(-fakes.rows('attributes').astype(np.float64)))
   found = {space: linear_separability(fakes.rows(space), sure) for space in 'zw'}
   each = {f'{p.name}_{space}': entropies for space, (_, entropies) in found.items()}
-  return Found({f'{p.name}_{space}': value for space, (value, _) in found.items()}, {
-      name: [float(np.exp(len(e) * x)) for x in shifted(e.mean(), scores.bootstrap_mean(e, room.s.seed))]
-      for name, e in each.items()}, 'the choice of attributes', p.count, 0, notes={
-          'entropies': {name: e.tolist() for name, e in each.items()}})
+  return Found(
+    {f'{p.name}_{space}': value for space, (value, _) in found.items()},
+    {
+      name: [
+        float(np.exp(len(e) * x)) for x in shifted(e.mean(), scores.bootstrap_mean(e, room.s.seed))
+      ]
+      for name, e in each.items()
+    },
+    'the choice of attributes',
+    p.count,
+    0,
+    notes={'entropies': {name: e.tolist() for name, e in each.items()}},
+  )
 
 
 def nearest_reals(room, p, detector):
   """Are fakes closer to reals than other reals are? The closest of them as a picture."""
   s, output, places = room.s, OUTPUTS[detector.name], room.places(p)
   reals, fakes = room.reals(p, detector, places), room.fakes(p)
-  others = room.reals(p, detector, np.arange(len(s.holdout)), source=s.holdout) if s.holdout else None
+  others = (
+    room.reals(p, detector, np.arange(len(s.holdout)), source=s.holdout) if s.holdout else None
+  )
   closest = np.zeros(SHOWN, np.int64)
   if fakes is not None:
     base = reals.rows(output)
     distance, index = neighbors.nearest(fakes.rows(output), base, tick=room.tick)
-    held, _ = neighbors.nearest(others.rows(output) if others else base, base, not others, room.tick)
+    held, _ = neighbors.nearest(
+      others.rows(output) if others else base, base, not others, room.tick
+    )
     closest = np.resize(np.argsort(distance, kind='stable')[:SHOWN], SHOWN)
   images = samples.fake_images(s.trained, s.source, s.mesh, s.seed, passes.agree(closest))
   if fakes is None:
     return None
-  farther = np.mean([np.searchsorted(np.sort(held), distance, side) for side in ('left', 'right')], 0) / len(held)
+  farther = np.mean(
+    [np.searchsorted(np.sort(held), distance, side) for side in ('left', 'right')], 0
+  ) / len(held)
   name = f'{p.name}_farther'
   values = {name: float(farther.mean()), f'{p.name}_z': neighbors.copying(distance, held)}
-  return Found(values, {name: shifted(values[name], scores.bootstrap_mean(farther, s.seed))}, FAKES, p.count, len(places),
-               lambda: pairs(images, np.stack([s.source[int(places[i])]['image'] for i in index[closest]])),
-               {'held_out': 'holdout' if others else 'each real in turn, out of the others',
-                'held_out_at_distance_0': int((held == 0).sum()),
-                'median_distance': {'fakes': float(np.median(distance)), 'held_out': float(np.median(held))},
-                'picture': f'{SHOWN} closest: fake, and right of it its nearest real', 'closest_fakes': closest.tolist(),
-                'their_reals': places[index[closest]].tolist()})
+  return Found(
+    values,
+    {name: shifted(values[name], scores.bootstrap_mean(farther, s.seed))},
+    FAKES,
+    p.count,
+    len(places),
+    lambda: pairs(images, np.stack([s.source[int(places[i])]['image'] for i in index[closest]])),
+    {
+      'held_out': 'holdout' if others else 'each real in turn, out of the others',
+      'held_out_at_distance_0': int((held == 0).sum()),
+      'median_distance': {'fakes': float(np.median(distance)), 'held_out': float(np.median(held))},
+      'picture': f'{SHOWN} closest: fake, and right of it its nearest real',
+      'closest_fakes': closest.tolist(),
+      'their_reals': places[index[closest]].tolist(),
+    },
+  )
 
 
 SHOWN = 32  # pairs in the picture
@@ -345,8 +477,18 @@ def pairs(fakes, reals):
   return report.png(report.readable_grid(both, cols=8))
 
 
-KINDS = {'fid': frechet, 'pixelfd': frechet, 'kid': kernel, 'is': inception_score, 'pr': precision_recall, 'ppl': path_length,
-         'swd': sliced_wasserstein, 'nn': nearest_reals, 'pixelnn': nearest_reals, 'ls': separability}
+KINDS = {
+  'fid': frechet,
+  'pixelfd': frechet,
+  'kid': kernel,
+  'is': inception_score,
+  'pr': precision_recall,
+  'ppl': path_length,
+  'swd': sliced_wasserstein,
+  'nn': nearest_reals,
+  'pixelnn': nearest_reals,
+  'ls': separability,
+}
 
 
 def table(document):
@@ -356,6 +498,6 @@ def table(document):
     low_high = document['intervals_95'].get(name)
     text = f'  [{low_high[0]:.4g}, {low_high[1]:.4g}]' if low_high else ''
     text += '' if document['detector']['standard'] else '  (not the standard weights)'
-    lines.append(f'{name:<26}{value:>12.5g}{text}{"  (measured before)" * document.get("measured_before", False)}')
+    text += '  (measured before)' if document.get('measured_before', False) else ''
+    lines.append(f'{name:<26}{value:>12.5g}{text}')
   return lines
-

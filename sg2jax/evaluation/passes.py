@@ -1,11 +1,16 @@
-"""Passes over images: what a detector makes of many reals or fakes, on disk, resumable, and sealed when it is whole.
+"""Passes over images: what a detector makes of many reals or fakes, on disk, resumable, and sealed
+when it is whole.
 
-A pass is a folder `<root>/<key>`, the key a hash of all that it depends on: content of the data set or weights of the
-generator, weights of the detector, which images, the seed. So nothing is ever found by a directory's name. It holds
-  <output>.npy    features, one row an image, written as they come        state.npz    how far it is, and running sums
-  about.json      what it is, and the SHA-256 of its files: written last, so a pass with it is whole, or was damaged later
-A folder that isn't what it says is set aside with a warning and made anew. Of several processes all compute, one writes.
+A pass is a folder `<root>/<key>`, the key a hash of all that it depends on: content of the data set
+or weights of the generator, weights of the detector, which images, the seed. So nothing is ever
+found by a directory's name. It holds
+  <output>.npy    features, one row an image, written as they come        state.npz    how far it
+  is, and running sums about.json      what it is, and the SHA-256 of its files: written last, so a
+  pass with it is whole, or was damaged later
+A folder that isn't what it says is set aside with a warning and made anew. Of several processes all
+compute, one writes.
 """
+
 from collections.abc import Callable
 import contextlib
 import errno
@@ -27,9 +32,10 @@ import tqdm
 from sg2jax import locks, report
 from sg2jax.metrics.scores import Moments
 
-FORMAT = 2  # of what is computed, too: 2 is in full precision on every platform, with keys of its own
+# of what is computed, too: 2 is in full precision on every platform, with keys of its own
+FORMAT = 2
 SAVE_SECONDS = 20
-_ZEROS = bytes(2 ** 20)
+_ZEROS = bytes(2**20)
 
 
 class Stopped(Exception):
@@ -39,9 +45,11 @@ class Stopped(Exception):
 class Pass(NamedTuple):
   """What is to be computed of `total` images.
 
-  about: all that the result depends on, JSON values; compute: (first, n, size) -> {output: array [n,...]}, called in order by
-  every process, size >= n being the same each time; moments: the outputs of which only mean and covariance are kept.
+  about: all that the result depends on, JSON values; compute: (first, n, size) -> {output: array
+  [n,...]}, called in order by every process, size >= n being the same each time; moments: the
+  outputs of which only mean and covariance are kept.
   """
+
   about: dict
   total: int
   compute: Callable
@@ -50,11 +58,15 @@ class Pass(NamedTuple):
   @property
   def key(self):
     """Name of its folder."""
-    return hashlib.sha256(json.dumps([FORMAT, self.about], sort_keys=True).encode()).hexdigest()[:32]
+    return hashlib.sha256(json.dumps([FORMAT, self.about], sort_keys=True).encode()).hexdigest()[
+      :32
+    ]
 
 
 class Result:
-  """A whole pass. rows(output): features [total,...], a read-only memory map; moments(output): a scores.Moments."""
+  """A whole pass. rows(output): features [total,...], a read-only memory map; moments(output): a
+  scores.Moments.
+  """
 
   def __init__(self, folder):
     self._folder = folder
@@ -69,10 +81,13 @@ class Result:
 
 
 def run(job, root, batch, stop=(), label='', held=None):
-  """The Result of a Pass, from `root` if it is there, or else computed, going on where an earlier process was stopped.
+  """The Result of a Pass, from `root` if it is there, or else computed, going on where an earlier
+  process was stopped.
 
-  batch: images at once, over all devices; the result doesn't depend on it but for float32 rounding; stop: true after a signal;
-  label: of the progress bar; held: an ExitStack that goes on holding the pass. Processes but the first return None.
+  batch: images at once, over all devices; the result doesn't depend on it but for float32 rounding;
+  stop: true after a signal;
+  label: of the progress bar; held: an ExitStack that goes on holding the pass. Processes but the
+  first return None.
 
   Raises: Stopped; WriteError.
   """
@@ -88,9 +103,26 @@ def run(job, root, batch, stop=(), label='', held=None):
       done = keeper.done if keeper else job.total
     done, whole = map(int, agree((done, whole)))
     if not whole:
-      every = {} if sys.stderr.isatty() else {'delay': 60, 'mininterval': 60}  # seconds, in a log file
-      _fill(job, keeper, batch, stop, done, stack.enter_context(tqdm.tqdm(
-          total=job.total, initial=done, desc=label, unit='img', disable=not writes, leave=False, **every)))
+      # seconds, in a log file
+      every = {} if sys.stderr.isatty() else {'delay': 60, 'mininterval': 60}
+      _fill(
+        job,
+        keeper,
+        batch,
+        stop,
+        done,
+        stack.enter_context(
+          tqdm.tqdm(
+            total=job.total,
+            initial=done,
+            desc=label,
+            unit='img',
+            disable=not writes,
+            leave=False,
+            **every,
+          )
+        ),
+      )
   return Result(folder) if writes else None
 
 
@@ -109,10 +141,14 @@ def agree(values):
 
 
 def heard(stop):
-  """Whether a signal had come to any process, the same answer on all of them; then all have it in `stop`."""
+  """Whether a signal had come to any process, the same answer on all of them; then all have it in
+  `stop`.
+  """
   if jax.process_count() == 1:
     return bool(stop)
-  number = int(multihost_utils.process_allgather(np.int32(getattr(stop, 'signal', None) or 0)).max())
+  number = int(
+    multihost_utils.process_allgather(np.int32(getattr(stop, 'signal', None) or 0)).max()
+  )
   if number and not stop:
     stop.signal = number
   return bool(number)
@@ -123,7 +159,9 @@ def _fill(job, keeper, batch, stop, done, bar):
   saved, waiting, batch = time.monotonic(), None, min(batch, job.total)
   for first in [*range(done, job.total, batch), None]:
     stopped = heard(stop)
-    coming = None if first is None or stopped else job.compute(first, min(batch, job.total - first), batch)
+    coming = (
+      None if first is None or stopped else job.compute(first, min(batch, job.total - first), batch)
+    )
     if waiting is not None:
       jax.block_until_ready(waiting)  # a process that left before would take its part of it with it
       bar.update(keeper.add(waiting) if keeper else 0)
@@ -157,16 +195,21 @@ class _Keeper:
         with report.writing(path):
           if not self.done:
             new = np.lib.format.open_memmap(path, 'w+', x.dtype, shape)
-            with open(path, 'r+b') as f:  # room for all of it: a map that finds none kills the process
+            # room for all of it: a map that finds none kills the process
+            with open(path, 'r+b') as f:
               _reserve(f, new.offset, new.offset + new.nbytes)
           self._files[name] = np.lib.format.open_memmap(path, 'r+')
-      self._files[name][self.done:self.done + len(x)] = x
+      self._files[name][self.done : self.done + len(x)] = x
     self.done += len(x)
     return len(x)
 
   def save(self):
     """Everything up to here is on disk after it."""
-    sums = {f'{name}/{field}': x for name, moments in self._moments.items() for field, x in moments.state().items()}
+    sums = {
+      f'{name}/{field}': x
+      for name, moments in self._moments.items()
+      for field, x in moments.state().items()
+    }
     new = self._folder / '.state.npz'
     with report.writing(self._folder):
       for file in self._files.values():
@@ -178,12 +221,16 @@ class _Keeper:
     """Says what the folder holds."""
     self._files.clear()
     files = {p.name: _sha256(p) for p in sorted(self._folder.glob('[!.]*.np?'))}
-    report.write_atomic(self._folder / 'about.json', json.dumps(
-        {'format': FORMAT, 'about': self._job.about, 'files': files}, indent=1))
+    report.write_atomic(
+      self._folder / 'about.json',
+      json.dumps({'format': FORMAT, 'about': self._job.about, 'files': files}, indent=1),
+    )
 
 
 def _state(folder):
-  """(images done, {output: state of its Moments}) of a pass that was begun; (0, {}) of one that wasn't."""
+  """(images done, {output: state of its Moments}) of a pass that was begun; (0, {}) of one that
+  wasn't.
+  """
   if not (folder / 'state.npz').exists():
     return 0, {}
   sums = {}
@@ -214,12 +261,16 @@ def _check(folder, about):
     aside = folder.with_name(f'{folder.name}.damaged-{time.time_ns()}')
     folder.rename(aside)
     folder.mkdir()
-    logging.warning('%s: %s; set aside as %s and computed anew', folder, str(e) or type(e).__name__, aside.name)
+    logging.warning(
+      '%s: %s; set aside as %s and computed anew', folder, str(e) or type(e).__name__, aside.name
+    )
 
 
 @contextlib.contextmanager
 def _locked(folder, stop):
-  """Makes the folder and holds it; another process on it is waited for until `stop` is true: then Stopped is raised."""
+  """Makes the folder and holds it; another process on it is waited for until `stop` is true: then
+  Stopped is raised.
+  """
   path, said = folder.with_name(folder.name + '.lock'), False
   while True:
     try:
@@ -241,17 +292,20 @@ def _locked(folder, stop):
 
 
 def _reserve(f, first, end):
-  """Makes sure that a file of `end` bytes, zeros from `first` on, has its room on disk. Raises OSError if there is none."""
+  """Makes sure that a file of `end` bytes, zeros from `first` on, has its room on disk. Raises
+  OSError if there is none.
+  """
   if hasattr(os, 'posix_fallocate'):  # macOS hasn't
     try:
       os.posix_fallocate(f.fileno(), 0, end)
       return
     except OSError as e:
-      if e.errno not in (errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS):  # the file system can't, which isn't a full disk
+      # the file system can't, which isn't a full disk
+      if e.errno not in (errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS):
         raise
   f.seek(first)
   for i in range(first, end, len(_ZEROS)):
-    f.write(_ZEROS[:end - i])
+    f.write(_ZEROS[: end - i])
   f.flush()
   os.fsync(f.fileno())  # some file systems find out only then
 

@@ -1,4 +1,7 @@
-"""Which images a metric sees: reals by their place in the data set, fakes by their number, the same whatever the batch."""
+"""Which images a metric sees: reals by their place in the data set, fakes by their number, the same
+whatever the batch.
+"""
+
 from concurrent import futures
 import functools
 from functools import partial
@@ -22,12 +25,15 @@ PAIRS = 4  # path lengths that are computed at once, at most
 
 
 def _pairs(shape):
-  """Path lengths of images of `shape` that are computed at once, whatever the batch: they feel the last bits of float32."""
+  """Path lengths of images of `shape` that are computed at once, whatever the batch: they feel the
+  last bits of float32.
+  """
   return min(PAIRS, max(1, images_at_once(shape) // 2))
 
 
 def _share(mesh, first, n, size, group=1):
-  """Numbers of n images, repeated up to `size` or whole groups on every device, and of these the ones of this process.
+  """Numbers of n images, repeated up to `size` or whole groups on every device, and of these the
+  ones of this process.
 
   So the last batch is as large as the others, and is not compiled for itself.
   """
@@ -37,17 +43,24 @@ def _share(mesh, first, n, size, group=1):
 
 
 def _look(mesh, step, *constant):
-  """(n, batch of the host) -> {output: [n,...]}, by a step of `sharding.jit_each` that takes (*constant, batch)."""
+  """(n, batch of the host) -> {output: [n,...]}, by a step of `sharding.jit_each` that takes
+  (*constant, batch).
+  """
   constant = jax.device_put(constant, sharding.replicated(mesh))
-  return lambda n, batch: {name: x[:n] for name, x in step(*constant, sharding.to_global(mesh, batch)).items()}
+  return lambda n, batch: {
+    name: x[:n] for name, x in step(*constant, sharding.to_global(mesh, batch)).items()
+  }
 
 
 # The steps are compiled once for equal arguments: training measures again and again.
 
 # ---- reals
 
+
 def order(source, count, seed):
-  """Places in the data set: all, or if there are more than `count` a random subset, ascending. int [<=count]."""
+  """Places in the data set: all, or if there are more than `count` a random subset, ascending. int
+  [<=count].
+  """
   if count is None or len(source) <= count:
     return np.arange(len(source))
   return np.sort(np.random.default_rng([seed, 2]).permutation(len(source))[:count])
@@ -58,16 +71,28 @@ def _reals_step(mesh, apply, output):
   def step(params, batch):
     with jax.default_matmul_precision('highest'):  # as the fakes
       return {output: apply(params, batch['image'])[output]}
+
   return sharding.jit_each(step, mesh, 1)
 
 
 def reals_pass(source, mesh, detector, output, places, moments=False, training=None):
-  """The Pass of an output of a detector over reals at `places`: in the data set, or in the order of training=(seed, mirror)."""
+  """The Pass of an output of a detector over reals at `places`: in the data set, or in the order of
+  training=(seed, mirror).
+  """
   samples = data.stream(source, seed=training[0], mirror=training[1]) if training else source
   digest = hashlib.sha256(np.asarray(places, np.int64).tobytes()).hexdigest()
-  about = {'images': 'reals', 'data': source.hash, 'shape': list(source.shape), 'count': len(places), 'places': digest,
-           'training': training and {'seed': training[0], 'mirror': training[1]}, 'detector': [detector.name, detector.hash],
-           'resize': detector.resize, 'output': output, 'moments': moments}
+  about = {
+    'images': 'reals',
+    'data': source.hash,
+    'shape': list(source.shape),
+    'count': len(places),
+    'places': digest,
+    'training': training and {'seed': training[0], 'mirror': training[1]},
+    'detector': [detector.name, detector.hash],
+    'resize': detector.resize,
+    'output': output,
+    'moments': moments,
+  }
   look = _look(mesh, _reals_step(mesh, detector.apply, output), detector.params)
   pool = futures.ThreadPoolExecutor(min(16, os.cpu_count() or 1))
 
@@ -75,13 +100,16 @@ def reals_pass(source, mesh, detector, output, places, moments=False, training=N
     numbers = _share(mesh, first, n, size)
     images = list(pool.map(lambda i: samples[int(places[i])]['image'], numbers))
     return look(n, {'image': np.stack(images)[None]})
+
   return Pass(about, len(places), compute, (output,) if moments else ())
 
 
 # ---- fakes
 
+
 def latents(trained, source, seed, numbers, kind=0):
-  """What fakes are made of, by their numbers [n]: z and z1 [1,n,z_dim], t in [0,1) [1,n], label [1,n,c_dim], and number [1,n].
+  """What fakes are made of, by their numbers [n]: z and z1 [1,n,z_dim], t in [0,1) [1,n], label
+  [1,n,c_dim], and number [1,n].
 
   Labels are those of random images of the data set, as in NVIDIA's metrics. kind: of the sequence.
   """
@@ -99,29 +127,56 @@ def latents(trained, source, seed, numbers, kind=0):
 @functools.lru_cache
 def _fakes_step(mesh, generator, growing, seed, looks):
   """looks: (name, apply) of detectors; none: the images themselves."""
+
   def step(variables, params, batch):
     noise = draw_noise(variables['noise'], _keys(seed, batch['number']))
     with jax.default_matmul_precision('highest'):  # in TF32 the batch would show
-      found, images = {}, to_uint8(generator.apply({'params': variables['params'], 'noise': noise}, batch['z'], batch['label'],
-                                                   noise_mode='const', **dict(growing)))
+      found, images = (
+        {},
+        to_uint8(
+          generator.apply(
+            {'params': variables['params'], 'noise': noise},
+            batch['z'],
+            batch['label'],
+            noise_mode='const',
+            **dict(growing),
+          )
+        ),
+      )
       if 'attributes' in dict(looks):
-        found = {'z': batch['z'], 'w': generator.apply(variables, batch['z'], batch['label'], method='map')}
+        found = {
+          'z': batch['z'],
+          'w': generator.apply(variables, batch['z'], batch['label'], method='map'),
+        }
       for name, apply in looks:
         found |= apply(params[name], images)
     return found if looks else {'image': images}
+
   return sharding.jit_each(step, mesh, 2)
 
 
 def _fakes_look(trained, mesh, seed, detectors):
-  step = _fakes_step(mesh, trained.generator, tuple(trained.growing.items()), seed, tuple((d.name, d.apply) for d in detectors))
+  step = _fakes_step(
+    mesh,
+    trained.generator,
+    tuple(trained.growing.items()),
+    seed,
+    tuple((d.name, d.apply) for d in detectors),
+  )
   return _look(mesh, step, trained.variables, {d.name: d.params for d in detectors})
 
 
 def fakes_pass(trained: Trained, source, mesh, detectors, count, seed):
-  """The Pass of detectors over `count` fakes: no truncation, noise of its own for each; with 'attributes' z and w are kept."""
+  """The Pass of detectors over `count` fakes: no truncation, noise of its own for each; with
+  'attributes' z and w are kept.
+  """
   look = _fakes_look(trained, mesh, seed, detectors)
-  compute = lambda first, n, size: look(n, latents(trained, source, seed, _share(mesh, first, n, size)))
-  about = _fakes(trained, source, count, seed) | {'detectors': sorted([d.name, d.hash, d.resize] for d in detectors)}
+  compute = lambda first, n, size: look(
+    n, latents(trained, source, seed, _share(mesh, first, n, size))
+  )
+  about = _fakes(trained, source, count, seed) | {
+    'detectors': sorted([d.name, d.hash, d.resize] for d in detectors)
+  }
   return Pass(about, count, compute)
 
 
@@ -135,14 +190,27 @@ def fake_images(trained: Trained, source, mesh, seed, numbers):
 @functools.lru_cache
 def _ppl_step(mesh, generator, distance, protocol, seed):
   pairs = _pairs(generator.synthesis.resolution)
+
   def step(variables, params, batch):
     def group(part):
       t = part['t'] if protocol.sampling == 'full' else jnp.zeros_like(part['t'])
-      return ppl.distances(generator, partial(distance, params), protocol.space, variables, part['z'], part['z1'], t,
-                           part['label'], _keys(seed, part['number']), protocol.crop)
+      return ppl.distances(
+        generator,
+        partial(distance, params),
+        protocol.space,
+        variables,
+        part['z'],
+        part['z1'],
+        t,
+        part['label'],
+        _keys(seed, part['number']),
+        protocol.crop,
+      )
+
     with jax.default_matmul_precision('highest'):
       groups = {name: x.reshape(-1, pairs, *x.shape[1:]) for name, x in batch.items()}
       return {'ppl': jax.lax.map(group, groups).ravel()}
+
   return sharding.jit_each(step, mesh, 2)
 
 
@@ -153,14 +221,24 @@ def ppl_pass(trained: Trained, source, mesh, distance, protocol, seed):
   step = _ppl_step(mesh, networks(config, config.c_dim)[0], distance.apply, protocol, seed)
   look = _look(mesh, step, trained.variables, distance.params)
   pairs = _pairs(trained.generator.synthesis.resolution)
-  compute = lambda first, n, size: look(n, latents(trained, source, seed, _share(mesh, first, n, size, pairs), kind=1))
-  about = _fakes(trained, source, protocol.count, seed) | {'ppl': list(protocol[4:]), 'distance': distance.hash}
+  compute = lambda first, n, size: look(
+    n, latents(trained, source, seed, _share(mesh, first, n, size, pairs), kind=1)
+  )
+  about = _fakes(trained, source, protocol.count, seed) | {
+    'ppl': list(protocol[4:]),
+    'distance': distance.hash,
+  }
   return Pass(about, protocol.count, compute)
 
 
 def _fakes(trained, source, count, seed):
-  return {'images': 'fakes', 'generator': trained.hash(), 'count': count, 'seed': seed,
-          'labels': source.hash if trained.config.c_dim else None}
+  return {
+    'images': 'fakes',
+    'generator': trained.hash(),
+    'count': count,
+    'seed': seed,
+    'labels': source.hash if trained.config.c_dim else None,
+  }
 
 
 def _keys(seed, numbers):

@@ -1,8 +1,9 @@
 """Files of PyTorch (.pt, .pth), without torch: the pickle is read by `pickle_reader`, never run.
 
-Both formats of torch.save: the zip file of 1.6 and later, and the one before, a row of pickles followed by the storages,
-also as written under Python 2. What makes a tensor is known by name; anything else is refused, among it
-`torch.storage._load_from_bytes`, which hides a second file in a pickle (see `network_file`, which reads that one as well).
+Both formats of torch.save: the zip file of 1.6 and later, and the one before, a row of pickles
+followed by the storages, also as written under Python 2. What makes a tensor is known by name;
+anything else is refused, among it `torch.storage._load_from_bytes`, which hides a second file in a
+pickle (see `network_file`, which reads that one as well).
 """
 
 from collections.abc import Callable, Container
@@ -19,29 +20,46 @@ from sg2jax.interop import foreign, pickle_reader
 from sg2jax.interop.pickle_reader import Call, Global, Persistent, describe
 
 STORAGES = {
-    'FloatStorage': np.float32, 'DoubleStorage': np.float64, 'HalfStorage': np.float16, 'BFloat16Storage': ml_dtypes.bfloat16,
-    'LongStorage': np.int64, 'IntStorage': np.int32, 'ShortStorage': np.int16, 'CharStorage': np.int8,
-    'ByteStorage': np.uint8, 'BoolStorage': np.bool_}  # of modules torch and torch.cuda
-MAGIC, PROTOCOL = 0x1950a86a20f9469cfc6c, 1001  # of the older format
+  'FloatStorage': np.float32,
+  'DoubleStorage': np.float64,
+  'HalfStorage': np.float16,
+  'BFloat16Storage': ml_dtypes.bfloat16,
+  'LongStorage': np.int64,
+  'IntStorage': np.int32,
+  'ShortStorage': np.int16,
+  'CharStorage': np.int8,
+  'ByteStorage': np.uint8,
+  'BoolStorage': np.bool_,
+}  # of modules torch and torch.cuda
+MAGIC, PROTOCOL = 0x1950A86A20F9469CFC6C, 1001  # of the older format
 MAX_DIMS = 32
 _DICT = Global('collections', 'OrderedDict')
 _SIZE = Global('torch', 'Size')
 _PARAMETER = Global('torch._utils', '_rebuild_parameter')
-_TENSORS = {Global('torch._utils', '_rebuild_tensor'): (4,),  # number of arguments; the older one until torch 0.3
-            Global('torch._utils', '_rebuild_tensor_v2'): (6, 7)}
-NAMES = {_DICT, _SIZE, _PARAMETER, *_TENSORS,
-         *(Global(module, name) for module in ('torch', 'torch.cuda') for name in STORAGES)}
+# number of arguments; the older one until torch 0.3
+_TENSORS = {
+  Global('torch._utils', '_rebuild_tensor'): (4,),
+  Global('torch._utils', '_rebuild_tensor_v2'): (6, 7),
+}
+NAMES = {
+  _DICT,
+  _SIZE,
+  _PARAMETER,
+  *_TENSORS,
+  *(Global(module, name) for module in ('torch', 'torch.cuda') for name in STORAGES),
+}
 
 
 def parse(data: bytes) -> dict[str, np.ndarray]:
   """The tensors of a state dict, in its order.
 
   Args:
-    data: content of the file: {name: tensor or parameter}, or {'state_dict': that} and nothing else.
+    data: content of the file: {name: tensor or parameter}, or {'state_dict': that} and nothing
+    else.
 
   Returns:
-    {name: array}, read-only, in the dtype of the file (bfloat16 as ml_dtypes.bfloat16). Tensors that share memory in the
-    file share it here.
+    {name: array}, read-only, in the dtype of the file (bfloat16 as ml_dtypes.bfloat16). Tensors
+    that share memory in the file share it here.
 
   Raises:
     ValueError: malformed, or anything else in it; says what.
@@ -59,7 +77,8 @@ def is_file(data: bytes) -> bool:
 
 
 def contents(data: bytes, names: Container[Global] = NAMES) -> tuple[object, Callable]:
-  """What a file holds, as `pickle_reader.parse` has it, and the function that gives a storage's elements for its node.
+  """What a file holds, as `pickle_reader.parse` has it, and the function that gives a storage's
+  elements for its node.
 
   Raises:
     ValueError: malformed, or a name that isn't in `names`; that function: as well.
@@ -68,13 +87,16 @@ def contents(data: bytes, names: Container[Global] = NAMES) -> tuple[object, Cal
 
 
 def entries(node, kinds: Container[Global] = (_DICT,)) -> dict[str, object]:
-  """The entries of a node that stands for a dict, or what is made as an OrderedDict is (`kinds`), with names as keys.
+  """The entries of a node that stands for a dict, or what is made as an OrderedDict is (`kinds`),
+  with names as keys.
 
   Raises:
     ValueError: something else; a key that isn't text or occurs twice.
   """
   pairs = _pairs(node, kinds)
-  if not all(isinstance(name, str) for name, _ in pairs) or len({name for name, _ in pairs}) < len(pairs):
+  if not all(isinstance(name, str) for name, _ in pairs) or len({name for name, _ in pairs}) < len(
+    pairs
+  ):
     raise ValueError('its names are not text, or one occurs twice')
   return dict(pairs)
 
@@ -93,21 +115,37 @@ def _pairs(node, kinds):
 
 
 def tensor(node, name: str, load: Callable) -> np.ndarray:
-  """The array, read-only, that the node of a tensor or parameter stands for; `load` is that of `contents`.
+  """The array, read-only, that the node of a tensor or parameter stands for; `load` is that of
+  `contents`.
 
   Raises:
     ValueError: not exactly a tensor, or not within its storage; names it by `name`.
   """
-  if isinstance(node, Call) and node.function == _PARAMETER and len(node.args) == 3 and node.state is None:
+  if (
+    isinstance(node, Call)
+    and node.function == _PARAMETER
+    and len(node.args) == 3
+    and node.state is None
+  ):
     node = node.args[0]
-  if not isinstance(node, Call) or node.state is not None or len(node.args) not in _TENSORS.get(node.function, ()):
+  if (
+    not isinstance(node, Call)
+    or node.state is not None
+    or len(node.args) not in _TENSORS.get(node.function, ())
+  ):
     raise ValueError(f'{describe(name)} is {describe(node)}, which is no tensor')
   held, offset, shape, stride = node.args[:4]
-  shape, stride = (node.args[0] if isinstance(node, Call) and node.function == _SIZE and len(node.args) == 1 else node
-                   for node in (shape, stride))
+  shape, stride = (
+    node.args[0]
+    if isinstance(node, Call) and node.function == _SIZE and len(node.args) == 1
+    else node
+    for node in (shape, stride)
+  )
   storage = load(held)
-  sizes = isinstance(shape, tuple) and isinstance(stride, tuple) and len(shape) == len(stride) <= MAX_DIMS
-  if not sizes or not all(type(n) is int and 0 <= n < 2 ** 48 for n in (offset, *shape, *stride)):
+  sizes = (
+    isinstance(shape, tuple) and isinstance(stride, tuple) and len(shape) == len(stride) <= MAX_DIMS
+  )
+  if not sizes or not all(type(n) is int and 0 <= n < 2**48 for n in (offset, *shape, *stride)):
     raise ValueError(f'{describe(name)} has an impossible shape, stride or offset')
   count, last = math.prod(shape), offset + sum((n - 1) * s for n, s in zip(shape, stride))
   if count > storage.size or (count and last >= storage.size):
@@ -127,6 +165,7 @@ def elements(data: bytes, dtype: np.dtype, count: int, start: int = 0) -> np.nda
 
 class _Storage(NamedTuple):
   """What the node of a storage says of it."""
+
   key: str
   dtype: np.dtype
   count: int
@@ -135,9 +174,17 @@ class _Storage(NamedTuple):
 def _declared(node, known):
   """The _Storage of a node; `known` collects them by key."""
   what = node.id if isinstance(node, Persistent) else node
-  if not (isinstance(what, tuple) and len(what) in (5, 6) and what[0] == 'storage' and what[5:] in ((), (None,))
-          and isinstance(what[1], Global) and what[1].name in STORAGES
-          and isinstance(what[2], str) and type(what[4]) is int and 0 <= what[4] < 2 ** 48):
+  if not (
+    isinstance(what, tuple)
+    and len(what) in (5, 6)
+    and what[0] == 'storage'
+    and what[5:] in ((), (None,))
+    and isinstance(what[1], Global)
+    and what[1].name in STORAGES
+    and isinstance(what[2], str)
+    and type(what[4]) is int
+    and 0 <= what[4] < 2**48
+  ):
     inner = what[1] if isinstance(what, tuple) and len(what) > 1 else what
     raise ValueError(f'a storage of an unknown kind: {describe(inner)}')
   storage = _Storage(what[2], np.dtype(STORAGES[what[1].name]), what[4])
@@ -149,16 +196,24 @@ def _declared(node, known):
 def _zip(data, names):
   """`contents` of the zip format."""
   with _zip_errors():
-    archive = zipfile.ZipFile(io.BytesIO(data), metadata_encoding='latin-1')  # not cp437, which Python would have to import
+    # not cp437, which Python would have to import
+    archive = zipfile.ZipFile(io.BytesIO(data), metadata_encoding='latin-1')
   parts = archive.infolist()
   sizes = {part.filename: part.file_size for part in parts}
-  roots = [name[:-len('data.pkl')] for name in sizes if name.endswith('/data.pkl')]
+  roots = [name[: -len('data.pkl')] for name in sizes if name.endswith('/data.pkl')]
   if not roots:
-    raise ValueError(f'a zip archive without data.pkl, so not of torch.save ({foreign.some(sizes)}): unpack it and name the '
-                     f'file in it, or {foreign.AGAIN}')
-  if (len(sizes) < len(parts) or sum(sizes.values()) > len(data)
-      or any(part.compress_type != zipfile.ZIP_STORED or part.flag_bits & 1 for part in parts)):
-    raise ValueError('its parts are compressed, encrypted, doubled or overlapping, as torch.save never makes them')
+    raise ValueError(
+      f'a zip archive without data.pkl, so not of torch.save ({foreign.some(sizes)}): unpack it '
+      f'and name the file in it, or {foreign.AGAIN}'
+    )
+  if (
+    len(sizes) < len(parts)
+    or sum(sizes.values()) > len(data)
+    or any(part.compress_type != zipfile.ZIP_STORED or part.flag_bits & 1 for part in parts)
+  ):
+    raise ValueError(
+      'its parts are compressed, encrypted, doubled or overlapping, as torch.save never makes them'
+    )
   if len(roots) != 1:
     raise ValueError('a zip file with several data.pkl')
 
@@ -171,7 +226,9 @@ def _zip(data, names):
   def load(node):
     storage = _declared(node, known)
     if sizes.get(f'{roots[0]}data/{storage.key}') != storage.count * storage.dtype.itemsize:
-      raise ValueError(f'storage {describe(storage.key)} is missing or not of {storage.count} elements')
+      raise ValueError(
+        f'storage {describe(storage.key)} is missing or not of {storage.count} elements'
+      )
     if storage.key not in loaded:
       loaded[storage.key] = elements(read(f'data/{storage.key}'), storage.dtype, storage.count)
     return loaded[storage.key]
@@ -192,7 +249,8 @@ def _zip_errors():
 def _legacy(data, names):
   """`contents` of the older format."""
   values, position = [], 0
-  for _ in range(5):  # magic number, protocol, machine, tensors, keys of the storages in their order
+  # magic number, protocol, machine, tensors, keys of the storages in their order
+  for _ in range(5):
     value, position = pickle_reader.parse_at(data, position, names)
     values.append(value)
     if values[0] != MAGIC or values[1:2] not in ([], [PROTOCOL]):
@@ -205,12 +263,16 @@ def _legacy(data, names):
   for node in pickle_reader.nodes(tree):
     if isinstance(node, Persistent):
       _declared(node, known)
-  if not isinstance(keys, list) or not all(isinstance(k, str) for k in keys) or sorted(keys) != sorted(known):
+  if (
+    not isinstance(keys, list)
+    or not all(isinstance(k, str) for k in keys)
+    or sorted(keys) != sorted(known)
+  ):
     raise ValueError('its storages are not those of its tensors')
   for key in keys:
     storage = known[key]
     end = position + 8 + storage.count * storage.dtype.itemsize
-    if end > len(data) or int.from_bytes(data[position:position + 8], 'little') != storage.count:
+    if end > len(data) or int.from_bytes(data[position : position + 8], 'little') != storage.count:
       raise ValueError(f'storage {describe(key)} is cut off or not of {storage.count} elements')
     arrays[key], position = elements(data, storage.dtype, storage.count, position + 8), end
   if position != len(data):

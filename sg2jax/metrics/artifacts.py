@@ -1,12 +1,14 @@
 """Three artefacts that StyleGAN2 was made to remove, as numbers [S2, arXiv 1912.04958].
 
-  contribution   what each resolution adds to the image [S2 4.2, Fig. 8]
-  droplets       spikes in feature maps, which instance normalization provokes [S2 2, Fig. 1 and 3]
-  phase          details that keep to pixels while w moves [S2 4, Fig. 6; Karras et al. 2021, arXiv 2106.12423, Fig. 1]
+  contribution   what each resolution adds to the image [S2 4.2, Fig. 8] droplets       spikes in
+  feature maps, which instance normalization provokes [S2 2, Fig. 1 and 3] phase          details
+  that keep to pixels while w moves [S2 4, Fig. 6; Karras et al. 2021, arXiv 2106.12423, Fig. 1]
 
-`variables` are {'params': ..., 'noise': ...} of a Generator; `growing` stands for the `stage` and `alpha` of its
-`synthesize`. Everything but `grid_preference` can be jitted, with the generator and the stage static.
+`variables` are {'params': ..., 'noise': ...} of a Generator; `growing` stands for the `stage` and
+`alpha` of its `synthesize`. Everything but `grid_preference` can be jitted, with the generator and
+the stage static.
 """
+
 from jax import lax
 import jax.numpy as jnp
 import numpy as np
@@ -17,42 +19,62 @@ from sg2jax.faults import UsageError
 RGB, LAYERS = ('torgb',), ('conv0', 'conv1')
 PARTS = ('skip', 'msg')  # architectures in which several torgb layers make the picture
 TINY = 1e-30
-MIN_NORM = 1e-6  # of normalised features, whose mean square is 1; keeps the ratio of a layer of constant maps at 1
+# of normalised features, whose mean square is 1; keeps the ratio of a layer of constant maps at 1
+MIN_NORM = 1e-6
 
 
 def features(generator, variables, ws, names, **growing):
-  """What the layers called `names` return, with constant noise: {'b8.conv0': [N,h,w,C]}, in the layers' own dtype.
+  """What the layers called `names` return, with constant noise: {'b8.conv0': [N,h,w,C]}, in the
+  layers' own dtype.
 
-  ws: [N,num_ws,w_dim]. torgb: the pixels before they are added to anything; conv0, conv1: after the activation, and in
-  AdaIN networks after the style.
+  ws: [N,num_ws,w_dim]. torgb: the pixels before they are added to anything; conv0, conv1: after the
+  activation, and in AdaIN networks after the style.
   """
   _, found = generator.apply(
-      variables, ws, 'const', **growing, method='synthesize', mutable=['intermediates'],
-      capture_intermediates=lambda module, method: module.name in names and method == '__call__')
+    variables,
+    ws,
+    'const',
+    **growing,
+    method='synthesize',
+    mutable=['intermediates'],
+    capture_intermediates=lambda module, method: module.name in names and method == '__call__',
+  )
   blocks = found['intermediates']['synthesis']
-  return {f'{block}.{name}': layer['__call__'][0]
-          for block, layers in blocks.items() for name, layer in layers.items() if name in names}
+  return {
+    f'{block}.{name}': layer['__call__'][0]
+    for block, layers in blocks.items()
+    for name, layer in layers.items()
+    if name in names
+  }
 
 
 def check_parts(architecture):
   """Raises UsageError if one layer makes the picture alone."""
   if architecture not in PARTS:
-    raise UsageError('contribution needs several torgb layers that make the picture, so architecture skip or msg; in '
-                     f'{architecture} one of them makes it alone')
+    raise UsageError(
+      'contribution needs several torgb layers that make the picture, so architecture skip or '
+      f'msg; in {architecture} one of them makes it alone'
+    )
 
 
 def torgb_pixels(generator, variables, ws):
-  """What each torgb returns, lowest resolution first: {'b8': float32 [N,8,8,C]}. ws: [N,num_ws,w_dim]."""
+  """What each torgb returns, lowest resolution first: {'b8': float32 [N,8,8,C]}. ws:
+  [N,num_ws,w_dim].
+  """
   found = features(generator, variables, ws, RGB)
-  return {name.split('.')[0]: found[name].astype(jnp.float32) for name in sorted(found, key=resolution)}
+  return {
+    name.split('.')[0]: found[name].astype(jnp.float32) for name in sorted(found, key=resolution)
+  }
 
 
 def image_parts(generator, variables, ws):
-  """The image as a sum of one part per resolution: {'b8': float32 [N,H,W,C]}, all of full size. ws: [N,num_ws,w_dim].
+  """The image as a sum of one part per resolution: {'b8': float32 [N,H,W,C]}, all of full size. ws:
+  [N,num_ws,w_dim].
 
-  skip: torgb's pixels, up-sampled by the network's own filter, as the network adds them up [S2 Fig. 7b].
-  msg: every torgb makes a whole image, so a part is what an image has beyond the one below it, enlarged by nearest
-  neighbour (which the 2x2 mean of the discriminator's pyramid undoes).
+  skip: torgb's pixels, up-sampled by the network's own filter, as the network adds them up [S2 Fig.
+  7b].
+  msg: every torgb makes a whole image, so a part is what an image has beyond the one below it,
+  enlarged by nearest neighbour (which the 2x2 mean of the discriminator's pyramid undoes).
   Raises: UsageError for other architectures.
   """
   net = generator.synthesis
@@ -70,24 +92,29 @@ def image_parts(generator, variables, ws):
 
 def moments(images):
   """Mean and mean square over samples and pixels: {'b8': [N,h,w,C]} -> {'b8': float32 [2,C]}."""
-  return {name: jnp.stack([x.mean((0, 1, 2)), (x ** 2).mean((0, 1, 2))]) for name, x in images.items()}
+  return {
+    name: jnp.stack([x.mean((0, 1, 2)), (x**2).mean((0, 1, 2))]) for name, x in images.items()
+  }
 
 
 def shares(parts):
   """Relative standard deviations of `moments`: {'b8': [2,C]} -> {'b8': share}; the shares sum to 1.
 
-  The mean of each channel is taken out; variances are averaged over channels. All 0 if every image is the same flat colour.
+  The mean of each channel is taken out; variances are averaged over channels. All 0 if every image
+  is the same flat colour.
   """
   std = {name: jnp.sqrt(jnp.maximum(m[1] - m[0] ** 2, 0).mean()) for name, m in parts.items()}
   return {name: s / jnp.maximum(sum(std.values()), TINY) for name, s in std.items()}
 
 
 def contribution(generator, variables, ws):
-  """How much each resolution contributes to the image [S2 Fig. 8]: {'b4': float32 share, ...}, sum 1.
+  """How much each resolution contributes to the image [S2 Fig. 8]: {'b4': float32 share, ...}, sum
+  1.
 
-  S2 takes the standard deviation of the pixel values that each tRGB layer produces, over 1024 random w, and normalises
-  the values to sum to 1. Decided here: noise is constant, and pixels count as they arrive in the image (`image_parts`);
-  up-sampling smooths the low resolutions, whose shares are larger in `shares(moments(torgb_pixels(...)))`.
+  S2 takes the standard deviation of the pixel values that each tRGB layer produces, over 1024
+  random w, and normalises the values to sum to 1. Decided here: noise is constant, and pixels count
+  as they arrive in the image (`image_parts`); up-sampling smooths the low resolutions, whose shares
+  are larger in `shares(moments(torgb_pixels(...)))`.
   ws: [N,num_ws,w_dim]. Raises: UsageError for architectures other than skip and msg.
   """
   return shares(moments(image_parts(generator, variables, ws)))
@@ -99,67 +126,82 @@ def resolution(name):
 
 
 def peak_to_median(x):
-  """How far the feature vector of the tallest pixel stands out: [N,h,w,C] -> (ratio [N], map [N,h,w]), float32, >= 0.
+  """How far the feature vector of the tallest pixel stands out: [N,h,w,C] -> (ratio [N], map
+  [N,h,w]), float32, >= 0.
 
-  Each map of each sample is brought to mean 0 and variance 1, as instance normalization does it; the map returned is the
-  root mean square over channels at each pixel, over its median; ratio is its maximum. Scale and offset of a map are
-  without effect, so that AdaIN's style is: what is measured is the result of the activation, normalised, in AdaIN
-  networks and in others alike. A constant map counts as 0. Independent Gaussian maps give 1.1 (C = 512) to 1.7 (C = 16).
+  Each map of each sample is brought to mean 0 and variance 1, as instance normalization does it;
+  the map returned is the root mean square over channels at each pixel, over its median; ratio is
+  its maximum. Scale and offset of a map are without effect, so that AdaIN's style is: what is
+  measured is the result of the activation, normalised, in AdaIN networks and in others alike. A
+  constant map counts as 0. Independent Gaussian maps give 1.1 (C = 512) to 1.7 (C = 16).
   """
   x = x.astype(jnp.float32)
-  tiny = 1e-12 * (x ** 2).mean((1, 2), keepdims=True)
+  tiny = 1e-12 * (x**2).mean((1, 2), keepdims=True)
   x = x - x.mean((1, 2), keepdims=True)
-  var = (x ** 2).mean((1, 2), keepdims=True)
+  var = (x**2).mean((1, 2), keepdims=True)
   x = jnp.where(var > tiny, x * lax.rsqrt(jnp.where(var > tiny, var, 1)), 0)
-  norm = jnp.sqrt((x ** 2).mean(-1)) + MIN_NORM
+  norm = jnp.sqrt((x**2).mean(-1)) + MIN_NORM
   norm = norm / jnp.median(norm, axis=(1, 2), keepdims=True)
   return norm.max((1, 2)), norm
 
 
 def droplets(generator, variables, ws, **growing):
-  """`peak_to_median` of every synthesis layer: {'b8.conv0': (ratio [N], map [N,h,w]), ...}. ws: [N,num_ws,w_dim].
+  """`peak_to_median` of every synthesis layer: {'b8.conv0': (ratio [N], map [N,h,w]), ...}. ws:
+  [N,num_ws,w_dim].
 
-  S2 sees droplets in all feature maps from 64 px on, in networks with AdaIN: a spike strong enough to set the
-  variance of a map lets the generator choose the scale of everything else in it. Without normalization there is
-  nothing to gain by it.
+  S2 sees droplets in all feature maps from 64 px on, in networks with AdaIN: a spike strong enough
+  to set the variance of a map lets the generator choose the scale of everything else in it. Without
+  normalization there is nothing to gain by it.
   """
-  return {name: peak_to_median(x) for name, x in features(generator, variables, ws, LAYERS, **growing).items()}
+  return {
+    name: peak_to_median(x)
+    for name, x in features(generator, variables, ws, LAYERS, **growing).items()
+  }
 
 
 def details(x):
-  """Octaves of an image at full size, finest first: [N,H,W,C] -> list of [N,H,W,C]; their sum lacks only the low pass.
+  """Octaves of an image at full size, finest first: [N,H,W,C] -> list of [N,H,W,C]; their sum lacks
+  only the low pass.
 
-  The undecimated Laplacian pyramid [Burt and Adelson 1983] with the filter [1,4,6,4,1]/16, its taps 2^k apart, borders
-  mirrored. Octave k holds periods of about 2^(k+1) to 2^(k+2) px; as many as are well inside the image.
+  The undecimated Laplacian pyramid [Burt and Adelson 1983] with the filter [1,4,6,4,1]/16, its taps
+  2^k apart, borders mirrored. Octave k holds periods of about 2^(k+1) to 2^(k+2) px; as many as are
+  well inside the image.
   """
   octaves, k = [], 1
   while 4 * k < min(x.shape[1:3]):
     low = x
     for axis in (1, 2):
-      padded = jnp.pad(low, [(2 * k, 2 * k) if a == axis else (0, 0) for a in range(4)], mode='reflect')
-      low = sum(tap / 16 * lax.slice_in_dim(padded, i * k, i * k + x.shape[axis], axis=axis)
-                for i, tap in enumerate((1, 4, 6, 4, 1)))
+      padded = jnp.pad(
+        low, [(2 * k, 2 * k) if a == axis else (0, 0) for a in range(4)], mode='reflect'
+      )
+      low = sum(
+        tap / 16 * lax.slice_in_dim(padded, i * k, i * k + x.shape[axis], axis=axis)
+        for i, tap in enumerate((1, 4, 6, 4, 1))
+      )
     octaves.append(x - low)
     x, k = low, 2 * k
   return octaves
 
 
 def phase(frames):
-  """How much of the detail stays on its pixels along a path: [T,H,W,C], T >= 2 -> (fixed [K], energy [H,W]), float32.
+  """How much of the detail stays on its pixels along a path: [T,H,W,C], T >= 2 -> (fixed [K],
+  energy [H,W]), float32.
 
-  fixed, for each octave h of `details`, finest first: the share of its energy that keeps to fixed pixels,
+  fixed, for each octave h of `details`, finest first: the share of its energy that keeps to fixed
+  pixels,
       (|sum_t h_t|^2 - sum_t |h_t|^2) / ((T - 1) sum_t |h_t|^2),
-  which is the mean product of two different frames over the mean square of one. 1: glued to the pixels; 0: as
-  unrelated as independent frames, which have 0 for any T; details that ride on a moving shape are near 0 as soon as
-  they have moved by half a period. It turns two figures into a number: the average of images along a path, which stays
-  sharp where details stick (Karras et al. 2021, arXiv 2106.12423, Fig. 1), and the teeth that keep their place while the
-  face turns [S2 Fig. 6]. If nothing moves, all octaves are near 1: read it against the coarse octaves, which show
-  how much the shapes stay. An octave without any detail counts as 0.
+  which is the mean product of two different frames over the mean square of one. 1: glued to the
+  pixels; 0: as unrelated as independent frames, which have 0 for any T; details that ride on a
+  moving shape are near 0 as soon as they have moved by half a period. It turns two figures into a
+  number: the average of images along a path, which stays sharp where details stick (Karras et al.
+  2021, arXiv 2106.12423, Fig. 1), and the teeth that keep their place while the face turns [S2 Fig.
+  6]. If nothing moves, all octaves are near 1: read it against the coarse octaves, which show how
+  much the shapes stay. An octave without any detail counts as 0.
   energy: mean square of the finest octave over frames and channels, for `grid_preference`.
   """
   fixed, octaves = [], details(frames.astype(jnp.float32))
   for h in octaves:
-    each = (h ** 2).sum()
+    each = (h**2).sum()
     fixed.append(((h.sum(0) ** 2).sum() - each) / jnp.maximum((len(frames) - 1) * each, TINY))
   return jnp.stack(fixed), (octaves[0] ** 2).mean((0, 3))
 
@@ -170,21 +212,27 @@ def path(w0, w1, frames):
 
 
 def grid_preference(energy, period=8):
-  """How strongly details prefer some positions of a grid: [H,W] >= 0 -> (preference, folded [period,period]).
+  """How strongly details prefer some positions of a grid: [H,W] >= 0 -> (preference, folded
+  [period,period]).
 
-  Energy relative to its mean in the period x period window around, averaged over all pixels with the same position
-  modulo `period`; preference is the standard deviation of these means, 0 if there is none. A generator that grew has
-  details jump from one preferred location to the next [S2 4]; what was aliased in a layer repeats with its pixels, so
-  with periods 2, 4, 8 of the image. What the subject itself does shows at any period: compare with one that divides
-  no power of 2. Raises: ValueError for sides under 2 period - 1.
+  Energy relative to its mean in the period x period window around, averaged over all pixels with
+  the same position modulo `period`; preference is the standard deviation of these means, 0 if there
+  is none. A generator that grew has details jump from one preferred location to the next [S2 4];
+  what was aliased in a layer repeats with its pixels, so with periods 2, 4, 8 of the image. What
+  the subject itself does shows at any period: compare with one that divides no power of 2. Raises:
+  ValueError for sides under 2 period - 1.
   """
   if min(energy.shape) < 2 * period - 1:
-    raise ValueError(f'energy {energy.shape} is too small for period={period}; both sides must be {2 * period - 1} or more')
-  windows = np.lib.stride_tricks.sliding_window_view(np.asarray(energy, np.float64), (period, period))
+    raise ValueError(
+      f'energy {energy.shape} is too small for period={period}; both sides must be '
+      f'{2 * period - 1} or more'
+    )
+  windows = np.lib.stride_tricks.sliding_window_view(
+    np.asarray(energy, np.float64), (period, period)
+  )
   mean = windows.mean((2, 3))
   first, (h, w) = period // 2, (s // period * period for s in mean.shape)
-  relative = energy[first:first + h, first:first + w] / np.maximum(mean[:h, :w], 1e-12)
+  relative = energy[first : first + h, first : first + w] / np.maximum(mean[:h, :w], 1e-12)
   folded = relative.reshape(h // period, period, w // period, period).mean((0, 2))
   folded = np.roll(folded, first, (0, 1))  # element [i,j] is position [i,j] modulo period
   return float(folded.std()), folded
-

@@ -1,8 +1,11 @@
-"""Nearest neighbours among features: precision and recall, and whether fakes are copies of the training set.
+"""Nearest neighbours among features: precision and recall, and whether fakes are copies of the
+training set.
 
-Distances are Euclidean, |a|^2 + |b|^2 - 2 a.b in blocks of BLOCK x BLOCK on the device, around the mean of the first block;
-float32 with exact products (no TF32, no bfloat16), float64 with x64. Features may be np.memmap; they are read block by block.
+Distances are Euclidean, |a|^2 + |b|^2 - 2 a.b in blocks of BLOCK x BLOCK on the device, around the
+mean of the first block; float32 with exact products (no TF32, no bfloat16), float64 with x64.
+Features may be np.memmap; they are read block by block.
 """
+
 from functools import partial
 from typing import NamedTuple
 
@@ -17,7 +20,7 @@ BLOCK = 4096  # rows
 def _blocks(rows, origin):
   """(index of the first row, block [<=BLOCK,D] on the device), one after the other."""
   for i in range(0, len(rows), BLOCK):
-    yield i, jnp.asarray(rows[i:i + BLOCK] - origin, float)
+    yield i, jnp.asarray(rows[i : i + BLOCK] - origin, float)
 
 
 def _origin(rows):
@@ -27,12 +30,14 @@ def _origin(rows):
 def _squares(a, b):
   """Squared distances [n,D], [m,D] -> [n,m], >= 0."""
   products = jnp.matmul(a, b.T, precision=lax.Precision.HIGHEST)
-  return jnp.maximum((a ** 2).sum(1)[:, None] + (b ** 2).sum(1) - 2 * products, 0)
+  return jnp.maximum((a**2).sum(1)[:, None] + (b**2).sum(1) - 2 * products, 0)
 
 
 @jax.jit
 def _smallest(best, a, b):
-  """best [n,k]: the smallest squared distances of a [n,D] so far -> the same with b [m,D] looked at, ascending."""
+  """best [n,k]: the smallest squared distances of a [n,D] so far -> the same with b [m,D] looked
+  at, ascending.
+  """
   return -lax.top_k(-jnp.concatenate([best, _squares(a, b)], 1), best.shape[1])[0]
 
 
@@ -49,14 +54,18 @@ def _closest(best, index, a, b, first_a, first_b, exclude_self):
 
 @jax.jit
 def _within(a, b, radius_a, radius_b):
-  """Whether each of a lies within the radius (squared) of one of b, and the reverse: [n] and [m] bool."""
+  """Whether each of a lies within the radius (squared) of one of b, and the reverse: [n] and [m]
+  bool.
+  """
   squares = _squares(a, b)
   return (squares <= radius_b).any(1), (squares <= radius_a[:, None]).any(0)
 
 
 def _kth_square(rows, k, origin, tick):
   if not 0 < k < len(rows):
-    raise ValueError(f'k={k} neighbours need k + 1 rows or more, and k above 0; there are {len(rows)} rows')
+    raise ValueError(
+      f'k={k} neighbours need k + 1 rows or more, and k above 0; there are {len(rows)} rows'
+    )
   found = []
   for _, a in _blocks(rows, origin):
     best = jnp.full((len(a), k + 1), jnp.inf, a.dtype)
@@ -68,7 +77,8 @@ def _kth_square(rows, k, origin, tick):
 
 
 def kth_distance(rows, k):
-  """Distance to the k-th nearest other row, i.e. the (k+1)-th smallest with the row itself among them: [N,D] -> float64 [N].
+  """Distance to the k-th nearest other row, i.e. the (k+1)-th smallest with the row itself among
+  them: [N,D] -> float64 [N].
 
   Raises: ValueError unless 0 < k < N.
   """
@@ -76,10 +86,12 @@ def kth_distance(rows, k):
 
 
 class PrecisionRecall(NamedTuple):
-  """precision, recall: shares of the bool arrays. in_reals [F]: fakes within the reals' manifold, in_fakes [R]: the reverse.
+  """precision, recall: shares of the bool arrays. in_reals [F]: fakes within the reals' manifold,
+  in_fakes [R]: the reverse.
 
   real_kth [R], fake_kth [F]: radii of the manifolds, float64.
   """
+
   precision: float
   recall: float
   in_reals: np.ndarray
@@ -89,10 +101,13 @@ class PrecisionRecall(NamedTuple):
 
 
 def precision_recall(reals, fakes, k=3, tick=lambda: None):
-  """Improved precision and recall [Kynkaanniemi et al. 2019, arXiv 1904.06991, eq. 1 and 2]. reals: [R,D], fakes: [F,D].
+  """Improved precision and recall [Kynkaanniemi et al. 2019, arXiv 1904.06991, eq. 1 and 2]. reals:
+  [R,D], fakes: [F,D].
 
-  A manifold is the union of balls around its features that reach to the k-th neighbour (`kth_distance`), edge included.
-  tick: called before each block of distances. -> PrecisionRecall. Raises: ValueError unless 0 < k < R, F.
+  A manifold is the union of balls around its features that reach to the k-th neighbour
+  (`kth_distance`), edge included.
+  tick: called before each block of distances. -> PrecisionRecall. Raises: ValueError unless 0 < k <
+  R, F.
   """
   origin = _origin(reals)
   real_square, fake_square = (_kth_square(x, k, origin, tick) for x in (reals, fakes))
@@ -111,11 +126,14 @@ def precision_recall(reals, fakes, k=3, tick=lambda: None):
 def nearest(queries, base, exclude_self=False, tick=lambda: None):
   """The nearest row of base [B,D] to each query [Q,D]: (distance float64 [Q], index int64 [Q]).
 
-  The distance is taken anew of the one that was found, from differences, so that a copy is at 0. exclude_self: row i of
-  the base is none for query i, for neighbours within one set. tick: as above. Raises: ValueError if there is none.
+  The distance is taken anew of the one that was found, from differences, so that a copy is at 0.
+  exclude_self: row i of the base is none for query i, for neighbours within one set. tick: as
+  above. Raises: ValueError if there is none.
   """
   if len(base) <= exclude_self:
-    raise ValueError(f'no neighbours among {len(base)} rows' + ' without the row itself' * exclude_self)
+    raise ValueError(
+      f'no neighbours among {len(base)} rows' + ' without the row itself' * exclude_self
+    )
   origin = _origin(base)
   distance, index = np.empty(len(queries)), np.empty(len(queries), np.int64)
   for i, a in _blocks(queries, origin):
@@ -125,22 +143,28 @@ def nearest(queries, base, exclude_self=False, tick=lambda: None):
       best, found = _closest(best, found, a, b, i, j, exclude_self)
     rows = slice(i, i + len(a))
     index[rows] = found
-    distance[rows] = np.linalg.norm(queries[rows] - np.asarray(base[index[rows]], np.float64), axis=1)
+    distance[rows] = np.linalg.norm(
+      queries[rows] - np.asarray(base[index[rows]], np.float64), axis=1
+    )
   return distance, index
 
 
 def copying(fake_distances, heldout_distances):
-  """Whether fakes are closer to the training set than held-out reals are, as copies would be: a z-score, then far below 0.
+  """Whether fakes are closer to the training set than held-out reals are, as copies would be: a
+  z-score, then far below 0.
 
-  The Mann-Whitney U test of Meehan et al. 2020 (arXiv 2004.05675): of all pairs, how often the fake is farther, against
-  half of them, in standard deviations under chance. Ties count half and lessen the deviation; all tied: 0. Over the
-  whole space, where the paper's C_T is a mean over cells. Distances to the nearest training image: [F], [H].
+  The Mann-Whitney U test of Meehan et al. 2020 (arXiv 2004.05675): of all pairs, how often the fake
+  is farther, against half of them, in standard deviations under chance. Ties count half and lessen
+  the deviation; all tied: 0. Over the whole space, where the paper's C_T is a mean over cells.
+  Distances to the nearest training image: [F], [H].
   Raises: ValueError if either is empty.
   """
   f, h = len(fake_distances), len(heldout_distances)
   if not f or not h:
     raise ValueError(f'copying needs distances of both, got {f} of fakes and {h} of held-out reals')
-  _, which, counts = np.unique(np.concatenate([fake_distances, heldout_distances]), return_inverse=True, return_counts=True)
+  _, which, counts = np.unique(
+    np.concatenate([fake_distances, heldout_distances]), return_inverse=True, return_counts=True
+  )
   ranks = (np.cumsum(counts) - (counts - 1) / 2)[which]
   u, n = ranks[:f].sum() - f * (f + 1) / 2, f + h
   ties = (counts.astype(np.float64) ** 3 - counts).sum() / (n * (n - 1))

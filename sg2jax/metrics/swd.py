@@ -86,8 +86,10 @@ def _level(sets, key, lowest):
   (x, x_next), (y, y_next) = (_descriptors(s, places, lowest) for s in sets)
   directions = key.standard_normal((DIRECTIONS, PATCH**2 * channels), np.float32)
   directions /= np.linalg.norm(directions, axis=1, keepdims=True)
-  total = sum(sum(map(wasserstein, block @ x.T, block @ y.T))
-              for block in np.split(directions, DIRECTIONS // 32))  # bounds the memory
+  total = sum(
+    sum(map(wasserstein, block @ x.T, block @ y.T))
+    for block in np.split(directions, DIRECTIONS // 32)
+  )  # bounds the memory
   return 1e3 * total / DIRECTIONS, [x_next, y_next]
 
 
@@ -110,8 +112,10 @@ def swd(reals, fakes, seed=0, stop=False):
   """
   n = min(len(reals), len(fakes))
   if n < 1 or reals.shape[1:] != fakes.shape[1:] or min(reals.shape[1:3]) < PATCH:
-    raise ValueError(f'swd needs two sets [N,H,W,C] of the same H, W >= {PATCH} and C, and N >= 1; '
-                     f'got {reals.shape} and {fakes.shape}')
+    raise ValueError(
+      f'swd needs two sets [N,H,W,C] of the same H, W >= {PATCH} and C, and N >= 1; '
+      f'got {reals.shape} and {fakes.shape}'
+    )
   key = np.random.default_rng(seed)
   subset = np.sort(key.permutation(max(len(reals), len(fakes)))[:n])
   sets = [s if len(s) == n else s[subset] for s in (reals, fakes)]

@@ -1,8 +1,11 @@
-"""Inception-v3 as FID is defined on it: the TensorFlow graph of 2015-12-05 [Szegedy et al. 2016; Heusel et al. 2017].
+"""Inception-v3 as FID is defined on it: the TensorFlow graph of 2015-12-05 [Szegedy et al. 2016;
+Heusel et al. 2017].
 
-Layers have the names of the graph's PyTorch conversion, pt_inception-2015-12-05-6726825d.pth. What is unlike the paper
-and torchvision's network: 1008 outputs, TensorFlow 1's resize, means that don't count padding, a max-pool in Mixed_7c.
+Layers have the names of the graph's PyTorch conversion, pt_inception-2015-12-05-6726825d.pth. What
+is unlike the paper and torchvision's network: 1008 outputs, TensorFlow 1's resize, means that don't
+count padding, a max-pool in Mixed_7c.
 """
+
 from flax import linen as nn
 import jax
 from jax import lax
@@ -14,9 +17,11 @@ _BATCH_NORM = ('weight', 'bias', 'running_mean', 'running_var')
 
 
 def tf1_resize(x, height, width):
-  """Bilinear resize of TensorFlow 1, align_corners=False: source coordinate i * in / out, no half-pixel centres, no antialias.
+  """Bilinear resize of TensorFlow 1, align_corners=False: source coordinate i * in / out, no
+  half-pixel centres, no antialias.
 
-  x: floats [N,H,W,C] -> [N,height,width,C], same dtype. The scale in / out is rounded to float32, as there.
+  x: floats [N,H,W,C] -> [N,height,width,C], same dtype. The scale in / out is rounded to float32,
+  as there.
   """
   for axis, size in ((2, width), (1, height)):
     last = x.shape[axis] - 1
@@ -37,74 +42,118 @@ def _join(*branches):
 
 
 class Inception(nn.Module):
-  """Images [N,H,W,3], uint8 or floats in 0..255 -> {'64', '192', '768', '2048', 'logits_unbiased', 'logits'}.
+  """Images [N,H,W,3], uint8 or floats in 0..255 -> {'64', '192', '768', '2048', 'logits_unbiased',
+  'logits'}.
 
-  The numbers are spatial means [N,D] after the first and the second max-pool, after Mixed_6e and after Mixed_7c (the
-  last are FID's features); logits [N,1008] without and with the last bias. Images are resized to 299x299 and scaled by
-  (x - 128) / 128 first. Computes in float32, in float64 if the parameters are. Outputs that a jitted caller drops cost
-  nothing.
+  The numbers are spatial means [N,D] after the first and the second max-pool, after Mixed_6e and
+  after Mixed_7c (the last are FID's features); logits [N,1008] without and with the last bias.
+  Images are resized to 299x299 and scaled by (x - 128) / 128 first. Computes in float32, in float64
+  if the parameters are. Outputs that a jitted caller drops cost nothing.
   """
 
   def _conv(self, x, name, features, kernel=(1, 1), stride=1, padding='SAME'):
     """Convolution, bias (the batch norm's is in it), ReLU."""
-    return nn.relu(nn.Conv(features, kernel, stride, padding, precision=lax.Precision.HIGHEST, name=name)(x))
+    return nn.relu(
+      nn.Conv(features, kernel, stride, padding, precision=lax.Precision.HIGHEST, name=name)(x)
+    )
 
   def _chain(self, x, *layers):
     for layer in layers:
       x = self._conv(x, *layer)
     return x
 
-  def _mixed_5(self, x, name, features):                                              # [N,35,35,C]
+  def _mixed_5(self, x, name, features):  # [N,35,35,C]
     a = self._conv(x, f'{name}.branch1x1', 64)
     b = self._chain(x, (f'{name}.branch5x5_1', 48), (f'{name}.branch5x5_2', 64, (5, 5)))
-    c = self._chain(x, (f'{name}.branch3x3dbl_1', 64), (f'{name}.branch3x3dbl_2', 96, (3, 3)),
-                    (f'{name}.branch3x3dbl_3', 96, (3, 3)))
+    c = self._chain(
+      x,
+      (f'{name}.branch3x3dbl_1', 64),
+      (f'{name}.branch3x3dbl_2', 96, (3, 3)),
+      (f'{name}.branch3x3dbl_3', 96, (3, 3)),
+    )
     return _join(a, b, c, self._conv(_mean_pool(x), f'{name}.branch_pool', features))
 
-  def _mixed_6(self, x, name, inner):                                                 # [N,17,17,768]
+  # [N,17,17,768]
+  def _mixed_6(self, x, name, inner):
     a = self._conv(x, f'{name}.branch1x1', 192)
-    b = self._chain(x, (f'{name}.branch7x7_1', inner), (f'{name}.branch7x7_2', inner, (1, 7)),
-                    (f'{name}.branch7x7_3', 192, (7, 1)))
-    c = self._chain(x, (f'{name}.branch7x7dbl_1', inner), (f'{name}.branch7x7dbl_2', inner, (7, 1)),
-                    (f'{name}.branch7x7dbl_3', inner, (1, 7)), (f'{name}.branch7x7dbl_4', inner, (7, 1)),
-                    (f'{name}.branch7x7dbl_5', 192, (1, 7)))
+    b = self._chain(
+      x,
+      (f'{name}.branch7x7_1', inner),
+      (f'{name}.branch7x7_2', inner, (1, 7)),
+      (f'{name}.branch7x7_3', 192, (7, 1)),
+    )
+    c = self._chain(
+      x,
+      (f'{name}.branch7x7dbl_1', inner),
+      (f'{name}.branch7x7dbl_2', inner, (7, 1)),
+      (f'{name}.branch7x7dbl_3', inner, (1, 7)),
+      (f'{name}.branch7x7dbl_4', inner, (7, 1)),
+      (f'{name}.branch7x7dbl_5', 192, (1, 7)),
+    )
     return _join(a, b, c, self._conv(_mean_pool(x), f'{name}.branch_pool', 192))
 
-  def _mixed_7(self, x, name, pooled):                                                # [N,8,8,C]
+  def _mixed_7(self, x, name, pooled):  # [N,8,8,C]
     a = self._conv(x, f'{name}.branch1x1', 320)
     b = self._conv(x, f'{name}.branch3x3_1', 384)
     c = self._chain(x, (f'{name}.branch3x3dbl_1', 448), (f'{name}.branch3x3dbl_2', 384, (3, 3)))
-    return _join(a, *(self._conv(y, f'{name}.{branch}', 384, kernel) for y, branch, kernel in (
-        (b, 'branch3x3_2a', (1, 3)), (b, 'branch3x3_2b', (3, 1)), (c, 'branch3x3dbl_3a', (1, 3)),
-        (c, 'branch3x3dbl_3b', (3, 1)))), self._conv(pooled, f'{name}.branch_pool', 192))
+    return _join(
+      a,
+      *(
+        self._conv(y, f'{name}.{branch}', 384, kernel)
+        for y, branch, kernel in (
+          (b, 'branch3x3_2a', (1, 3)),
+          (b, 'branch3x3_2b', (3, 1)),
+          (c, 'branch3x3dbl_3a', (1, 3)),
+          (c, 'branch3x3dbl_3b', (3, 1)),
+        )
+      ),
+      self._conv(pooled, f'{name}.branch_pool', 192),
+    )
 
   @nn.compact
   def __call__(self, images):
     dtype = jnp.result_type(jnp.float32, *jax.tree.leaves(self.variables))
     out, halve = {}, (2, 'VALID')
-    x = (tf1_resize(images.astype(dtype), 299, 299) - 128) / 128                      # [N,299,299,3]
-    x = self._chain(x, ('Conv2d_1a_3x3', 32, (3, 3), *halve), ('Conv2d_2a_3x3', 32, (3, 3), 1, 'VALID'),
-                    ('Conv2d_2b_3x3', 64, (3, 3)))                                    # [N,147,147,64]
-    x = nn.max_pool(x, (3, 3), (2, 2))                                                # [N,73,73,64]
+    # [N,299,299,3]
+    x = (tf1_resize(images.astype(dtype), 299, 299) - 128) / 128
+    x = self._chain(
+      x,
+      ('Conv2d_1a_3x3', 32, (3, 3), *halve),
+      ('Conv2d_2a_3x3', 32, (3, 3), 1, 'VALID'),
+      # [N,147,147,64]
+      ('Conv2d_2b_3x3', 64, (3, 3)),
+    )
+    x = nn.max_pool(x, (3, 3), (2, 2))  # [N,73,73,64]
     out['64'] = x.mean((1, 2))
     x = self._chain(x, ('Conv2d_3b_1x1', 80), ('Conv2d_4a_3x3', 192, (3, 3), 1, 'VALID'))
-    x = nn.max_pool(x, (3, 3), (2, 2))                                                # [N,35,35,192]
+    # [N,35,35,192]
+    x = nn.max_pool(x, (3, 3), (2, 2))
     out['192'] = x.mean((1, 2))
     for name, features in (('Mixed_5b', 32), ('Mixed_5c', 64), ('Mixed_5d', 64)):
       x = self._mixed_5(x, name, features)
     a = self._conv(x, 'Mixed_6a.branch3x3', 384, (3, 3), *halve)
-    b = self._chain(x, ('Mixed_6a.branch3x3dbl_1', 64), ('Mixed_6a.branch3x3dbl_2', 96, (3, 3)),
-                    ('Mixed_6a.branch3x3dbl_3', 96, (3, 3), *halve))
-    x = _join(a, b, nn.max_pool(x, (3, 3), (2, 2)))                                   # [N,17,17,768]
+    b = self._chain(
+      x,
+      ('Mixed_6a.branch3x3dbl_1', 64),
+      ('Mixed_6a.branch3x3dbl_2', 96, (3, 3)),
+      ('Mixed_6a.branch3x3dbl_3', 96, (3, 3), *halve),
+    )
+    # [N,17,17,768]
+    x = _join(a, b, nn.max_pool(x, (3, 3), (2, 2)))
     for name, inner in (('Mixed_6b', 128), ('Mixed_6c', 160), ('Mixed_6d', 160), ('Mixed_6e', 192)):
       x = self._mixed_6(x, name, inner)
     out['768'] = x.mean((1, 2))
     a = self._chain(x, ('Mixed_7a.branch3x3_1', 192), ('Mixed_7a.branch3x3_2', 320, (3, 3), *halve))
-    b = self._chain(x, ('Mixed_7a.branch7x7x3_1', 192), ('Mixed_7a.branch7x7x3_2', 192, (1, 7)),
-                    ('Mixed_7a.branch7x7x3_3', 192, (7, 1)), ('Mixed_7a.branch7x7x3_4', 192, (3, 3), *halve))
-    x = _join(a, b, nn.max_pool(x, (3, 3), (2, 2)))                                   # [N,8,8,1280]
+    b = self._chain(
+      x,
+      ('Mixed_7a.branch7x7x3_1', 192),
+      ('Mixed_7a.branch7x7x3_2', 192, (1, 7)),
+      ('Mixed_7a.branch7x7x3_3', 192, (7, 1)),
+      ('Mixed_7a.branch7x7x3_4', 192, (3, 3), *halve),
+    )
+    x = _join(a, b, nn.max_pool(x, (3, 3), (2, 2)))  # [N,8,8,1280]
     x = self._mixed_7(x, 'Mixed_7b', _mean_pool(x))
-    x = self._mixed_7(x, 'Mixed_7c', nn.max_pool(x, (3, 3), padding='SAME'))          # [N,8,8,2048]
+    x = self._mixed_7(x, 'Mixed_7c', nn.max_pool(x, (3, 3), padding='SAME'))  # [N,8,8,2048]
     out['2048'] = x.mean((1, 2))
     dense = nn.Dense(1008, use_bias=False, precision=lax.Precision.HIGHEST, name='fc')
     out['logits_unbiased'] = dense(out['2048'])
@@ -113,29 +162,39 @@ class Inception(nn.Module):
 
 
 def features(params, images):
-  """`Inception().apply`, but on CPUs one image at a time: there its activations stay in the cache, twice as fast.
+  """`Inception().apply`, but on CPUs one image at a time: there its activations stay in the cache,
+  twice as fast.
 
-  params: of `params`; images [N,H,W,3] as there -> the same dict. With images sharded over devices call it per shard
-  (jax.shard_map), since a loop over a sharded axis would gather them.
+  params: of `params`; images [N,H,W,3] as there -> the same dict. With images sharded over devices
+  call it per shard (jax.shard_map), since a loop over a sharded axis would gather them.
   """
+
   def network(images):
     return Inception().apply({'params': params}, images)
+
   def one_by_one(images):
     return lax.map(lambda image: jax.tree.map(lambda y: y[0], network(image[None])), images)
+
   return lax.platform_dependent(images, cpu=one_by_one, default=network)
 
 
 def params(arrays):
-  """Parameters of Inception from {name: array} of the PyTorch conversion, e.g. 'Mixed_5b.branch1x1.conv.weight' [O,I,H,W].
+  """Parameters of Inception from {name: array} of the PyTorch conversion, e.g.
+  'Mixed_5b.branch1x1.conv.weight' [O,I,H,W].
 
-  The batch norm of each convolution is folded into kernel and bias, in float64. Float64 arrays give float64 parameters,
-  all others float32. `num_batches_tracked` is skipped. Raises: ValueError, naming missing, unknown or ill-shaped arrays.
+  The batch norm of each convolution is folded into kernel and bias, in float64. Float64 arrays give
+  float64 parameters, all others float32. `num_batches_tracked` is skipped. Raises: ValueError,
+  naming missing, unknown or ill-shaped arrays.
   """
-  tree = jax.eval_shape(Inception().init, jax.random.key(0), jax.ShapeDtypeStruct((1, 299, 299, 3), np.uint8))['params']
+  tree = jax.eval_shape(
+    Inception().init, jax.random.key(0), jax.ShapeDtypeStruct((1, 299, 299, 3), np.uint8)
+  )['params']
   convs = {name: leaf['kernel'].shape for name, leaf in tree.items() if not name.startswith('fc')}
   shapes = {'fc.weight': (1008, 2048), 'fc.bias': (1008,)}
   for name, (h, w, i, o) in convs.items():
-    shapes |= {f'{name}.conv.weight': (o, i, h, w)} | {f'{name}.bn.{part}': (o,) for part in _BATCH_NORM}
+    shapes |= {f'{name}.conv.weight': (o, i, h, w)} | {
+      f'{name}.bn.{part}': (o,) for part in _BATCH_NORM
+    }
   arrays = {k: np.asarray(v) for k, v in arrays.items() if not k.endswith('.num_batches_tracked')}
   check_arrays('Inception-v3', arrays, shapes)
   dtype = np.result_type(np.float32, *(v.dtype for v in arrays.values()))
@@ -144,15 +203,25 @@ def params(arrays):
   for name in convs:
     gain, bias, mean, variance = (wide[f'{name}.bn.{part}'] for part in _BATCH_NORM)
     gain = gain / np.sqrt(variance + BATCH_NORM_EPS)
-    out[name] = {'kernel': wide[f'{name}.conv.weight'].transpose(2, 3, 1, 0) * gain, 'bias': bias - mean * gain}
+    out[name] = {
+      'kernel': wide[f'{name}.conv.weight'].transpose(2, 3, 1, 0) * gain,
+      'bias': bias - mean * gain,
+    }
   return jax.tree.map(lambda x: x.astype(dtype), out)
 
 
 def check_arrays(network, arrays, shapes):
-  """Names and shapes of a network's file. arrays: {name: array}, shapes: {name: shape}. Raises: ValueError naming up to 5."""
-  faults = [f'{k} is missing' for k in shapes if k not in arrays] + [f'{k} is unknown' for k in arrays if k not in shapes]
-  faults += [f'{k} has shape {list(arrays[k].shape)}, not {list(shape)}' for k, shape in shapes.items()
-             if k in arrays and arrays[k].shape != shape]
+  """Names and shapes of a network's file. arrays: {name: array}, shapes: {name: shape}. Raises:
+  ValueError naming up to 5.
+  """
+  faults = [f'{k} is missing' for k in shapes if k not in arrays] + [
+    f'{k} is unknown' for k in arrays if k not in shapes
+  ]
+  faults += [
+    f'{k} has shape {list(arrays[k].shape)}, not {list(shape)}'
+    for k, shape in shapes.items()
+    if k in arrays and arrays[k].shape != shape
+  ]
   if faults:
     more = f' and {len(faults) - 5} more' if len(faults) > 5 else ''
     raise ValueError(f'not the arrays of {network}: ' + '; '.join(faults[:5]) + more)

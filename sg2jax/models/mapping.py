@@ -1,4 +1,5 @@
 """Mapping network z, c -> w and truncation [S1 3.1; S2 App. B]."""
+
 from flax import linen as nn
 import jax.numpy as jnp
 
@@ -7,10 +8,13 @@ from sg2jax.models.layers import Dense
 
 
 class Mapping(nn.Module):
-  """z [N,z_dim], c [N,c_dim] -> w [N,w_dim]. z_dim 0 maps labels only (the discriminator's), c_dim 0 latents only.
+  """z [N,z_dim], c [N,c_dim] -> w [N,w_dim]. z_dim 0 maps labels only (the discriminator's), c_dim
+  0 latents only.
 
-  joint: as in StyleGAN and configs A-D, labels pass a plain matrix [c_dim,z_dim] and are normalised together with z.
+  joint: as in StyleGAN and configs A-D, labels pass a plain matrix [c_dim,z_dim] and are normalised
+  together with z.
   """
+
   z_dim: int
   c_dim: int
   w_dim: int
@@ -25,11 +29,17 @@ class Mapping(nn.Module):
   @nn.compact
   def __call__(self, z, c):
     if self.joint:
-      embed = [c @ self.param('embed', nn.initializers.normal(1), (self.c_dim, self.z_dim))] if self.c_dim else []
+      embed = (
+        [c @ self.param('embed', nn.initializers.normal(1), (self.c_dim, self.z_dim))]
+        if self.c_dim
+        else []
+      )
       x = ops.normalize_2nd_moment(jnp.concatenate([z, *embed], axis=-1))
     else:
       embed = [Dense(self.embed_features or self.w_dim, name='embed')(c)] if self.c_dim else []
-      x = jnp.concatenate([ops.normalize_2nd_moment(v) for v in ([z] if self.z_dim else []) + embed], axis=-1)
+      x = jnp.concatenate(
+        [ops.normalize_2nd_moment(v) for v in ([z] if self.z_dim else []) + embed], axis=-1
+      )
     for i in range(self.num_layers):
       features = self.w_dim if i == self.num_layers - 1 else self.layer_features or self.w_dim
       x = Dense(features, self.activation, self.lr_mul, bias_gain=self.bias_gain, name=f'fc{i}')(x)
@@ -42,7 +52,9 @@ def broadcast(w, num_ws):
 
 
 def truncate(ws, w_avg, psi=1.0, cutoff=None):
-  """w_avg + psi (w - w_avg) for the first `cutoff` layers (None: all) [S1 App. B]. ws: [N,num_ws,w_dim] or [N,w_dim]."""
+  """w_avg + psi (w - w_avg) for the first `cutoff` layers (None: all) [S1 App. B]. ws:
+  [N,num_ws,w_dim] or [N,w_dim].
+  """
   truncated = w_avg + psi * (ws - w_avg)
   if cutoff is None:
     return truncated

@@ -1,4 +1,7 @@
-"""The layer of StyleGAN's generator, config A [S1]: adaptive instance normalization, which S2 replaces by demodulation."""
+"""The layer of StyleGAN's generator, config A [S1]: adaptive instance normalization, which S2
+replaces by demodulation.
+"""
+
 import math
 
 from flax import linen as nn
@@ -12,11 +15,13 @@ TAPS = (1, 2, 1)  # of every blur in config A
 
 
 class StyleLayer(nn.Module):
-  """Convolution, noise, bias, lrelu, AdaIN [S1 Fig. 1b, Eq. 1]. x: [N,H,W,I], w: [N,w_dim] -> [N,H*up,W*up,features].
+  """Convolution, noise, bias, lrelu, AdaIN [S1 Fig. 1b, Eq. 1]. x: [N,H,W,I], w: [N,w_dim] ->
+  [N,H*up,W*up,features].
 
-  The gain sqrt(2) is in the weights, so biases don't have it. up 2: nearest neighbour, convolution, blur.
-  convolve False leaves the convolution out: so is the learned constant treated.
+  The gain sqrt(2) is in the weights, so biases don't have it. up 2: nearest neighbour, convolution,
+  blur. convolve False leaves the convolution out: so is the learned constant treated.
   """
+
   features: int
   up: int = 1
   clamp: float | None = None
@@ -28,7 +33,9 @@ class StyleLayer(nn.Module):
     dtype = x.dtype
     if self.convolve:
       shape = (3, 3, x.shape[-1], self.features)
-      weight = self.param('weight', nn.initializers.normal(1), shape) * math.sqrt(2 / math.prod(shape[:3]))
+      weight = self.param('weight', nn.initializers.normal(1), shape) * math.sqrt(
+        2 / math.prod(shape[:3])
+      )
       if self.up == 2:
         x = ops.filter2d(ops.nearest_conv2d(x, weight), ops.setup_filter(TAPS))
       else:
@@ -46,4 +53,4 @@ class StyleLayer(nn.Module):
 def instance_norm(x, eps=1e-8):
   """(x - mean) / sqrt(var + eps) of each sample and channel over its pixels. [N,H,W,C]."""
   x = x - x.mean((1, 2), keepdims=True)
-  return x * lax.rsqrt((x ** 2).mean((1, 2), keepdims=True) + eps)
+  return x * lax.rsqrt((x**2).mean((1, 2), keepdims=True) + eps)

@@ -1,12 +1,16 @@
-"""python -m sg2jax.tools.attribute --checkpoint=RUN --reals=FOLDER [--images=FILE-OR-FOLDER] [--own=0-49] [--out=DIR]
+"""python -m sg2jax.tools.attribute --checkpoint=RUN --reals=FOLDER [--images=FILE-OR-FOLDER]
+[--own=0-49] [--out=DIR]
 
-Was this image made by this network? A network finds its own images again more exactly than photographs. So this projects (as
-sg2jax.tools.project does, with the same flags) images that the network makes now, from the seeds --own, as many reals that it
-was not trained on, from --reals, and the images in question. DIR/attribution.png shows how far the two groups lie apart,
-DIR/attribution.json has the error rates, and for each image in question its distance and the decision; DIR/own, DIR/reals and
-DIR/images hold the projections. Without --images it says how well the network's images can be told from reals at all.
-Without the weights of LPIPS take --distance=pyramid. Stop it any way you like: the same command goes on where it was.
+Was this image made by this network? A network finds its own images again more exactly than
+photographs. So this projects (as sg2jax.tools.project does, with the same flags) images that the
+network makes now, from the seeds --own, as many reals that it was not trained on, from --reals, and
+the images in question. DIR/attribution.png shows how far the two groups lie apart,
+DIR/attribution.json has the error rates, and for each image in question its distance and the
+decision; DIR/own, DIR/reals and DIR/images hold the projections. Without --images it says how well
+the network's images can be told from reals at all. Without the weights of LPIPS take
+--distance=pyramid. Stop it any way you like: the same command goes on where it was.
 """
+
 import json
 
 from absl import flags
@@ -39,7 +43,9 @@ def main(_):
   asked = flags.FLAGS
   seeds = list(dict.fromkeys(tools.seeds(asked.own, 'own')))
   if not asked.reals:
-    raise UsageError('--reals is missing; name a folder of pictures that the network was not trained on')
+    raise UsageError(
+      '--reals is missing; name a folder of pictures that the network was not trained on'
+    )
   if len(seeds) < LEAST:
     raise UsageError(f'--own={asked.own} has {len(seeds)} seeds, and rates need {LEAST} at least')
   out = tools.folder(asked.out) if asked.out else None
@@ -50,11 +56,16 @@ def main(_):
     out = out or job.net.workdir / 'attribution' / f'{job.net.step:08d}'
     reals = project.read_items(asked.reals, job.net, out)
     if len(reals) < LEAST:
-      raise UsageError(f'--reals={asked.reals} has {len(reals)} pictures, and rates need {LEAST} at least')
-    chosen = np.sort(np.random.RandomState(asked.seed).permutation(len(reals))[:len(seeds)])
+      raise UsageError(
+        f'--reals={asked.reals} has {len(reals)} pictures, and rates need {LEAST} at least'
+      )
+    chosen = np.sort(np.random.RandomState(asked.seed).permutation(len(reals))[: len(seeds)])
     questions = {'images': project.read_items(asked.images, job.net, out)} if asked.images else {}
     groups = {'own': own_items(job.net, seeds), 'reals': [reals[i] for i in chosen]} | questions
-    found = {name: project.project_all(job, items, out / name, f'{GROUPS[name]}: ') for name, items in groups.items()}
+    found = {
+      name: project.project_all(job, items, out / name, f'{GROUPS[name]}: ')
+      for name, items in groups.items()
+    }
   document = judge(found) | {'about': job.about, 'seeds': seeds}
   report.write_atomic(out / 'attribution.json', json.dumps(document, indent=1))
   report.write_atomic(out / 'attribution.png', figures.png(draw(job, document, found, out)))
@@ -63,52 +74,98 @@ def main(_):
 
 def own_items(net, seeds):
   """Images of seeds, with random noise and labels, as Items."""
-  return [project.Item(f'seed{seed:04d}', f'seed {seed}', lambda image=image: image, project.image_hash(image))
-          for seed, image in zip(seeds, net(seeds, noise='random'))]
+  return [
+    project.Item(
+      f'seed{seed:04d}', f'seed {seed}', lambda image=image: image, project.image_hash(image)
+    )
+    for seed, image in zip(seeds, net(seeds, noise='random'))
+  ]
 
 
 def judge(found):
   """What attribution.json says, of {group: documents of projections}."""
-  distances = {name: np.array([d['distance'] for d in documents]) for name, documents in found.items()}
+  distances = {
+    name: np.array([d['distance'] for d in documents]) for name, documents in found.items()
+  }
   both = distances['own'], distances['reals']
   missed, false = attribute.error_rates(*both)
-  questions = [{**document, **attribute.judge(document['distance'], *both)._asdict()} for document in found.get('images', [])]
-  return {'auc': attribute.auc(*both), 'auc_interval': attribute.auc_interval(*both), 'threshold': attribute.threshold(*both),
-          'own_missed': missed, 'reals_taken_for_own': false, 'distances': {k: v.tolist() for k, v in distances.items()},
-          'images': questions}
+  questions = [
+    {**document, **attribute.judge(document['distance'], *both)._asdict()}
+    for document in found.get('images', [])
+  ]
+  return {
+    'auc': attribute.auc(*both),
+    'auc_interval': attribute.auc_interval(*both),
+    'threshold': attribute.threshold(*both),
+    'own_missed': missed,
+    'reals_taken_for_own': false,
+    'distances': {k: v.tolist() for k, v in distances.items()},
+    'images': questions,
+  }
 
 
 def table(document):
   """Lines for people."""
-  (low, high), counts = document['auc_interval'], {k: len(v) for k, v in document['distances'].items()}
-  yield (f'{counts["own"]} own images and {counts["reals"]} reals: AUC {document["auc"]:.3f} (95 % interval {low:.3f} to '
-         f'{high:.3f})')
-  yield (f'threshold {document["threshold"]:.3g}; errors: {document["own_missed"]:.1%} of own images missed, '
-         f'{document["reals_taken_for_own"]:.1%} of reals taken for own')
+  (low, high), counts = (
+    document['auc_interval'],
+    {k: len(v) for k, v in document['distances'].items()},
+  )
+  yield (
+    f'{counts["own"]} own images and {counts["reals"]} reals: AUC {document["auc"]:.3f} (95 % '
+    f'interval {low:.3f} to {high:.3f})'
+  )
+  yield (
+    f'threshold {document["threshold"]:.3g}; errors: {document["own_missed"]:.1%} of own images '
+    f'missed, {document["reals_taken_for_own"]:.1%} of reals taken for own'
+  )
   for image in document['images']:
     far, close = f'{image["p_own"]:.1%}', f'{image["p_real"]:.1%}'
     verdict = "the network's own" if image['own'] else 'not of this network'
-    yield f'{image["name"]}: {verdict}; distance {image["distance"]:.3g}, as far {far} of own images, as close {close} of reals'
+    yield (
+      f'{image["name"]}: {verdict}; distance {image["distance"]:.3g}, as far {far} of own images, '
+      f'as close {close} of reals'
+    )
 
 
 def draw(job, document, found, out):
-  """Histograms of the groups, the threshold, and examples of targets beside what was found: a Figure."""
+  """Histograms of the groups, the threshold, and examples of targets beside what was found: a
+  Figure.
+  """
   distances = {name: np.maximum(x, 1e-12) for name, x in document['distances'].items()}
   pictures = [examples(out / name, documents) for name, documents in found.items()]
-  caption = (f'{job.net.title}; {job.distance.name}, {job.setting.steps} steps; AUC {document["auc"]:.3f}; errors: '
-             f'{document["own_missed"]:.1%} of own missed, {document["reals_taken_for_own"]:.1%} of reals taken for own')
-  figure, chart = figures.sheet('Attribution: how close projections come to their targets', caption,
-                                [f'{GROUPS[name]} (target beside what was found)' for name in found], pictures, list(QUANTILES),
-                                cmap='gray', vmin=0, vmax=255)
-  figures.plain(chart, 'y', 'images per bin of distance (line: threshold; triangles: images in question)')
+  caption = (
+    f'{job.net.title}; {job.distance.name}, {job.setting.steps} steps; AUC {document["auc"]:.3f}; '
+    f'errors: {document["own_missed"]:.1%} of own missed, {document["reals_taken_for_own"]:.1%} of '
+    'reals taken for own'
+  )
+  figure, chart = figures.sheet(
+    'Attribution: how close projections come to their targets',
+    caption,
+    [f'{GROUPS[name]} (target beside what was found)' for name in found],
+    pictures,
+    list(QUANTILES),
+    cmap='gray',
+    vmin=0,
+    vmax=255,
+  )
+  figures.plain(
+    chart, 'y', 'images per bin of distance (line: threshold; triangles: images in question)'
+  )
   everything = np.concatenate(list(distances.values()))
   bins = np.geomspace(everything.min() / 1.05, everything.max() * 1.05, 33)
   for name, colour in zip(('own', 'reals'), figures.COLOURS):
     chart.hist(distances[name], bins, color=colour, alpha=0.6, label=GROUPS[name])
   chart.axvline(document['threshold'], color=figures.INK, linestyle='dashed')
   if 'images' in distances:
-    chart.plot(distances['images'], 0 * distances['images'], '^', color=figures.COLOURS[2], markersize=9, clip_on=False,
-               label=GROUPS['images'])
+    chart.plot(
+      distances['images'],
+      0 * distances['images'],
+      '^',
+      color=figures.COLOURS[2],
+      markersize=9,
+      clip_on=False,
+      label=GROUPS['images'],
+    )
   chart.set_xscale('log')
   chart.yaxis.get_major_locator().set_params(integer=True)
   chart.set_xlabel(f'distance: {job.distance.name}')
@@ -117,11 +174,16 @@ def draw(job, document, found, out):
 
 
 def examples(folder, documents):
-  """{quantile of the distances: target beside what was found, uint8 [h,w] or [h,w,3]}, no image twice."""
+  """{quantile of the distances: target beside what was found, uint8 [h,w] or [h,w,3]}, no image
+  twice.
+  """
   ordered = sorted(documents, key=lambda document: document['distance'])
-  ends_last = sorted(QUANTILES, key=lambda title: QUANTILES[title] in (0, 1))  # where few images share places, they count
+  # where few images share places, they count
+  ends_last = sorted(QUANTILES, key=lambda title: QUANTILES[title] in (0, 1))
   at = {round(QUANTILES[title] * (len(ordered) - 1)): title for title in ends_last}
-  return {title: np.asarray(Image.open(folder / f'{ordered[i]["name"]}.png')) for i, title in at.items()}
+  return {
+    title: np.asarray(Image.open(folder / f'{ordered[i]["name"]}.png')) for i, title in at.items()
+  }
 
 
 if __name__ == '__main__':

@@ -1,15 +1,20 @@
-"""python -m sg2jax.tools.export --checkpoint=RUN --dest=FILE [--format=safetensors|nvidia|stablehlo]
+"""python -m sg2jax.tools.export --checkpoint=RUN --dest=FILE
+[--format=safetensors|nvidia|stablehlo]
 
-Writes a trained network to one file that others can use, and beside it FILE.<ending>.json, which says what it is:
+Writes a trained network to one file that others can use, and beside it FILE.<ending>.json, which
+says what it is:
 
-  safetensors  FILE.safetensors: all weights (G, its moving average, D), noise maps and w_avg under our names.
-  nvidia       FILE.npz: the same as state dicts of stylegan2-ada-pytorch (G., D., G_ema.), and its constructors' arguments.
-  stablehlo    FILE.stablehlo: the generator as a module of StableHLO: latents in, images out. Runs where jax and
-               flatbuffers are installed (CPU, CUDA, ROCm, TPU), without this package; the JSON file has the line for it.
+  safetensors  FILE.safetensors: all weights (G, its moving average, D), noise maps and w_avg under
+  our names. nvidia       FILE.npz: the same as state dicts of stylegan2-ada-pytorch (G., D.,
+  G_ema.), and its constructors' arguments. stablehlo    FILE.stablehlo: the generator as a module
+  of StableHLO: latents in, images out. Runs where jax and
+               flatbuffers are installed (CPU, CUDA, ROCm, TPU), without this package; the JSON file
+               has the line for it.
 
-The first two are read again by `python -m sg2jax.tools.convert`. DEST may be a folder; the file is then called after the run.
-Nothing is overwritten. docs/interop.md has the details.
+The first two are read again by `python -m sg2jax.tools.convert`. DEST may be a folder; the file is
+then called after the run. Nothing is overwritten. docs/interop.md has the details.
 """
+
 import hashlib
 import json
 import pathlib
@@ -25,7 +30,9 @@ SUFFIXES = {'safetensors': '.safetensors', 'nvidia': '.npz', 'stablehlo': '.stab
 
 def define_flags():
   """The command line. Not at import: tools have flags of the same names."""
-  flags.DEFINE_string('checkpoint', None, 'Workdir, whose newest checkpoint counts, or one step of it.')
+  flags.DEFINE_string(
+    'checkpoint', None, 'Workdir, whose newest checkpoint counts, or one step of it.'
+  )
   flags.DEFINE_string('dest', None, 'File to write, or a folder for it.')
   flags.DEFINE_enum('format', 'safetensors', list(SUFFIXES), 'What to write.')
 
@@ -45,8 +52,12 @@ def main(_):
     data, document = getattr(export, asked.format)(state, config)
   if labels := trained.read_labels(asked.checkpoint, config['c_dim']):
     document['labels'] = json.loads(labels.to_json())
-  document |= {'file': path.name, 'sha256': hashlib.sha256(data).hexdigest(), 'step': int(state['step']),
-               'nimg': int(state['nimg'])}
+  document |= {
+    'file': path.name,
+    'sha256': hashlib.sha256(data).hexdigest(),
+    'step': int(state['step']),
+    'nimg': int(state['nimg']),
+  }
   write_atomic(path, data)
   write_atomic(beside(path), json.dumps(document, indent=1) + '\n')
   print(f'{path}: {len(data):,} bytes; {beside(path).name} says what it is')
@@ -58,7 +69,9 @@ def beside(path):
 
 
 def destination(dest, name, suffix):
-  """The file to write: `dest`, or one of that name in it. Raises UsageError if it has another suffix or is there."""
+  """The file to write: `dest`, or one of that name in it. Raises UsageError if it has another
+  suffix or is there.
+  """
   path = pathlib.Path(dest).expanduser().absolute()
   if path.is_dir() or dest.endswith('/'):
     path = path / f'{name}{suffix}'

@@ -2,9 +2,10 @@
 
   python -m sg2jax.tools.fetch_weights [NAME ...] [--dest=DIR]
 
-Without NAME: what there is, where it goes and whether it is there. DIR is $SG2JAX_WEIGHTS, else the cache. Files come by
-https, are checked (size, sha256) and only then get their name. Behind a proxy, $https_proxy is used; SSL_CERT_FILE names
-other certificates. On a machine without network: put the files there by hand, under the names listed.
+Without NAME: what there is, where it goes and whether it is there. DIR is $SG2JAX_WEIGHTS, else the
+cache. Files come by https, are checked (size, sha256) and only then get their name. Behind a proxy,
+$https_proxy is used; SSL_CERT_FILE names other certificates. On a machine without network: put the
+files there by hand, under the names listed.
 """
 
 import contextlib
@@ -19,8 +20,10 @@ import tqdm
 
 from sg2jax import faults, tools, weights
 
-_DEST = flags.DEFINE_string('dest', '', 'Folder for the files; default: $SG2JAX_WEIGHTS, else the cache.')
-CHUNK = 2 ** 20  # bytes
+_DEST = flags.DEFINE_string(
+  'dest', '', 'Folder for the files; default: $SG2JAX_WEIGHTS, else the cache.'
+)
+CHUNK = 2**20  # bytes
 TIMEOUT = 30  # seconds without a byte
 
 
@@ -30,11 +33,17 @@ def main(argv):
   unknown = [name for name in names if name not in weights.FILES]
   if unknown:
     raise faults.UsageError(f'NAME={unknown[0]} is unknown; choose from {", ".join(weights.FILES)}')
-  dest = pathlib.Path(os.path.expanduser(_DEST.value)).absolute() if _DEST.value else weights.folders()[0]
+  dest = (
+    pathlib.Path(os.path.expanduser(_DEST.value)).absolute()
+    if _DEST.value
+    else weights.folders()[0]
+  )
   if not names:
     for name, file in weights.FILES.items():
       path = dest / file.name
-      state = 'there' if right(path, file) else 'there, but another file' if path.exists() else 'missing'
+      state = (
+        'there' if right(path, file) else 'there, but another file' if path.exists() else 'missing'
+      )
       print(f'{name}: {file.what}; {file.licence}\n  {path} ({file.bytes / 1e6:,.2f} MB): {state}')
     print(f'to fetch them: {weights.TOOL} {" ".join(weights.FILES)}')
     return
@@ -57,7 +66,8 @@ def right(path: pathlib.Path, file: weights.File) -> bool:
 
 
 def fetch(file: weights.File, dest: pathlib.Path):
-  """Makes sure that `dest` holds `file`: checked if it is there, else downloaded from the first address that has it.
+  """Makes sure that `dest` holds `file`: checked if it is there, else downloaded from the first
+  address that has it.
 
   Raises:
     WeightsError: no address had it; with reasons, and what to put where by hand.
@@ -82,12 +92,13 @@ def fetch(file: weights.File, dest: pathlib.Path):
     finally:
       with contextlib.suppress(OSError):
         part.unlink()
-  raise faults.WeightsError(f'{file.name} could not be downloaded ({"; ".join(reasons)}). Without network: get the file '
-                            f'elsewhere ({file.bytes:,} bytes, sha256 {file.sha256}) and put it at {path}')
+  raise faults.WeightsError(
+    f'{file.name} could not be downloaded ({"; ".join(reasons)}). Without network: get the file '
+    f'elsewhere ({file.bytes:,} bytes, sha256 {file.sha256}) and put it at {path}'
+  )
 
 
 class _HttpsOnly(urllib.request.HTTPRedirectHandler):
-
   def redirect_request(self, req, fp, code, msg, headers, newurl):
     _check_https(newurl)
     return super().redirect_request(req, fp, code, msg, headers, newurl)
@@ -99,15 +110,21 @@ def _check_https(url):
 
 
 def _download(url, file, part):
-  """Writes the content of `url` to `part`. Raises ValueError if it isn't `file`, OSError for the network."""
+  """Writes the content of `url` to `part`. Raises ValueError if it isn't `file`, OSError for the
+  network.
+  """
   _check_https(url)
   digest, size = hashlib.sha256(), 0
   with contextlib.ExitStack() as stack:
     with _writing(part):
       part.parent.mkdir(parents=True, exist_ok=True)
       out = stack.enter_context(part.open('wb'))
-    response = stack.enter_context(urllib.request.build_opener(_HttpsOnly).open(url, timeout=TIMEOUT))
-    bar = stack.enter_context(tqdm.tqdm(total=file.bytes, desc=file.name, unit='B', unit_scale=True, disable=None))
+    response = stack.enter_context(
+      urllib.request.build_opener(_HttpsOnly).open(url, timeout=TIMEOUT)
+    )
+    bar = stack.enter_context(
+      tqdm.tqdm(total=file.bytes, desc=file.name, unit='B', unit_scale=True, disable=None)
+    )
     while (chunk := response.read(CHUNK)) and size <= file.bytes:
       with _writing(part):
         out.write(chunk)
@@ -119,7 +136,10 @@ def _download(url, file, part):
       os.fsync(out.fileno())
   if size != file.bytes or digest.hexdigest() != file.sha256:
     held = f'{size:,} bytes' if size <= file.bytes else f'more than {file.bytes:,} bytes'
-    raise ValueError(f'holds {held} with sha256 {digest.hexdigest()}, which is not the file ({file.bytes:,}, {file.sha256})')
+    raise ValueError(
+      f'holds {held} with sha256 {digest.hexdigest()}, which is not the file ({file.bytes:,}, '
+      f'{file.sha256})'
+    )
 
 
 @contextlib.contextmanager

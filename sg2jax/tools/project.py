@@ -1,12 +1,16 @@
-"""python -m sg2jax.tools.project --checkpoint=RUN --images=FILE-OR-FOLDER [--out=DIR] [--distance=pyramid] [--video]
+"""python -m sg2jax.tools.project --checkpoint=RUN --images=FILE-OR-FOLDER [--out=DIR]
+[--distance=pyramid] [--video]
 
-Finds for each picture the point of the network's latent space whose image comes nearest to it. The closer it comes, the better
-the network knows such pictures; what is found can be mixed, truncated and moved like any w. Writes for a picture cat.jpg
-DIR/cat.png (the picture beside what was found), DIR/cat_projected.png (what was found), DIR/cat.npz (its ws and noise maps)
-and, with --video, DIR/cat.mp4 (the search); DIR/projections.json has the distances of all. Pictures are cropped to the middle
-and shrunk to the network's size. The distance LPIPS wants weights first: python -m sg2jax.tools.fetch_weights vgg16 lpips_vgg;
-without them take --distance=pyramid, which compares pixels. Stop it any way you like: the same command goes on where it was.
+Finds for each picture the point of the network's latent space whose image comes nearest to it. The
+closer it comes, the better the network knows such pictures; what is found can be mixed, truncated
+and moved like any w. Writes for a picture cat.jpg DIR/cat.png (the picture beside what was found),
+DIR/cat_projected.png (what was found), DIR/cat.npz (its ws and noise maps) and, with --video,
+DIR/cat.mp4 (the search); DIR/projections.json has the distances of all. Pictures are cropped to the
+middle and shrunk to the network's size. The distance LPIPS wants weights first: python -m
+sg2jax.tools.fetch_weights vgg16 lpips_vgg; without them take --distance=pyramid, which compares
+pixels. Stop it any way you like: the same command goes on where it was.
 """
+
 from collections.abc import Callable
 import contextlib
 import hashlib
@@ -33,13 +37,16 @@ from sg2jax.tools.video import write_video
 from sg2jax.train import Stop
 from sg2jax.workdir import locked
 
-PIXELS, BATCH = 2 ** 18, 16  # at once, at most, if --batch doesn't say it
+PIXELS, BATCH = 2**18, 16  # at once, at most, if --batch doesn't say it
 SAVE_SECONDS = 20
 FRAMES, FPS = 240, 24  # of a video
 
 
 class Item(NamedTuple):
-  """A picture to be projected. source: where it is from; load: () -> uint8 [H,W,C] of the network's size; hash: of that."""
+  """A picture to be projected. source: where it is from; load: () -> uint8 [H,W,C] of the network's
+  size; hash: of that.
+  """
+
   name: str
   source: str
   load: Callable
@@ -47,7 +54,10 @@ class Item(NamedTuple):
 
 
 class Job(NamedTuple):
-  """How pictures are projected. start: of `project.statistics`; about: all that the result depends on but for the picture."""
+  """How pictures are projected. start: of `project.statistics`; about: all that the result depends
+  on but for the picture.
+  """
+
   net: trained.Trained
   distance: project.Distance
   setting: project.Setting
@@ -68,17 +78,30 @@ def define_flags():
 
 def define_common():
   """The flags that attribute has, too."""
-  flags.DEFINE_string('checkpoint', None, 'Workdir, whose newest checkpoint counts, or one step of it.')
-  flags.DEFINE_enum('distance', 'lpips', list(project.DISTANCES), 'What is made small: LPIPS; mean square of the pixels (l2), '
-                    'and of those of all smaller sizes (pyramid).')
-  flags.DEFINE_enum('space', 'w', project.SPACES, 'One w for all layers, or (w+) one for each: closer, but farther from what '
-                    'the network makes.')
+  flags.DEFINE_string(
+    'checkpoint', None, 'Workdir, whose newest checkpoint counts, or one step of it.'
+  )
+  flags.DEFINE_enum(
+    'distance',
+    'lpips',
+    list(project.DISTANCES),
+    'What is made small: LPIPS; mean square of the pixels (l2), '
+    'and of those of all smaller sizes (pyramid).',
+  )
+  flags.DEFINE_enum(
+    'space',
+    'w',
+    project.SPACES,
+    'One w for all layers, or (w+) one for each: closer, but farther from what the network makes.',
+  )
   flags.DEFINE_integer('steps', 1000, 'Of the search.')
   flags.DEFINE_float('lr', 0.1, 'Learning rate, at its largest.')
   flags.DEFINE_float('noise_weight', 1e5, 'How strictly noise maps must stay noise.')
   flags.DEFINE_integer('seed', 0, 'Of the noise in the search.')
   flags.DEFINE_integer('batch', 0, 'Pictures at once, over all devices; 0: what suits their size.')
-  flags.DEFINE_multi_string('weights', [], 'NAME=PATH of weights that are elsewhere: vgg16=FILE, lpips_vgg=FILE.')
+  flags.DEFINE_multi_string(
+    'weights', [], 'NAME=PATH of weights that are elsewhere: vgg16=FILE, lpips_vgg=FILE.'
+  )
 
 
 def main(_):
@@ -93,7 +116,10 @@ def main(_):
     out = out or job.net.workdir / 'projections' / f'{job.net.step:08d}'
     documents = project_all(job, read_items(asked.images, job.net, out), out)
   factor = np.median([d['distance_start'] / max(d['distance'], 1e-12) for d in documents])
-  print(f'{job.net.title}: {len(documents)} projected; {job.distance.name} fell to 1/{factor:.3g} (median); results in {out}/')
+  print(
+    f'{job.net.title}: {len(documents)} projected; {job.distance.name} fell to 1/{factor:.3g} '
+    f'(median); results in {out}/'
+  )
 
 
 def read_job(asked, stop, video=False):
@@ -101,8 +127,13 @@ def read_job(asked, stop, video=False):
   setting = project.Setting(asked.steps, asked.space, asked.lr, asked.noise_weight, asked.seed)
   explicit = parse_weights(asked.weights)
   tools.check_checkpoint(asked.checkpoint)
-  for name, low, high in (('steps', 1, 1e6), ('lr', 1e-9, 1e30), ('noise_weight', 0, 1e30), ('batch', 0, 1e6),
-                          ('seed', 0, 2 ** 32 - 1)):
+  for name, low, high in (
+    ('steps', 1, 1e6),
+    ('lr', 1e-9, 1e30),
+    ('noise_weight', 0, 1e30),
+    ('batch', 0, 1e6),
+    ('seed', 0, 2**32 - 1),
+  ):
     if not low <= asked[name].value <= high:  # NaN isn't, either
       raise UsageError(f'--{name}={asked[name].value} must be from {low:g} to {high:g}')
   if asked.distance == 'lpips':
@@ -113,17 +144,29 @@ def read_job(asked, stop, video=False):
   net = trained.load(asked.checkpoint)
   shape = (*build.resolution(net.config), net.config.data.channels)
   if shape[2] not in (1, 3):
-    raise UsageError(f'--checkpoint={asked.checkpoint}: its images have {shape[2]} channels, and pictures 1 or 3')
+    raise UsageError(
+      f'--checkpoint={asked.checkpoint}: its images have {shape[2]} channels, and pictures 1 or 3'
+    )
   distance = project.distance(asked.distance)
   if asked.distance == 'lpips':
     if min(shape[:2]) < project.LPIPS_SIDE:
-      raise UsageError(f'--distance=lpips needs {project.LPIPS_SIDE} px, and this network has {shape[0]}x{shape[1]}; take '
-                       '--distance=pyramid')
+      raise UsageError(
+        f'--distance=lpips needs {project.LPIPS_SIDE} px, and this network has '
+        f'{shape[0]}x{shape[1]}; take --distance=pyramid'
+      )
     detector = detectors.lpips(shape, explicit)
     distance = project.distance('lpips', detector.params, detector.hash)
     if not detector.known:
-      print('the weights of LPIPS are not the published ones: distances are of another kind', file=sys.stderr)
-  about = {'network': net.hash(), 'distance': distance.name, 'weights': distance.hash, **setting._asdict()}
+      print(
+        'the weights of LPIPS are not the published ones: distances are of another kind',
+        file=sys.stderr,
+      )
+  about = {
+    'network': net.hash(),
+    'distance': distance.name,
+    'weights': distance.hash,
+    **setting._asdict(),
+  }
   batch = asked.batch or max(1, min(BATCH, PIXELS // (shape[0] * shape[1])))
   return Job(net, distance, setting, project.statistics(net), about, batch, video, stop)
 
@@ -135,34 +178,50 @@ def check_there(path):
 
 
 def read_items(path, net, out):
-  """Items of a picture, or of those in a folder and its folders; names the files that can't be used, with the reason.
+  """Items of a picture, or of those in a folder and its folders; names the files that can't be
+  used, with the reason.
 
-  Raises: DatasetError if there are none, UsageError if results, which go to the folder `out`, would be among them.
+  Raises: DatasetError if there are none, UsageError if results, which go to the folder `out`, would
+  be among them.
   """
   path, items = pathlib.Path(path).expanduser().absolute(), []
   if out == path.parent or path.is_dir() and path in (out, *out.parents):
-    raise UsageError(f'--out={out}: results would be among the pictures of {path}; use another folder')
-  root, listed = (path, sources.listing(path)) if path.is_dir() else (path.parent, sources.Listing([path.name], [], None, None))
+    raise UsageError(
+      f'--out={out}: results would be among the pictures of {path}; use another folder'
+    )
+  root, listed = (
+    (path, sources.listing(path))
+    if path.is_dir()
+    else (path.parent, sources.Listing([path.name], [], None, None))
+  )
   unusable = [f'{entry["file"]}: {entry["reason"]}' for entry in listed.unusable]
   size, channels = build.resolution(net.config), net.config.data.channels
   for name in listed.names:
+
     def load(file=root / name):
       return images.fit_image(images.decode(file.read_bytes(), channels), 'center', *size)
+
     try:
       items.append(Item(name.replace('/', '_'), str(root / name), load, image_hash(load())))
     except (images.Unusable, OSError) as e:
       unusable.append(f'{name}: {getattr(e, "strerror", None) or e}')
   if not items:
-    raise DatasetError(f'{path} has no picture that can be projected: {"; ".join(unusable[:3]) or "it is empty"}')
+    raise DatasetError(
+      f'{path} has no picture that can be projected: {"; ".join(unusable[:3]) or "it is empty"}'
+    )
   print(''.join(f'left out: {line}\n' for line in unusable), end='', file=sys.stderr)
-  return [item._replace(name=name) for item, name in zip(items, result_names([item.name for item in items]))]
+  return [
+    item._replace(name=name)
+    for item, name in zip(items, result_names([item.name for item in items]))
+  ]
 
 
 def result_names(files):
-  """Names of the results of pictures, from their names: 'cat' of cat.jpg, if no other picture's results are called so.
+  """Names of the results of pictures, from their names: 'cat' of cat.jpg, if no other picture's
+  results are called so.
 
-  Or else both keep their ending, cat.jpg and cat.png (which makes cat.jpg.png and cat.png.png); and if that isn't enough, as
-  for a/b.png and a_b.png, all but the first get a number.
+  Or else both keep their ending, cat.jpg and cat.png (which makes cat.jpg.png and cat.png.png); and
+  if that isn't enough, as for a/b.png and a_b.png, all but the first get a number.
   """
   names = [file.rpartition('.')[0] or file for file in files]
   while clashing := {i for i in _clashing(names) if names[i] != files[i]}:
@@ -193,7 +252,8 @@ def _files(name):
 def project_all(job, items, out, label=''):
   """Projects what isn't in `out` yet, in batches; returns what projections.json says of each.
 
-  Raises: UsageError if `out` holds other results of these names, or two have the same name; Preempted, Interrupted.
+  Raises: UsageError if `out` holds other results of these names, or two have the same name;
+  Preempted, Interrupted.
   """
   _check_names(items)
   with locked(out, 'out'):
@@ -202,22 +262,35 @@ def project_all(job, items, out, label=''):
     pending = [item for item in items if not documents[item.name]]
     saved = _unfinished(out, job, items) if pending else None
     while pending:
-      batch = [item for item in items if item.name in saved['names']] if saved else pending[:job.batch]
+      batch = (
+        [item for item in items if item.name in saved['names']] if saved else pending[: job.batch]
+      )
       done = len(items) - len(pending)
-      name = f'{label}{done + 1}' + (f'-{done + len(batch)}' if len(batch) > 1 else '') + f' of {len(items)}'
+      name = (
+        f'{label}{done + 1}'
+        + (f'-{done + len(batch)}' if len(batch) > 1 else '')
+        + f' of {len(items)}'
+      )
       documents |= _project(job, batch, out, saved, name)
       pending, saved = [item for item in pending if not documents[item.name]], None
-      document = {'about': job.about, 'images': [documents[item.name] for item in items if documents[item.name]] + others}
+      document = {
+        'about': job.about,
+        'images': [documents[item.name] for item in items if documents[item.name]] + others,
+      }
       report.write_atomic(out / 'projections.json', json.dumps(document, indent=1))
       (out / '.unfinished.npz').unlink(missing_ok=True)
     return [documents[item.name] for item in items]
 
 
 def _listed(out, about):
-  """What projections.json says of pictures that were projected as these are, and are still there."""
+  """What projections.json says of pictures that were projected as these are, and are still
+  there.
+  """
   with contextlib.suppress(Exception):  # there is none, or it is something else
     old = json.loads((out / 'projections.json').read_text())
-    return [d for d in old['images'] if old['about'] == about and (out / f'{d["name"]}.npz').exists()]
+    return [
+      d for d in old['images'] if old['about'] == about and (out / f'{d["name"]}.npz').exists()
+    ]
   return []
 
 
@@ -229,11 +302,15 @@ def _project(job, batch, out, saved, label):
   projector = project.Projector(job.net, targets, job.distance, job.setting, job.start, saved)
   steps, every = job.setting.steps, max(1, job.setting.steps // FRAMES)
   quiet = {} if sys.stderr.isatty() else {'delay': 60, 'mininterval': 60}  # seconds, in a log file
-  with tqdm.tqdm(total=steps, initial=projector.done, desc=label, unit='step', leave=False, **quiet) as bar:
+  with tqdm.tqdm(
+    total=steps, initial=projector.done, desc=label, unit='step', leave=False, **quiet
+  ) as bar:
     while True:
       if job.video and (projector.done % every == 0 or projector.done == steps):
         for item, target, image in zip(batch, targets, projector.look()[0]):
-          report.write_atomic(_frames(out, item) / f'{projector.done:07d}.png', _pair(target, image))
+          report.write_atomic(
+            _frames(out, item) / f'{projector.done:07d}.png', _pair(target, image)
+          )
       if projector.done == steps:
         break
       if job.stop or time.monotonic() > saving + SAVE_SECONDS:
@@ -243,12 +320,15 @@ def _project(job, batch, out, saved, label):
           bar.close()
           job.stop.leave(f'step {projector.done} of {steps} of {label} is saved in {out}')
       last, current = current, projector.advance()
-      if last is not None:  # computed while this one was asked for; so no more than two wait when a signal comes
+      # computed while this one was asked for; so no more than two wait when a signal comes
+      if last is not None:
         bar.set_postfix_str(f'{job.distance.name} {_finite(batch, last).mean():.3g}', refresh=False)
       bar.update()
   found = projector.found()
   _finite(batch, found.distance)
-  return {item.name: _write(job, out, item, targets[i], _row(found, i)) for i, item in enumerate(batch)}
+  return {
+    item.name: _write(job, out, item, targets[i], _row(found, i)) for i, item in enumerate(batch)
+  }
 
 
 def _finite(batch, distances):
@@ -264,8 +344,12 @@ def _pair(target, image):
 
 
 def _row(found, i):
-  return found._replace(**{name: x[i] for name, x in found._asdict().items() if name != 'noise'}, noise={
-      '/'.join(path): x[i, ..., 0] for path, x in traverse_util.flatten_dict(found.noise).items()})
+  return found._replace(
+    **{name: x[i] for name, x in found._asdict().items() if name != 'noise'},
+    noise={
+      '/'.join(path): x[i, ..., 0] for path, x in traverse_util.flatten_dict(found.noise).items()
+    },
+  )
 
 
 def _write(job, out, item, target, found):
@@ -279,26 +363,49 @@ def _write(job, out, item, target, found):
     shutil.rmtree(_frames(out, item))
     with contextlib.suppress(OSError):  # others are in there
       _frames(out, item).parent.rmdir()
-  document = {'name': item.name, 'source': item.source, 'target': item.hash, 'distance_start': float(found.start),
-              'distance': float(found.distance)}
+  document = {
+    'name': item.name,
+    'source': item.source,
+    'target': item.hash,
+    'distance_start': float(found.start),
+    'distance': float(found.distance),
+  }
   about = json.dumps({'about': job.about | {'target': item.hash}, 'document': document})
-  report.write_atomic(out / f'{item.name}.npz', report.npz(
-      ws=found.ws, **{f'noise/{name}': x for name, x in found.noise.items()}, distance=found.distance, about=about))
+  report.write_atomic(
+    out / f'{item.name}.npz',
+    report.npz(
+      ws=found.ws,
+      **{f'noise/{name}': x for name, x in found.noise.items()},
+      distance=found.distance,
+      about=about,
+    ),
+  )
   return document
 
 
 def _save(out, arrays, batch, about):
-  report.write_atomic(out / '.unfinished.npz', report.npz(
-      **arrays, names=[item.name for item in batch], hashes=[item.hash for item in batch], about=json.dumps(about)))
+  report.write_atomic(
+    out / '.unfinished.npz',
+    report.npz(
+      **arrays,
+      names=[item.name for item in batch],
+      hashes=[item.hash for item in batch],
+      about=json.dumps(about),
+    ),
+  )
 
 
 def _unfinished(out, job, items):
-  """The saved state of a batch of these items, or None; also if a video is wanted and its beginning was not kept."""
+  """The saved state of a batch of these items, or None; also if a video is wanted and its beginning
+  was not kept.
+  """
   with contextlib.suppress(Exception):  # numpy and zipfile raise nearly anything on damaged files
     with np.load(out / '.unfinished.npz') as data:
       saved = dict(data)
     known = {item.name: item.hash for item in items}
-    begun = not job.video or all((out / '.frames' / name / f'{0:07d}.png').exists() for name in saved['names'])
+    begun = not job.video or all(
+      (out / '.frames' / name / f'{0:07d}.png').exists() for name in saved['names']
+    )
     same = saved['hashes'].tolist() == [known.get(n) for n in saved['names']]
     if begun and same and json.loads(str(saved['about'])) == job.about:
       return saved
@@ -306,15 +413,20 @@ def _unfinished(out, job, items):
 
 
 def _finished(out, item, job):
-  """What is known of an item that was projected before; None if it wasn't. Raises UsageError for another result."""
+  """What is known of an item that was projected before; None if it wasn't. Raises UsageError for
+  another result.
+  """
   path = out / f'{item.name}.npz'
   if not path.exists():
     return None
   try:
     with np.load(path) as data:
       old = json.loads(str(data['about']))
-    changed = [f'{k}: {old["about"].get(k)} there, {v} here' for k, v in {**job.about, 'target': item.hash}.items()
-               if old['about'].get(k) != v]
+    changed = [
+      f'{k}: {old["about"].get(k)} there, {v} here'
+      for k, v in {**job.about, 'target': item.hash}.items()
+      if old['about'].get(k) != v
+    ]
   except Exception:
     changed = ['no projection']
   if changed:
@@ -327,7 +439,9 @@ def _check_names(items):
   for item in items:
     for name in _files(item.name):
       if name in files:
-        raise UsageError(f'{item.source} and {files[name]} would both be written to {name}; rename one of them')
+        raise UsageError(
+          f'{item.source} and {files[name]} would both be written to {name}; rename one of them'
+        )
       files[name] = item.source
 
 

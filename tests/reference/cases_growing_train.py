@@ -1,4 +1,7 @@
-"""Reference cases of training while growing (configs A-D), all through sg2jax.steps.Steps: losses, a whole trajectory."""
+"""Reference cases of training while growing (configs A-D), all through sg2jax.steps.Steps: losses,
+a whole trajectory.
+"""
+
 import dataclasses
 from functools import cache, partial
 import re
@@ -9,39 +12,51 @@ import numpy as np
 from sg2jax import state as state_lib
 from sg2jax.steps import Steps
 from tests.reference.cases_growing import (
-    read_discriminator,
-    read_generator,
-    read_growth,
-    read_lods,
-    state_at,
-    steps_at,
+  read_discriminator,
+  read_generator,
+  read_growth,
+  read_lods,
+  state_at,
+  steps_at,
 )
 from tests.reference.cases_train import make_draws, run_phase
 from tests.reference.check import jit
 from tests.reference.names import nhwc
 
 # Their name <- ours, of run_phase.
-VALUES = {'fake_scores': 'gen_logits', 'real_scores': 'real_logits', 'gradient_penalty': 'r1_penalty',
-          'pl_lengths': 'pl_lengths', 'pl_penalty': 'pl_penalty', 'loss': 'loss'}
+VALUES = {
+  'fake_scores': 'gen_logits',
+  'real_scores': 'real_logits',
+  'gradient_penalty': 'r1_penalty',
+  'pl_lengths': 'pl_lengths',
+  'pl_penalty': 'pl_penalty',
+  'loss': 'loss',
+}
 
 
-NAMES_OF_LABELS = {'c_G': ('c_G', 'labels_G', 'gen_c'), 'c_pl': ('c_pl', 'labels_pl', 'c_G_pl', 'gen_c_pl'),
-                   'c_real': ('c_real', 'c_D', 'labels', 'labels_real', 'real_c')}
+NAMES_OF_LABELS = {
+  'c_G': ('c_G', 'labels_G', 'gen_c'),
+  'c_pl': ('c_pl', 'labels_pl', 'c_G_pl', 'gen_c_pl'),
+  'c_real': ('c_real', 'c_D', 'labels', 'labels_real', 'real_c'),
+}
 
 
 def _shrunk(images, level):
   """The mean of each box of 2^level pixels: NumPy [N,H,W,C] -> [N,h,w,C]."""
   n, h, w, c = images.shape
-  side = 2 ** level
+  side = 2**level
   return images.reshape(n, h // side, side, w // side, side, c).mean((2, 4))
 
 
 def _native(noise, level):
-  """Path length noise [N,3,R,R] of full-size images -> the same for ours, which Steps divides by the smaller side."""
-  return _shrunk(nhwc(noise), level) * 2 ** level
+  """Path length noise [N,3,R,R] of full-size images -> the same for ours, which Steps divides by
+  the smaller side.
+  """
+  return _shrunk(nhwc(noise), level) * 2**level
 
 
 # ---- losses
+
 
 class _Losses:
   """The evaluations of one sub-case: networks, settings and stored variables."""
@@ -53,36 +68,65 @@ class _Losses:
     self.d = self.d_border = None
     if 'D_static_kwargs' in config:
       self.d, self.d_border = read_discriminator(config.sub('D_static_kwargs'), config['networks'])
-    self.given.know(r'[zc]_[GD]|c_real|pl_mean_before|lod[\d.]+/(real_images|call\d+/(z_pl|c_pl|pl_noise_raw))')
+    self.given.know(
+      r'[zc]_[GD]|c_real|pl_mean_before|lod[\d.]+/(real_images|call\d+/(z_pl|c_pl|pl_noise_raw))'
+    )
     self.lazy = config.get('lazy_regularization', True)
     config.ignore('G_reg_interval', 'D_reg_interval')  # no gradient here has this factor
     self.names = {net: sub.under(f'tf/{net}/') for net in 'GD'}
     params, self.noise, self.w_avg = self.g_border.load(self.names['G'])
     self.params = {'G': params, 'D': self.d_border.load(self.names['D'])[0] if self.d else {}}
-    settings = dict(r1_gamma=config.get('r1_gamma', 0), pl_weight=config.get('pl_weight', 0),
-                    pl_decay=config.get('pl_decay', 0), pl_shrink=config.get('pl_minibatch_shrink', 1))
+    settings = dict(
+      r1_gamma=config.get('r1_gamma', 0),
+      pl_weight=config.get('pl_weight', 0),
+      pl_decay=config.get('pl_decay', 0),
+      pl_shrink=config.get('pl_minibatch_shrink', 1),
+    )
     sizes = {len(z) for name, z in self.given.items() if name in ('z_G', 'z_D')}
-    sizes |= {len(z) * settings['pl_shrink'] for name, z in self.given.items() if name.endswith('/z_pl')}
+    sizes |= {
+      len(z) * settings['pl_shrink'] for name, z in self.given.items() if name.endswith('/z_pl')
+    }
     if sizes != {config['batch']}:
       raise ValueError(f'config has batch={config["batch"]}, the latents are for {sizes}')
     interval = int(self.lazy)
-    self.at = cache(partial(steps_at, generator=self.g, discriminator=self.d, r1_interval=interval, pl_interval=interval,
-                            **settings))
+    self.at = cache(
+      partial(
+        steps_at,
+        generator=self.g,
+        discriminator=self.d,
+        r1_interval=interval,
+        pl_interval=interval,
+        **settings,
+      )
+    )
 
   def labels(self, name, z, *prefixes):
-    """The labels of the latents z, or None: an array `name`, or, of path lengths, the first of the generator's."""
-    names = [f'{prefix}{n}' for prefix in prefixes or ('',) for n in (*NAMES_OF_LABELS[name], 'c' if prefix else name)]
+    """The labels of the latents z, or None: an array `name`, or, of path lengths, the first of the
+    generator's.
+    """
+    names = [
+      f'{prefix}{n}'
+      for prefix in prefixes or ('',)
+      for n in (*NAMES_OF_LABELS[name], 'c' if prefix else name)
+    ]
     found = self.given.first(*names)
     if found is None and name == 'c_pl':
       found = self.given.first(*NAMES_OF_LABELS['c_G'])
-      found = None if found is None else found[:len(z)]
+      found = None if found is None else found[: len(z)]
     c_dim = self.g.mapping.c_dim
-    if (0 if found is None else found.shape[1]) != c_dim or (found is not None and len(found) != len(z)):
-      raise ValueError(f'{c_dim} labels for {len(z)} latents, and {name} is {None if found is None else found.shape}')
+    if (0 if found is None else found.shape[1]) != c_dim or (
+      found is not None and len(found) != len(z)
+    ):
+      raise ValueError(
+        f'{c_dim} labels for {len(z)} latents, and {name} is '
+        f'{None if found is None else found.shape}'
+      )
     return found
 
   def run(self, phase, lod, net, z, labels=None, pl=None, reals=None, w_avg=None, pl_mean=0.0):
-    """One evaluation at lod = (level, alpha) -> (values by their names, gradients, state after it)."""
+    """One evaluation at lod = (level, alpha) -> (values by their names, gradients, state after
+    it).
+    """
     level, alpha = lod
     steps = self.at(level)
     w_avg = self.w_avg if w_avg is None else w_avg
@@ -98,7 +142,7 @@ class _Losses:
     out, new = run_phase(steps, phase, state, draws, pl_draws, reals, labels)
     values = {theirs: out[ours] for theirs, ours in VALUES.items() if ours in out}
     if 'gen_img' in out:
-      values['fake_images'] = np.repeat(np.repeat(out['gen_img'], 2 ** level, 2), 2 ** level, 3)
+      values['fake_images'] = np.repeat(np.repeat(out['gen_img'], 2**level, 2), 2**level, 3)
     if 'loss_Dreal' in out:
       values['loss'] = out['loss_Dreal'] + out['loss_Dgen']
     for ours in ('loss_Dr1', 'loss_Gpl'):
@@ -112,12 +156,21 @@ class _Losses:
 def losses_ad(sub):
   """Losses and gradients of lod<x>/G, lod<x>/D and of the path lengths lod<x>/call<k>."""
   at, given, results = _Losses(sub), sub.given, {}
+
   def note(prefix, values, grads, kind):
-    results.update({f'{prefix}/{k}': v for k, v in values.items()} | {f'{prefix}/{kind}/{k}': v for k, v in grads.items()})
+    results.update(
+      {f'{prefix}/{k}': v for k, v in values.items()}
+      | {f'{prefix}/{kind}/{k}': v for k, v in grads.items()}
+    )
+
   for name, lod in read_lods(sub).items():
     parts = sorted({full.split('/')[1] for full in sub.wanted if full.startswith(f'{name}/')})
     if 'G' in parts:
-      note(f'{name}/G', *at.run('Gmain', lod, 'G', given['z_G'], at.labels('c_G', given['z_G']))[:2], 'grad')
+      note(
+        f'{name}/G',
+        *at.run('Gmain', lod, 'G', given['z_G'], at.labels('c_G', given['z_G']))[:2],
+        'grad',
+      )
     if 'D' in parts:
       args = lod, 'D', given['z_D'], at.labels('c_real', given['z_D'])
       reals = given[f'{name}/real_images']
@@ -130,8 +183,15 @@ def losses_ad(sub):
     for call in [part for part in parts if re.fullmatch(r'call\d+', part)]:
       prefix = f'{name}/{call}'
       z = given[f'{prefix}/z_pl']
-      values, grads, new = at.run('Greg', lod, 'G', z, at.labels('c_pl', z, f'{prefix}/', f'{name}/', ''),
-                                  pl=given[f'{prefix}/pl_noise_raw'], **carry)
+      values, grads, new = at.run(
+        'Greg',
+        lod,
+        'G',
+        z,
+        at.labels('c_pl', z, f'{prefix}/', f'{name}/', ''),
+        pl=given[f'{prefix}/pl_noise_raw'],
+        **carry,
+      )
       note(prefix, values, grads, 'grad_reg')
       carry = {'w_avg': new.w_avg, 'pl_mean': new.pl_mean}
   return results
@@ -139,13 +199,18 @@ def losses_ad(sub):
 
 # ---- growing_trajectory
 
+
 def _read_training(config):
-  """Config of a trajectory -> (function of a Stage: its Steps, updates and round; Growth; {net: TensorFlow}; labels)."""
+  """Config of a trajectory -> (function of a Stage: its Steps, updates and round; Growth; {net:
+  TensorFlow}; labels).
+  """
   config.ignore('config')  # a name
   g, g_border = read_generator(config.sub('G_static_kwargs'), config['networks'])
   d, d_border = read_discriminator(config.sub('D_static_kwargs'), config['networks'])
   if g.mapping.c_dim != d.c_dim:
-    raise NotImplementedError(f'a generator with {g.mapping.c_dim} labels and a discriminator with {d.c_dim}')
+    raise NotImplementedError(
+      f'a generator with {g.mapping.c_dim} labels and a discriminator with {d.c_dim}'
+    )
   loss, hyper = config.sub('loss'), config.sub('adam')
   loss.expect('D', 'D_logistic_r1')
   path = {'G_logistic_ns': False, 'G_logistic_ns_pathreg': True}[loss['G']]
@@ -154,30 +219,68 @@ def _read_training(config):
     intervals = {'G': config.get('G_reg_interval', 4), 'D': config.get('D_reg_interval', 16)}
   config.ignore('G_reg_interval', 'D_reg_interval')
   growth, more = read_growth(config, g_border.resolution)
-  weight, decay, shrink = (loss[key] if path else 0 for key in ('pl_weight', 'pl_decay', 'pl_minibatch_shrink'))
+  weight, decay, shrink = (
+    loss[key] if path else 0 for key in ('pl_weight', 'pl_decay', 'pl_minibatch_shrink')
+  )
   steps = Steps(
-      g, d, None, None, r1_gamma=loss['r1_gamma'], r1_interval=intervals['D'], pl_weight=weight, pl_decay=decay,
-      pl_interval=intervals['G'], pl_shrink=shrink, mixing_prob=0, ema_kimg=config['G_smoothing_kimg'], ema_rampup=None,
-      noise_mode='const', lr_rampup_kimg=more['rampup'], mean_rounds=True, growth=growth)
-  adam = lambda net, lr: state_lib.adam(lr, hyper['beta1'], hyper['beta2'], hyper['epsilon'], intervals[net], eps_hat=True)
+    g,
+    d,
+    None,
+    None,
+    r1_gamma=loss['r1_gamma'],
+    r1_interval=intervals['D'],
+    pl_weight=weight,
+    pl_decay=decay,
+    pl_interval=intervals['G'],
+    pl_shrink=shrink,
+    mixing_prob=0,
+    ema_kimg=config['G_smoothing_kimg'],
+    ema_rampup=None,
+    noise_mode='const',
+    lr_rampup_kimg=more['rampup'],
+    mean_rounds=True,
+    growth=growth,
+  )
+  adam = lambda net, lr: state_lib.adam(
+    lr, hyper['beta1'], hyper['beta2'], hyper['epsilon'], intervals[net], eps_hat=True
+  )
 
   @cache
   def at(stage):
     """Steps of a stage. The rate of the generator is that of both, as in their loop."""
-    new = dataclasses.replace(steps, stage=stage, g_tx=adam('G', stage.g_lr), d_tx=adam('D', stage.g_lr))
-    updates = {phase: jit(getattr(new, f'{phase}_update')) for phase in ('g', 'g_reg', 'd', 'd_reg')}
+    new = dataclasses.replace(
+      steps, stage=stage, g_tx=adam('G', stage.g_lr), d_tx=adam('D', stage.g_lr)
+    )
+    updates = {
+      phase: jit(getattr(new, f'{phase}_update')) for phase in ('g', 'g_reg', 'd', 'd_reg')
+    }
     updates['reals'] = jit(new.reals)
     return new, updates, more['minibatch_gpu'](growth.side >> stage.level)
+
   return at, growth, {'G': g_border, 'D': d_border}, d.c_dim
 
 
 # What the labels of draws are called.
-LABELS = {'z_G': ('c_G', 'labels_G', 'gen_c'), 'z_pl': ('c_pl', 'labels_pl', 'gen_c_pl'),
-          'reals': ('c_real', 'c_reals', 'labels', 'labels_real', 'real_labels', 'reals_c', 'real_c', 'c_D')}
+LABELS = {
+  'z_G': ('c_G', 'labels_G', 'gen_c'),
+  'z_pl': ('c_pl', 'labels_pl', 'gen_c_pl'),
+  'reals': (
+    'c_real',
+    'c_reals',
+    'labels',
+    'labels_real',
+    'real_labels',
+    'reals_c',
+    'real_c',
+    'c_D',
+  ),
+}
 
 
 class _Draws:
-  """The stored draws of a sub-case in the order in which they are consumed: `<name>/<i>`. c_dim 0: no labels among them."""
+  """The stored draws of a sub-case in the order in which they are consumed: `<name>/<i>`. c_dim 0:
+  no labels among them.
+  """
 
   def __init__(self, given, c_dim):
     self.given, self.c_dim, self.used = given, c_dim, {}
@@ -197,8 +300,10 @@ class _Draws:
     if not self.c_dim and not names:
       return None
     if not self.c_dim or len(names) != 1:
-      raise ValueError(f'{self.c_dim} labels, and of the arrays {", ".join(f"{name}/<i>" for name in LABELS[of])} there is '
-                       f'{" and ".join(names) or "none"}')
+      raise ValueError(
+        f'{self.c_dim} labels, and of the arrays {", ".join(f"{name}/<i>" for name in LABELS[of])} '
+        f'there is {" and ".join(names) or "none"}'
+      )
     return self.take(names[0], rounds)
 
   def latents(self, name, rounds, **more):
@@ -209,9 +314,11 @@ class _Draws:
 def _minibatch(steps, updates, rounds, state, draws):
   """One pass of the loop: g, g_reg if due, d with the average of g, d_reg if due."""
   due = steps.due(int(state.step))
+
   def path_lengths():
     noise = np.asarray([_native(x, steps.stage.level) for x in draws.take('pl_noise_raw', rounds)])
     return draws.latents('z_pl', rounds, pl=noise)
+
   eager = steps.pl_weight and not steps.pl_interval
   state, _ = updates['g'](state, draws.latents('z_G', rounds), path_lengths() if eager else None)
   if 'g_reg' in due:
@@ -241,8 +348,17 @@ def trajectory(sub):
   g, noise, w_avg = borders['G'].load(names['G'])
   d = borders['D'].load(names['D'])[0]
   dtype = w_avg.dtype
-  state = state_at(0, g, d, noise, w_avg, config.sub('loss').get('pl_mean_initial', 0.0), dtype).replace(nimg=np.int32(0))
-  wanted, draws, lods, resets, before, results = list(config['nimg_at_state']), _Draws(sub.given, c_dim), [], [], None, {}
+  state = state_at(
+    0, g, d, noise, w_avg, config.sub('loss').get('pl_mean_initial', 0.0), dtype
+  ).replace(nimg=np.int32(0))
+  wanted, draws, lods, resets, before, results = (
+    list(config['nimg_at_state']),
+    _Draws(sub.given, c_dim),
+    [],
+    [],
+    None,
+    {},
+  )
   done = 0
   while done < len(wanted):
     nimg = int(state.nimg)

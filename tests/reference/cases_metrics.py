@@ -1,4 +1,5 @@
 """Reference case of the formulas that turn features and statistics into scores."""
+
 from functools import partial
 
 import jax.numpy as jnp
@@ -14,20 +15,24 @@ from tests.reference.names import load
 def _frechet(config, given):
   config.expect('dim', len(given['mu_real']))
   config.ignore('kind')  # how the statistics were made
-  distance = scores.frechet_distance(*(given[f'{name}_{kind}'] for kind in ('real', 'gen') for name in ('mu', 'sigma')))
+  distance = scores.frechet_distance(
+    *(given[f'{name}_{kind}'] for kind in ('real', 'gen') for name in ('mu', 'sigma'))
+  )
   return {'fid_official': distance, 'fid_reference': distance}
 
 
 def _statistics(config, given):
-  moments, x = scores.Moments(given['x'].shape[1]), given['x'][:config['max_items']]
+  moments, x = scores.Moments(given['x'].shape[1]), given['x'][: config['max_items']]
   for i in range(0, len(x), config['batches_of']):
-    moments.add(x[i:i + config['batches_of']])
+    moments.add(x[i : i + config['batches_of']])
   return {'mean': moments.mean, 'cov': moments.cov(), 'cov_unbiased_N_minus_1': moments.cov(ddof=1)}
 
 
 def _kid(config, given):
   real, fake = given['real_features'], given['gen_features']
-  drawn = scores.kid_subsets(len(real), len(fake), 0, config['num_subsets'], config['max_subset_size'])
+  drawn = scores.kid_subsets(
+    len(real), len(fake), 0, config['num_subsets'], config['max_subset_size']
+  )
   subsets = given['real_subset_indices'], given['gen_subset_indices']
   config.expect('feature_dim', real.shape[1])
   config.expect('subset_size_m', drawn[0].shape[1])
@@ -37,20 +42,27 @@ def _kid(config, given):
 
 
 def _inception_score(config, given):
-  found = scores.inception_scores(given['probs'][:config['num_gen']], config['num_splits'])
+  found = scores.inception_scores(given['probs'][: config['num_gen']], config['num_splits'])
   return {'mean': found.mean(), 'std': found.std()}
 
 
 def _precision_recall(config, given):
   config.ignore('min_relative_margin')  # how far all decisions are from being ties
-  found = neighbors.precision_recall(given['real_features'], given['gen_features'], config['nhood_size'])
-  return {'precision': found.precision, 'recall': found.recall, 'real_kth_distance': found.real_kth,
-          'gen_kth_distance': found.fake_kth}
+  found = neighbors.precision_recall(
+    given['real_features'], given['gen_features'], config['nhood_size']
+  )
+  return {
+    'precision': found.precision,
+    'recall': found.recall,
+    'real_kth_distance': found.real_kth,
+    'gen_kth_distance': found.fake_kth,
+  }
 
 
 def _interpolation(config, given):
   a, b, t = (jnp.asarray(given[name]) for name in 'abt')
-  ws = [jnp.repeat(x[:, None], config.get('num_ws', 3), 1) for x in (a, b)]  # the manifest has it in words
+  # the manifest has it in words
+  ws = [jnp.repeat(x[:, None], config.get('num_ws', 3), 1) for x in (a, b)]
   results = {}
   for name, at in ('t', t), ('t_plus_eps', t + config['epsilon']):
     results |= {f'slerp_{name}': ppl.slerp(a, b, at), f'lerp_w_{name}': ppl.lerp(*ws, at)}
@@ -59,7 +71,7 @@ def _interpolation(config, given):
 
 def _aggregate(config, given):
   differences = given['features_t'].astype(np.float64) - given['features_t_plus_eps']
-  found = (differences ** 2).sum(1) / config['epsilon'] ** 2
+  found = (differences**2).sum(1) / config['epsilon'] ** 2
   return {'distances': found, 'ppl': ppl.trimmed_mean(found)}
 
 
@@ -72,17 +84,31 @@ def _sampler(config, given, under):
   if config['feature_extractor'] != 'flatten(image in [0,255]) / 255, no resizing':
     raise ValueError(f'feature_extractor={config["feature_extractor"]!r} is not understood')
   if config['space'] not in ppl.SPACES or config['sampling'] not in ppl.SAMPLINGS:
-    raise ValueError(f'space={config["space"]!r}, sampling={config["sampling"]!r} is not understood')
+    raise ValueError(
+      f'space={config["space"]!r}, sampling={config["sampling"]!r} is not understood'
+    )
   net, _ = read_generator(config.sub('G'))
   params = load(under('G/'), block_sizes(net.synthesis.resolution)[0])[0]
   variables = {'params': params, 'noise': load(under('noise/'))[1]}
   t = given['t'] * (config['sampling'] == 'full')
-  function = jit(partial(ppl.distances, net, _squared, config['space'], crop=config['crop'], eps=config['epsilon']))
-  return {'distances': function(variables, given['z0'], given['z1'], t, _labels(given, 'c', len(t), 0))}
+  function = jit(
+    partial(
+      ppl.distances, net, _squared, config['space'], crop=config['crop'], eps=config['epsilon']
+    )
+  )
+  return {
+    'distances': function(variables, given['z0'], given['z1'], t, _labels(given, 'c', len(t), 0))
+  }
 
 
-KINDS = {'sigma_real': _frechet, 'x': _statistics, 'real_subset_indices': _kid, 'probs': _inception_score,
-         'a': _interpolation, 'features_t': _aggregate}  # by an array that only this kind is given
+KINDS = {
+  'sigma_real': _frechet,
+  'x': _statistics,
+  'real_subset_indices': _kid,
+  'probs': _inception_score,
+  'a': _interpolation,
+  'features_t': _aggregate,
+}  # by an array that only this kind is given
 
 
 def metrics(sub):

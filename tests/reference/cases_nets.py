@@ -1,4 +1,5 @@
 """Reference cases of whole networks, and the reading of network configs (also for cases_train)."""
+
 from functools import cache, partial
 import re
 import types
@@ -15,15 +16,31 @@ from tests.reference.check import jit
 from tests.reference.names import load, nchw, nhwc, store
 
 # Of the whole run in double precision that the manifest promises, these change no number.
-PRECISION = ('num_fp16_res', 'use_fp16', 'fp16_channels_last', 'force_fp32', 'fused_modconv', 'fused_modconv_default')
+PRECISION = (
+  'num_fp16_res',
+  'use_fp16',
+  'fp16_channels_last',
+  'force_fp32',
+  'fused_modconv',
+  'fused_modconv_default',
+)
 
 
 # ---- configs
 
+
 def read_mapping(config, z_dim, c_dim, w_dim):
   """mapping_kwargs (or the fields of the mapping_network case) -> (Mapping, w_avg_beta)."""
-  net = Mapping(z_dim, c_dim, w_dim, config.get('num_layers', 8), config.get('embed_features'),
-                config.get('layer_features'), config.get('activation', 'lrelu'), config.get('lr_multiplier', 0.01))
+  net = Mapping(
+    z_dim,
+    c_dim,
+    w_dim,
+    config.get('num_layers', 8),
+    config.get('embed_features'),
+    config.get('layer_features'),
+    config.get('activation', 'lrelu'),
+    config.get('lr_multiplier', 0.01),
+  )
   return net, config.get('w_avg_beta', 0.995)
 
 
@@ -40,29 +57,40 @@ def _check_channels(config, sizes, fmap_base, fmap_max):
 
 def read_generator(config):
   """Their generator config -> (stylegan2.Generator, w_avg_beta)."""
-  mapping, beta = read_mapping(config.sub('mapping_kwargs'), config['z_dim'], config['c_dim'], config['w_dim'])
+  mapping, beta = read_mapping(
+    config.sub('mapping_kwargs'), config['z_dim'], config['c_dim'], config['w_dim']
+  )
   options = config.sub('synthesis_kwargs')
   options.ignore(*PRECISION)
   net = stylegan2.Synthesis(
-      _size(config), config['img_channels'], options.get('channel_base', 32768) / 2, options.get('channel_max', 512),
-      options.get('architecture', 'skip'), clamp=options.get('conv_clamp'),
-      taps=tuple(options.get('resample_filter', (1, 3, 3, 1))), activation=options.get('activation', 'lrelu'),
-      use_noise=options.get('use_noise', True))
+    _size(config),
+    config['img_channels'],
+    options.get('channel_base', 32768) / 2,
+    options.get('channel_max', 512),
+    options.get('architecture', 'skip'),
+    clamp=options.get('conv_clamp'),
+    taps=tuple(options.get('resample_filter', (1, 3, 3, 1))),
+    activation=options.get('activation', 'lrelu'),
+    use_noise=options.get('use_noise', True),
+  )
   _check_channels(config, block_sizes(net.resolution), net.fmap_base, net.fmap_max)
   config.expect('num_ws', net.num_ws)
   return stylegan2.Generator(mapping, net), beta
 
 
 def read_stddev(*configs, prefix='mbstd_'):
-  """(group size, channels) of the minibatch stddev, channels 0: there is none. The fields stand in one of the configs.
+  """(group size, channels) of the minibatch stddev, channels 0: there is none. The fields stand in
+  one of the configs.
 
   PyTorch switches it off by 0 channels, TensorFlow, which calls them features, by a group of 0.
   """
+
   def read(default, *keys):
     found = [config[prefix + key] for config in configs for key in keys if prefix + key in config]
     if len(set(found)) > 1:
       raise ValueError(f'{" and ".join(prefix + key for key in keys)} are {found}')
     return found[0] if found else default
+
   group, channels = read(4, 'group_size'), read(1, 'num_channels', 'num_features')
   return group, 0 if group == 0 else channels or 0
 
@@ -70,19 +98,33 @@ def read_stddev(*configs, prefix='mbstd_'):
 def read_discriminator(config):
   """Their discriminator config -> Discriminator."""
   config.ignore(*PRECISION)
-  block, epilogue, mapping = (config.sub(f'{name}_kwargs') for name in ('block', 'epilogue', 'mapping'))
+  block, epilogue, mapping = (
+    config.sub(f'{name}_kwargs') for name in ('block', 'epilogue', 'mapping')
+  )
   block.ignore(*PRECISION)
   activation = block.get('activation', 'lrelu')
   group, channels = read_stddev(epilogue, config)
   if epilogue.get('activation', 'lrelu') != activation:
-    raise NotImplementedError(f'blocks with {activation} and an epilogue with {epilogue.get("activation", "lrelu")}')
+    raise NotImplementedError(
+      f'blocks with {activation} and an epilogue with {epilogue.get("activation", "lrelu")}'
+    )
   net = stylegan2.Discriminator(
-      _size(config), config.get('channel_base', 32768) / 2, config.get('channel_max', 512), config['c_dim'],
-      config.get('architecture', 'resnet'), clamp=config.get('conv_clamp'),
-      taps=tuple(block.get('resample_filter', (1, 3, 3, 1))), activation=activation,
-      mbstd_group_size=group, mbstd_num_channels=channels, cmap_dim=config.get('cmap_dim'),
-      mapping_layers=mapping.get('num_layers', 8), mapping_lr_mul=mapping.get('lr_multiplier', 0.01),
-      embed_features=mapping.get('embed_features'), layer_features=mapping.get('layer_features'))
+    _size(config),
+    config.get('channel_base', 32768) / 2,
+    config.get('channel_max', 512),
+    config['c_dim'],
+    config.get('architecture', 'resnet'),
+    clamp=config.get('conv_clamp'),
+    taps=tuple(block.get('resample_filter', (1, 3, 3, 1))),
+    activation=activation,
+    mbstd_group_size=group,
+    mbstd_num_channels=channels,
+    cmap_dim=config.get('cmap_dim'),
+    mapping_layers=mapping.get('num_layers', 8),
+    mapping_lr_mul=mapping.get('lr_multiplier', 0.01),
+    embed_features=mapping.get('embed_features'),
+    layer_features=mapping.get('layer_features'),
+  )
   config.ignore('img_channels')  # stands in the image's shape
   _check_channels(config, block_sizes(net.resolution), net.fmap_base, net.fmap_max)
   return net
@@ -90,12 +132,15 @@ def read_discriminator(config):
 
 # ---- cases
 
+
 def _labels(given, name, batch, dim):
   return given[name] if name in given else np.zeros((batch, dim))
 
 
 def _truncation(text):
-  """'truncation_psi=0.5, truncation_cutoff=4' or 'psi0p5_cut4' -> (0.5, 4); cutoff None for all layers."""
+  """'truncation_psi=0.5, truncation_cutoff=4' or 'psi0p5_cut4' -> (0.5, 4); cutoff None for all
+  layers.
+  """
   psi = re.search(r'psi=?(-?\d+[p.]?\d*)', text)
   cutoff = re.search(r'cut(?:off=)?(\d+)', text)
   return float(psi[1].replace('p', '.')), cutoff and int(cutoff[1])
@@ -109,12 +154,15 @@ def mapping_network(sub):
   params, _, w_avg = load(sub.under('P/'))
   batch = len(next(iter(given[k] for k in ('z', 'c') if k in given)))
   z, c = _labels(given, 'z', batch, net.z_dim), _labels(given, 'c', batch, net.c_dim)
+
   def function(params, z, c):
     w = net.apply({'params': params}, z, c)
     return w if num_ws is None else broadcast(w, num_ws)
+
   def everything(params, z, c, dy):
     ws, pull = jax.vjp(function, params, z, c)
     return ws, *pull(dy)
+
   ws, grads, grad_z, grad_c = jit(everything)(params, z, c, given['dy'])
   results = {'ws': ws, 'grad_z': grad_z, 'grad_c': grad_c} | store(grads, prefix='grad/')
   for name in sub.wanted:
@@ -127,14 +175,24 @@ def mapping_network(sub):
 
 
 def _w_avg_updates(wanted, net, beta, params, w_avg, z, c):
-  """w_avg after k training passes, and after a style-mixing pass, which must leave the first pass's value."""
-  generator = types.SimpleNamespace(synthesis=types.SimpleNamespace(num_ws=2), apply=lambda v, z, c, method: (
-      net.apply({'params': v['params']['mapping']}, z, c)))
+  """w_avg after k training passes, and after a style-mixing pass, which must leave the first pass's
+  value.
+  """
+  generator = types.SimpleNamespace(
+    synthesis=types.SimpleNamespace(num_ws=2),
+    apply=lambda v, z, c, method: net.apply({'params': v['params']['mapping']}, z, c),
+  )
   steps = Steps(generator, None, None, None, 0, 0, 0, 0, 0, 1, 0, 0, None, w_avg_beta=beta)
+
   def follow(w_avg, mix):
     return jit(steps._ws)({'mapping': params}, w_avg, z, c, mix)[1]
+
   results, value, mix = {}, w_avg, {'z': -z, 'cutoff': np.ones(len(z), int)}
-  counts = [int(re.fullmatch(r'w_avg_after_(\d+)_training_forwards?', n)[1]) for n in wanted if '_training_f' in n]
+  counts = [
+    int(re.fullmatch(r'w_avg_after_(\d+)_training_forwards?', n)[1])
+    for n in wanted
+    if '_training_f' in n
+  ]
   for k in range(1, max(counts, default=0) + 1):
     if k == 1:
       results['w_avg_after_skipped_update'] = follow(value, mix)
@@ -160,8 +218,10 @@ def _variant(name, pattern):
   return match.groupdict()
 
 
-_IMAGE = (r'img(?P<direct>_ws_direct)?(_noise_(?P<mode>none|const|random))?(?P<psi>_psi-?\d+[p.]?\d*(_cut\d+)?)?'
-          r'(_conv_clamp_(?P<clamp>[\d.]+))?')
+_IMAGE = (
+  r'img(?P<direct>_ws_direct)?(_noise_(?P<mode>none|const|random))?(?P<psi>_psi-?\d+[p.]?\d*(_cut\d+)?)?'
+  r'(_conv_clamp_(?P<clamp>[\d.]+))?'
+)
 
 
 def generator(sub):
@@ -171,24 +231,37 @@ def generator(sub):
   net, _ = read_generator(sub.config)
   size = block_sizes(net.synthesis.resolution)[0]
   params, const, w_avg = load(sub.under('G/'), size)
-  drawn = load({f'synthesis.{k}.noise_const': nhwc(v) for k, v in sub.under('noise_random/').items()})[1]
+  drawn = load(
+    {f'synthesis.{k}.noise_const': nhwc(v) for k, v in sub.under('noise_random/').items()}
+  )[1]
   z = given['z']
-  ws = broadcast(jit(partial(net.apply, method='map'))({'params': params}, z, _labels(given, 'c', len(z), 0)),
-                 net.synthesis.num_ws)
+  ws = broadcast(
+    jit(partial(net.apply, method='map'))({'params': params}, z, _labels(given, 'c', len(z), 0)),
+    net.synthesis.num_ws,
+  )
 
   @cache
   def synthesis(mode, clamp):
     module = net.clone(synthesis=net.synthesis.clone(clamp=clamp))
+
     def function(ws, noise):
-      img, captured = module.apply({'params': params, 'noise': noise}, ws, mode, method='synthesize',
-                                   capture_intermediates=lambda m, _: isinstance(m, stylegan2.SynthesisBlock),
-                                   mutable=['intermediates'])
+      img, captured = module.apply(
+        {'params': params, 'noise': noise},
+        ws,
+        mode,
+        method='synthesize',
+        capture_intermediates=lambda m, _: isinstance(m, stylegan2.SynthesisBlock),
+        mutable=['intermediates'],
+      )
       return img, _blocks(captured['intermediates']['synthesis'])
+
     return function
 
   @jit
   def everything(ws, dy):
-    img, pull, blocks = jax.vjp(lambda ws: synthesis('const', net.synthesis.clamp)(ws, const), ws, has_aux=True)
+    img, pull, blocks = jax.vjp(
+      lambda ws: synthesis('const', net.synthesis.clamp)(ws, const), ws, has_aux=True
+    )
     return img, blocks, pull(dy)[0]
 
   forward = cache(lambda *key: jit(lambda ws, noise: synthesis(*key)(ws, noise)[0]))
@@ -208,7 +281,9 @@ def generator(sub):
 
 
 def discriminator(sub):
-  """Logits, gradients by the image, block outputs and the label map, for each clamp that is asked for."""
+  """Logits, gradients by the image, block outputs and the label map, for each clamp that is asked
+  for.
+  """
   given, net = sub.given, read_discriminator(sub.config)
   size = block_sizes(net.resolution)[0]
   params, _, _ = load(sub.under('D/'), size)
@@ -218,11 +293,19 @@ def discriminator(sub):
   def outputs(clamp, wanted):
     module = net.clone(clamp=clamp)
     layers = (stylegan2.DiscriminatorBlock, Mapping, stylegan2.Discriminator)
+
     def function(img):
       logits, captured = module.apply(
-          {'params': params}, img, c, mutable=['intermediates'],
-          capture_intermediates=lambda m, method: isinstance(m, layers) and method in ('__call__', '_images'))
+        {'params': params},
+        img,
+        c,
+        mutable=['intermediates'],
+        capture_intermediates=lambda m, method: (
+          isinstance(m, layers) and method in ('__call__', '_images')
+        ),
+      )
       return logits, captured['intermediates']
+
     def everything(img, dy):
       logits, pull, captured = jax.vjp(function, img, has_aux=True)
       results = {'logits': logits}
@@ -238,6 +321,7 @@ def discriminator(sub):
         if name in wanted:
           results[name] = jnp.moveaxis(pull(cotangent)[0], -1, 1)
       return results
+
     return jit(everything)(img, given.get('dy', np.ones((len(img), 1))))
 
   results = outputs(net.clamp, sub.wanted)

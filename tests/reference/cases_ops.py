@@ -1,4 +1,5 @@
 """Reference cases of parameter-free maths and single layers."""
+
 from functools import partial
 
 import jax
@@ -13,18 +14,23 @@ from tests.reference.names import nchw, nhwc
 
 
 def _second_order(f, x, dy, v):
-  """y and the derivatives of L = sum(y dy) and of s = sum(grad_x v). x: a tuple of arguments, the first is `x`.
+  """y and the derivatives of L = sum(y dy) and of s = sum(grad_x v). x: a tuple of arguments, the
+  first is `x`.
 
   -> y, (grads of L), (grads of s: by dy, then by each argument).
   """
+
   def first(dy, *x):
     y, pull = jax.vjp(f, *x)
     return y, pull(dy)
+
   def s(dy, *x):
     return jnp.sum(first(dy, *x)[1][0] * v)
+
   def everything():
     y, grads = first(dy, *x)
     return y, grads, jax.grad(s, argnums=tuple(range(len(x) + 1)))(dy, *x)
+
   return jax.jit(everything)()
 
 
@@ -34,36 +40,65 @@ def upfirdn2d(sub):
   op = config.get('op', 'upfirdn2d')
   f = config.get('f')
   f = given['filter_raw'] if 'filter_raw' in given else f
-  prepare = partial(ops.setup_filter, normalize=config.get('normalize', True), separable=config.get('separable'))
+  prepare = partial(
+    ops.setup_filter, normalize=config.get('normalize', True), separable=config.get('separable')
+  )
   if op == 'setup_filter':
     return {'filter': prepare(f, flip=config.get('flip_filter', False), gain=config.get('gain', 1))}
   f = None if f is None else prepare(f)
-  options = {key: config[key] for key in ('up', 'down', 'padding', 'flip_filter', 'gain') if key in config}
-  function = {'upfirdn2d': ops.upfirdn2d, 'filter2d': ops.filter2d, 'upsample2d': ops.upsample2d,
-              'downsample2d': ops.downsample2d}[op]
+  options = {
+    key: config[key] for key in ('up', 'down', 'padding', 'flip_filter', 'gain') if key in config
+  }
+  function = {
+    'upfirdn2d': ops.upfirdn2d,
+    'filter2d': ops.filter2d,
+    'upsample2d': ops.upsample2d,
+    'downsample2d': ops.downsample2d,
+  }[op]
   function, x = partial(function, f=f, **options), nhwc(given['x'])
   dy = nhwc(given['dy']) if 'dy' in given else np.zeros(jax.eval_shape(function, x).shape, x.dtype)
-  y, (grad_x,), (grad_dy, _) = _second_order(function, (x,), dy, nhwc(given['v']) if 'v' in given else 0)
+  y, (grad_x,), (grad_dy, _) = _second_order(
+    function, (x,), dy, nhwc(given['v']) if 'v' in given else 0
+  )
   results = {'y': nchw(y), 'filter': f}
   results |= {'grad_x': nchw(grad_x)} if 'dy' in given else {}
   return results | ({'grad_dy_of_sum_gx_v': nchw(grad_dy)} if 'v' in given else {})
 
 
 def bias_act(sub):
-  """bias_act with first and second derivatives; our channels are the last axis, theirs config.dim."""
+  """bias_act with first and second derivatives; our channels are the last axis, theirs
+  config.dim.
+  """
   config, given = sub.config, sub.given
-  dim, act, gain, alpha = config.get('dim', 1), config['act'], config.get('gain'), config.get('alpha')
+  dim, act, gain, alpha = (
+    config.get('dim', 1),
+    config['act'],
+    config.get('gain'),
+    config.get('alpha'),
+  )
   config.expect('effective_gain', ops.ACTIVATIONS[act][1] if gain is None else gain)
   config.ignore('effective_alpha')  # alpha, or the default that the arrays check
-  function = partial(ops.bias_act, act=act, gain=gain, clamp=config.get('clamp'),
-                     **({} if alpha is None else {'alpha': alpha}))
-  inward, outward = (lambda x: np.moveaxis(x, dim, -1)), (lambda x: np.moveaxis(np.asarray(x), -1, dim))
+  function = partial(
+    ops.bias_act,
+    act=act,
+    gain=gain,
+    clamp=config.get('clamp'),
+    **({} if alpha is None else {'alpha': alpha}),
+  )
+  inward, outward = (
+    (lambda x: np.moveaxis(x, dim, -1)),
+    (lambda x: np.moveaxis(np.asarray(x), -1, dim)),
+  )
   x = (inward(given['x']),) + ((given['b'],) if 'b' in given else ())
   dy = inward(given.get('dy', np.zeros_like(given['x'])))
   v = inward(given.get('v', np.zeros_like(given['x'])))
   y, grads, (by_dy, *by_x) = _second_order(function, x, dy, v)
-  results = {'y': outward(y), 'grad_x': outward(grads[0]), 'gradgrad_dy': outward(by_dy),
-             'gradgrad_x': outward(by_x[0])}
+  results = {
+    'y': outward(y),
+    'grad_x': outward(grads[0]),
+    'gradgrad_dy': outward(by_dy),
+    'gradgrad_x': outward(by_x[0]),
+  }
   return results | ({'grad_b': grads[1], 'gradgrad_b': by_x[1]} if 'b' in given else {})
 
 
@@ -73,35 +108,59 @@ def _oihw(w):
 
 def _convolution(config):
   config.ignore('kernel')  # stands in the weight's shape
-  return dict(taps=tuple(config.get('resample_filter') or (1,)), up=config.get('up', 1), down=config.get('down', 1),
-              padding=config.get('padding', 0), flip_weight=config.get('flip_weight', True))
+  return dict(
+    taps=tuple(config.get('resample_filter') or (1,)),
+    up=config.get('up', 1),
+    down=config.get('down', 1),
+    padding=config.get('padding', 0),
+    flip_weight=config.get('flip_weight', True),
+  )
 
 
 def conv2d_resample(sub):
   """Convolution with resampling, and its gradients."""
   given = sub.given
   function = partial(ops.conv2d_resample, **_convolution(sub.config))
+
   def everything(x, w, dy):
     y, pull = jax.vjp(function, x, w)
     return y, *pull(dy)
-  y, grad_x, grad_w = jax.jit(everything)(nhwc(given['x']), given['weight'].transpose(2, 3, 1, 0), nhwc(given['dy']))
+
+  y, grad_x, grad_w = jax.jit(everything)(
+    nhwc(given['x']), given['weight'].transpose(2, 3, 1, 0), nhwc(given['dy'])
+  )
   return {'y': nchw(y), 'grad_x': nchw(grad_x), 'grad_weight': _oihw(grad_w)}
 
 
 def modulated_conv2d(sub):
-  """(De)modulated convolution with noise, and its gradients; ours has one form for y and y_nonfused."""
+  """(De)modulated convolution with noise, and its gradients; ours has one form for y and
+  y_nonfused.
+  """
   given = sub.given
   sub.config.ignore('noise_shape')  # stands in the noise's shape
-  function = partial(ops.modulated_conv2d, demodulate=sub.config.get('demodulate', True), **_convolution(sub.config))
-  args = {'x': nhwc(given['x']), 'w': given['weight'].transpose(2, 3, 1, 0), 'styles': given['styles']}
+  function = partial(
+    ops.modulated_conv2d, demodulate=sub.config.get('demodulate', True), **_convolution(sub.config)
+  )
+  args = {
+    'x': nhwc(given['x']),
+    'w': given['weight'].transpose(2, 3, 1, 0),
+    'styles': given['styles'],
+  }
   if 'noise' in given:
     args['noise'] = nhwc(given['noise'].reshape((-1, 1) + given['noise'].shape[-2:]))
+
   def everything(args, dy):
     y, pull = jax.vjp(lambda args: function(**args), args)
     return y, *pull(dy)
+
   y, grads = jax.jit(everything)(args, nhwc(given['dy']))
-  results = {'y': nchw(y), 'y_nonfused': nchw(y), 'grad_x': nchw(grads['x']), 'grad_weight': _oihw(grads['w']),
-             'grad_styles': grads['styles']}
+  results = {
+    'y': nchw(y),
+    'y_nonfused': nchw(y),
+    'grad_x': nchw(grads['x']),
+    'grad_weight': _oihw(grads['w']),
+    'grad_styles': grads['styles'],
+  }
   if 'noise' in given:
     results['grad_noise'] = np.asarray(grads['noise']).reshape(given['noise'].shape)
   return results
@@ -112,13 +171,19 @@ def fully_connected(sub):
   config, given = sub.config, sub.given
   config.expect('in_features', given['weight'].shape[1])
   config.ignore('bias_init')  # the bias is given
-  layer = Dense(given['weight'].shape[0], config.get('activation', 'linear'), config.get('lr_multiplier', 1),
-                use_bias=config.get('bias', True))
+  layer = Dense(
+    given['weight'].shape[0],
+    config.get('activation', 'linear'),
+    config.get('lr_multiplier', 1),
+    use_bias=config.get('bias', True),
+  )
   config.expect('out_features', layer.features)
   params = {'weight': given['weight'].T} | ({'bias': given['bias']} if layer.use_bias else {})
+
   def everything(params, x, dy):
     y, pull = jax.vjp(lambda params, x: layer.apply({'params': params}, x), params, x)
     return y, *pull(dy)
+
   y, grads, grad_x = jax.jit(everything)(params, given['x'], given['dy'])
   results = {'y': y, 'grad_x': grad_x, 'grad_weight': grads['weight'].T}
   return results | ({'grad_bias': grads['bias']} if layer.use_bias else {})
@@ -130,24 +195,46 @@ def minibatch_stddev(sub):
   config.expect('batch', len(given['x']))
   group, channels = read_stddev(config, prefix='')
   # where there is none, as in sg2jax.models.stylegan2, nothing is called
-  function = partial(ops.minibatch_stddev, group_size=group, num_channels=channels) if channels else lambda x: x
+  function = (
+    partial(ops.minibatch_stddev, group_size=group, num_channels=channels)
+    if channels
+    else lambda x: x
+  )
+
   def everything(x, dy):
     y, pull = jax.vjp(function, x)
     return y, *pull(dy)
+
   y, grad_x = jax.jit(everything)(nhwc(given['x']), nhwc(given['dy']))
   return {'y': nchw(y), 'grad_x': nchw(grad_x)}
 
 
 def image_preprocessing(sub):
-  """Crop and resize of the data set tool. The sub-case's id ends in its input's name; its own array has no name."""
+  """Crop and resize of the data set tool. The sub-case's id ends in its input's name; its own array
+  has no name.
+  """
   config = sub.config
-  image = transform_image(sub.given[sub.id.rsplit('/', 1)[-1]], config['transform'], config['output_width'],
-                          config['output_height'], config['resize_filter'])
+  image = transform_image(
+    sub.given[sub.id.rsplit('/', 1)[-1]],
+    config['transform'],
+    config['output_width'],
+    config['output_height'],
+    config['resize_filter'],
+  )
   if config.get('dropped', False) != (image is None):
-    raise ValueError(f'dropped is {config["dropped"]}, but the transform returned {image is not None and image.shape}')
+    raise ValueError(
+      f'dropped is {config["dropped"]}, but the transform returned '
+      f'{image is not None and image.shape}'
+    )
   return {} if image is None else {'': image}
 
 
-CASES = {'upfirdn2d': upfirdn2d, 'bias_act': bias_act, 'conv2d_resample': conv2d_resample,
-         'modulated_conv2d': modulated_conv2d, 'fully_connected': fully_connected, 'minibatch_stddev': minibatch_stddev,
-         'image_preprocessing': image_preprocessing}
+CASES = {
+  'upfirdn2d': upfirdn2d,
+  'bias_act': bias_act,
+  'conv2d_resample': conv2d_resample,
+  'modulated_conv2d': modulated_conv2d,
+  'fully_connected': fully_connected,
+  'minibatch_stddev': minibatch_stddev,
+  'image_preprocessing': image_preprocessing,
+}

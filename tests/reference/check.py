@@ -1,9 +1,11 @@
-"""What all cases share: reading a manifest, comparing with its tolerances, one report line per case.
+"""What all cases share: reading a manifest, comparing with its tolerances, one report line per
+case.
 
-A case is computed by a function `Subcase -> {name: array}`; every expected array of the manifest is looked up in that
-dict. What nothing computes, an unread config field, a given array that nobody takes and an exception are failures of the
-sub-case.
+A case is computed by a function `Subcase -> {name: array}`; every expected array of the manifest is
+looked up in that dict. What nothing computes, an unread config field, a given array that nobody
+takes and an exception are failures of the sub-case.
 """
+
 import contextlib
 import dataclasses
 import functools
@@ -17,13 +19,16 @@ import jax
 import numpy as np
 
 WHOLE = 'whole case'  # where a failure stands that belongs to no sub-case
-# Cases whose float32 arrays the reference computed in float32: their bounds for float32 hold in float64, too. In float64
-# torch-fidelity misses the others as we do, and agrees with us (tests/test_detectors.py).
+# Cases whose float32 arrays the reference computed in float32: their bounds for float32 hold in
+# float64, too. In float64 torch-fidelity misses the others as we do, and agrees with us
+# (tests/test_detectors.py).
 IN_FLOAT32 = ('inception_v3_fid',)
 
 
 class Config:
-  """A config of the manifest that knows which of its fields were read. Indexing is strict, `get` has a default."""
+  """A config of the manifest that knows which of its fields were read. Indexing is strict, `get`
+  has a default.
+  """
 
   def __init__(self, values, path=''):
     self._values, self._path, self._unread = values, path, set(values)
@@ -61,11 +66,15 @@ class Config:
   def unread(self):
     """Paths of the fields that nobody read."""
     subs = (v for v in self._values.values() if isinstance(v, Config))
-    return sorted([f'{self._path}{key}' for key in self._unread] + [k for s in subs for k in s.unread()])
+    return sorted(
+      [f'{self._path}{key}' for key in self._unread] + [k for s in subs for k in s.unread()]
+    )
 
 
 class Given(dict):
-  """The given arrays of a sub-case, which know who was asked for by name; looping over all isn't asking."""
+  """The given arrays of a sub-case, which know who was asked for by name; looping over all isn't
+  asking.
+  """
 
   def __init__(self, values, unread=()):
     super().__init__(values)
@@ -80,12 +89,14 @@ class Given(dict):
     return self[name] if name in self else default
 
   def first(self, *names):
-    """The array of the first of these names that there is, or None: cases may call the same thing differently."""
+    """The array of the first of these names that there is, or None: cases may call the same thing
+    differently.
+    """
     return next((self[name] for name in names if name in self), None)
 
   def under(self, prefix):
     """Given of those whose name begins with prefix, without it."""
-    return Given({name[len(prefix):]: self[name] for name in self if name.startswith(prefix)})
+    return Given({name[len(prefix) :]: self[name] for name in self if name.startswith(prefix)})
 
   def know(self, pattern):
     """Names that match are understood, even where no expected array needs them."""
@@ -98,10 +109,12 @@ class Given(dict):
 
 @dataclasses.dataclass
 class Subcase:
-  """One sub-case: config, given arrays (floats in the working precision) and the names of the expected arrays.
+  """One sub-case: config, given arrays (floats in the working precision) and the names of the
+  expected arrays.
 
   common: the config of the case, where its sub-cases have their own.
   """
+
   id: str
   config: Config
   given: Given
@@ -115,7 +128,10 @@ class Subcase:
 
 @dataclasses.dataclass
 class Report:
-  """Outcome of a case. worst: the largest |error| / tolerance and where; failures: sub-case id -> messages."""
+  """Outcome of a case. worst: the largest |error| / tolerance and where; failures: sub-case id ->
+  messages.
+  """
+
   id: str
   total: int = 0
   worst: tuple = (0.0, '')
@@ -128,18 +144,30 @@ class Report:
 
   def __str__(self):
     good = self.total - len(set(self.failures) - {WHOLE})
-    head = (f'{self.id:<22}{good:>4}/{self.total} sub-cases  worst {self.worst[0]:8.2g} of tolerance'
-            f'  {self.seconds:6.1f} s  {"ok" if self.passed else "FAILED"}')
-    lines = [f'    {sub}: {m}' for sub, messages in self.failures.items() for m in _abridge(messages)]
-    return '\n'.join([head] + lines + ([f'    worst at {self.worst[1]}'] if self.failures and self.worst[1] else []))
+    head = (
+      f'{self.id:<22}{good:>4}/{self.total} sub-cases  worst {self.worst[0]:8.2g} of tolerance'
+      f'  {self.seconds:6.1f} s  {"ok" if self.passed else "FAILED"}'
+    )
+    lines = [
+      f'    {sub}: {m}' for sub, messages in self.failures.items() for m in _abridge(messages)
+    ]
+    return '\n'.join(
+      [head]
+      + lines
+      + ([f'    worst at {self.worst[1]}'] if self.failures and self.worst[1] else [])
+    )
 
 
 def _abridge(messages, most=5):
-  return messages[:most] + ([f'... and {len(messages) - most} more'] if len(messages) > most else [])
+  return messages[:most] + (
+    [f'... and {len(messages) - most} more'] if len(messages) > most else []
+  )
 
 
 def kind_of(case, kinds):
-  """What kind of case it is: its id, or the longest of `kinds` that its id, or a field `kind`, begins with; None: none."""
+  """What kind of case it is: its id, or the longest of `kinds` that its id, or a field `kind`,
+  begins with; None: none.
+  """
   for name in (case.get('kind'), case['id']):
     fits = [kind for kind in kinds if name == kind or (name or '').startswith(f'{kind}_')]
     if fits:
@@ -148,7 +176,9 @@ def kind_of(case, kinds):
 
 
 def read_manifest(folder):
-  """The cases of a folder. Raises: FileNotFoundError, ValueError if it has no manifest of this format."""
+  """The cases of a folder. Raises: FileNotFoundError, ValueError if it has no manifest of this
+  format.
+  """
   path = pathlib.Path(folder, 'manifest.json')
   manifest = json.loads(path.read_text())
   if not isinstance(manifest, dict) or not isinstance(manifest.get('cases'), list):
@@ -157,14 +187,16 @@ def read_manifest(folder):
 
 
 def _split(case):
-  """{sub-case id: [(array name within it, key)]}, the shared keys, and the expected keys that belong to no sub-case."""
+  """{sub-case id: [(array name within it, key)]}, the shared keys, and the expected keys that
+  belong to no sub-case.
+  """
   ids = list(case.get('subcases') or {'': {}})
   own, shared = {sub: [] for sub in ids}, []
   for key in case['arrays']:
     owners = [s for s in ids if not s or key == s or key.startswith(s + '/')]
     if owners:
       sub = max(owners, key=len)
-      own[sub].append((key[len(sub):].lstrip('/') if sub else key, key))
+      own[sub].append((key[len(sub) :].lstrip('/') if sub else key, key))
     else:
       shared.append(key)
   strays = [key for key in shared if case['arrays'][key]['role'] == 'expected']
@@ -173,7 +205,9 @@ def _split(case):
 
 @contextlib.contextmanager
 def _precision(float32):
-  """64 bits and exact products, or 32; and little optimization, since here compiling takes longer than running."""
+  """64 bits and exact products, or 32; and little optimization, since here compiling takes longer
+  than running.
+  """
   name = 'jax_disable_most_optimizations'
   before = jax.config.values[name]
   jax.config.update(name, True)
@@ -186,15 +220,19 @@ def _precision(float32):
 
 def jit(function, **options):
   """jax.jit with half the time for compiling, in the precision context of the runner."""
+
   @functools.cache
   def compiled():
     return jax.jit(function, compiler_options=compiler_options(), **options)
+
   return functools.wraps(function)(lambda *args: compiled()(*args))
 
 
 @functools.cache
 def compiler_options():
-  """XLA's older CPU code generation is the faster one while nothing is optimized; {} where XLA hasn't got it any more."""
+  """XLA's older CPU code generation is the faster one while nothing is optimized; {} where XLA
+  hasn't got it any more.
+  """
   options = {'xla_cpu_use_fusion_emitters': False}
   try:
     jax.jit(lambda: 0, compiler_options=options)()
@@ -206,14 +244,18 @@ def compiler_options():
 def run_case(case, folder, compute, float32=False):
   """Computes and compares every sub-case. compute: Subcase -> {name: array}. -> Report."""
   report, start = Report(case['id']), time.perf_counter()
+
   def guard(sub, function, *args):  # a fault of one sub-case must not end the run
     try:
       messages = function(*args)
     except Exception as e:
       place = traceback.extract_tb(e.__traceback__)[-1]
-      messages = [f'{type(e).__name__}: {str(e)[:300]} ({pathlib.Path(place.filename).name}:{place.lineno})']
+      messages = [
+        f'{type(e).__name__}: {str(e)[:300]} ({pathlib.Path(place.filename).name}:{place.lineno})'
+      ]
     if messages:
       report.failures[sub] = messages
+
   def all_subcases():
     own, shared, strays = _split(case)
     report.total = len(own)
@@ -221,6 +263,7 @@ def run_case(case, folder, compute, float32=False):
       for sub, names in own.items():
         guard(sub, _run, case, sub, names, shared, data, compute, float32, report)
     return [f'expected array {key} belongs to no sub-case' for key in strays]
+
   guard(WHOLE, all_subcases)
   report.seconds = time.perf_counter() - start
   return report
@@ -230,11 +273,15 @@ def _run(case, sub, names, shared, data, compute, float32, report):
   info = case['arrays']
   config = Config(dict(((case.get('subcases') or {}).get(sub) or case).get('config') or {}))
   wide = np.float32 if float32 else np.float64
+
   def cast(key):
     return data[key].astype(wide) if data[key].dtype.kind == 'f' else data[key]
+
   own = [(name, key) for name, key in names if info[key]['role'] != 'expected']
   # what belongs to all sub-cases need not serve each of them
-  given = Given({name: cast(key) for name, key in [(k, k) for k in shared] + own}, [name for name, _ in own])
+  given = Given(
+    {name: cast(key) for name, key in [(k, k) for k in shared] + own}, [name for name, _ in own]
+  )
   wanted = {name: key for name, key in names if info[key]['role'] == 'expected'}
   results = compute(Subcase(sub, config, given, list(wanted), case.get('config') or {}))
   messages = [f'config field {key} is not understood' for key in config.unread()]
@@ -253,7 +300,9 @@ def _run(case, sub, names, shared, data, compute, float32, report):
 
 
 def compare(actual, expected, tol, float32):
-  """(largest |actual - expected| / tolerance, message or None). tol: bounds, 'exact' or 'exact ... +-1 level'."""
+  """(largest |actual - expected| / tolerance, message or None). tol: bounds, 'exact' or 'exact ...
+  +-1 level'.
+  """
   actual = np.asarray(actual)
   if actual.shape != expected.shape:
     return np.inf, f'shape {list(actual.shape)}, expected {list(expected.shape)}'
@@ -272,5 +321,7 @@ def compare(actual, expected, tol, float32):
   if worst <= 1:
     return worst, None
   at = np.unravel_index(ratio.argmax(), ratio.shape)
-  return worst, (f'{np.count_nonzero(ratio > 1)} of {ratio.size} differ, worst {worst:.3g} times the tolerance at '
-                 f'{[int(i) for i in at]}: {actual[at]:.9g}, expected {expected[at]:.9g}')
+  return worst, (
+    f'{np.count_nonzero(ratio > 1)} of {ratio.size} differ, worst {worst:.3g} times the tolerance '
+    f'at {[int(i) for i in at]}: {actual[at]:.9g}, expected {expected[at]:.9g}'
+  )

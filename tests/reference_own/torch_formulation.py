@@ -1,8 +1,11 @@
-"""StyleGAN2 as `tests/reference/naming.md` and the paper describe it, in PyTorch's formulation, written for these vectors only.
+"""StyleGAN2 as `tests/reference/naming.md` and the paper describe it, in PyTorch's formulation,
+written for these vectors only.
 
-Plain functions of a dict {NVIDIA's key: float64 tensor}, NCHW, each formula as it stands there: weights are modulated for each
-sample, filters are convolutions, penalties come from autograd. Nothing of sg2jax is used.
+Plain functions of a dict {NVIDIA's key: float64 tensor}, NCHW, each formula as it stands there:
+weights are modulated for each sample, filters are convolutions, penalties come from autograd.
+Nothing of sg2jax is used.
 """
+
 import math
 
 import torch
@@ -16,7 +19,7 @@ def fir(x, up=1, pad=(0, 0), gain=1):
   n, c, h, w = x.shape
   y = torch.zeros(n, c, h * up, w * up, dtype=x.dtype)
   y[:, :, ::up, ::up] = x
-  taps = torch.tensor([1., 3., 3., 1.], dtype=x.dtype) / 8
+  taps = torch.tensor([1.0, 3.0, 3.0, 1.0], dtype=x.dtype) / 8
   kernel = torch.outer(taps, taps).expand(c, 1, 4, 4) * gain
   return F.conv2d(F.pad(y, (*pad, *pad)), kernel, groups=c)
 
@@ -65,15 +68,17 @@ def modulated(p, name, x, w, up, demodulate, noise):
   if up:  # filtered first; then a true convolution
     x, weight = fir(x, 2, (3, 2), 4), weight.flip(3, 4)
   pad = 0 if up else weight.shape[-1] // 2
-  y = torch.cat([F.conv2d(x[i:i + 1], weight[i], padding=pad) for i in range(len(x))])
+  y = torch.cat([F.conv2d(x[i : i + 1], weight[i], padding=pad) for i in range(len(x))])
   return y + p[f'{name}.noise_const'] * p[f'{name}.noise_strength'] if noise else y
 
 
 def synthesis(p, ws, noise=True):
   """ws [N,num_ws,W] -> image, architecture skip."""
   res = sorted(int(key.split('.')[1][1:]) for key in p if key.endswith('torgb.bias'))
+
   def layer(name, x, w, up=False):
     return lrelu(modulated(p, name, x, w, up, True, noise) + p[f'{name}.bias'][:, None, None])
+
   x, img, i = p['synthesis.b4.const'].expand(len(ws), -1, -1, -1), None, 0
   for r in res:
     if r > 4:
@@ -100,8 +105,11 @@ def stddev(x, group, features):
 
 
 def discriminator(p, img, c=None, group=4, features=1, lr=0.01):
-  """Logits [N,1]; architecture resnet if there are skips, else orig. features 0: no minibatch stddev."""
-  res = sorted({int(key[1:key.index('.')]) for key in p if key.startswith('b')})[:0:-1]
+  """Logits [N,1]; architecture resnet if there are skips, else orig. features 0: no minibatch
+  stddev.
+  """
+  res = sorted({int(key[1 : key.index('.')]) for key in p if key.startswith('b')})[:0:-1]
+
   def conv(name, x, down=False, gain=SQRT2):
     weight = p[f'{name}.weight']
     k = weight.shape[-1]
@@ -110,12 +118,15 @@ def discriminator(p, img, c=None, group=4, features=1, lr=0.01):
     x = fir(x, 1, (pad + 1, pad + 1)) if down else x
     x = F.conv2d(x, weight, stride=2 if down else 1, padding=0 if down else pad)
     return lrelu(x + p[f'{name}.bias'][:, None, None], gain)
+
   x = conv(f'b{res[0]}.fromrgb', img)
   for r in res:
     skip = f'b{r}.skip.weight'
     y = conv(f'b{r}.conv1', conv(f'b{r}.conv0', x), True, 1 if skip in p else SQRT2)
     if skip in p:
-      y = y + F.conv2d(fir(x, 1, (1, 1)), p[skip] / math.sqrt(x.shape[1]), stride=2) * math.sqrt(0.5)
+      y = y + F.conv2d(fir(x, 1, (1, 1)), p[skip] / math.sqrt(x.shape[1]), stride=2) * math.sqrt(
+        0.5
+      )
     x = y
   x = stddev(x, group, features) if features else x
   x = conv('b4.conv', x)
@@ -132,22 +143,36 @@ class Training:
   def __init__(self, config, g, d, discriminate):
     self.config, self.discriminate = config, discriminate
     buffer = lambda key: key.endswith(('w_avg', 'noise_const', 'resample_filter'))
-    self.g, self.d = ({key: torch.tensor(x, dtype=torch.float64, requires_grad=not buffer(key)) for key, x in net.items()}
-                      for net in (g, d))
-    self.own = {name: {k: x for k, x in net.items() if x.requires_grad} for name, net in (('G', self.g), ('D', self.d))}
+    self.g, self.d = (
+      {
+        key: torch.tensor(x, dtype=torch.float64, requires_grad=not buffer(key))
+        for key, x in net.items()
+      }
+      for net in (g, d)
+    )
+    self.own = {
+      name: {k: x for k, x in net.items() if x.requires_grad}
+      for name, net in (('G', self.g), ('D', self.d))
+    }
     self.ema = {key: x.detach().clone() for key, x in self.g.items()}
     self.pl_mean = torch.zeros((), dtype=torch.float64)
     self.intervals = {net: config[f'{net}_reg_interval'] for net in 'GD'}
     self.opt, self.nimg = {}, 0
     for net, k in self.intervals.items():
       c = 1 if k is None else k / (k + 1)
-      self.opt[net] = torch.optim.Adam(list(self.own[net].values()), config['lr'] * c, [float(b) ** c for b in config['betas']],
-                                       config['eps'])
+      self.opt[net] = torch.optim.Adam(
+        list(self.own[net].values()),
+        config['lr'] * c,
+        [float(b) ** c for b in config['betas']],
+        config['eps'],
+      )
     self.trace = {}
 
   def note(self, name, value):
     """Adds to a trace."""
-    value = value.detach().clone() if torch.is_tensor(value) else torch.tensor(value, dtype=torch.float64)
+    value = (
+      value.detach().clone() if torch.is_tensor(value) else torch.tensor(value, dtype=torch.float64)
+    )
     self.trace.setdefault(name, []).append(value)
 
   def styles(self, z, c, mix, track=True):
@@ -157,13 +182,18 @@ class Training:
     ws = w[:, None].repeat(1, num_ws(self.g), 1)
     if mix is not None and mix[1] < ws.shape[1]:
       other = mapping(self.g, mix[0], c)[:, None].repeat(1, ws.shape[1], 1)
-      ws = torch.cat([ws[:, :mix[1]], other[:, mix[1]:]], 1)
+      ws = torch.cat([ws[:, : mix[1]], other[:, mix[1] :]], 1)
     return ws
 
   def main_g(self, x):
     """Non-saturating loss of a round."""
-    logits = self.discriminate(self.d, synthesis(self.g, self.styles(x['z'], x['c'], x['mix'])), x['c'])
-    return F.softplus(-logits).mean(), {'loss_Gmain': F.softplus(-logits).mean(), 'scores_fake_Gmain': logits.mean()}
+    logits = self.discriminate(
+      self.d, synthesis(self.g, self.styles(x['z'], x['c'], x['mix'])), x['c']
+    )
+    return F.softplus(-logits).mean(), {
+      'loss_Gmain': F.softplus(-logits).mean(),
+      'scores_fake_Gmain': logits.mean(),
+    }
 
   def reg_g(self, x):
     """Path length penalty of a round."""
@@ -180,14 +210,19 @@ class Training:
   def main_d(self, x):
     """Logistic loss of a round."""
     fakes = synthesis(self.g, self.styles(x['z'], x['c'], x['mix'])).detach()
-    fake, real = self.discriminate(self.d, fakes, x['c']), self.discriminate(self.d, x['reals'], x['real_c'])
+    fake, real = (
+      self.discriminate(self.d, fakes, x['c']),
+      self.discriminate(self.d, x['reals'], x['real_c']),
+    )
     a, b = F.softplus(fake).mean(), F.softplus(-real).mean()
     return a + b, {'loss_Dgen': a, 'loss_Dreal': b, 'scores_real': real.mean()}
 
   def reg_d(self, x):
     """R1 of a round."""
     reals = x['reals'].clone().requires_grad_()
-    grad = torch.autograd.grad(self.discriminate(self.d, reals, x['real_c']).sum(), reals, create_graph=True)[0]
+    grad = torch.autograd.grad(
+      self.discriminate(self.d, reals, x['real_c']).sum(), reals, create_graph=True
+    )[0]
     penalty = grad.square().sum((1, 2, 3)).mean()
     return penalty * self.config['r1_gamma'] / 2, {'r1_penalty_mean': penalty}
 
@@ -233,14 +268,22 @@ class Training:
 
   def snapshot(self):
     """{'G/key': array ...} of parameters, w_avg and pl_mean."""
-    nets = {'G': self.own['G'], 'D': self.own['D'], 'G_ema': {key: self.ema[key] for key in self.own['G']}}
-    found = {f'{name}/{key}': x.detach().clone() for name, net in nets.items() for key, x in net.items()}
+    nets = {
+      'G': self.own['G'],
+      'D': self.own['D'],
+      'G_ema': {key: self.ema[key] for key in self.own['G']},
+    }
+    found = {
+      f'{name}/{key}': x.detach().clone() for name, net in nets.items() for key, x in net.items()
+    }
     return found | {'w_avg': self.g['mapping.w_avg'].clone(), 'pl_mean': self.pl_mean}
 
 
 def run(config, given, init, discriminate):
-  """A whole trajectory in the layout of the case `training_trajectory` -> {name: tensor} of what it expects."""
-  pick = lambda prefix: {k[len(prefix):]: v for k, v in init.items() if k.startswith(prefix)}
+  """A whole trajectory in the layout of the case `training_trajectory` -> {name: tensor} of what it
+  expects.
+  """
+  pick = lambda prefix: {k[len(prefix) :]: v for k, v in init.items() if k.startswith(prefix)}
   t = Training(config, pick('G/'), pick('D/'), discriminate)
   batch, micro = config['batch_size'], config['batch_gpu']
   number, phases, results, regs = batch // micro, config['phases'], {}, 0
@@ -253,7 +296,13 @@ def run(config, given, init, discriminate):
       rounds = []
       for r in range(number):
         part = slice(r * micro, (r + 1) * micro)
-        x = {'z': tensor(given['z'][i, j, part]), 'c': None, 'mix': None, 'reals': reals[part], 'real_c': None}
+        x = {
+          'z': tensor(given['z'][i, j, part]),
+          'c': None,
+          'mix': None,
+          'reals': reals[part],
+          'real_c': None,
+        }
         if 'gen_c' in given:
           x |= {'c': tensor(given['gen_c'][i, j, part]), 'real_c': tensor(given['real_c'][i, part])}
         if 'z_mix' in given:
@@ -263,14 +312,19 @@ def run(config, given, init, discriminate):
         if name in ('Greg', 'Gboth'):
           x['noise'] = tensor(given['pl_noise_raw'][regs, r])
           if 'z_mix_pl' in given:
-            x['mix_pl'] = tensor(given['z_mix_pl'][regs, r]), int(given['style_mixing_cutoff_pl'][regs, r])
+            x['mix_pl'] = (
+              tensor(given['z_mix_pl'][regs, r]),
+              int(given['style_mixing_cutoff_pl'][regs, r]),
+            )
         rounds.append(x)
       regs += name in ('Greg', 'Gboth')
       t.phase(name, rounds)
     t.end()
     if i == 0:
       results |= {f'iter1/{k}': v for k, v in t.snapshot().items() if not k.startswith('G_ema')}
-  results |= {f'final/{k}': v for k, v in t.snapshot().items()} | {f'trace/{k}': torch.stack(v) for k, v in t.trace.items()}
+  results |= {f'final/{k}': v for k, v in t.snapshot().items()} | {
+    f'trace/{k}': torch.stack(v) for k, v in t.trace.items()
+  }
   z, c = tensor(given['z'][0, 0]), tensor(given['gen_c'][0, 0]) if 'gen_c' in given else None
   ws = mapping(t.ema, z, c)[:, None].repeat(1, num_ws(t.ema), 1)
   return results | {'final/G_ema_img': synthesis(t.ema, ws)}
