@@ -9,7 +9,7 @@ __version__ = '0.2.0'
 
 def load(path):
   """A trained generator from a workdir (its newest checkpoint) or one step of it: a
-  trained.Trained.
+  trained.Sampler.
 
   Raises: CheckpointError: there is no usable checkpoint at `path`.
   """

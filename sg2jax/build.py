@@ -22,7 +22,7 @@ from sg2jax.models.stylegan2 import (
   fmaps,
   image_side_layers,
 )
-from sg2jax.steps import Steps
+from sg2jax.steps import TrainSteps
 
 FORMULATIONS = ('pytorch', 'tensorflow')
 PRECISIONS = ('default', 'high', 'highest')
@@ -375,8 +375,8 @@ def networks(config, c_dim):
 
 
 def steps(config, c_dim, mesh, stage=None):
-  """The Steps of a configuration in a stage of its growth (None: the first); mesh: over which they
-  divide work, or None.
+  """The TrainSteps of a configuration in a stage of its growth (None: the first); mesh: over which
+  they divide work, or None.
   """
   generator, discriminator = networks(config, c_dim)
   loss, opt, grows = config.loss, config.opt, growth(config)
@@ -390,7 +390,7 @@ def steps(config, c_dim, mesh, stage=None):
     : config.d.freeze_layers
   ]
   places = {'constrain': sharding.constrain(mesh), 'spread': sharding.spread(mesh)} if mesh else {}
-  return Steps(
+  return TrainSteps(
     generator,
     discriminator,
     g_tx=adam(stage.g_lr, loss.pl_interval),

@@ -53,7 +53,7 @@ def halt(workdir, config, steps, compiled, state, key, images, mesh, checkpoints
   Args:
     workdir: of the run; WORKDIR/nonfinite is replaced.
     config: its configuration.
-    steps: the Steps of its stage.
+    steps: the TrainSteps of its stage.
     compiled: {phase: the compiled step}.
     state: the halted TrainState; it is used up.
     key: of training.
@@ -154,7 +154,7 @@ def replay(config, file):
   )
   then, now = flat(saved['config']), flat(json.loads(json.dumps(config.to_dict())))
   growth, mesh = build.growth(config), sharding.make_mesh()
-  stage = growth.stage(growth.look(saved['step'], saved['nimg']))
+  stage = growth.stage(growth.last_check(saved['step'], saved['nimg']))
   images = data.Shrunk(source, 2**stage.level) if stage.level else source
   if repr(images) != saved['data']['name']:
     raise DatasetError(

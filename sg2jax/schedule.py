@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 
 @dataclasses.dataclass(frozen=True)
-class Stage:
+class GrowthStage:
   """What is static between two changes of resolution."""
 
   level: int = 0  # number of upper resolutions that aren't there yet: floor(lod)
@@ -53,18 +53,18 @@ class Growth:
     return max(self.levels - done - fading, 0.0)
 
   def stage(self, nimg):
-    """The Stage that `nimg` images fall in."""
+    """The GrowthStage that `nimg` images fall in."""
     level = math.floor(self.lod(nimg))
     side = self.side >> level
-    return Stage(
+    return GrowthStage(
       level,
       at_side(self.batches, side, self.batch),
       at_side(self.g_lrs, side, self.g_lr),
       at_side(self.d_lrs, side, self.d_lr),
     )
 
-  def look(self, step, nimg):
-    """Images at the last look at the schedule; step, nimg: done so far. Walks the schedule, a
+  def last_check(self, step, nimg):
+    """Images at the last check of the schedule; step, nimg: done so far. Walks the schedule, a
     second for 25 million images.
     """
     if step % self.repeats == 0:
@@ -81,8 +81,8 @@ class Growth:
     ends = lambda nimg: (math.floor(self.lod(nimg)), math.ceil(self.lod(nimg)))
     return ends(before) != ends(after)
 
-  def seen(self, stage, step, nimg):
-    """As `look`, in a stage that is known, and traced: int32 []."""
+  def last_check_traced(self, stage, step, nimg):
+    """As `last_check`, in a stage that is known, and traced: int32 []."""
     return nimg - step % self.repeats * stage.batch
 
   def alpha(self, stage, step, nimg, dtype=jnp.float32):
@@ -95,7 +95,9 @@ class Growth:
       return jnp.ones((), dtype)
     phase = self.hold_kimg + self.fade_kimg
     start = 1000 * ((self.levels - stage.level - 1) * phase + self.hold_kimg)  # of the fade, images
-    seen = self.seen(stage, step, nimg) - int(start)  # exact, where a float32 of nimg is not
+    seen = self.last_check_traced(stage, step, nimg) - int(
+      start
+    )  # exact, where a float32 of nimg is not
     return jnp.clip((seen.astype(dtype) - start % 1) / (1000 * self.fade_kimg), 0, 1)
 
 

@@ -6,13 +6,12 @@ import jax
 import numpy as np
 
 from sg2jax import build, data, ops, report, sharding
-from sg2jax.evaluation import measure, passes, protocols
+from sg2jax.evaluation import artifacts, measure, passes, protocols
 from sg2jax.evaluation.detectors import SWD_SIDE
-from sg2jax.metrics import artifacts
-from sg2jax.metrics.swd import swd
+from sg2jax.evaluation.swd import swd
 from sg2jax.models.mapping import broadcast
 from sg2jax.models.stylegan2 import largest
-from sg2jax.trained import images_at_once, of_state, to_uint8
+from sg2jax.sampler import images_at_once, of_state, to_uint8
 
 GRID = 64  # fixed latents shown in every snapshot, at most
 
@@ -115,9 +114,9 @@ class Snapshot:
     with it.
     """
     if self.config['metrics']:
-      report.write_atomic(self.due(step), '')
+      report.write_atomic(self.pending(step), '')
 
-  def due(self, step):
+  def pending(self, step):
     """The note of `plan`."""
     return self.workdir / 'evaluation' / f'{step:08d}' / '.due'
 
@@ -126,7 +125,7 @@ class Snapshot:
     signal comes.
     """
     net = of_state(self.workdir, self.config, state, self.source.labels)
-    note, found = self.due(net.step), {}
+    note, found = self.pending(net.step), {}
     wanted = [protocols.parse(name) for name in self.config['metrics']]
     left = [p.name for p in wanted if p.kind == 'ppl' and net.grows]
     if left:

@@ -29,7 +29,7 @@ OBJECTIVE = 'objective'  # what a step minimises, among the numbers that must be
 
 
 @dataclasses.dataclass(frozen=True)
-class Steps:
+class TrainSteps:
   """Networks, optimizers and constants of training; the methods are the steps. When growing, one
   for each stage.
   """
@@ -55,7 +55,7 @@ class Steps:
   # gradients of rounds are averaged (TensorFlow's S2) instead of summed (PyTorch's)
   mean_rounds: bool = False
   growth: schedule.Growth | None = None
-  stage: schedule.Stage = schedule.Stage()
+  stage: schedule.GrowthStage = schedule.GrowthStage()
   precision: str = 'highest'  # of products of float32 arrays: default, high, highest
   # whether finite gradients can make weights that aren't; see state.can_overflow
   check_updates: bool = False
@@ -228,7 +228,11 @@ class Steps:
       grads, (w_avg, pl_mean), aux = _accumulate(
         total, getattr(state, net), (state.w_avg, state.pl_mean), xs, self.mean_rounds
       )
-    nimg = self.growth.seen(self.stage, state.step, state.nimg) if self.growth else state.nimg
+    nimg = (
+      self.growth.last_check_traced(self.stage, state.step, state.nimg)
+      if self.growth
+      else state.nimg
+    )
     ramp = schedule.ramp(nimg, self.lr_rampup_kimg)
     return _apply(
       phase,
@@ -280,7 +284,7 @@ class Steps:
     coarse = jax.vmap(lambda x: ops.nearest(ops.half(x)))(x)
     return x + (coarse - x) * (1 - alpha)
 
-  def due(self, step):
+  def phases(self, step):
     """Names of the steps that minibatch number `step` runs, in order."""
     every = {
       'g': 1,

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sg2jax import build, checkpoint, data, locks, nonfinite, places, report, sharding
+from sg2jax import build, checkpoint, data, locks, nonfinite, paths, report, sharding
 from sg2jax import state as state_lib
 from sg2jax.checkpoint import Checkpoints
 from sg2jax.evaluation import measure, protocols
@@ -46,7 +46,7 @@ def train(config, workdir):
       f'--config.metrics={config.metrics}: swd is logged at every snapshot, of swd_images images; '
       'leave it out'
     )
-  places.check_local(config.data.dir, f'--config.data.dir={config.data.dir}')
+  paths.check_local(config.data.dir, f'--config.data.dir={config.data.dir}')
   workdir, values = folder(workdir), config.to_dict()
   check_workdir(values, workdir)
   begins = not checkpoint.begun(workdir)
@@ -105,19 +105,24 @@ def run(config, workdir, source, mesh, stop, start=None, changes=()):
       log.say(f'another than so far: {text}')
     if not fresh:
       state = resume(
-        config, growth.stage(growth.look(step, nimg)).batch, state, checkpoints.restored, mesh, log
+        config,
+        growth.stage(growth.last_check(step, nimg)).batch,
+        state,
+        checkpoints.restored,
+        mesh,
+        log,
       )
     elif start:
       state = jax.device_put(init_from(config, state, start, workdir, log), same)
     snapshot = Snapshot(workdir, config, source, mesh, log, stop)
     if not fresh and checkpoints.restored['meta'].get('data_hash') != source.hash:
       snapshot.reals(f'reals_{nimg // 1000:06d}', step)
-    if snapshot.due(step).exists():
+    if snapshot.pending(step).exists():
       snapshot.measure(state)
     key = jax.device_put(purpose_key(config.seed, 'training'), same)
     unfinished = lambda: nimg < config.total_kimg * 1000 or step % growth.repeats
     while unfinished() and not stop:
-      stage = growth.stage(growth.look(step, nimg))
+      stage = growth.stage(growth.last_check(step, nimg))
       steps, images = (
         make_steps(stage),
         data.Shrunk(source, 2**stage.level) if stage.level else source,
@@ -158,7 +163,7 @@ def run(config, workdir, source, mesh, stop, start=None, changes=()):
           stop,
         )
       step, nimg = int(state.step), int(state.nimg)
-    if unfinished() or snapshot.due(step).exists():
+    if unfinished() or snapshot.pending(step).exists():
       stop.leave(
         f'saved step {step} ({nimg / 1000:g} kimg)'
         if step
@@ -176,11 +181,11 @@ def loop(
   halt: called with a state in which something isn't finite; raises the NonFiniteError.
   """
   step, nimg, total, stage = int(state.step), int(state.nimg), config.total_kimg * 1000, steps.stage
-  seen = growth.look(step, nimg)
+  seen = growth.last_check(step, nimg)
   tally, last, tick_time, tick_nimg = Tally(), (), time.monotonic(), nimg
   while not stop and growth.stage(seen) == stage and (nimg < total or step % growth.repeats):
     batch, before = sharding.to_global(mesh, next(batches)), last
-    for name in steps.due(step):
+    for name in steps.phases(step):
       state, aux = compiled[name](key, state, batch)
       tally.add(name, aux)
       last = aux
@@ -297,7 +302,7 @@ def compile_steps(steps, state, mesh, config, source, stop):
       lambda f: f.lower(key, state, batch).compile(), sharding.jit_step(getattr(steps, name), mesh)
     )
     for name in ('g_reg', 'g', 'd', 'd_reg')
-    if name in steps.due(0)
+    if name in steps.phases(0)
   }
   while futures.wait(jobs.values(), timeout=0.2, return_when=futures.FIRST_EXCEPTION).not_done:
     # compilation can't be interrupted, and nothing new has been computed that could be lost

@@ -13,9 +13,10 @@ from typing import NamedTuple
 
 import jax
 
-from sg2jax import build, checkpoint, convert, locks, places, report, sharding, trained
+from sg2jax import build, checkpoint, locks, paths, report, sampler, sharding
 from sg2jax import state as state_lib
 from sg2jax.faults import CheckpointError, UsageError
+from sg2jax.interop import read
 from sg2jax.models.stylegan2 import GROWING, block_sizes, image_side_layers
 
 # Fields that may differ from the run that a workdir holds: they change how long or how it is
@@ -50,10 +51,10 @@ def folder(workdir):
   """The workdir as a path. Raises UsageError if it is the address of something that isn't mounted,
   or a file.
   """
-  places.check_local(workdir, f'--workdir={workdir}')
+  paths.check_local(workdir, f'--workdir={workdir}')
   # a Path has made one slash of two
   if scheme := re.match(r'[A-Za-z][A-Za-z0-9+.-]+:(?=/)', str(workdir)):
-    places.check_local(f'{scheme[0]}//', f'--workdir={workdir}')
+    paths.check_local(f'{scheme[0]}//', f'--workdir={workdir}')
   if os.path.exists(workdir) and not os.path.isdir(workdir):
     raise UsageError(f'--workdir={workdir} is a file; name a directory')
   return pathlib.Path(workdir)
@@ -131,7 +132,7 @@ def _other_pictures(old, new, workdir, labels):
       f'hash {str(x["data_hash"])[:8]}'
     )
     found.append(f'{text(old)} there; {text(new)} here')
-  before = trained.read_labels(workdir, old.get('c_dim', 0)) if labels else None
+  before = sampler.read_labels(workdir, old.get('c_dim', 0)) if labels else None
   if before and before.names and labels.names and before.names != labels.names:
     found.append(f'classes {before.listing()} there; {labels.listing()} here')
   return found
@@ -234,7 +235,7 @@ def origin(config):
   path = config.init_from
   if not path:
     return None
-  places.check_local(path, f'--config.init_from={path}')
+  paths.check_local(path, f'--config.init_from={path}')
   place = pathlib.Path(path).expanduser().absolute()
   if not place.exists():
     raise CheckpointError(
@@ -242,7 +243,7 @@ def origin(config):
       'network file'
     )
   if place.is_file():
-    found = convert.read(place)
+    found = read.read(place)
     note = {
       'file': found.report['source'],
       'sha256': found.report['sha256'],

@@ -32,8 +32,8 @@ WS = r'^ws$'
 
 
 def networks(resolution=128, bits=2, batch=8, **fields):
-  """(Steps in float32, Steps with `bits` bfloat16 resolutions, configuration) of config F,
-  narrow.
+  """(TrainSteps in float32, TrainSteps with `bits` bfloat16 resolutions, configuration) of config
+  F, narrow.
   """
   config = default.get_config()
   config.update_from_flattened_dict(

@@ -17,8 +17,8 @@ from PIL import Image
 import pytest
 
 from sg2jax import build
+from sg2jax.evaluation import artifacts
 from sg2jax.faults import UsageError
-from sg2jax.metrics import artifacts
 from sg2jax.models.stylegan2 import largest
 from tests.runs import write_run
 

@@ -35,7 +35,7 @@ OTHERS = [('resnet', 'orig'), ('orig', 'skip'), ('msg', 'msg'), ('revised', 'rev
 def test_no_step_sums_in_bfloat16(no_16_bit_sums, g, d):
   _, steps, config = bfloat16.networks(**TINY, **{'g.architecture': g, 'd.architecture': d})
   _, state, batch = bfloat16.inputs(config, steps, 0)
-  for name in steps.due(0):
+  for name in steps.phases(0):
     text = str(jax.jit(getattr(steps, name)).trace(jax.random.key(0), state, batch).jaxpr)
     assert 'bf16[' in text, 'nothing is computed in bfloat16'
 

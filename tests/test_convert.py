@@ -11,9 +11,9 @@ import jax
 import numpy as np
 import pytest
 
-from sg2jax import build, checkpoint, convert, trained
+from sg2jax import build, checkpoint, sampler
 from sg2jax.faults import UsageError, WeightsError, WriteError
-from sg2jax.interop import arguments, names
+from sg2jax.interop import arguments, names, read
 from sg2jax.interop.names import nhwc
 from sg2jax.interop.network_file import Net
 from sg2jax.tools import evaluate
@@ -151,7 +151,7 @@ def module(kind, arrays, kwargs, attributes=None):
 def test_pytorch_generators(g):
   """Those that the reference's `generator` case checks."""
   net = torch_nets(g)[0]['G_ema']
-  found = convert.of_nets({'G_ema': net})
+  found = read.of_nets({'G_ema': net})
   assert network_of(found, 0) == cases_nets.read_generator(Config(vectors('generator', g)[0]))[0]
   params, noise, w_avg = names.load(net.arrays)
   same((found.state['g_ema'], found.state['noise'], found.state['w_avg']), (params, noise, w_avg))
@@ -166,7 +166,7 @@ def test_pytorch_pickles_make_the_references_images_and_logits(g, d, tmp_path):
   file = tmp_path / 'network.pkl'
   modules = {name: module(net.kind, net.arrays, net.kwargs) for name, net in nets.items()}
   file.write_bytes(dumps(modules | {'augment_pipe': None}))
-  found = convert.read(file)
+  found = read.read(file)
   close(images(found, arrays['z'], arrays.get('c')), nhwc(arrays['img']))
   assert found.config['g']['architecture'] == g.split('_')[0]
   assert set(found.report['unused']['G_ema']) == {
@@ -194,7 +194,7 @@ def test_pytorch_discriminators(d):
   """Beside a generator of the right sizes, of which nothing else is looked at."""
   config, more = vectors('discriminator', d)
   nets, _, _ = torch_nets('skip', d)
-  generator = build.networks(build.complete(convert.of_nets(torch_nets('skip')[0]).config), 0)[0]
+  generator = build.networks(build.complete(read.of_nets(torch_nets('skip')[0]).config), 0)[0]
   generator = generator.clone(
     mapping=generator.mapping.clone(c_dim=config['c_dim']),
     synthesis=generator.synthesis.clone(
@@ -215,7 +215,7 @@ def test_pytorch_discriminators(d):
   nets['G_ema'] = nets['G_ema']._replace(
     arrays=arrays | {'mapping.w_avg': np.zeros(32, np.float32)}, kwargs=kwargs
   )
-  found = convert.of_nets(nets)
+  found = read.of_nets(nets)
   expected = cases_nets.read_discriminator(Config(config))
   rest = dict(mapping_layers=0 if not config['c_dim'] else expected.mapping_layers)
   if expected.mbstd_group_size is None:
@@ -240,7 +240,7 @@ def test_attributes_say_what_runs_whatever_the_arguments_say(tmp_path):
     'channel_base': 1024,
     'channel_max': 32,
   }
-  assert convert.of_nets({'G': net._replace(kwargs=flat)}).config['g']['clamp'] == 0
+  assert read.of_nets({'G': net._replace(kwargs=flat)}).config['g']['clamp'] == 0
   file = tmp_path / 'network.pkl'
   file.write_bytes(
     dumps(
@@ -251,7 +251,7 @@ def test_attributes_say_what_runs_whatever_the_arguments_say(tmp_path):
       }
     )
   )
-  found = convert.read(file).config['g']
+  found = read.read(file).config['g']
   assert (found['clamp'], found['activation'], found['fmap_base'], found['fmap_max']) == (
     256,
     'relu',
@@ -259,14 +259,12 @@ def test_attributes_say_what_runs_whatever_the_arguments_say(tmp_path):
     32,
   )
   positional = {'args': [32, 0, 32, 32, 3], 'synthesis_kwargs': {'conv_clamp': 128}}
-  assert convert.of_nets({'G': net._replace(kwargs=positional)}).config['g']['clamp'] == 128
+  assert read.of_nets({'G': net._replace(kwargs=positional)}).config['g']['clamp'] == 128
   positional = {'args': [32, 0, 32, 32, 3, {'lr_multiplier': 0.5}, {'conv_clamp': 64}]}
-  found = convert.of_nets({'G': net._replace(kwargs=positional)}).config['g']
+  found = read.of_nets({'G': net._replace(kwargs=positional)}).config['g']
   assert (found['clamp'], found['mapping_lr_mul']) == (64, 0.5)
   with pytest.raises(ValueError, match='mapping_kwargs.activation=relu'):
-    convert.of_nets(
-      {'G': net._replace(kwargs={'args': [32, 0, 32, 32, 3, {'activation': 'relu'}]})}
-    )
+    read.of_nets({'G': net._replace(kwargs={'args': [32, 0, 32, 32, 3, {'activation': 'relu'}]})})
 
 
 def fields(net, nested=None, **more):
@@ -361,21 +359,21 @@ REFUSED = {
 def test_what_would_make_other_images_is_refused_by_name(name):
   change, says = REFUSED[name]
   with pytest.raises(ValueError, match=re.escape(says)):
-    convert.of_nets({'G_ema': change(torch_nets('skip')[0]['G_ema'])})
+    read.of_nets({'G_ema': change(torch_nets('skip')[0]['G_ema'])})
 
 
 def test_a_discriminator_of_other_images_is_refused():
   nets = torch_nets('skip')[0] | {'D': torch_nets('skip', 'resnet_cond')[0]['D']}
   with pytest.raises(ValueError, match='D: img_resolution=16, but its arrays say 32'):
-    convert.of_nets(nets)
+    read.of_nets(nets)
   with pytest.raises(ValueError, match='D has c_dim=5, G_ema has 0'):
-    convert.of_nets(nets | {'D': nets['D']._replace(kwargs={})})
+    read.of_nets(nets | {'D': nets['D']._replace(kwargs={})})
   with pytest.raises(ValueError, match='epilogue'):
-    convert.of_nets(
+    read.of_nets(
       nets | {'D': fields(torch_nets('skip', 'resnet')[0]['D'], 'block_kwargs', activation='relu')}
     )
   with pytest.raises(ValueError, match=r'^G has clamp=3\.0, G_ema has 0\.0$'):
-    convert.of_nets(
+    read.of_nets(
       nets
       | {
         'G': fields(nets['G_ema'], SYNTHESIS, conv_clamp=3),
@@ -386,14 +384,14 @@ def test_a_discriminator_of_other_images_is_refused():
 
 def test_what_a_file_lacks_is_computed_and_said():
   net = torch_nets('skip')[0]['G_ema']
-  given = convert.of_nets({'G': net})
-  found = convert.of_nets(
+  given = read.of_nets({'G': net})
+  found = read.of_nets(
     {'G': without(without(net, 'mapping.w_avg'), 'synthesis.b8.conv0.noise_const')}
   )
   assert 'no G_ema: g_ema is a copy' in found.report['initialised']['(G_ema)']
   assert {'w_avg', 'noise.synthesis.b8.conv0.noise_const'} < set(found.report['initialised'])
   assert found.state['noise']['synthesis']['b8']['conv0']['noise_const'].shape == (8, 8)
-  ws = trained.sample_ws(trained.of_state(ROOT, given.config, given.state), 10_000, 7)
+  ws = sampler.sample_ws(sampler.of_state(ROOT, given.config, given.state), 10_000, 7)
   assert np.abs(found.state['w_avg'] - ws[:, 0].mean(0)).max() < 0.1 * ws.std()
 
 
@@ -402,7 +400,7 @@ def test_numbers_become_float32_and_must_be_finite(tmp_path):
   half = other(net, 'mapping.fc0.bias', np.float16)
   file = tmp_path / 'network.pkl'
   file.write_bytes(dumps({'G_ema': module('Generator', half.arrays, half.kwargs)}))
-  found = convert.read(file)
+  found = read.read(file)
   assert {x.dtype for x in jax.tree.leaves(found.state)} == {
     np.dtype(np.float32),
     np.dtype(np.int32),
@@ -415,7 +413,7 @@ def test_numbers_become_float32_and_must_be_finite(tmp_path):
     odd = other(net, 'mapping.fc0.bias', change)
     file.write_bytes(dumps({'G_ema': module('Generator', odd.arrays, odd.kwargs)}))
     with pytest.raises(WeightsError, match=says):
-      convert.read(file)
+      read.read(file)
 
 
 # ---- rosinality
@@ -487,11 +485,11 @@ def rosinality(arrays, letter):
 
 def test_files_of_rosinality_are_the_same_networks(tmp_path):
   nets, _, _ = torch_nets('skip', 'resnet')
-  expected = convert.of_nets(nets)
+  expected = read.of_nets(nets)
   g, d = (rosinality(nets[name].arrays, name[0]) for name in ('G_ema', 'D'))
   file, latent = tmp_path / 'network.pt', g.pop('latent_avg')
   file.write_bytes(save_zip({'g_ema': stored(g), 'd': stored(d), 'latent_avg': Tensor(latent)}))
-  found = convert.read(file)
+  found = read.read(file)
   same(found.state, expected.state)
   assert found.config == expected.config
   net = Net('rosinality', '', {}, g)
@@ -500,10 +498,10 @@ def test_files_of_rosinality_are_the_same_networks(tmp_path):
     ('to_rgbs.0.upsample.kernel', lambda x: x[:3]),
   ):
     with pytest.raises(ValueError, match=f'{name} is not the filter'):
-      convert.of_nets({'G_ema': other(net, name, change)})
+      read.of_nets({'G_ema': other(net, name, change)})
   for name in ('convs.0.conv.magic', 'convs.999999999.conv.weight', 'style.0.weight'):
     with pytest.raises(ValueError, match=f'{name}.* is not understood'):
-      convert.of_nets({'G_ema': net._replace(arrays=g | {name: np.zeros(3)})})
+      read.of_nets({'G_ema': net._replace(arrays=g | {name: np.zeros(3)})})
 
 
 # ---- TensorFlow
@@ -566,7 +564,7 @@ def tensorflow(arrays, letter, lods=False):
 )
 def test_tensorflow_networks_of_all_architectures_are_those_of_pytorch(g, d, lods):
   nets, _, _ = torch_nets(g, d)
-  expected = convert.of_nets(nets)
+  expected = read.of_nets(nets)
   theirs = {
     'G_ema': Net(
       'tensorflow', 'G_synthesis_stylegan2', {}, tensorflow(nets['G_ema'].arrays, 'G', lods)
@@ -576,7 +574,7 @@ def test_tensorflow_networks_of_all_architectures_are_those_of_pytorch(g, d, lod
     theirs['G_ema'].arrays['ToRGB_lod1/bias'] = np.zeros(3)
   if d:
     theirs['D'] = Net('tensorflow', 'D_stylegan2', {}, tensorflow(nets['D'].arrays, 'D'))
-  found = convert.of_nets(theirs)
+  found = read.of_nets(theirs)
   for part in ('d', 'noise', 'w_avg'):
     same(found.state[part], expected.state[part])
   for x, y in zip(jax.tree.leaves(found.state['g']), jax.tree.leaves(expected.state['g'])):
@@ -613,7 +611,7 @@ def test_configs_a_to_d(g, kind, sub, d):
   if d:
     other_, more = vectors(*d.split())
     nets['D'] = Net('tensorflow', other_['network'], other_['static_kwargs'], under(more, 'tf/D/'))
-  found = convert.of_nets(nets)
+  found = read.of_nets(nets)
   if expected.mapping.num_layers == 1:
     expected = expected.clone(mapping=expected.mapping.clone(layer_features=None))
   assert network_of(found, 0) == expected
@@ -628,13 +626,13 @@ def test_configs_a_to_d(g, kind, sub, d):
     assert network_of(found, 1) == expected.clone(**unlike)
     same(found.state['d'], border.load(nets['D'].arrays)[0])
   with pytest.raises(ValueError, match='still growing'):
-    convert.of_nets({'G_ema': other(nets['G_ema'], 'lod', lambda x: x + 0.5)})
+    read.of_nets({'G_ema': other(nets['G_ema'], 'lod', lambda x: x + 0.5)})
 
 
 def test_feature_maps_that_are_held_up_by_fmap_min_do_not_say_fmap_base():
   config, arrays = vectors('revised_generator', 'r16_fmapmin')
   kwargs = {key: value for key, value in config['static_kwargs'].items() if key != 'fmap_base'}
-  found = convert.of_nets({'G_ema': Net('tensorflow', '', kwargs, under(arrays, 'tf/G/'))}).config
+  found = read.of_nets({'G_ema': Net('tensorflow', '', kwargs, under(arrays, 'tf/G/'))}).config
   assert all(
     (found[net]['fmap_base'], found[net]['fmap_max'], found[net]['fmap_min']) == (48, 16, 10)
     for net in 'gd'
@@ -653,12 +651,12 @@ def test_configs_a_to_d_make_the_references_images(g, kind, sub, d):
   if d:
     other_, more = vectors(*d.split())
     nets['D'] = Net('tensorflow', other_['network'], other_['static_kwargs'], under(more, 'tf/D/'))
-  found = convert.of_nets(nets)
+  found = read.of_nets(nets)
   close(images(found, arrays['z'], arrays.get('c')), nhwc(arrays['images/lod0']))
   if d:
     close(logits(found, more['images'], more.get('c')), more['logits/lod0'])
   fixed = {name: x for name, x in nets['G_ema'].arrays.items() if not re.search('_lod[1-9]', name)}
-  found = convert.of_nets({'G_ema': nets['G_ema']._replace(arrays=fixed)})
+  found = read.of_nets({'G_ema': nets['G_ema']._replace(arrays=fixed)})
   close(images(found, arrays['z'], arrays.get('c')), nhwc(arrays['images/lod0']))
   assert any('zeros' in text for text in found.report['initialised'].values())
 
@@ -683,7 +681,7 @@ def test_tensorflow_arguments(fields_, says):
   config, arrays = vectors('tf_checkpoint_import', 'skipG_resnetD')
   net = Net('tensorflow', '', config['generator_static_kwargs'] | fields_, under(arrays, 'tf/G/'))
   with pytest.raises(ValueError, match=re.escape(says)):
-    convert.of_nets({'G': net})
+    read.of_nets({'G': net})
 
 
 def test_harmless_differences_of_tensorflow_networks():
@@ -693,15 +691,15 @@ def test_harmless_differences_of_tensorflow_networks():
   config, arrays = vectors('tf_checkpoint_import', 'skipG_resnetD')
   g = Net('tensorflow', '', config['generator_static_kwargs'], under(arrays, 'tf/G/'))
   d = Net('tensorflow', '', config['discriminator_static_kwargs'], under(arrays, 'tf/D/'))
-  expected = convert.of_nets({'G': g, 'D': d})
+  expected = read.of_nets({'G': g, 'D': d})
   one = {k: x.reshape(1) if k.endswith('noise_strength') else x for k, x in g.arrays.items()}
   more = {'score_max': 1, 'use_spectral_norm': False, 'adaptive_dropout': 0}
-  found = convert.of_nets({'G': g._replace(arrays=one), 'D': fields(d, **more)})
+  found = read.of_nets({'G': g._replace(arrays=one), 'D': fields(d, **more)})
   same(found.state, expected.state)
   assert found.config == expected.config
   for name in more:
     with pytest.raises(ValueError, match=f'{name}=3: networks here have'):
-      convert.of_nets({'G': g, 'D': fields(d, **{name: 3})})
+      read.of_nets({'G': g, 'D': fields(d, **{name: 3})})
 
 
 def test_labels_of_old_stylegan2_are_refused():
@@ -710,7 +708,7 @@ def test_labels_of_old_stylegan2_are_refused():
     'tensorflow', '', {}, under(arrays, 'tf/G/') | {'mapping/LabelConcat/weight': np.zeros((2, 20))}
   )
   with pytest.raises(ValueError, match='LabelConcat'):
-    convert.of_nets({'G': net})
+    read.of_nets({'G': net})
 
 
 # ---- the tool
@@ -761,14 +759,14 @@ def test_tool(tmp_path, monkeypatch, capsys):
   ]
   assert [p.name for p in dest.parent.iterdir()] == ['run']
   certificate = json.loads((dest / 'import.json').read_text())
-  net = trained.load(dest)
+  net = sampler.load(dest)
   assert certificate['network_sha256'] == net.hash() and certificate['test_image']['shape'] == [
     32,
     32,
     3,
   ]
   assert certificate['shapes']['d.b4.fc.weight'] == [320, 20] and certificate['initialised'] == {}
-  made = images(convert.Imported(net.config.to_dict(), checkpoint.load(dest)[0], {}), arrays['z'])
+  made = images(read.Imported(net.config.to_dict(), checkpoint.load(dest)[0], {}), arrays['z'])
   close(made, nhwc(arrays['img_const']))
   with pytest.raises(UsageError, match='imported and names no data set'):
     evaluate.load(net, '')
@@ -787,7 +785,7 @@ def test_tool(tmp_path, monkeypatch, capsys):
 def test_files_that_are_none(tmp_path):
   file = tmp_path / 'network.pkl'
   with pytest.raises(WeightsError, match=f'cannot read {file}'):
-    convert.read(file)
+    read.read(file)
   for data, says in (
     (tensorflow_file()[0][:-100], 'network.pkl is refused'),
     (b'', 'neither'),
@@ -803,4 +801,4 @@ def test_files_that_are_none(tmp_path):
   ):
     file.write_bytes(data)
     with pytest.raises(WeightsError, match=says):
-      convert.read(file)
+      read.read(file)

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sg2jax.models import inception, vgg
+from sg2jax.nets import inception, vgg
 from tests.reference import cases_detectors
 from tests.reference.check import jit, run_case
 from tests.reference.names import nchw

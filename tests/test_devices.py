@@ -130,11 +130,11 @@ def main(network):
     batch = sharding.to_global(mesh, {'image': images[0], 'label': labels[0]})
     compiled = {
       name: sharding.jit_step(getattr(steps, name), mesh).lower(key, state, batch).compile()
-      for name in steps.due(0)
+      for name in steps.phases(0)
     }
     for i in range(20):
       batch = sharding.to_global(mesh, {'image': images[i], 'label': labels[i]})
-      for name in steps.due(i):
+      for name in steps.phases(i):
         state, aux = compiled[name](key, state, batch)
     ends.append(jax.device_get(state))
   assert steps.stage.level == 0

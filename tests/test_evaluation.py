@@ -20,7 +20,7 @@ import numpy as np
 from PIL import Image
 import pytest
 
-from sg2jax import build, data, sharding, trained
+from sg2jax import build, data, sampler, sharding
 from sg2jax import state as state_lib
 from sg2jax.data.labels import Labels
 from sg2jax.evaluation import detectors, measure, passes, protocols, samples
@@ -57,7 +57,7 @@ def setting(quick_compile, run, home, tmp_path, monkeypatch):
   monkeypatch.setenv('SG2JAX_CACHE', str(tmp_path / 'cache'))
   source = data.load('digits', str(home / 'data'), (16, 16), 1, True)
   return measure.Setting(
-    trained.load(run), source, sharding.make_mesh(jax.devices()[:1]), tmp_path / 'out', batch=32
+    sampler.load(run), source, sharding.make_mesh(jax.devices()[:1]), tmp_path / 'out', batch=32
   )
 
 
@@ -155,7 +155,7 @@ def test_fakes_have_noise_of_their_own_and_are_never_normalised(setting):
   assert np.abs(few[0].astype(int) - many[3]).max() <= 1  # a level may flip by rounding
   assert (show([3], 1) != few).mean() > 0.5 and (many[0] != many[1]).mean() > 0.5
   flat = np.float32([-3, -1, 0, 1, 3])
-  assert trained.to_uint8(flat).tolist() == [0, 0, 128, 255, 255]
+  assert sampler.to_uint8(flat).tolist() == [0, 0, 128, 255, 255]
 
 
 def test_reals_full_or_as_training_draws_them(setting):
@@ -760,13 +760,13 @@ def test_signal_keeps_what_is_done(home, run, tmp_path):
   ],
 )
 def test_images_at_once_are_bound_by_their_pixels(shape, each, run):
-  assert trained.images_at_once(shape) == each and trained.images_at_once((*shape, 3)) == each
+  assert sampler.images_at_once(shape) == each and sampler.images_at_once((*shape, 3)) == each
   source = type('Source', (), {'shape': (*shape, 3)})
   mesh = type('Mesh', (), {'size': 8})
   assert measure.Setting(None, source, mesh, None).at_once == 8 * each
   assert measure.Setting(None, source, mesh, None, batch=24).at_once == 24
   assert 2 * samples._pairs(shape) <= max(2, each)
-  net = trained.load(run)
+  net = sampler.load(run)
   big = net.generator.clone(synthesis=net.generator.synthesis.clone(resolution=shape))
   assert net._replace(generator=big).batch == each * jax.device_count()
 
@@ -865,7 +865,7 @@ def test_a_data_set_of_other_classes_is_refused(ours, theirs, said):
 
 
 def test_the_tool_compares_labels(run):
-  net = trained.load(run)
+  net = sampler.load(run)
   assert evaluate_tool.load(net, '').labels.c_dim == 10
   other = net._replace(labels=Labels.of_vectors(np.eye(10) + 1))
   with pytest.raises(DatasetError, match='its labels are classes, and those of the run vectors'):
@@ -891,7 +891,7 @@ def precisions(step, *args):
 
 
 def test_what_is_looked_at_is_made_in_full_precision(run):
-  net, mesh = trained.load(run), sharding.make_mesh(jax.devices()[:1])
+  net, mesh = sampler.load(run), sharding.make_mesh(jax.devices()[:1])
   latents = {
     'z': np.zeros((1, 4, 16), np.float32),
     'label': np.zeros((1, 4, 10), np.float32),
@@ -916,12 +916,12 @@ def test_what_is_looked_at_is_made_in_full_precision(run):
       {'image': np.zeros((1, 4, 3), np.float32)},
     ),
     'w': (
-      trained._map_step(mesh, net.generator),
+      sampler._map_step(mesh, net.generator),
       net.variables,
       {'z': latents['z'], 'c': latents['label']},
     ),
     'images': (
-      trained._images_step(mesh, net.generator, (), 'const'),
+      sampler._images_step(mesh, net.generator, (), 'const'),
       net.variables,
       {'ws': np.zeros((1, 4, net.num_ws, 16), np.float32), 'number': latents['number']},
     ),

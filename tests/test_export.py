@@ -11,11 +11,11 @@ import optax
 import pytest
 
 from configs import custom, default
-from sg2jax import build, checkpoint, convert, export, trained
+from sg2jax import build, checkpoint, sampler
 from sg2jax import state as state_lib
 from sg2jax.data.labels import Labels
 from sg2jax.faults import UsageError, WeightsError
-from sg2jax.interop import arguments, names
+from sg2jax.interop import arguments, names, read, write
 from sg2jax.tools.export import destination
 from tests.runs import ROOT, write_run
 from tests.test_convert import same, tool
@@ -98,7 +98,7 @@ def fresh(name, nimg=0):
   draws = np.random.RandomState(0)
   state = jax.tree.map(lambda x: np.asarray(draws.randn(*x.shape), np.float32), shapes)
   state = state.replace(step=np.int32(7), nimg=np.int32(nimg), g_opt={}, d_opt={})
-  return {k: getattr(state, k) for k in convert.FIELDS}, json.loads(
+  return {k: getattr(state, k) for k in read.FIELDS}, json.loads(
     json.dumps(config.to_dict() | {'c_dim': c_dim})
   )
 
@@ -116,7 +116,7 @@ def written(folder, name, data, document):
 @pytest.mark.parametrize('name', NETWORKS)
 def test_safetensors_are_read_back_bit_for_bit(name, tmp_path):
   state, config = fresh(name, nimg=100)
-  found = convert.read(written(tmp_path, 'net.safetensors', *export.safetensors(state, config)))
+  found = read.read(written(tmp_path, 'net.safetensors', *write.safetensors(state, config)))
   same(found.state, state)
   assert found.config == config and not found.report['initialised']
   if name == 'growing':
@@ -126,16 +126,16 @@ def test_safetensors_are_read_back_bit_for_bit(name, tmp_path):
     ]
     assert state['d']['b16']['conv0']['bias'].shape == (7,)
   assert (
-    trained.of_state(tmp_path, found.config, found.state).hash()
-    == trained.of_state(tmp_path, config, state).hash()
+    sampler.of_state(tmp_path, found.config, found.state).hash()
+    == sampler.of_state(tmp_path, config, state).hash()
   )
 
 
 @pytest.mark.parametrize('name', ['skip', 'resnet with labels', 'oblong'])
 def test_nvidias_names_are_read_back_bit_for_bit(name, tmp_path):
   state, config = fresh(name)
-  data, document = export.nvidia(state, config)
-  found = convert.read(written(tmp_path, 'net.npz', data, document))
+  data, document = write.nvidia(state, config)
+  found = read.read(written(tmp_path, 'net.npz', data, document))
   for part in ('g', 'd', 'g_ema', 'noise', 'w_avg'):
     same(found.state[part], state[part])
   pairs = zip(*(build.networks(build.complete(c), c['c_dim']) for c in (found.config, config)))
@@ -183,10 +183,10 @@ def test_names_and_filters_are_those_of_the_reference():
 
 def test_nvidia_has_no_growing_networks_and_no_least_width():
   with pytest.raises(UsageError, match='no architecture revised; use --format=safetensors'):
-    export.nvidia(*fresh('growing'))
+    write.nvidia(*fresh('growing'))
   state, config = fresh('skip')
   with pytest.raises(UsageError, match='no fmap_min=9; use --format=safetensors'):
-    export.nvidia(state, config | {'d': config['d'] | {'fmap_min': 9}})
+    write.nvidia(state, config | {'d': config['d'] | {'fmap_min': 9}})
 
 
 @pytest.mark.parametrize(
@@ -210,7 +210,7 @@ def test_widths_that_no_network_has(fields, said):
 
 def test_exports_without_their_json_or_changed_are_refused(tmp_path):
   state, config = fresh('skip')
-  data, document = export.safetensors(state, config)
+  data, document = write.safetensors(state, config)
   path = written(tmp_path, 'net.safetensors', data, document)
   beside = path.with_name(f'{path.name}.json')
   text = beside.read_text()
@@ -219,7 +219,7 @@ def test_exports_without_their_json_or_changed_are_refused(tmp_path):
     if content is not None:
       beside.write_text(content)
     with pytest.raises(WeightsError, match=says):
-      convert.read(path)
+      read.read(path)
     beside.write_text(text)
 
   path.write_bytes(data[:-1] + b'?')
@@ -235,7 +235,7 @@ def test_exports_without_their_json_or_changed_are_refused(tmp_path):
     refused(says, json.dumps(json.loads(text) | {'config': config | change}))
   refused('malformed', '{}')
   refused('refused', '[')
-  more = convert.safetensors.save(convert.safetensors.load(data) | {'h.x': np.zeros(2)})
+  more = read.safetensors.save(read.safetensors.load(data) | {'h.x': np.zeros(2)})
   path = written(tmp_path, 'more.safetensors', more, document)
   beside, text = (
     path.with_name(f'{path.name}.json'),
@@ -244,13 +244,13 @@ def test_exports_without_their_json_or_changed_are_refused(tmp_path):
   refused("'h', which belongs to no network")
   beside.unlink()
   with pytest.raises(WeightsError, match='it needs more.safetensors.json'):
-    convert.read(path)
+    read.read(path)
 
 
 def saved(tmp_path, name, nimg=0):
   """A run of a network that nobody trained."""
   state, config = fresh(name, nimg)
-  return trained.load(
+  return sampler.load(
     write_run(tmp_path / 'run', config, state_lib.TrainState(**state, g_opt={}, d_opt={}))
   ), state
 
@@ -260,7 +260,7 @@ import sys
 import jax
 from jax import export
 import numpy as np
-net = export.deserialize(open(sys.argv[1], 'rb').read())
+net = write.deserialize(open(sys.argv[1], 'rb').read())
 given = np.load(sys.argv[2])
 np.save(sys.argv[3], net.call(*(given[name] for name in given.files)))
 heavy = {'sg2jax', 'flax', 'optax', 'orbax', 'safetensors', 'ml_collections'}
@@ -278,7 +278,7 @@ def test_stablehlo_runs_in_a_process_that_imports_only_jax(name, nimg, tmp_path)
   net = net._replace(
     generator=net.generator.clone(synthesis=net.generator.synthesis.clone(num_bf16_res=0))
   )
-  data, document = export.stablehlo(net)
+  data, document = write.stablehlo(net)
   (tmp_path / 'net.stablehlo').write_bytes(data)
   z, c, psi = (
     net.z(range(5)),
@@ -318,8 +318,8 @@ def test_tools(tmp_path, monkeypatch, capsys):
   tool(monkeypatch, 'convert', source=tmp_path / 'run.safetensors', dest=tmp_path / 'back')
   assert [p.name for p in (tmp_path / 'back' / 'checkpoints').iterdir()] == ['7']
   found, _ = checkpoint.load(tmp_path / 'back')
-  same({name: found[name] for name in convert.FIELDS}, state)
-  assert trained.load(tmp_path / 'back').hash() == net.hash()
+  same({name: found[name] for name in read.FIELDS}, state)
+  assert sampler.load(tmp_path / 'back').hash() == net.hash()
 
 
 @pytest.mark.parametrize('name', ['e.safetensors', 'e.npz'])
@@ -332,9 +332,9 @@ def test_labels_come_along(name, tmp_path, monkeypatch):
   form = 'nvidia' if name.endswith('npz') else 'safetensors'
   tool(monkeypatch, 'export', checkpoint=workdir, dest=tmp_path / name, format=form)
   tool(monkeypatch, 'convert', source=tmp_path / name, dest=tmp_path / 'copy')
-  copy = trained.load(tmp_path / 'copy')
+  copy = sampler.load(tmp_path / 'copy')
   assert copy.labels.names == labels.names and copy.labels.counts.tolist() == [9, 1]
-  np.testing.assert_array_equal(copy.c(range(50)), trained.load(workdir).c(range(50)))
+  np.testing.assert_array_equal(copy.c(range(50)), sampler.load(workdir).c(range(50)))
   beside = tmp_path / f'{name}.json'
   for old, new in (
     ('"c_dim": 3, "values": [0, 2]', '"c_dim": 3, "values": [0, 7]'),
@@ -372,9 +372,9 @@ def test_a_network_of_config_f_at_full_width(tmp_path):
   state = jax.tree.map(
     lambda x: np.asarray(np.random.RandomState(0).randn(*x.shape), np.float32), shapes
   )
-  state = {k: getattr(state, k) for k in convert.FIELDS}
-  net = trained.of_state(tmp_path, config.to_dict() | {'c_dim': 0}, state)
-  data, _ = export.stablehlo(net)
+  state = {k: getattr(state, k) for k in read.FIELDS}
+  net = sampler.of_state(tmp_path, config.to_dict() | {'c_dim': 0}, state)
+  data, _ = write.stablehlo(net)
   images = jax.export.deserialize(bytearray(data)).call(net.z([0]), np.float32(1))
   ours = net.generator.apply(net.variables, net.z([0]), np.zeros((1, 0)), noise_mode='const')
   assert np.abs(images - ours).max() < 1e-5 * np.abs(ours).max()

@@ -18,7 +18,7 @@ from PIL import Image, ImageSequence
 import pytest
 
 import sg2jax
-from sg2jax import trained
+from sg2jax import sampler
 from sg2jax.data.labels import Labels
 from sg2jax.edit import directions
 from sg2jax.faults import CheckpointError, UsageError, WriteError
@@ -173,7 +173,7 @@ def test_ws_of_another_network_are_refused(net):
 
 def test_parts_cover_everything_once_at_one_size():
   for n, size in ((1, 1), (7, 3), (6, 3), (2, 5)):
-    found = list(trained.parts(n, size))
+    found = list(sampler.parts(n, size))
     assert {len(rows) for rows, _ in found} == {size} and np.max(
       np.concatenate([rows for rows, _ in found])
     ) == n - 1
@@ -204,10 +204,10 @@ def test_sweep(net):
 
 
 def test_files_of_images(net, run, call, tmp_path, monkeypatch, capsys):
-  asked, out, make = [], tmp_path / 'new' / 'out', trained.Trained.__call__
+  asked, out, make = [], tmp_path / 'new' / 'out', sampler.Sampler.__call__
   with monkeypatch.context() as patch:
     patch.setattr(
-      trained.Trained,
+      sampler.Sampler,
       '__call__',
       lambda self, seeds, **k: asked.append(len(seeds)) or make(self, seeds, **k),
     )
@@ -509,12 +509,12 @@ def test_labels_are_drawn_as_the_data_has_them(net, labels):
   net = net._replace(labels=labels)
   found = net.c(range(300))
   np.testing.assert_array_equal(found, drawn(labels, range(300)))
-  for drawn_ in (found, trained.labels(net, 300, np.random.RandomState(0))):
+  for drawn_ in (found, sampler.labels(net, 300, np.random.RandomState(0))):
     assert {tuple(x) for x in drawn_} == {tuple(x) for x in labels.values}
     share = (drawn_ == labels.values[labels.counts.argmax()]).all(1).mean()
     assert share == pytest.approx(labels.counts.max() / labels.counts.sum(), abs=0.1)
   np.testing.assert_array_equal(
-    trained.sample_w(net, 7, 3),
+    sampler.sample_w(net, 7, 3),
     net.map(
       *(lambda key: (key.randn(7, Z).astype(np.float32), labels.draw(key, 7)))(
         np.random.RandomState(3)

@@ -152,7 +152,7 @@ def test_gradients_are_those_of_full_size_images(quick_compile):
   small = jax.random.normal(jax.random.key(2), (4, 4, 4, 3))
   growth = schedule.Growth(16, 2, 0.1, 0.1, 4, 1e-3, 1e-3)
   steps = dataclasses.replace(
-    build.steps(config(), 0, None), discriminator=d, growth=growth, stage=schedule.Stage(2)
+    build.steps(config(), 0, None), discriminator=d, growth=growth, stage=schedule.GrowthStage(2)
   )
   clock = types.SimpleNamespace(step=jnp.int32(0), nimg=jnp.int32(0), pl_mean=jnp.zeros(()))
   full = lambda x: losses.r1_penalty(
@@ -199,7 +199,7 @@ def test_look_remembers_where_the_schedule_was_looked_at_last():
   for step in range(200):
     if step % 4 == 0:
       seen = nimg
-    assert growth.look(step, nimg) == seen
+    assert growth.last_check(step, nimg) == seen
     nimg += growth.stage(seen).batch
   assert growth.stage(seen).level == 0
 
@@ -278,7 +278,7 @@ def test_paper_configurations(cell):
   lazy = {'a': ['g', 'd'], 'b': ['g', 'd'], 'c': ['g', 'd', 'd_reg']}.get(
     cell, ['g', 'g_reg', 'd', 'd_reg']
   )
-  assert steps.due(0) == lazy
+  assert steps.phases(0) == lazy
 
 
 def test_adam_of_config_c_is_corrected_without_path_lengths():

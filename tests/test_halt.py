@@ -49,7 +49,7 @@ def halt(monkeypatch):
       pl_mean=np.float32(0),
       fault=np.array([3, 2, 0], np.int32),
     )
-    steps = types.SimpleNamespace(stage=schedule.Stage(0, 4))
+    steps = types.SimpleNamespace(stage=schedule.GrowthStage(0, 4))
     with pytest.raises(NonFiniteError) as e:
       nonfinite.halt(
         workdir,

@@ -62,7 +62,7 @@ def test_windows_is_told_in_one_line(tmp_path, monkeypatch):
 
 def test_all_can_be_imported_without_fcntl():
   code = (
-    'import sys; sys.modules["fcntl"] = None; import sg2jax.main, sg2jax.trained, '
+    'import sys; sys.modules["fcntl"] = None; import sg2jax.main, sg2jax.sampler, '
     'sg2jax.evaluation.measure, sg2jax.tools.generate, sg2jax.tools.project, sg2jax.tools.prepare'
   )
   env = os.environ | {'JAX_PLATFORMS': 'cpu'}

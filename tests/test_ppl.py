@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sg2jax.metrics import ppl as module
-from sg2jax.metrics.ppl import distances, ppl, trimmed_mean, view
+from sg2jax.evaluation import ppl as module
+from sg2jax.evaluation.ppl import distances, ppl, trimmed_mean, view
 from sg2jax.models import stylegan2
 from sg2jax.models.mapping import Mapping
 

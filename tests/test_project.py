@@ -21,7 +21,7 @@ import sg2jax
 from sg2jax import report, workdir
 from sg2jax.edit import attribute, project
 from sg2jax.faults import DatasetError, NonFiniteError, Preempted, UsageError, WeightsError
-from sg2jax.models import vgg
+from sg2jax.nets import vgg
 from sg2jax.tools import attribute as attribute_tool
 from sg2jax.tools import project as project_tool
 from sg2jax.train import Stop

@@ -10,8 +10,8 @@ import jax
 import numpy as np
 import pytest
 
-from sg2jax.metrics import neighbors, scores
-from sg2jax.metrics.separability import conditional_entropy, linear_separability
+from sg2jax.evaluation import neighbors, scores
+from sg2jax.evaluation.separability import conditional_entropy, linear_separability
 
 ROOT = pathlib.Path(__file__).parent.parent
 
@@ -390,7 +390,7 @@ def test_conditional_entropy():
 WORK = """
 import resource, sys, tempfile
 import numpy as np
-from sg2jax.metrics import neighbors, scores
+from sg2jax.evaluation import neighbors, scores
 N, D, key, sets = 50_000, 2048, np.random.default_rng(0), []
 for shift in 0, 0.1:
   file = tempfile.NamedTemporaryFile(dir=sys.argv[1])

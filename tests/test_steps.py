@@ -15,7 +15,7 @@ from sg2jax import build, losses, schedule, state
 from sg2jax import steps as steps_lib
 from sg2jax.models.mapping import Mapping
 from sg2jax.models.stylegan2 import Discriminator, Generator, Synthesis
-from sg2jax.steps import Steps
+from sg2jax.steps import TrainSteps
 
 pytestmark = pytest.mark.usefixtures('quick_compile')
 
@@ -25,7 +25,7 @@ def make(**changes):
   g = Generator(Mapping(4, 2, 4, 1), Synthesis((8, 4), 1, 8, 2))
   d = Discriminator((8, 4), 8, 2, c_dim=2, mapping_layers=1)
   tx = state.adam(0.01, 0.0, 0.99, 1e-8, 4)
-  steps = Steps(
+  steps = TrainSteps(
     g,
     d,
     tx,
@@ -105,9 +105,9 @@ def test_a_net_and_its_regularizer_share_one_optimizer_state():
 
 def test_due():
   steps = make()
-  assert steps.due(0) == ['g', 'g_reg', 'd', 'd_reg'] and steps.due(1) == ['g', 'd']
-  assert steps.due(4) == ['g', 'g_reg', 'd'] and steps.due(32) == ['g', 'g_reg', 'd', 'd_reg']
-  assert make(pl_interval=0, r1_interval=0).due(0) == ['g', 'd']
+  assert steps.phases(0) == ['g', 'g_reg', 'd', 'd_reg'] and steps.phases(1) == ['g', 'd']
+  assert steps.phases(4) == ['g', 'g_reg', 'd'] and steps.phases(32) == ['g', 'g_reg', 'd', 'd_reg']
+  assert make(pl_interval=0, r1_interval=0).phases(0) == ['g', 'd']
 
 
 # ---- EMA and clock

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from scipy import ndimage, stats
 
-from sg2jax.metrics import swd as module
-from sg2jax.metrics.swd import swd, wasserstein
+from sg2jax.evaluation import swd as module
+from sg2jax.evaluation.swd import swd, wasserstein
 
 
 def smooth(n, size=(32, 32), channels=1, seed=0):

@@ -11,7 +11,7 @@ import tempfile
 import pytest
 
 import sg2jax
-from sg2jax import places, weights
+from sg2jax import paths, pretrained
 from sg2jax.faults import UsageError
 from tests.runs import ROOT
 
@@ -82,7 +82,7 @@ ADDRESSES = {
 def test_addresses_are_no_paths(address):
   for given in (address, f'inception={address}', address.encode()):
     with pytest.raises(UsageError, match=ADDRESSES[address]):
-      places.check_local(given, '--flag')
+      paths.check_local(given, '--flag')
   for given in (address, pathlib.Path(address)) if '+' not in address else (address,):
     with pytest.raises(UsageError, match=ADDRESSES[address]):
       sg2jax.load(given)
@@ -93,7 +93,7 @@ def test_addresses_are_no_paths(address):
   ['runs/x', '/a/b:c', 'C:/x', 'a=b', 'configs/custom.py:64', '', None, 3, 'x/gs://y', '://x'],
 )
 def test_others_are(text):
-  places.check_local(text)
+  paths.check_local(text)
 
 
 @pytest.mark.parametrize(
@@ -177,10 +177,10 @@ def test_runs_have_names_that_are_text(tmp_path, monkeypatch):
   os.makedirs(odd + b'/checkpoints')
   for path in (os.fsdecode(odd), pathlib.Path(os.fsdecode(odd)) / 'x', odd):
     with pytest.raises(UsageError, match='no UTF-8'):
-      places.check_text(path)
+      paths.check_text(path)
   with pytest.raises(UsageError, match='no UTF-8'):
     sg2jax.load(os.fsdecode(odd))
-  places.check_text(tmp_path / '写真 ü')
+  paths.check_text(tmp_path / '写真 ü')
   monkeypatch.chdir(odd)
   with pytest.raises(UsageError, match='no UTF-8'):
     sg2jax.load('.')
@@ -197,7 +197,7 @@ def test_folders_in_the_environment_are_of_this_machine(tool, monkeypatch, value
   refused(tool(SG2JAX_CACHE=value), f'SG2JAX_CACHE={value}')
   monkeypatch.setenv('SG2JAX_WEIGHTS', value)
   with pytest.raises(UsageError, match=f'SG2JAX_WEIGHTS={value}'):
-    weights.folders()
+    pretrained.folders()
 
 
 @pytest.mark.parametrize('home', [None, '', 'relative', __file__])
@@ -215,16 +215,16 @@ def test_without_a_home_folder(monkeypatch, tmp_path, home, caplog):
   monkeypatch.delenv('HOME', raising=False)
   if home is not None:
     monkeypatch.setenv('HOME', home)
-  places._temporary.cache_clear()
-  found = places.cache()
+  paths._temporary.cache_clear()
+  found = paths.cache()
   assert found == tmp_path / f'sg2jax-{os.getuid()}' and found.stat().st_mode & 0o777 == 0o700
-  assert weights.cache() == found and weights.folders()[0] == found / 'weights'
-  places._temporary.cache_clear()
+  assert pretrained.cache() == found and pretrained.folders()[0] == found / 'weights'
+  paths._temporary.cache_clear()
   found.chmod(0o777)  # others could put compiled code there
-  assert places.cache() != found and places.cache().parent == tmp_path
-  places._temporary.cache_clear()
+  assert paths.cache() != found and paths.cache().parent == tmp_path
+  paths._temporary.cache_clear()
   monkeypatch.setenv('SG2JAX_CACHE', str(tmp_path / 'own'))
-  assert places.cache() == tmp_path / 'own'
+  assert paths.cache() == tmp_path / 'own'
 
 
 def test_a_tool_runs_as_a_user_without_home_folder_and_passwd_entry(tool, tmp_path):

@@ -374,13 +374,13 @@ def test_restoring_every_checkpoint_of_32_steps_changes_nothing(quick_compile, t
   images = np.random.default_rng(0).integers(0, 256, (32, 1, 4, 8, 8, 3), np.uint8)
   key, jitted = (
     jax.random.key(3),
-    {name: sharding.jit_step(getattr(steps, name), mesh) for name in steps.due(0)},
+    {name: sharding.jit_step(getattr(steps, name), mesh) for name in steps.phases(0)},
   )
 
   def run(checkpoints=None):
     state = build.init_state(config, steps, same)
     for i in range(32):
-      for name in steps.due(i):
+      for name in steps.phases(i):
         state, _ = jitted[name](
           key,
           state,

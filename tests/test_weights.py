@@ -30,9 +30,9 @@ import numpy as np
 import pytest
 from safetensors import numpy as safetensors
 
-from sg2jax import convert, weights
+from sg2jax import pretrained
 from sg2jax.faults import UsageError, WeightsError, WriteError
-from sg2jax.interop import pickle_reader, torch_file
+from sg2jax.interop import pickle_reader, read, torch_file
 from sg2jax.interop.pickle_reader import Call, Global, Persistent
 from sg2jax.tools import fetch_weights
 
@@ -390,7 +390,7 @@ def test_hostile_torch_files_are_refused(name, tmp_path):
   data, said = HOSTILE[name]
   (tmp_path / 'bad.pth').write_bytes(data)
   with pytest.raises(WeightsError) as e:
-    weights.read(tmp_path / 'bad.pth')
+    pretrained.read(tmp_path / 'bad.pth')
   assert (
     f'{tmp_path}/bad.pth is refused: ' in str(e.value)
     and said in str(e.value)
@@ -419,7 +419,7 @@ def test_npz_and_hdf5_and_their_names_do_not_matter(tmp_path):
     file['a'], file['group/b'] = values['a'], values['b']
   for name, there in (('x.npz', ('a', 'b')), ('x.h5', ('/a', '/group/b'))):
     (tmp_path / name).rename(tmp_path / 'weights.bin')
-    arrays = weights.read(tmp_path / 'weights.bin')
+    arrays = pretrained.read(tmp_path / 'weights.bin')
     assert set(arrays) == set(there)
     for name, value in zip(there, values.values()):
       np.testing.assert_array_equal(arrays[name], value)
@@ -471,14 +471,14 @@ def test_odd_files_are_refused_by_name(tmp_path):
   for name, (content, said) in odd_files().items():
     (tmp_path / 'odd').write_bytes(content)
     with pytest.raises(WeightsError) as e:
-      weights.read(tmp_path / 'odd')
+      pretrained.read(tmp_path / 'odd')
     assert str(tmp_path / 'odd') in str(e.value) and said in str(e.value), name
   with pytest.raises(WeightsError, match='cannot read .*nowhere: No such file'):
-    weights.read(tmp_path / 'nowhere')
+    pretrained.read(tmp_path / 'nowhere')
   with (tmp_path / 'huge').open('wb') as file:
     file.truncate(2**33)  # takes no room
   with pytest.raises(WeightsError, match='8,589,934,592 bytes'):
-    weights.read(tmp_path / 'huge')
+    pretrained.read(tmp_path / 'huge')
 
 
 def other_files():
@@ -520,9 +520,9 @@ def other_files():
 def test_downloads_that_went_wrong_are_called_by_name(tmp_path, name):
   content, said = other_files()[name]
   (tmp_path / 'network.pkl').write_bytes(content)
-  for read in (convert.read, weights.read):
+  for function in (read.read, pretrained.read):
     with pytest.raises(WeightsError) as e:
-      read(tmp_path / 'network.pkl')
+      function(tmp_path / 'network.pkl')
     text = str(e.value)
     assert (
       said in text
@@ -535,7 +535,7 @@ def test_downloads_that_went_wrong_are_called_by_name(tmp_path, name):
 def test_a_pickle_that_was_cut_off_is_to_be_downloaded_again(tmp_path):
   (tmp_path / 'network.pkl').write_bytes(pickle.dumps({'G_ema': [list(range(300))]}, 4)[:-100])
   with pytest.raises(WeightsError, match='cut off.*download it again'):
-    convert.read(tmp_path / 'network.pkl')
+    read.read(tmp_path / 'network.pkl')
   for name in ('network.safetensors', 'network.npz'):
     content = safetensors.save({'a': np.zeros(3)}) if name.endswith('s') else None
     if content is None:
@@ -543,9 +543,9 @@ def test_a_pickle_that_was_cut_off_is_to_be_downloaded_again(tmp_path):
     else:
       (tmp_path / name).write_bytes(content)
     with pytest.raises(WeightsError, match=f'needs {name}.json.* of other programs'):
-      convert.read(tmp_path / name)
+      read.read(tmp_path / name)
   with pytest.raises(WeightsError, match='file of safetensors'):
-    weights.read(tmp_path / 'network.safetensors')
+    pretrained.read(tmp_path / 'network.safetensors')
 
 
 # Where files are looked for
@@ -556,10 +556,10 @@ def places(tmp_path, monkeypatch):
   """(own folder, cache folder), where the file `inception` is a small one: LEGACY."""
   monkeypatch.setenv('SG2JAX_WEIGHTS', str(tmp_path / 'own'))
   monkeypatch.setenv('SG2JAX_CACHE', str(tmp_path / 'cache'))
-  file = weights.File(
+  file = pretrained.File(
     'file.pth', len(LEGACY), hashlib.sha256(LEGACY).hexdigest(), (), 'a test', 'none'
   )
-  monkeypatch.setitem(weights.FILES, 'inception', file)
+  monkeypatch.setitem(pretrained.FILES, 'inception', file)
   folders = tmp_path / 'own', tmp_path / 'cache' / 'weights'
   for folder in folders:
     folder.mkdir(parents=True)
@@ -568,21 +568,23 @@ def places(tmp_path, monkeypatch):
 
 def test_explicit_path_then_own_folder_then_cache(places, tmp_path):
   own, cached = (folder / 'file.pth' for folder in places)
-  assert weights.find('inception') is None
+  assert pretrained.find('inception') is None
   cached.write_bytes(LEGACY)
-  assert weights.find('inception') == cached
+  assert pretrained.find('inception') == cached
   own.write_bytes(LEGACY)
-  assert weights.find('inception') == own
-  assert weights.find('inception', tmp_path / 'elsewhere') is None  # and not another one silently
+  assert pretrained.find('inception') == own
+  assert (
+    pretrained.find('inception', tmp_path / 'elsewhere') is None
+  )  # and not another one silently
   (tmp_path / 'elsewhere').write_bytes(ZIP)
-  assert weights.require(['inception'], {'inception': str(tmp_path / 'elsewhere')}) == {
+  assert pretrained.require(['inception'], {'inception': str(tmp_path / 'elsewhere')}) == {
     'inception': tmp_path / 'elsewhere'
   }
 
 
 def test_one_error_names_all_missing_files_the_places_and_the_command(places):
   with pytest.raises(WeightsError) as e:
-    weights.require(['inception', 'vgg16', 'lpips_vgg'], {'vgg16': '/nowhere/v.pth'})
+    pretrained.require(['inception', 'vgg16', 'lpips_vgg'], {'vgg16': '/nowhere/v.pth'})
   own, cached = places
   for said in (
     f'{own}/file.pth',
@@ -596,29 +598,29 @@ def test_one_error_names_all_missing_files_the_places_and_the_command(places):
   with pytest.raises(
     UsageError, match="'resnet' are unknown; choose from inception, vgg16, lpips_vgg"
   ):
-    weights.require(['resnet'])
+    pretrained.require(['resnet'])
 
 
 def test_load_tells_the_identity_and_refuses_another_file_in_a_folder(places, tmp_path):
   (places[1] / 'file.pth').write_bytes(LEGACY)
-  arrays, identity = weights.load('inception')
+  arrays, identity = pretrained.load('inception')
   check_tensors(arrays)
-  assert identity == weights.Identity(
+  assert identity == pretrained.Identity(
     str(places[1] / 'file.pth'), hashlib.sha256(LEGACY).hexdigest(), True
   )
   (tmp_path / 'mine.pt').write_bytes(ZIP)
-  arrays, identity = weights.load('inception', tmp_path / 'mine.pt')
+  arrays, identity = pretrained.load('inception', tmp_path / 'mine.pt')
   check_tensors(arrays)
   assert not identity.known and identity.sha256 == hashlib.sha256(ZIP).hexdigest()
   (places[0] / 'file.pth').write_bytes(ZIP)
   with pytest.raises(
     WeightsError, match=f'(?s){places[0]}/file.pth.*{identity.sha256}.*fetch_weights inception'
   ):
-    weights.load('inception')
+    pretrained.load('inception')
 
 
 def test_the_registry_is_consistent():
-  for file in weights.FILES.values():
+  for file in pretrained.FILES.values():
     assert (
       len(bytes.fromhex(file.sha256)) == 32
       and file.urls
@@ -677,7 +679,7 @@ def trusted(monkeypatch):
 
 
 def published(*urls):
-  return weights.File(
+  return pretrained.File(
     'file.pth', len(LEGACY), hashlib.sha256(LEGACY).hexdigest(), urls, 'a test', 'none'
   )
 
@@ -737,7 +739,7 @@ def tool(*args, **files):
   """Runs the tool in a process of its own, with other files in the registry."""
   code = (
     'from sg2jax import tools, weights; '
-    f'weights.FILES.update({{k: weights.File(*v) for k, v in {files!r}.items()}})\n'
+    f'weights.FILES.update({{k: pretrained.File(*v) for k, v in {files!r}.items()}})\n'
     'from sg2jax.tools import fetch_weights; import sys\nassert "jax" not in sys.modules\n'
     'tools.run(fetch_weights.main, positional=9)'
   )
@@ -763,7 +765,7 @@ def test_the_tool_downloads_lists_and_fails_as_promised(server, trusted, places,
     and f'put it at {places[0]}/other.pth' in done.stderr
   )
   assert (places[0] / 'file.pth').read_bytes() == LEGACY  # the other one came all the same
-  assert weights.load('inception')[1].known
+  assert pretrained.load('inception')[1].known
   done = tool(inception=good, bad=bad)
   assert (
     done.returncode == 0

@@ -17,9 +17,10 @@ import optax
 import pytest
 
 from configs import default
-from sg2jax import build, export, locks, report, state, train, workdir
+from sg2jax import build, locks, report, state, train, workdir
 from sg2jax.data.labels import Labels
 from sg2jax.faults import CheckpointError, UsageError, WeightsError
+from sg2jax.interop import write
 from tests.runs import ROOT, write_run
 
 NET = {
@@ -209,7 +210,7 @@ def test_a_run_starts_from_an_export_and_says_so(begin, tmp_path, capsys):
   config = config_of()
   made = state_of(config)
   document = config.to_dict() | {'c_dim': 0}
-  data, beside = export.safetensors(vars(made), json.loads(json.dumps(document)))
+  data, beside = write.safetensors(vars(made), json.loads(json.dumps(document)))
   report.write_atomic(tmp_path / 'net.safetensors', data)
   digest = hashlib.sha256(data).hexdigest()
   (tmp_path / 'net.safetensors.json').write_text(json.dumps(beside | {'sha256': digest}))

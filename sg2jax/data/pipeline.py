@@ -19,7 +19,7 @@ from PIL import Image
 import tensorflow_datasets as tfds
 from tensorflow_datasets.proto import tf_example_pb2
 
-from sg2jax import faults, places
+from sg2jax import faults, paths
 from sg2jax.data import digits, images, sources
 from sg2jax.data import labels as label_module
 
@@ -314,7 +314,7 @@ def _builder(name: str, data_dir: str, resolution: tuple[int, int]) -> tfds.core
     own = tfds.core.constants.DATA_DIR  # starts with ~ where there is no home folder
     place = digits.prepare(
       data_dir
-      or (places.cache() / 'data' if own.startswith('~') and not places.home_cache() else own),
+      or (paths.cache() / 'data' if own.startswith('~') and not paths.home_cache() else own),
       *resolution,
     )
   height, width = resolution

@@ -17,11 +17,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from sg2jax import ops, sharding, trained
+from sg2jax import ops, sampler, sharding
 from sg2jax.keys import purpose_key
-from sg2jax.models import vgg
 from sg2jax.models.layers import draw_noise
 from sg2jax.models.stylegan2 import largest
+from sg2jax.nets import vgg
 
 SPACES = ('w', 'w+')  # one w for all layers, or one for each [I2S]
 SIZE = 256  # px: distances look at no more
@@ -134,12 +134,12 @@ def view(images):
 
 
 def statistics(net, samples=SAMPLES, seed=SAMPLES_SEED):
-  """(mean w [w_dim], spread) of a Trained's latents of RandomState(seed), with random labels where
+  """(mean w [w_dim], spread) of a Sampler's latents of RandomState(seed), with random labels where
   there are any: float64.
 
   The spread is one number: the root of the mean squared distance to the mean.
   """
-  w = trained.sample_w(net, samples, seed).astype(np.float64)
+  w = sampler.sample_w(net, samples, seed).astype(np.float64)
   return w.mean(0), np.sqrt(((w - w.mean(0)) ** 2).sum() / samples)
 
 
@@ -230,7 +230,7 @@ def _compiled(mesh, generator, growing, features, between):
 
   def look(variables, params, key, state, target):
     images = render(variables, state.x)
-    return trained.to_uint8(images), measure(params, target, images)
+    return sampler.to_uint8(images), measure(params, target, images)
 
   def divided(function, **options):
     def whole(constants, *batch, **scalars):
@@ -248,7 +248,7 @@ class Projector:
   """Projects images a step at a time; `done` counts the steps."""
 
   def __init__(self, net, targets, distance, setting=Setting(), start=None, saved=None):
-    """net: a Trained; targets: uint8 [N,H,W,C]; start: of `statistics`; saved: what `save`
+    """net: a Sampler; targets: uint8 [N,H,W,C]; start: of `statistics`; saved: what `save`
     returned, to go on from there.
     """
     mesh, self.count, self._setting = sharding.make_mesh(), len(targets), setting
@@ -319,7 +319,7 @@ class Projector:
 
 
 def project(net, images, distance, setting=Setting()):
-  """Projects images. net: a Trained; images: uint8 [N,H,W,C] of its size; distance: a Distance. ->
+  """Projects images. net: a Sampler; images: uint8 [N,H,W,C] of its size; distance: a Distance. ->
   Found.
   """
   projector = Projector(net, images, distance, setting)

@@ -12,10 +12,10 @@ from flax import traverse_util
 import jax
 import jax.numpy as jnp
 
-from sg2jax import weights
+from sg2jax import pretrained
 from sg2jax.faults import UsageError, WeightsError
-from sg2jax.models import inception, vgg
 from sg2jax.models.stylegan2 import Discriminator
+from sg2jax.nets import inception, vgg
 
 PIXELS = 16  # px, longer side of what 'pixels' sees
 SWD_SIDE = 128  # px, longer side of what swd sees; larger images would take hours and tens of GB
@@ -50,7 +50,7 @@ def load(name, shape, explicit=''):
     check_colour(name, shape)
     if name == 'vgg16':
       check_installed('lpips_j', 'flaxmodels')
-    arrays, identity = weights.load(name, explicit)
+    arrays, identity = pretrained.load(name, explicit)
     convert, apply, resize = {
       'inception': (inception.params, _inception, 'bilinear to 299x299 as TensorFlow 1'),
       'vgg16': (vgg.fc_params, _vgg16, 'bilinear to 224x224'),
@@ -67,7 +67,7 @@ def lpips(shape, explicit):
   check_colour('lpips', shape)
   check_installed('lpips_j', 'flaxmodels')
   (trunk, first), (heads, second) = (
-    weights.load(name, explicit.get(name, '')) for name in ('vgg16', 'lpips_vgg')
+    pretrained.load(name, explicit.get(name, '')) for name in ('vgg16', 'lpips_vgg')
   )
   return Detector(
     'lpips',
@@ -124,7 +124,7 @@ def classifiers(folder):
 
 def _classifier(path, shape):
   """(Discriminator, parameters) of a file, its widths read off the arrays."""
-  arrays = {tuple(name.split('/')): x for name, x in weights.read(path).items()}
+  arrays = {tuple(name.split('/')): x for name, x in pretrained.read(path).items()}
   try:
     sizes = {
       int(name[0][1:]): x.shape[-1]

@@ -13,14 +13,13 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from sg2jax import __version__, report, weights
-from sg2jax.evaluation import detectors, passes, samples
+from sg2jax import __version__, pretrained, report
+from sg2jax.evaluation import detectors, neighbors, passes, ppl, samples, scores
 from sg2jax.evaluation.protocols import LEAST, MAX_REALS, K
+from sg2jax.evaluation.separability import linear_separability
+from sg2jax.evaluation.swd import PATCH, swd
 from sg2jax.faults import DatasetError, UsageError
-from sg2jax.metrics import neighbors, ppl, scores
-from sg2jax.metrics.separability import linear_separability
-from sg2jax.metrics.swd import PATCH, swd
-from sg2jax.trained import Trained, images_at_once
+from sg2jax.sampler import Sampler, images_at_once
 
 OUTPUTS = {'inception': 'pool', 'vgg16': 'fc', 'pixels': 'pixels', 'small': 'small'}
 LPIPS_SIDE = 16  # px, the least that VGG16 halves four times; cropped, images are half as large
@@ -36,7 +35,7 @@ class Setting(NamedTuple):
   signal.
   """
 
-  trained: Trained
+  trained: Sampler
   source: Any
   mesh: Any
   out: pathlib.Path
@@ -68,7 +67,7 @@ class Found(NamedTuple):
 
 def check(protocols, explicit):
   """Raises WeightsError for all missing weights at once; starts nothing."""
-  weights.require(sorted({name for p in protocols for name in p.weights}), explicit)
+  pretrained.require(sorted({name for p in protocols for name in p.weights}), explicit)
   if any(p.kind == 'ls' for p in protocols):
     detectors.classifiers(explicit.get('attributes', ''))
 
@@ -244,7 +243,9 @@ class Room:
     job = samples.reals_pass(
       source or s.source, s.mesh, detector, OUTPUTS[detector.name], places, moments, training
     )
-    return passes.run(job, weights.cache() / 'reals', s.at_once, s.stop, f'reals: {detector.name}')
+    return passes.run(
+      job, pretrained.cache() / 'reals', s.at_once, s.stop, f'reals: {detector.name}'
+    )
 
   def tick(self):
     """For long work on the host: raises Stopped after a signal."""

@@ -30,7 +30,7 @@ import numpy as np
 import tqdm
 
 from sg2jax import locks, report
-from sg2jax.metrics.scores import Moments
+from sg2jax.evaluation.scores import Moments
 
 # of what is computed, too: 2 is in full precision on every platform, with keys of its own
 FORMAT = 2

@@ -82,7 +82,7 @@ class Protocol(NamedTuple):
 
   @property
   def weights(self):
-    """Names of the weights that it needs, as in `sg2jax.weights`."""
+    """Names of the weights that it needs, as in `sg2jax.pretrained`."""
     return _WEIGHTS.get(self.detector, ())
 
 

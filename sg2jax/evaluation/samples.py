@@ -14,11 +14,11 @@ import numpy as np
 
 from sg2jax import data, sharding
 from sg2jax.build import networks
+from sg2jax.evaluation import ppl
 from sg2jax.evaluation.passes import Pass
 from sg2jax.keys import purpose_key
-from sg2jax.metrics import ppl
 from sg2jax.models.layers import draw_noise
-from sg2jax.trained import Trained, images_at_once, to_uint8
+from sg2jax.sampler import Sampler, images_at_once, to_uint8
 
 BLOCK = 256  # latents that are drawn at once
 PAIRS = 4  # path lengths that are computed at once, at most
@@ -166,7 +166,7 @@ def _fakes_look(trained, mesh, seed, detectors):
   return _look(mesh, step, trained.variables, {d.name: d.params for d in detectors})
 
 
-def fakes_pass(trained: Trained, source, mesh, detectors, count, seed):
+def fakes_pass(trained: Sampler, source, mesh, detectors, count, seed):
   """The Pass of detectors over `count` fakes: no truncation, noise of its own for each; with
   'attributes' z and w are kept.
   """
@@ -180,7 +180,7 @@ def fakes_pass(trained: Trained, source, mesh, detectors, count, seed):
   return Pass(about, count, compute)
 
 
-def fake_images(trained: Trained, source, mesh, seed, numbers):
+def fake_images(trained: Sampler, source, mesh, seed, numbers):
   """The fakes with these numbers, uint8 [N,H,W,C]."""
   picked = [numbers[i] for i in _share(mesh, 0, len(numbers), len(numbers))]
   drawn = latents(trained, source, seed, np.array(picked))
@@ -214,7 +214,7 @@ def _ppl_step(mesh, generator, distance, protocol, seed):
   return sharding.jit_each(step, mesh, 2)
 
 
-def ppl_pass(trained: Trained, source, mesh, distance, protocol, seed):
+def ppl_pass(trained: Sampler, source, mesh, distance, protocol, seed):
   """The Pass of perceptual path lengths [pairs]; distance: of `detectors.lpips`."""
   config = trained.config.copy_and_resolve_references()
   config.g.num_bf16_res = 0  # a step of 1e-4 is lost in bfloat16

@@ -11,7 +11,7 @@ import sys
 from absl import app, flags, logging
 from ml_collections import ConfigDict
 
-from sg2jax import faults, places
+from sg2jax import faults, paths
 
 _DEBUG = flags.DEFINE_bool('debug', False, 'Show the traceback of an expected error.')
 
@@ -111,7 +111,7 @@ def _fail(message: object, code: int):
 def _parse(argv: list[str]) -> list[str]:
   try:
     for said, path in _config_files(argv):
-      places.check_local(path, said)
+      paths.check_local(path, said)
       if not (path := path.split(':')[0]):
         raise faults.UsageError(
           f'{said.strip()} names no file; as in --config=configs/quickstart.py'
@@ -179,9 +179,9 @@ def _check_places(argv: list[str]):
       given += [(f'--{name}=', x) for x in (value if isinstance(value, (list, tuple)) else [value])]
   for said, text in given:
     if isinstance(text, str):
-      places.check_local(text, said + text)
+      paths.check_local(text, said + text)
       if said in ('--workdir=', '--checkpoint=', '--config.init_from='):
-        places.check_text(text, said + text)
+        paths.check_text(text, said + text)
 
 
 def _leaves(config: ConfigDict, prefix=''):
@@ -200,9 +200,9 @@ def _keep_compiled():
   if name in os.environ:
     return
   if 'jax' not in sys.modules:
-    os.environ[name] = str(places.cache() / 'jax')
+    os.environ[name] = str(paths.cache() / 'jax')
   elif not (jax := sys.modules['jax']).config.jax_compilation_cache_dir:
-    jax.config.update('jax_compilation_cache_dir', str(places.cache() / 'jax'))
+    jax.config.update('jax_compilation_cache_dir', str(paths.cache() / 'jax'))
 
 
 def _guard(main: Callable[[list[str]], None], argv: list[str], positional: int):

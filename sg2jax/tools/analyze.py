@@ -21,9 +21,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sg2jax import build, report, tools, trained
+from sg2jax import build, report, sampler, tools
+from sg2jax.evaluation import artifacts
 from sg2jax.faults import UsageError
-from sg2jax.metrics import artifacts
 from sg2jax.models.stylegan2 import largest
 from sg2jax.tools import figures
 
@@ -44,7 +44,7 @@ def main(argv):
   """Measures, prints a table, writes figure and numbers."""
   kind, images = check(argv)
   _, measure, draw = KINDS[kind]
-  networks = [trained.load(path) for path in CHECKPOINT.value]
+  networks = [sampler.load(path) for path in CHECKPOINT.value]
   if kind == 'contribution':
     for net in networks:
       artifacts.check_parts(net.config.g.architecture)
@@ -105,7 +105,7 @@ def batched(net, function):
   """function(variables, ws), compiled, as a function of ws [N,...] that returns a list of results
   in numpy.
   """
-  size = trained.images_at_once(net.generator.synthesis.resolution)
+  size = sampler.images_at_once(net.generator.synthesis.resolution)
 
   def precise(*args):
     with jax.default_matmul_precision('highest'):  # as everything that makes images
@@ -128,7 +128,7 @@ def contribution(net, images, seed):
     ]
     return jax.tree.map(lambda x: len(ws) * x, [artifacts.moments(p) for p in parts])
 
-  parts = batched(net, sums)(trained.sample_ws(net, images, seed))
+  parts = batched(net, sums)(sampler.sample_ws(net, images, seed))
   moments = jax.tree.map(lambda *x: np.sum(x, 0, np.float64) / images, *parts)
   names = sorted(moments[0], key=artifacts.resolution)
   share, share_torgb = (
@@ -155,7 +155,7 @@ def droplets(net, images, seed):
     found = artifacts.droplets(net.generator, variables, ws, **net.growing)
     return {name: (ratio, maps[jnp.argmax(ratio)]) for name, (ratio, maps) in found.items()}
 
-  parts = batched(net, worst)(trained.sample_ws(net, images, seed))
+  parts = batched(net, worst)(sampler.sample_ws(net, images, seed))
   layers, maps = {}, {}
   for name in sorted(parts[0], key=lambda name: (artifacts.resolution(name), name)):
     ratio = np.concatenate([part[name][0] for part in parts])
@@ -173,7 +173,7 @@ def phase(net, images, seed):
   """Shares of detail that keep to their pixels, along paths and among their unrelated starts;
   preference modulo 8.
   """
-  ends = trained.sample_ws(net, 2 * (images // FRAMES), seed)
+  ends = sampler.sample_ws(net, 2 * (images // FRAMES), seed)
   render = batched(
     net,
     lambda v, ws: largest(net.generator.apply(v, ws, 'none', **net.growing, method='synthesize')),

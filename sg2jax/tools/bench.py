@@ -63,7 +63,7 @@ def measure(config, rounds):
     mesh, {'image': images, 'label': np.zeros((*shape, c_dim), np.float32)}
   )
   key = jax.device_put(jax.random.key(0), sharding.replicated(mesh))
-  names = steps.due(0)
+  names = steps.phases(0)
   compiled, times = {}, {}
   for name in names:
     start = time.perf_counter()

@@ -28,10 +28,11 @@ from absl import flags
 import jax
 
 import sg2jax
-from sg2jax import convert, places, report, tools, trained
+from sg2jax import paths, report, sampler, tools
 from sg2jax.checkpoint import Checkpoints
 from sg2jax.data.labels import FILE, Labels
 from sg2jax.faults import UsageError, WeightsError, WriteError
+from sg2jax.interop import read
 from sg2jax.state import TrainState
 
 
@@ -50,10 +51,10 @@ def main(_):
     raise UsageError(
       f'--dest={flags.FLAGS.dest} holds something; name a folder that is empty or not there yet'
     )
-  places.check_text(dest, f'--dest={flags.FLAGS.dest}')
-  found = convert.read(source)
+  paths.check_text(dest, f'--dest={flags.FLAGS.dest}')
+  found = read.read(source)
   labels = labels_beside(source, found)
-  net = trained.of_state(dest, found.config, found.state, labels)
+  net = sampler.of_state(dest, found.config, found.state, labels)
   image = net([0])[0]
   certificate = {
     'sg2jax': sg2jax.__version__,

@@ -16,7 +16,7 @@ import math
 from absl import flags
 import numpy as np
 
-from sg2jax import report, tools, trained
+from sg2jax import report, sampler, tools
 from sg2jax.edit import directions
 from sg2jax.faults import UsageError
 from sg2jax.tools import generate
@@ -59,7 +59,7 @@ def main(argv):
   (psi,) = generate.numbers(asked.psi or '1', 'psi')
   if not 0 < asked.sigma < math.inf:
     raise UsageError(f'--sigma={asked.sigma:g} must be a finite number above 0')
-  trained.check_seeds([asked.seed])
+  sampler.check_seeds([asked.seed])
   net = generate.load(asked.checkpoint)
   label, w_dim = generate.labels(net, asked, 1), net.generator.mapping.w_dim
   layers = generate.span(net, asked.layers or f'0-{net.num_ws - 1}', 'layers')
@@ -69,7 +69,7 @@ def main(argv):
     )
   generate.check_sheet(net, asked.count * STEPS)
   out = tools.folder(asked.out or str(net.workdir / 'directions' / f'{net.step:08d}'))
-  ws, w = net.ws([asked.seed], psi, label=label)[0], trained.sample_w(net, SAMPLES, 0, label)
+  ws, w = net.ws([asked.seed], psi, label=label)[0], sampler.sample_w(net, SAMPLES, 0, label)
   found = (
     directions.pca(w, asked.count)
     if method == 'pca'

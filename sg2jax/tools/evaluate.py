@@ -16,7 +16,7 @@ import sys
 from absl import flags
 import jax
 
-from sg2jax import build, data, sharding, tools, trained, weights
+from sg2jax import build, data, pretrained, sampler, sharding, tools
 from sg2jax.evaluation import passes, protocols
 from sg2jax.evaluation.measure import Setting, check, measure, table, unfit
 from sg2jax.faults import DatasetError, UsageError
@@ -62,7 +62,7 @@ def main(_):
   if not 0 <= (asked.seed or 0) < 2**32:
     raise UsageError(f'--seed={asked.seed} must be 0 or more and less than 2^32')
   check(wanted, explicit)
-  net = trained.load(asked.checkpoint)
+  net = sampler.load(asked.checkpoint)
   wanted = wanted or defaults(net)
   check(wanted, explicit)
   source = load(net, asked.data)
@@ -113,7 +113,7 @@ def out_of(net, given):
 
 def parse_weights(pairs):
   """['inception=FILE', ...] -> {'inception': 'FILE'}. Raises UsageError for anything else."""
-  names = [*weights.FILES, 'attributes']
+  names = [*pretrained.FILES, 'attributes']
   for pair in pairs:
     if '=' not in pair or pair.split('=')[0] not in names:
       raise UsageError(f'--weights={pair} must be NAME=PATH, with a NAME of {", ".join(names)}')

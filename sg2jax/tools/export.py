@@ -21,8 +21,9 @@ import pathlib
 
 from absl import flags
 
-from sg2jax import checkpoint, export, tools, trained
+from sg2jax import checkpoint, sampler, tools
 from sg2jax.faults import UsageError
+from sg2jax.interop import write
 from sg2jax.report import write_atomic
 
 SUFFIXES = {'safetensors': '.safetensors', 'nvidia': '.npz', 'stablehlo': '.stablehlo'}
@@ -47,10 +48,10 @@ def main(_):
   path = destination(asked.dest, name, SUFFIXES[asked.format])
   state, config = checkpoint.load(asked.checkpoint)
   if asked.format == 'stablehlo':
-    data, document = export.stablehlo(trained.of_state(path.parent, config, state))
+    data, document = write.stablehlo(sampler.of_state(path.parent, config, state))
   else:
-    data, document = getattr(export, asked.format)(state, config)
-  if labels := trained.read_labels(asked.checkpoint, config['c_dim']):
+    data, document = getattr(write, asked.format)(state, config)
+  if labels := sampler.read_labels(asked.checkpoint, config['c_dim']):
     document['labels'] = json.loads(labels.to_json())
   document |= {
     'file': path.name,

@@ -18,7 +18,7 @@ import urllib.request
 from absl import flags
 import tqdm
 
-from sg2jax import faults, tools, weights
+from sg2jax import faults, pretrained, tools
 
 _DEST = flags.DEFINE_string(
   'dest', '', 'Folder for the files; default: $SG2JAX_WEIGHTS, else the cache.'
@@ -30,34 +30,36 @@ TIMEOUT = 30  # seconds without a byte
 def main(argv):
   """Fetches the files named in argv[1:], or lists all."""
   names = list(dict.fromkeys(argv[1:]))
-  unknown = [name for name in names if name not in weights.FILES]
+  unknown = [name for name in names if name not in pretrained.FILES]
   if unknown:
-    raise faults.UsageError(f'NAME={unknown[0]} is unknown; choose from {", ".join(weights.FILES)}')
+    raise faults.UsageError(
+      f'NAME={unknown[0]} is unknown; choose from {", ".join(pretrained.FILES)}'
+    )
   dest = (
     pathlib.Path(os.path.expanduser(_DEST.value)).absolute()
     if _DEST.value
-    else weights.folders()[0]
+    else pretrained.folders()[0]
   )
   if not names:
-    for name, file in weights.FILES.items():
+    for name, file in pretrained.FILES.items():
       path = dest / file.name
       state = (
         'there' if right(path, file) else 'there, but another file' if path.exists() else 'missing'
       )
       print(f'{name}: {file.what}; {file.licence}\n  {path} ({file.bytes / 1e6:,.2f} MB): {state}')
-    print(f'to fetch them: {weights.TOOL} {" ".join(weights.FILES)}')
+    print(f'to fetch them: {pretrained.TOOL} {" ".join(pretrained.FILES)}')
     return
   failed = []
   for name in names:
     try:
-      fetch(weights.FILES[name], dest)
+      fetch(pretrained.FILES[name], dest)
     except faults.WeightsError as e:
       failed.append(str(e))
   if failed:
     raise faults.WeightsError('\n'.join(failed))
 
 
-def right(path: pathlib.Path, file: weights.File) -> bool:
+def right(path: pathlib.Path, file: pretrained.File) -> bool:
   """Whether `path` has the size and the sha256 of `file`."""
   if not path.is_file() or path.stat().st_size != file.bytes:
     return False
@@ -65,7 +67,7 @@ def right(path: pathlib.Path, file: weights.File) -> bool:
     return hashlib.file_digest(f, 'sha256').hexdigest() == file.sha256
 
 
-def fetch(file: weights.File, dest: pathlib.Path):
+def fetch(file: pretrained.File, dest: pathlib.Path):
   """Makes sure that `dest` holds `file`: checked if it is there, else downloaded from the first
   address that has it.
 
@@ -151,4 +153,4 @@ def _writing(path):
 
 
 if __name__ == '__main__':
-  tools.run(main, positional=len(weights.FILES))
+  tools.run(main, positional=len(pretrained.FILES))

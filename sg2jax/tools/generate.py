@@ -22,7 +22,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 from tqdm import tqdm
 
-from sg2jax import report, tools, trained
+from sg2jax import report, sampler, tools
 from sg2jax.data.images import MAX_PIXELS
 from sg2jax.faults import UsageError
 from sg2jax.models.layers import NOISE_MODES
@@ -139,9 +139,9 @@ def main(argv):
 
 
 def load(path):
-  """The Trained of --checkpoint. Raises UsageError if none is named, CheckpointError."""
+  """The Sampler of --checkpoint. Raises UsageError if none is named, CheckpointError."""
   tools.check_checkpoint(path)
-  return trained.load(path)
+  return sampler.load(path)
 
 
 def labels(net, asked, count):
@@ -171,7 +171,7 @@ def labels(net, asked, count):
     found = [text] if text in known else [x if x in known else x.strip() for x in text.split(',')]
     counts = list(net.labels.class_counts().items())
     for name, trained_on in (
-      counts[trained.class_number(net.labels, name)] for name in dict.fromkeys(found)
+      counts[sampler.class_number(net.labels, name)] for name in dict.fromkeys(found)
     ):
       if not trained_on:
         print(
@@ -260,7 +260,7 @@ def images(net, seeds, label, out, place, **options):
   names, below, each = file_names(seeds), [], label is not None and len(label) > 1
   save = lambda name, image: report.write_atomic(out / name, report.png(image))
   with ThreadPoolExecutor() as pool, tqdm(total=len(seeds), unit=' images', disable=None) as bar:
-    for rows, count in trained.parts(len(seeds), size):
+    for rows, count in sampler.parts(len(seeds), size):
       part = [seeds[i] for i in rows]
       c = net.c(part, [label[i] for i in rows] if each else label) if net.labels else None
       made = net(part, label=c, **options)[:count]

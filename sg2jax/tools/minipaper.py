@@ -26,9 +26,9 @@ from matplotlib.figure import Figure
 import numpy as np
 from PIL import Image
 
-from sg2jax import build, checkpoint, data, faults, places, sharding, tools, trained, weights
+from sg2jax import build, checkpoint, data, faults, paths, pretrained, sampler, sharding, tools
 from sg2jax.evaluation import measure, passes, protocols
-from sg2jax.metrics.ppl import ppl
+from sg2jax.evaluation.ppl import ppl
 from sg2jax.report import write_atomic
 from sg2jax.tools.figures import png
 from sg2jax.train import Stop
@@ -96,7 +96,7 @@ def main(_):
     raise faults.UsageError(
       '--out is missing; as in python -m sg2jax.tools.minipaper --out=runs/minipaper --cells=a,e'
     )
-  places.check_text(asked.out, f'--out={asked.out}')
+  paths.check_text(asked.out, f'--out={asked.out}')
   out = pathlib.Path(asked.out)
   runs, settings = plan(out, asked.cells, asked.seeds, asked.kimg, asked.resolution, asked.set)
   begin(out, settings)
@@ -212,8 +212,8 @@ def figures(run, stop=()):
   rows = [json.loads(line) for line in (run.workdir / 'metrics.jsonl').read_text().splitlines()]
   rows = [row for row in rows if 'sec_per_tick' in row]  # the others are of config.metrics
   state, config = checkpoint.load(run.workdir)
-  net = trained.of_state(
-    run.workdir, config, state, trained.read_labels(run.workdir, config['c_dim'])
+  net = sampler.of_state(
+    run.workdir, config, state, sampler.read_labels(run.workdir, config['c_dim'])
   )
   kimg, config = net.nimg / 1000, net.config
   if kimg < config.total_kimg:
@@ -232,7 +232,7 @@ def figures(run, stop=()):
   environment = json.loads((run.workdir / 'environment.json').read_text())[-1]
   count = lambda name: sum(x.size for x in jax.tree.leaves(state[name]))
   wanted = [
-    p for p in map(protocols.parse, NETWORKS) if all(weights.find(name) for name in p.weights)
+    p for p in map(protocols.parse, NETWORKS) if all(pretrained.find(name) for name in p.weights)
   ]
   source = data.load(
     config.data.name,
@@ -259,7 +259,7 @@ def figures(run, stop=()):
       net.variables,
       pixel_distance,
       PPL_PAIRS,
-      c=trained.labels(net, PPL_PAIRS, np.random.RandomState(0)),
+      c=sampler.labels(net, PPL_PAIRS, np.random.RandomState(0)),
     ),
     'ppl_pairs': PPL_PAIRS,
     'img_per_sec': float((seconds * rates).sum() / seconds.sum()),

@@ -27,7 +27,7 @@ import numpy as np
 from PIL import Image
 import tqdm
 
-from sg2jax import build, report, tools, trained, weights
+from sg2jax import build, pretrained, report, sampler, tools
 from sg2jax.data import images, sources
 from sg2jax.edit import project
 from sg2jax.evaluation import detectors
@@ -58,7 +58,7 @@ class Job(NamedTuple):
   on but for the picture.
   """
 
-  net: trained.Trained
+  net: sampler.Sampler
   distance: project.Distance
   setting: project.Setting
   start: tuple
@@ -138,10 +138,10 @@ def read_job(asked, stop, video=False):
       raise UsageError(f'--{name}={asked[name].value} must be from {low:g} to {high:g}')
   if asked.distance == 'lpips':
     try:
-      weights.require(['vgg16', 'lpips_vgg'], explicit)
+      pretrained.require(['vgg16', 'lpips_vgg'], explicit)
     except WeightsError as e:
       raise WeightsError(f'{e}; or take --distance=pyramid, which needs none') from None
-  net = trained.load(asked.checkpoint)
+  net = sampler.load(asked.checkpoint)
   shape = (*build.resolution(net.config), net.config.data.channels)
   if shape[2] not in (1, 3):
     raise UsageError(

@@ -22,9 +22,9 @@ import imageio_ffmpeg
 import numpy as np
 from tqdm import tqdm
 
-from sg2jax import report, tools, trained
+from sg2jax import report, sampler, tools
+from sg2jax.evaluation import ppl
 from sg2jax.faults import UsageError, WriteError
-from sg2jax.metrics import ppl
 from sg2jax.tools import generate
 
 READABLE = 256  # px; smaller frames are enlarged by a whole factor
@@ -117,7 +117,7 @@ def frames(
   w = net.map(z, c) if space == 'w' else None
   at = np.arange(count) * (keys / count) if loop else np.linspace(0, keys - 1, count)
   per = min(count, max(1, net.batch // cells))
-  for part, kept in trained.parts(count, per):
+  for part, kept in sampler.parts(count, per):
     i = at[part].astype(int)
     t = np.repeat((at[part] - i).astype(np.float32), cells)
     # [per*cells]

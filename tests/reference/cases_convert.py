@@ -8,8 +8,8 @@ import re
 import jax.numpy as jnp
 import numpy as np
 
-from sg2jax import build, convert
-from sg2jax.interop import names
+from sg2jax import build
+from sg2jax.interop import names, read
 from sg2jax.interop.network_file import Net
 from sg2jax.models.mapping import broadcast, truncate
 from sg2jax.models.stylegan2 import block_sizes, fmaps
@@ -112,7 +112,7 @@ class _Converted:
 
   def __init__(self, sub):
     nets, checks = _nets(sub)
-    found = convert.of_nets(nets)
+    found = read.of_nets(nets)
     self.state, self.given = found.state, sub.given
     self.generator, self.discriminator = both = build.networks(
       build.complete(found.config), found.config['c_dim']

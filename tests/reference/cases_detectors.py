@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sg2jax.models import inception, vgg
+from sg2jax.nets import inception, vgg
 from tests.reference.check import jit
 from tests.reference.names import nchw, nhwc
 

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sg2jax import ops, trained
+from sg2jax import ops, sampler
 from sg2jax.edit import project
 from sg2jax.models.stylegan2 import block_sizes, largest
 from tests.reference.cases_nets import read_generator
@@ -70,7 +70,7 @@ def _run(sub):
   params, noise, w_avg = load(sub.under('G/'), size)
   variables = {'params': params, 'noise': noise}
   config = types.SimpleNamespace(c_dim=generator.mapping.c_dim)
-  net = trained.Trained(pathlib.Path(), config, 0, 0, generator, variables, {}, w_avg)
+  net = sampler.Sampler(pathlib.Path(), config, 0, 0, generator, variables, {}, w_avg)
   mean, spread = project.statistics(net, samples)
   lr, scale = project.rates(setting, spread)
   target = nhwc(given['target_uint8'])[None] / jnp.asarray(127.5) - 1

@@ -19,7 +19,7 @@ from sg2jax.models.layers import SynthesisLayer
 from sg2jax.models.mapping import Mapping, broadcast, truncate
 from sg2jax.models.stylegan1 import TAPS, StyleLayer
 from sg2jax.models.stylegan2 import HALF, Discriminator, Generator, Synthesis
-from sg2jax.steps import OBJECTIVE, Steps, _apply
+from sg2jax.steps import OBJECTIVE, TrainSteps, _apply
 from tests.reference.cases_nets import read_stddev
 from tests.reference.cases_train import RECORD
 from tests.reference.check import Config, jit
@@ -170,11 +170,11 @@ def read_growth(config, res):
   return growth, {'minibatch_gpu': gpu, 'tick_kimg': tick, 'rampup': field('lrate_rampup_kimg', 0)}
 
 
-# ---- Steps at a level of detail
+# ---- TrainSteps at a level of detail
 
 
 def steps_at(level, generator=None, discriminator=None, **more):
-  """Steps that stay at `level`: one fade of a single image, so that the clock `nimg` is alpha
+  """TrainSteps that stay at `level`: one fade of a single image, so that the clock `nimg` is alpha
   itself.
   """
   growth = schedule.Growth(0, level + 1, hold_kimg=0, fade_kimg=0.001, batch=0, g_lr=0, d_lr=0)
@@ -190,14 +190,14 @@ def steps_at(level, generator=None, discriminator=None, **more):
     ema_rampup=None,
     noise_mode='const',
   )
-  return Steps(
+  return TrainSteps(
     generator,
     discriminator,
     RECORD,
     RECORD,
     **off | more,
     growth=growth,
-    stage=schedule.Stage(level),
+    stage=schedule.GrowthStage(level),
   )
 
 
@@ -433,7 +433,7 @@ def training_schedule(sub):
 
 
 def tf_adam(sub):
-  """Parameters after each step of Adam, through the update of Steps that skips what isn't
+  """Parameters after each step of Adam, through the update of TrainSteps that skips what isn't
   finite.
   """
   config, given = sub.config, sub.given

@@ -1,5 +1,5 @@
-"""Reference cases of training while growing (configs A-D), all through sg2jax.steps.Steps: losses,
-a whole trajectory.
+"""Reference cases of training while growing (configs A-D), all through sg2jax.steps.TrainSteps:
+losses, a whole trajectory.
 """
 
 import dataclasses
@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from sg2jax import state as state_lib
-from sg2jax.steps import Steps
+from sg2jax.steps import TrainSteps
 from tests.reference.cases_growing import (
   read_discriminator,
   read_generator,
@@ -49,8 +49,8 @@ def _shrunk(images, level):
 
 
 def _native(noise, level):
-  """Path length noise [N,3,R,R] of full-size images -> the same for ours, which Steps divides by
-  the smaller side.
+  """Path length noise [N,3,R,R] of full-size images -> the same for ours, which TrainSteps divides
+  by the smaller side.
   """
   return _shrunk(nhwc(noise), level) * 2**level
 
@@ -201,8 +201,8 @@ def losses_ad(sub):
 
 
 def _read_training(config):
-  """Config of a trajectory -> (function of a Stage: its Steps, updates and round; Growth; {net:
-  TensorFlow}; labels).
+  """Config of a trajectory -> (function of a Stage: its TrainSteps, updates and round; Growth;
+  {net: TensorFlow}; labels).
   """
   config.ignore('config')  # a name
   g, g_border = read_generator(config.sub('G_static_kwargs'), config['networks'])
@@ -222,7 +222,7 @@ def _read_training(config):
   weight, decay, shrink = (
     loss[key] if path else 0 for key in ('pl_weight', 'pl_decay', 'pl_minibatch_shrink')
   )
-  steps = Steps(
+  steps = TrainSteps(
     g,
     d,
     None,
@@ -247,7 +247,7 @@ def _read_training(config):
 
   @cache
   def at(stage):
-    """Steps of a stage. The rate of the generator is that of both, as in their loop."""
+    """TrainSteps of a stage. The rate of the generator is that of both, as in their loop."""
     new = dataclasses.replace(
       steps, stage=stage, g_tx=adam('G', stage.g_lr), d_tx=adam('D', stage.g_lr)
     )
@@ -313,7 +313,7 @@ class _Draws:
 
 def _minibatch(steps, updates, rounds, state, draws):
   """One pass of the loop: g, g_reg if due, d with the average of g, d_reg if due."""
-  due = steps.due(int(state.step))
+  due = steps.phases(int(state.step))
 
   def path_lengths():
     noise = np.asarray([_native(x, steps.stage.level) for x in draws.take('pl_noise_raw', rounds)])

@@ -5,7 +5,7 @@ from functools import partial
 import jax.numpy as jnp
 import numpy as np
 
-from sg2jax.metrics import neighbors, ppl, scores
+from sg2jax.evaluation import neighbors, ppl, scores
 from sg2jax.models.stylegan2 import block_sizes
 from tests.reference.cases_nets import _labels, read_generator
 from tests.reference.check import jit

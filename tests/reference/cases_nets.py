@@ -11,7 +11,7 @@ import numpy as np
 from sg2jax.models import stylegan2
 from sg2jax.models.mapping import Mapping, broadcast, truncate
 from sg2jax.models.stylegan2 import block_sizes, fmaps
-from sg2jax.steps import Steps
+from sg2jax.steps import TrainSteps
 from tests.reference.check import jit
 from tests.reference.names import load, nchw, nhwc, store
 
@@ -147,7 +147,7 @@ def _truncation(text):
 
 
 def mapping_network(sub):
-  """ws, their gradients, truncation, and w_avg as `Steps` tracks it."""
+  """ws, their gradients, truncation, and w_avg as `TrainSteps` tracks it."""
   config, given = sub.config, sub.given
   net, beta = read_mapping(config, config['z_dim'], config['c_dim'], config['w_dim'])
   truncations, num_ws = config.get('truncations', {}), config['num_ws']
@@ -182,7 +182,7 @@ def _w_avg_updates(wanted, net, beta, params, w_avg, z, c):
     synthesis=types.SimpleNamespace(num_ws=2),
     apply=lambda v, z, c, method: net.apply({'params': v['params']['mapping']}, z, c),
   )
-  steps = Steps(generator, None, None, None, 0, 0, 0, 0, 0, 1, 0, 0, None, w_avg_beta=beta)
+  steps = TrainSteps(generator, None, None, None, 0, 0, 0, 0, 0, 1, 0, 0, None, w_avg_beta=beta)
 
   def follow(w_avg, mix):
     return jit(steps._ws)({'mapping': params}, w_avg, z, c, mix)[1]

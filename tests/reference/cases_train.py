@@ -1,5 +1,5 @@
 """Reference cases of training: the gradients of every phase and whole trajectories, both through
-sg2jax.steps.Steps.
+sg2jax.steps.TrainSteps.
 """
 
 from functools import partial
@@ -13,12 +13,12 @@ import optax
 from sg2jax import losses, schedule
 from sg2jax import state as state_lib
 from sg2jax.models.stylegan2 import block_sizes
-from sg2jax.steps import Steps
+from sg2jax.steps import TrainSteps
 from tests.reference.cases_nets import read_discriminator, read_generator
 from tests.reference.check import jit
 from tests.reference.names import load, nchw, nhwc, store
 
-# An "optimizer" whose state is the last gradient, so that a whole update of Steps yields its
+# An "optimizer" whose state is the last gradient, so that a whole update of TrainSteps yields its
 # gradient.
 RECORD = optax.GradientTransformation(
   lambda p: jax.tree.map(jnp.zeros_like, p), lambda g, s, p=None: (g, g)
@@ -60,8 +60,8 @@ def make_draws(z, c, **more):
 
 
 def _per_sample(steps, phase, state, draws, pl_draws, reals, labels):
-  """The values of one phase image by image, which Steps only averages. All under their names; draws
-  have R = 1.
+  """The values of one phase image by image, which TrainSteps only averages. All under their names;
+  draws have R = 1.
   """
   results = {}
   if phase in ('Greg', 'Gboth'):
@@ -110,8 +110,8 @@ def _path_lengths(steps, state, x):
 
 @partial(jit, static_argnums=(0, 1))
 def run_phase(steps, phase, state, draws, pl_draws, reals, labels):
-  """Per-sample values of a phase, those that Steps lacks, and the state after it, whose optimizer
-  states are the gradients.
+  """Per-sample values of a phase, those that TrainSteps lacks, and the state after it, whose
+  optimizer states are the gradients.
 
   Gboth and Dboth: the regularizer isn't lazy, and the intervals of `steps` are 0. Arguments that a
   phase lacks are None.
@@ -139,7 +139,7 @@ def loss_phases(sub):
   config.expect('num_ws', net.synthesis.num_ws)
   shrink, cutoff = config['pl_batch_shrink'], config.get('style_mixing_cutoff')
   make = partial(
-    Steps,
+    TrainSteps,
     net,
     read_discriminator(config.sub('D')),
     RECORD,
@@ -222,8 +222,8 @@ def _read_phases(config):
 
 
 def _read_training(config, mixes):
-  """Config of a trajectory -> Steps, phases. mixes: the case holds styles to mix. What this code
-  can't do is an error.
+  """Config of a trajectory -> TrainSteps, phases. mixes: the case holds styles to mix. What this
+  code can't do is an error.
   """
   g, beta = read_generator(config.sub('G'))
   d = read_discriminator(config.sub('D'))
@@ -238,7 +238,7 @@ def _read_training(config, mixes):
   config.ignore('float64_sensitivity')  # a remark
   gamma, weight = config['r1_gamma'], config['pl_weight']
   # Weight 0 switches a regularizer off, its bookkeeping included, but leaves Adam's correction.
-  steps = Steps(
+  steps = TrainSteps(
     g,
     d,
     *(state_lib.adam(lr, b1, b2, eps, k) for k in intervals.values()),
@@ -404,7 +404,7 @@ def training_trajectory(sub):
   config, given = sub.config, sub.given
   steps, phases = _read_training(config, any(name.endswith('z_mix') for name in given))
   iterations, batch, micro = config['iterations'], config['batch_size'], config['batch_gpu']
-  due = [steps.due(i) for i in range(iterations)]
+  due = [steps.phases(i) for i in range(iterations)]
   _expect_due(config, due, phases)
   images = nhwc(given['real_img_uint8'])
   dtype = next(iter(sub.under('init/').values())).dtype

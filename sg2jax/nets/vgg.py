@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sg2jax.models.inception import check_arrays
+from sg2jax.nets.inception import check_arrays
 
 _CONVS = {
   'conv1_1': 0,

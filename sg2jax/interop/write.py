@@ -12,9 +12,9 @@ import numpy as np
 from safetensors import numpy as safetensors_numpy
 
 from sg2jax import build, report
-from sg2jax.convert import FIELDS
 from sg2jax.faults import UsageError
 from sg2jax.interop import arguments, names
+from sg2jax.interop.read import FIELDS
 from sg2jax.models.stylegan2 import block_sizes
 
 PLATFORMS = ('cpu', 'cuda', 'rocm', 'tpu')
@@ -111,7 +111,7 @@ def nvidia(state, config):
 
 
 def stablehlo(net):
-  """The generator of a trained.Trained as a module of StableHLO, its weights within; to run it
+  """The generator of a trained.Sampler as a module of StableHLO, its weights within; to run it
   needs jax and flatbuffers only.
 
   It maps (z [N,z_dim], c [N,c_dim] where there are labels, psi []) to images [N,H,W,C], nominally

@@ -15,7 +15,7 @@ import zipfile
 
 import numpy as np
 
-from sg2jax import faults, places
+from sg2jax import faults, paths
 from sg2jax.interop import foreign, torch_file
 
 TOOL = 'python -m sg2jax.tools.fetch_weights'
@@ -85,16 +85,16 @@ FILES = {
 
 def cache() -> pathlib.Path:
   """The folder for what can be made or fetched again, see `places.cache`."""
-  return places.cache()
+  return paths.cache()
 
 
 def folders() -> list[pathlib.Path]:
   """The folders where files of FILES are looked for, first to last."""
   own = os.environ.get('SG2JAX_WEIGHTS')
-  places.check_local(own, f'SG2JAX_WEIGHTS={own}')
+  paths.check_local(own, f'SG2JAX_WEIGHTS={own}')
   found = [pathlib.Path(os.path.expanduser(own)).absolute()] if own else []
   found.append(cache() / 'weights')
-  if not os.environ.get(places.VARIABLE) and (home := places.home_cache()):
+  if not os.environ.get(paths.VARIABLE) and (home := paths.home_cache()):
     found.append(home / 'weights')  # one that can only be read
   return list(dict.fromkeys(found))
 

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sg2jax import build, checkpoint, ops, places, sharding
+from sg2jax import build, checkpoint, ops, paths, sharding
 from sg2jax.data.labels import FILE, Labels
 from sg2jax.faults import CheckpointError, UsageError
 from sg2jax.keys import purpose_key
@@ -29,7 +29,7 @@ BATCH, PIXELS = 32, 2**22
 MAX_PSI = 1e6
 
 
-class Trained(NamedTuple):
+class Sampler(NamedTuple):
   """A trained generator: moving average of the weights, at the stage that a growing network had
   reached.
 
@@ -190,7 +190,7 @@ def of_state(workdir, config, state, labels=None):
     alpha = float(growth.alpha(stage, jnp.int32(step), jnp.int32(nimg)))
     growing = {'stage': stage.level, 'alpha': alpha if alpha < 1 else None}
   variables = {'params': get('g_ema'), 'noise': get('noise') or {}}
-  return Trained(workdir, config, step, nimg, generator, variables, growing, get('w_avg'), labels)
+  return Sampler(workdir, config, step, nimg, generator, variables, growing, get('w_avg'), labels)
 
 
 def load(path):
@@ -199,8 +199,8 @@ def load(path):
   Raises: CheckpointError as `checkpoint.load` and `read_labels` do; UsageError for an address, such
   as gs://...
   """
-  places.check_local(path)
-  places.check_text(path)
+  paths.check_local(path)
+  paths.check_text(path)
   state, config = checkpoint.load(path)
   trained = of_state(_workdir(path), config, state, read_labels(path, config['c_dim']))
   return trained._replace(variables=jax.device_put(trained.variables))
@@ -282,7 +282,7 @@ def check_seeds(seeds):
 
 
 def _labels(labels, given, count):
-  """`given` as `Trained.c` takes it, not None -> float32 [count,c_dim]."""
+  """`given` as `Sampler.c` takes it, not None -> float32 [count,c_dim]."""
   shown = ' '.join(str(given).split())[:100]
   if not labels:
     raise UsageError(f'class {shown}: this network was trained without labels; leave the class out')

@@ -1,1 +1,0 @@
-"""Quality figures: features of images and the numbers made of them."""

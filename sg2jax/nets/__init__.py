@@ -1,0 +1,1 @@
+"""Pretrained feature networks. Modules know no files, keys or configs."""
