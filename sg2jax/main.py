@@ -7,7 +7,7 @@ import os
 from absl import flags
 from ml_collections import config_flags
 
-from sg2jax import nonfinite, tools
+from sg2jax import cli, nonfinite
 from sg2jax.train import train
 
 CONFIG = config_flags.DEFINE_config_file(
@@ -34,4 +34,4 @@ def main(_):
 
 if __name__ == '__main__':
   flags.mark_flags_as_required(['config', 'workdir'])
-  tools.run(main)
+  cli.run(main)

@@ -550,8 +550,8 @@ def test_killed_evaluation_on_eight_devices_ends_with_the_same_values(home, run,
     f'--out={tmp_path / "tool"}',
   ]
   code = (
-    'from sg2jax import tools; from sg2jax.evaluation import passes; from sg2jax.tools import '
-    'evaluate; passes.SAVE_SECONDS = 0; evaluate.define_flags(); tools.run(evaluate.main)'
+    'from sg2jax import cli; from sg2jax.evaluation import passes; from sg2jax.tools import '
+    'evaluate; passes.SAVE_SECONDS = 0; evaluate.define_flags(); cli.run(evaluate.main)'
   )
   env = os.environ | {
     'JAX_PLATFORMS': 'cpu',

@@ -10,7 +10,7 @@ import jax
 import pytest
 
 from configs import quickstart
-from sg2jax import nonfinite, tools
+from sg2jax import cli, nonfinite
 from sg2jax.faults import NonFiniteError, UsageError
 from sg2jax.train import train
 from tests.runs import TINY, finish, start
@@ -53,7 +53,7 @@ def configuration(home, **fields):
 def exit_code(function, *args):
   """The code with which a tool that does this exits."""
   with pytest.raises(SystemExit) as e:
-    tools._guard(lambda argv: function(*args), ['tool'], 0)
+    cli._guard(lambda argv: function(*args), ['tool'], 0)
   return e.value.code
 
 

@@ -19,7 +19,7 @@ from tests.runs import ROOT
 TOOL = """
 from absl import flags
 from ml_collections import config_flags
-from sg2jax import tools
+from sg2jax import cli
 flags.DEFINE_string('out', '', '')
 flags.DEFINE_multi_string('weights', [], '')
 flags.DEFINE_list('metrics', [], '')
@@ -28,7 +28,7 @@ def main(argv):
   import os, sys
   print('out', flags.FLAGS.out, CONFIG.value and CONFIG.value.batch, 'jax' in sys.modules,
         os.environ.get('JAX_COMPILATION_CACHE_DIR'))
-tools.run(main, positional=1)
+cli.run(main, positional=1)
 """
 
 

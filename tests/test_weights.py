@@ -731,17 +731,17 @@ def test_an_untrusted_server_http_and_an_unwritable_folder(server, tmp_path, mon
     fetch_weights.fetch(published(server.replace('https', 'http') + '/good'), tmp_path)
   assert not list(tmp_path.iterdir())
   (tmp_path / 'file').write_text('')
-  with pytest.raises(WriteError, match='pass another --dest'):
+  with pytest.raises(WriteError, match='choose another place'):
     fetch_weights.fetch(published(f'{server}/good'), tmp_path / 'file')
 
 
 def tool(*args, **files):
   """Runs the tool in a process of its own, with other files in the registry."""
   code = (
-    'from sg2jax import tools, weights; '
-    f'weights.FILES.update({{k: pretrained.File(*v) for k, v in {files!r}.items()}})\n'
+    'from sg2jax import cli, pretrained; '
+    f'pretrained.FILES.update({{k: pretrained.File(*v) for k, v in {files!r}.items()}})\n'
     'from sg2jax.tools import fetch_weights; import sys\nassert "jax" not in sys.modules\n'
-    'tools.run(fetch_weights.main, positional=9)'
+    'cli.run(fetch_weights.main, positional=9)'
   )
   return subprocess.run(
     [sys.executable, '-c', code, *args], cwd=ROOT, capture_output=True, text=True, timeout=60

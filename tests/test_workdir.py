@@ -17,7 +17,7 @@ import optax
 import pytest
 
 from configs import default
-from sg2jax import build, locks, report, state, train, workdir
+from sg2jax import build, files, locks, report, state, train, workdir
 from sg2jax.data.labels import Labels
 from sg2jax.faults import CheckpointError, UsageError, WeightsError
 from sg2jax.interop import write
@@ -211,7 +211,7 @@ def test_a_run_starts_from_an_export_and_says_so(begin, tmp_path, capsys):
   made = state_of(config)
   document = config.to_dict() | {'c_dim': 0}
   data, beside = write.safetensors(vars(made), json.loads(json.dumps(document)))
-  report.write_atomic(tmp_path / 'net.safetensors', data)
+  files.write_atomic(tmp_path / 'net.safetensors', data)
   digest = hashlib.sha256(data).hexdigest()
   (tmp_path / 'net.safetensors.json').write_text(json.dumps(beside | {'sha256': digest}))
   start = begin({'init_from': tmp_path / 'net.safetensors'} | FROZEN, tmp_path / 'run')['start']
@@ -513,7 +513,7 @@ def test_a_system_without_locks_is_told_in_one_line(begin, tmp_path, monkeypatch
 def test_all_modules_can_be_imported_without_fcntl(tmp_path):
   code = (
     'import sys; sys.modules["fcntl"] = None\nimport sg2jax; sg2jax.load\nfrom absl import '
-    'flags\nfrom sg2jax import main, tools\nflags.mark_flags_as_required(["config", '
+    'flags\nfrom sg2jax import cli, main\nflags.mark_flags_as_required(["config", '
     '"workdir"])\ntools.run(main.main)'
   )
   args = ['--config=configs/quickstart.py', f'--workdir={tmp_path / "run"}']

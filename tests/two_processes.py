@@ -6,7 +6,7 @@ import sys
 
 import jax
 
-from sg2jax import tools
+from sg2jax import cli
 from sg2jax.tools import evaluate
 
 if __name__ == '__main__':
@@ -14,4 +14,4 @@ if __name__ == '__main__':
   del sys.argv[1:3]
   jax.distributed.initialize(f'localhost:{port}', 2, index)
   evaluate.define_flags()
-  tools.run(evaluate.main)
+  cli.run(evaluate.main)

@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sg2jax import build, report, sampler, tools
+from sg2jax import build, cli, files, sampler
 from sg2jax.evaluation import artifacts
 from sg2jax.faults import UsageError
 from sg2jax.models.stylegan2 import largest
@@ -74,8 +74,8 @@ def main(argv):
   caption = f'{images} {unit} of each network, moving average of the weights, noise {noise}'
   figure = draw([net.title for net in networks], numbers, pictures, caption)
   out = pathlib.Path(OUT.value or networks[0].workdir / 'analysis')
-  report.write_atomic(out / f'{kind}.png', figures.png(figure))
-  report.write_atomic(out / f'{kind}.json', json.dumps(document, indent=1, allow_nan=False) + '\n')
+  files.write_atomic(out / f'{kind}.png', figures.png(figure))
+  files.write_atomic(out / f'{kind}.json', json.dumps(document, indent=1, allow_nan=False) + '\n')
   print(f'wrote {out / kind}.png and {kind}.json')
 
 
@@ -231,4 +231,4 @@ KINDS = {
 
 
 if __name__ == '__main__':
-  tools.run(main, positional=1)
+  cli.run(main, positional=1)

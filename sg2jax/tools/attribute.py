@@ -17,7 +17,7 @@ from absl import flags
 import numpy as np
 from PIL import Image
 
-from sg2jax import report, tools
+from sg2jax import cli, files
 from sg2jax.edit import attribute
 from sg2jax.faults import UsageError
 from sg2jax.tools import figures, project
@@ -41,14 +41,14 @@ def define_flags():
 def main(_):
   """Checks, projects, judges, prints."""
   asked = flags.FLAGS
-  seeds = list(dict.fromkeys(tools.seeds(asked.own, 'own')))
+  seeds = list(dict.fromkeys(cli.seeds(asked.own, 'own')))
   if not asked.reals:
     raise UsageError(
       '--reals is missing; name a folder of pictures that the network was not trained on'
     )
   if len(seeds) < LEAST:
     raise UsageError(f'--own={asked.own} has {len(seeds)} seeds, and rates need {LEAST} at least')
-  out = tools.folder(asked.out) if asked.out else None
+  out = cli.folder(asked.out) if asked.out else None
   for path in filter(None, (asked.reals, asked.images)):
     project.check_there(path)
   with Stop() as stop:
@@ -67,8 +67,8 @@ def main(_):
       for name, items in groups.items()
     }
   document = judge(found) | {'about': job.about, 'seeds': seeds}
-  report.write_atomic(out / 'attribution.json', json.dumps(document, indent=1))
-  report.write_atomic(out / 'attribution.png', figures.png(draw(job, document, found, out)))
+  files.write_atomic(out / 'attribution.json', json.dumps(document, indent=1))
+  files.write_atomic(out / 'attribution.png', figures.png(draw(job, document, found, out)))
   print('\n'.join([job.net.title, *table(document), f'results in {out}/']))
 
 
@@ -188,4 +188,4 @@ def examples(folder, documents):
 
 if __name__ == '__main__':
   define_flags()
-  tools.run(main)
+  cli.run(main)

@@ -21,7 +21,7 @@ import jax.numpy as jnp
 from ml_collections import config_flags
 import numpy as np
 
-from sg2jax import build, report, sharding, tools
+from sg2jax import build, cli, files, sharding
 from sg2jax.faults import UsageError
 from sg2jax.models.stylegan2 import block_sizes
 
@@ -44,7 +44,7 @@ def main(_):
   result = measure(config, ROUNDS.value)
   print(table(config, result))
   if JSON.value:
-    report.write_atomic(pathlib.Path(JSON.value), json.dumps(result, indent=1) + '\n')
+    files.write_atomic(pathlib.Path(JSON.value), json.dumps(result, indent=1) + '\n')
 
 
 def measure(config, rounds):
@@ -189,4 +189,4 @@ def table(config, r):
 
 if __name__ == '__main__':
   flags.mark_flag_as_required('config')
-  tools.run(main)
+  cli.run(main)

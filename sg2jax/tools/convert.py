@@ -28,7 +28,7 @@ from absl import flags
 import jax
 
 import sg2jax
-from sg2jax import paths, report, sampler, tools
+from sg2jax import cli, files, paths, report, sampler
 from sg2jax.checkpoint import Checkpoints
 from sg2jax.data.labels import FILE, Labels
 from sg2jax.faults import UsageError, WeightsError, WriteError
@@ -44,7 +44,7 @@ def define_flags():
 
 def main(_):
   """Reads, checks, makes an image, writes."""
-  source, dest = flags.FLAGS.source, tools.folder(flags.FLAGS.dest, 'dest')
+  source, dest = flags.FLAGS.source, cli.folder(flags.FLAGS.dest, 'dest')
   if not source:
     raise UsageError('--source is missing; name a file, as in --source=stylegan2-ffhq-config-f.pkl')
   if dest.is_dir() and any(dest.iterdir()):
@@ -110,13 +110,13 @@ def write(dest, found, certificate, image, labels=None):
       checkpoints.save(TrainState(**found.state, g_opt={}, d_opt={}))
     finally:
       checkpoints.close()
-    report.write_atomic(
+    files.write_atomic(
       made / 'config.json', json.dumps(found.config, indent=2, sort_keys=True) + '\n'
     )
     if labels:
-      report.write_atomic(made / FILE, labels.to_json())
-    report.write_atomic(made / 'import.json', json.dumps(certificate, indent=1) + '\n')
-    report.write_atomic(made / 'test.png', report.png(report.readable_grid(image[None])))
+      files.write_atomic(made / FILE, labels.to_json())
+    files.write_atomic(made / 'import.json', json.dumps(certificate, indent=1) + '\n')
+    files.write_atomic(made / 'test.png', files.png(report.readable_grid(image[None])))
     try:
       os.replace(made, dest)
     except OSError as e:
@@ -127,4 +127,4 @@ def write(dest, found, certificate, image, labels=None):
 
 if __name__ == '__main__':
   define_flags()
-  tools.run(main)
+  cli.run(main)

@@ -16,7 +16,7 @@ import math
 from absl import flags
 import numpy as np
 
-from sg2jax import report, sampler, tools
+from sg2jax import cli, files, sampler
 from sg2jax.edit import directions
 from sg2jax.faults import UsageError
 from sg2jax.tools import generate
@@ -68,7 +68,7 @@ def main(argv):
       f'--count={asked.count} must be 1 or more, and at most {w_dim}, the dimensions of w'
     )
   generate.check_sheet(net, asked.count * STEPS)
-  out = tools.folder(asked.out or str(net.workdir / 'directions' / f'{net.step:08d}'))
+  out = cli.folder(asked.out or str(net.workdir / 'directions' / f'{net.step:08d}'))
   ws, w = net.ws([asked.seed], psi, label=label)[0], sampler.sample_w(net, SAMPLES, 0, label)
   found = (
     directions.pca(w, asked.count)
@@ -80,9 +80,9 @@ def main(argv):
     [directions.edit(ws, n, at * s, layers) for n, s in zip(found.vectors, found.stdevs)]
   )
   pictures = net.images(moved.reshape(-1, *ws.shape), seeds=[asked.seed] * moved.shape[0] * STEPS)
-  report.write_atomic(
+  files.write_atomic(
     out / f'{method}.npz',
-    report.npz(
+    files.npz(
       **found._asdict(),
       layers=[layers.start, layers.stop - 1],
       method=method,
@@ -104,4 +104,4 @@ def main(argv):
 
 if __name__ == '__main__':
   define_flags()
-  tools.run(main, positional=1)
+  cli.run(main, positional=1)

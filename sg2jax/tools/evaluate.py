@@ -16,7 +16,7 @@ import sys
 from absl import flags
 import jax
 
-from sg2jax import build, data, pretrained, sampler, sharding, tools
+from sg2jax import build, cli, data, pretrained, sampler, sharding
 from sg2jax.evaluation import passes, protocols
 from sg2jax.evaluation.measure import Setting, check, measure, table, unfit
 from sg2jax.faults import DatasetError, UsageError
@@ -56,7 +56,7 @@ def main(_):
     [protocols.parse(name) for name in dict.fromkeys(asked.metrics) if name],
     parse_weights(asked.weights),
   )
-  tools.check_checkpoint(asked.checkpoint)
+  cli.check_checkpoint(asked.checkpoint)
   if asked.batch < 0:
     raise UsageError(f'--batch={asked.batch} must be 0 or more')
   if not 0 <= (asked.seed or 0) < 2**32:
@@ -108,7 +108,7 @@ def defaults(net):
 
 def out_of(net, given):
   """Folder of the results. Raises UsageError if it is a file."""
-  return tools.folder(given or str(net.workdir / 'evaluation' / f'{net.step:08d}'))
+  return cli.folder(given or str(net.workdir / 'evaluation' / f'{net.step:08d}'))
 
 
 def parse_weights(pairs):
@@ -170,4 +170,4 @@ def check_labels(net, source):
 
 if __name__ == '__main__':
   define_flags()
-  tools.run(main)
+  cli.run(main)

@@ -21,10 +21,10 @@ import pathlib
 
 from absl import flags
 
-from sg2jax import checkpoint, sampler, tools
+from sg2jax import checkpoint, cli, sampler
 from sg2jax.faults import UsageError
+from sg2jax.files import write_atomic
 from sg2jax.interop import write
-from sg2jax.report import write_atomic
 
 SUFFIXES = {'safetensors': '.safetensors', 'nvidia': '.npz', 'stablehlo': '.stablehlo'}
 
@@ -41,7 +41,7 @@ def define_flags():
 def main(_):
   """Reads, converts, writes."""
   asked = flags.FLAGS
-  tools.check_checkpoint(asked.checkpoint)
+  cli.check_checkpoint(asked.checkpoint)
   if not asked.dest:
     raise UsageError('--dest is missing; name a file or a folder to write to')
   name = pathlib.Path(asked.checkpoint).expanduser().absolute().name
@@ -86,4 +86,4 @@ def destination(dest, name, suffix):
 
 if __name__ == '__main__':
   define_flags()
-  tools.run(main)
+  cli.run(main)

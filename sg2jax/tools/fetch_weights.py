@@ -18,7 +18,7 @@ import urllib.request
 from absl import flags
 import tqdm
 
-from sg2jax import faults, pretrained, tools
+from sg2jax import cli, faults, files, pretrained
 
 _DEST = flags.DEFINE_string(
   'dest', '', 'Folder for the files; default: $SG2JAX_WEIGHTS, else the cache.'
@@ -63,8 +63,7 @@ def right(path: pathlib.Path, file: pretrained.File) -> bool:
   """Whether `path` has the size and the sha256 of `file`."""
   if not path.is_file() or path.stat().st_size != file.bytes:
     return False
-  with path.open('rb') as f:
-    return hashlib.file_digest(f, 'sha256').hexdigest() == file.sha256
+  return files.sha256(path) == file.sha256
 
 
 def fetch(file: pretrained.File, dest: pathlib.Path):
@@ -85,7 +84,7 @@ def fetch(file: pretrained.File, dest: pathlib.Path):
   for url in file.urls:
     try:
       _download(url, file, part)
-      with _writing(path):
+      with files.writing(path):
         os.replace(part, path)
       print(f'{path}: {file.bytes:,} bytes, sha256 {file.sha256}')
       return
@@ -118,7 +117,7 @@ def _download(url, file, part):
   _check_https(url)
   digest, size = hashlib.sha256(), 0
   with contextlib.ExitStack() as stack:
-    with _writing(part):
+    with files.writing(part):
       part.parent.mkdir(parents=True, exist_ok=True)
       out = stack.enter_context(part.open('wb'))
     response = stack.enter_context(
@@ -128,12 +127,12 @@ def _download(url, file, part):
       tqdm.tqdm(total=file.bytes, desc=file.name, unit='B', unit_scale=True, disable=None)
     )
     while (chunk := response.read(CHUNK)) and size <= file.bytes:
-      with _writing(part):
+      with files.writing(part):
         out.write(chunk)
       digest.update(chunk)
       size += len(chunk)
       bar.update(len(chunk))
-    with _writing(part):
+    with files.writing(part):
       out.flush()
       os.fsync(out.fileno())
   if size != file.bytes or digest.hexdigest() != file.sha256:
@@ -144,13 +143,5 @@ def _download(url, file, part):
     )
 
 
-@contextlib.contextmanager
-def _writing(path):
-  try:
-    yield
-  except OSError as e:
-    raise faults.WriteError(f'cannot write {path}: {e.strerror or e}; pass another --dest') from e
-
-
 if __name__ == '__main__':
-  tools.run(main, positional=len(pretrained.FILES))
+  cli.run(main, positional=len(pretrained.FILES))

@@ -22,7 +22,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 from tqdm import tqdm
 
-from sg2jax import report, sampler, tools
+from sg2jax import cli, files, report, sampler
 from sg2jax.data.images import MAX_PIXELS
 from sg2jax.faults import UsageError
 from sg2jax.models.layers import NOISE_MODES
@@ -104,10 +104,10 @@ def main(argv):
     raise UsageError(f'--out={asked.out} is for images; {kind} writes one sheet: --sheet=FILE.png')
   if asked.batch < 0:
     raise UsageError(f'--batch={asked.batch} must be 0 or more')
-  out = tools.folder(asked.out) if asked.out else None
-  place = tools.file(asked.sheet, ['.png'], 'sheet') if asked.sheet or kind != 'images' else None
+  out = cli.folder(asked.out) if asked.out else None
+  place = cli.file(asked.sheet, ['.png'], 'sheet') if asked.sheet or kind != 'images' else None
   psis = numbers(asked.psi or (SWEEP if kind == 'sweep' else '1'), 'psi', several=kind == 'sweep')
-  seeds, cols = tools.seeds(asked.seeds), tools.seeds(asked.cols, 'cols')
+  seeds, cols = cli.seeds(asked.seeds), cli.seeds(asked.cols, 'cols')
   net, options = (
     load(asked.checkpoint),
     {'cutoff': asked.cutoff, 'noise': asked.noise, 'batch': asked.batch or None},
@@ -140,7 +140,7 @@ def main(argv):
 
 def load(path):
   """The Sampler of --checkpoint. Raises UsageError if none is named, CheckpointError."""
-  tools.check_checkpoint(path)
+  cli.check_checkpoint(path)
   return sampler.load(path)
 
 
@@ -258,7 +258,7 @@ def images(net, seeds, label, out, place, **options):
     [],
   )
   names, below, each = file_names(seeds), [], label is not None and len(label) > 1
-  save = lambda name, image: report.write_atomic(out / name, report.png(image))
+  save = lambda name, image: files.write_atomic(out / name, files.png(image))
   with ThreadPoolExecutor() as pool, tqdm(total=len(seeds), unit=' images', disable=None) as bar:
     for rows, count in sampler.parts(len(seeds), size):
       part = [seeds[i] for i in rows]
@@ -375,7 +375,7 @@ def write_sheet(path, pictures, rows=(), cols=(), below=()):
       name = name[:-2] + '\u2026' if name.endswith('\u2026') else name[:-1] + '\u2026'
     row, col = divmod(i, pictures.shape[1])
     draw.text((left + w * (col + 0.5), top + h * (row + 1) - LINE / 2), name, dark, font, 'mm')
-  report.write_atomic(path, report.png(np.asarray(picture).reshape(sheet.shape)))
+  files.write_atomic(path, files.png(np.asarray(picture).reshape(sheet.shape)))
 
 
 def _drawable(name):
@@ -385,4 +385,4 @@ def _drawable(name):
 
 if __name__ == '__main__':
   define_flags()
-  tools.run(main, positional=1)
+  cli.run(main, positional=1)

@@ -26,10 +26,10 @@ from matplotlib.figure import Figure
 import numpy as np
 from PIL import Image
 
-from sg2jax import build, checkpoint, data, faults, paths, pretrained, sampler, sharding, tools
+from sg2jax import build, checkpoint, cli, data, faults, paths, pretrained, sampler, sharding
 from sg2jax.evaluation import measure, passes, protocols
 from sg2jax.evaluation.ppl import ppl
-from sg2jax.report import write_atomic
+from sg2jax.files import write_atomic
 from sg2jax.tools.figures import png
 from sg2jax.train import Stop
 
@@ -465,4 +465,4 @@ def samples(runs):
 
 if __name__ == '__main__':
   define_flags()
-  tools.run(main)
+  cli.run(main)

@@ -12,7 +12,7 @@ import re
 from absl import flags
 from PIL import ImageColor
 
-from sg2jax import faults, tools
+from sg2jax import cli, faults
 from sg2jax.data import images, label_rules, prepare, sources, summary
 
 _SOURCE = flags.DEFINE_string('source', None, 'Folder or zip of pictures.')
@@ -112,4 +112,4 @@ def main(argv: list[str]):
 
 
 if __name__ == '__main__':
-  tools.run(main)
+  cli.run(main)

@@ -27,7 +27,7 @@ import numpy as np
 from PIL import Image
 import tqdm
 
-from sg2jax import build, pretrained, report, sampler, tools
+from sg2jax import build, cli, files, pretrained, report, sampler
 from sg2jax.data import images, sources
 from sg2jax.edit import project
 from sg2jax.evaluation import detectors
@@ -109,7 +109,7 @@ def main(_):
   asked = flags.FLAGS
   if not asked.images:
     raise UsageError('--images is missing; name a picture or a folder of pictures')
-  out = tools.folder(asked.out) if asked.out else None
+  out = cli.folder(asked.out) if asked.out else None
   check_there(asked.images)
   with Stop() as stop:
     job = read_job(asked, stop, asked.video)
@@ -126,7 +126,7 @@ def read_job(asked, stop, video=False):
   """The Job of the common flags. Raises UsageError, WeightsError, CheckpointError."""
   setting = project.Setting(asked.steps, asked.space, asked.lr, asked.noise_weight, asked.seed)
   explicit = parse_weights(asked.weights)
-  tools.check_checkpoint(asked.checkpoint)
+  cli.check_checkpoint(asked.checkpoint)
   for name, low, high in (
     ('steps', 1, 1e6),
     ('lr', 1e-9, 1e30),
@@ -216,16 +216,16 @@ def read_items(path, net, out):
   ]
 
 
-def result_names(files):
+def result_names(paths):
   """Names of the results of pictures, from their names: 'cat' of cat.jpg, if no other picture's
   results are called so.
 
   Or else both keep their ending, cat.jpg and cat.png (which makes cat.jpg.png and cat.png.png); and
   if that isn't enough, as for a/b.png and a_b.png, all but the first get a number.
   """
-  names = [file.rpartition('.')[0] or file for file in files]
-  while clashing := {i for i in _clashing(names) if names[i] != files[i]}:
-    names = [files[i] if i in clashing else name for i, name in enumerate(names)]
+  names = [file.rpartition('.')[0] or file for file in paths]
+  while clashing := {i for i in _clashing(names) if names[i] != paths[i]}:
+    names = [paths[i] if i in clashing else name for i, name in enumerate(names)]
   taken = set()
   for i, name in enumerate(names):
     count = 1
@@ -277,7 +277,7 @@ def project_all(job, items, out, label=''):
         'about': job.about,
         'images': [documents[item.name] for item in items if documents[item.name]] + others,
       }
-      report.write_atomic(out / 'projections.json', json.dumps(document, indent=1))
+      files.write_atomic(out / 'projections.json', json.dumps(document, indent=1))
       (out / '.unfinished.npz').unlink(missing_ok=True)
     return [documents[item.name] for item in items]
 
@@ -308,9 +308,7 @@ def _project(job, batch, out, saved, label):
     while True:
       if job.video and (projector.done % every == 0 or projector.done == steps):
         for item, target, image in zip(batch, targets, projector.look()[0]):
-          report.write_atomic(
-            _frames(out, item) / f'{projector.done:07d}.png', _pair(target, image)
-          )
+          files.write_atomic(_frames(out, item) / f'{projector.done:07d}.png', _pair(target, image))
       if projector.done == steps:
         break
       if job.stop or time.monotonic() > saving + SAVE_SECONDS:
@@ -340,7 +338,7 @@ def _finite(batch, distances):
 
 
 def _pair(target, image):
-  return report.png(report.readable_grid(np.stack([target, image]), 2))
+  return files.png(report.readable_grid(np.stack([target, image]), 2))
 
 
 def _row(found, i):
@@ -354,8 +352,8 @@ def _row(found, i):
 
 def _write(job, out, item, target, found):
   """The files of one picture; returns its document."""
-  report.write_atomic(out / f'{item.name}.png', _pair(target, found.images))
-  report.write_atomic(out / f'{item.name}_projected.png', report.png(found.images))
+  files.write_atomic(out / f'{item.name}.png', _pair(target, found.images))
+  files.write_atomic(out / f'{item.name}_projected.png', files.png(found.images))
   if job.video:
     paths = sorted(_frames(out, item).glob('*.png'))
     frames = (np.atleast_3d(np.asarray(Image.open(path))) for path in paths)
@@ -371,9 +369,9 @@ def _write(job, out, item, target, found):
     'distance': float(found.distance),
   }
   about = json.dumps({'about': job.about | {'target': item.hash}, 'document': document})
-  report.write_atomic(
+  files.write_atomic(
     out / f'{item.name}.npz',
-    report.npz(
+    files.npz(
       ws=found.ws,
       **{f'noise/{name}': x for name, x in found.noise.items()},
       distance=found.distance,
@@ -384,9 +382,9 @@ def _write(job, out, item, target, found):
 
 
 def _save(out, arrays, batch, about):
-  report.write_atomic(
+  files.write_atomic(
     out / '.unfinished.npz',
-    report.npz(
+    files.npz(
       **arrays,
       names=[item.name for item in batch],
       hashes=[item.hash for item in batch],
@@ -435,14 +433,14 @@ def _finished(out, item, job):
 
 
 def _check_names(items):
-  files = {}
+  sources = {}
   for item in items:
     for name in _files(item.name):
-      if name in files:
+      if name in sources:
         raise UsageError(
-          f'{item.source} and {files[name]} would both be written to {name}; rename one of them'
+          f'{item.source} and {sources[name]} would both be written to {name}; rename one of them'
         )
-      files[name] = item.source
+      sources[name] = item.source
 
 
 def _frames(out, item):
@@ -456,4 +454,4 @@ def image_hash(image):
 
 if __name__ == '__main__':
   define_flags()
-  tools.run(main)
+  cli.run(main)

@@ -22,7 +22,7 @@ import imageio_ffmpeg
 import numpy as np
 from tqdm import tqdm
 
-from sg2jax import report, sampler, tools
+from sg2jax import cli, files, report, sampler
 from sg2jax.evaluation import ppl
 from sg2jax.faults import UsageError, WriteError
 from sg2jax.tools import generate
@@ -75,7 +75,7 @@ def define_flags():
 def main(_):
   """Checks, makes, writes."""
   asked = flags.FLAGS
-  out, seeds = check(asked.out, asked.fps), tools.seeds(asked.seeds)
+  out, seeds = check(asked.out, asked.fps), cli.seeds(asked.seeds)
   (psi,) = generate.numbers(asked.psi or '1', 'psi')
   grid = re.fullmatch(r'([1-9]\d{0,3})x([1-9]\d{0,3})', asked.grid)
   if not grid:
@@ -178,7 +178,7 @@ def write_video(path, frames, fps):
     *ENCODERS[path.suffix](channels == 1),
     str(temporary),
   ]
-  with report.writing(path), tempfile.TemporaryFile() as said:
+  with files.writing(path), tempfile.TemporaryFile() as said:
     path.parent.mkdir(parents=True, exist_ok=True)
     # A process group of its own: Ctrl-C is ours to handle.
     encoder = subprocess.Popen(
@@ -213,7 +213,7 @@ def check(path, fps, flag='out'):
   """The absolute path of a video to be written. Raises UsageError if it can't be one, or fps not
   its frame rate.
   """
-  path = tools.file(path, ENCODERS, flag)
+  path = cli.file(path, ENCODERS, flag)
   if not 0 < fps <= MAX_FPS.get(path.suffix, 240):
     raise UsageError(
       f'--fps={fps:g} must be above 0 and at most {MAX_FPS.get(path.suffix, 240)} for {path.suffix}'
@@ -232,4 +232,4 @@ def _readable(frame, suffix):
 
 if __name__ == '__main__':
   define_flags()
-  tools.run(main)
+  cli.run(main)
