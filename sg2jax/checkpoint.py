@@ -24,6 +24,7 @@ from jax.experimental import multihost_utils
 import numpy as np
 import orbax.checkpoint as ocp
 
+from sg2jax import files
 from sg2jax import state as state_lib
 from sg2jax.faults import CheckpointError, UsageError, WriteError
 
@@ -99,7 +100,7 @@ class Checkpoints:
       return
     # Per leaf a directory, a .zarray and the last block of the data; a block has 4096 bytes.
     size = sum(x.nbytes + 3 * 4096 for x in named.values())
-    if (free := _free(self._root)) < 3 * size:
+    if (free := files.free_bytes(self._root)) < 3 * size:
       logging.warning(
         '%s: %d bytes free, not enough for three more checkpoints of '
         '%d bytes; make room before the disk is full',
@@ -161,8 +162,8 @@ class Checkpoints:
   def _write_error(self, step, size, error):
     return WriteError(
       f'{self._root / str(step)}: this checkpoint could not be written ({size} bytes; '
-      f'{_free(self._root)} bytes free): {_one_line(error)}. Those saved before are intact; make '
-      'room, then run the same command again'
+      f'{files.free_bytes(self._root)} bytes free): {_one_line(error)}. Those saved before are '
+      'intact; make room, then run the same command again'
     )
 
   def wait(self):
@@ -343,12 +344,12 @@ def _seal(step, manifest):
   times.write_text(re.sub(r'(_timestamp_nsecs": )\d+', r'\g<1>0', times.read_text()))
   # Orbax puts the path that it wrote to in here.
   (step / 'state' / 'commit_success.txt').write_text('Checkpoint commit was successful\n')
-  files = {}
+  digests = {}
   for path in sorted(step.rglob('*')):
     _fsync(path)
     if path.is_file():
-      files[str(path.relative_to(step))] = [path.stat().st_size, _sha256(path)]
-  (step / 'manifest.json').write_text(_encode(manifest | {'files': files}))
+      digests[str(path.relative_to(step))] = [path.stat().st_size, files.sha256(path)]
+  (step / 'manifest.json').write_text(_encode(manifest | {'files': digests}))
   _fsync(step / 'manifest.json')
   _fsync(step)
 
@@ -361,7 +362,7 @@ def _verify(step):
     try:
       if (there := path.stat().st_size) != size:
         raise _Damaged(f'{path} has {there} bytes instead of {size}')
-      if _sha256(path) != sha256:
+      if files.sha256(path) != sha256:
         raise _Damaged(f'{path} is not what was written (SHA-256 differs)')
     except OSError as e:
       raise _Damaged(f'{path}: {e.strerror}') from e
@@ -394,22 +395,12 @@ def _encode(manifest):
   return json.dumps(manifest | {'sha256': digest}, sort_keys=True, indent=1) + '\n'
 
 
-def _sha256(path):
-  with open(path, 'rb') as f:
-    return hashlib.file_digest(f, 'sha256').hexdigest()
-
-
 def _fsync(path):
   fd = os.open(path, os.O_RDONLY)
   try:
     os.fsync(fd)
   finally:
     os.close(fd)
-
-
-def _free(path):
-  """Bytes free where `path` is, or would be."""
-  return shutil.disk_usage(next(p for p in [path, *path.parents] if p.exists())).free
 
 
 def _name(path):

@@ -17,7 +17,7 @@ import shutil
 import jax
 import numpy as np
 
-from sg2jax import build, checkpoint, data, report, sharding
+from sg2jax import build, checkpoint, data, files, sharding
 from sg2jax import state as state_lib
 from sg2jax.checkpoint import Checkpoints
 from sg2jax.faults import CheckpointError, DatasetError, NonFiniteError, UsageError, WriteError
@@ -98,10 +98,10 @@ def halt(workdir, config, steps, compiled, state, key, images, mesh, checkpoints
   try:
     if not failure and jax.process_index() == 0:
       text = json.dumps(found | {'array': array, 'numbers': numbers}, indent=1) + '\n'
-      report.write_atomic(place, text)
+      files.write_atomic(place, text)
       # so that the state can be loaded as any other
       values = found['config'] | {'c_dim': images.c_dim}
-      report.write_atomic(folder / 'config.json', json.dumps(values) + '\n')
+      files.write_atomic(folder / 'config.json', json.dumps(values) + '\n')
   except WriteError as e:
     failure = e
   what = f'{array} is not finite'

@@ -11,11 +11,10 @@ import hashlib
 import io
 import os
 import pathlib
-import zipfile
 
 import numpy as np
 
-from sg2jax import faults, paths
+from sg2jax import faults, files, paths
 from sg2jax.interop import foreign, torch_file
 
 TOOL = 'python -m sg2jax.tools.fetch_weights'
@@ -192,29 +191,13 @@ def _parse(path, data):
     if data.startswith(b'\x89HDF\r\n\x1a\n'):
       return _hdf5(data)
     if zipped and entry.endswith(b'.npy'):
-      return _npz(data)
+      return files.parse_npz(data, MAX_BYTES)
     if zipped or data.startswith(b'\x80'):
       return torch_file.parse(data)
     raise ValueError(foreign.describe(data, 'neither a PyTorch nor an HDF5 nor an NPZ file'))
   except Exception as e:  # zipfile, numpy and h5py raise all sorts of them on broken files
     reason = str(e) if isinstance(e, ValueError) else f'{type(e).__name__}: {e}'
     raise faults.WeightsError(f'{path} is refused: {" ".join(reason.split())}') from e
-
-
-def _npz(data):
-  size = sum(part.file_size for part in zipfile.ZipFile(io.BytesIO(data)).infolist())
-  if size > MAX_BYTES:
-    raise ValueError(f'its arrays have {size:,} bytes, and {MAX_BYTES:,} are allowed')
-  with np.load(io.BytesIO(data), allow_pickle=False) as file:
-    arrays = dict(file)
-  odd = [
-    name
-    for name, value in arrays.items()
-    if not isinstance(value, np.ndarray) or value.dtype.kind not in 'fiub'
-  ]
-  if odd:
-    raise ValueError(f'{odd[0]!a} is not an array of numbers')
-  return arrays
 
 
 def _hdf5(data):

@@ -9,7 +9,6 @@ must not. So clu's writer is used where TensorFlow is in the process already, el
 
 import contextlib
 import importlib.metadata
-import io
 import json
 import math
 import os
@@ -17,7 +16,6 @@ import pathlib
 import platform
 import re
 import shlex
-import shutil
 import socket
 import subprocess
 import sys
@@ -25,9 +23,8 @@ import time
 
 import jax
 import numpy as np
-from PIL import Image
 
-from sg2jax import __version__, faults
+from sg2jax import __version__, files
 
 # Metrics of the status line, in this order, and their names there. metrics.jsonl has all metrics.
 SHOWN = {
@@ -63,12 +60,12 @@ class Report:
     if not self._active:
       return
     self._log = self._workdir / 'metrics.jsonl'
-    with writing(self._log):
+    with files.writing(self._log):
       self._workdir.mkdir(parents=True, exist_ok=True)
       old = self._log.read_bytes() if self._log.exists() else b''
     kept = [line + b'\n' for line in old.split(b'\n') if 0 < step >= _step_of(line)]
     if b''.join(kept) != old:
-      write_atomic(self._log, b''.join(kept))
+      files.write_atomic(self._log, b''.join(kept))
       dropped = len(old.splitlines()) - len(kept)
       self.say(f'{self._log}: dropped {dropped} line(s) from after step {step}')
     records = [json.loads(line) for line in kept]
@@ -80,7 +77,7 @@ class Report:
       if 'sec_per_tick' not in record
       for name in record
     }
-    with writing(self._workdir / 'tensorboard'):
+    with files.writing(self._workdir / 'tensorboard'):
       self._writer = _tensorboard_writer(self._workdir / 'tensorboard', step)
     if not self._writer:
       self.say('TensorBoard logging is off: the package "tensorboard" is not installed')
@@ -125,14 +122,14 @@ class Report:
   def _write(self, step, nimg, scalars):
     """A line of metrics.jsonl, and TensorBoard; returns the scalars without None."""
     scalars = {name: float(value) for name, value in scalars.items() if value is not None}
-    with writing(self._log), open(self._log, 'a') as f:
+    with files.writing(self._log), open(self._log, 'a') as f:
       json_safe = {k: v if math.isfinite(v) else str(v) for k, v in scalars.items()}
       f.write(json.dumps({'step': int(step), 'nimg': int(nimg), 'time': time.time(), **json_safe}))
       f.write('\n')
       f.flush()
       os.fsync(f.fileno())
     if self._writer:
-      with writing(self._workdir / 'tensorboard'):
+      with files.writing(self._workdir / 'tensorboard'):
         self._writer.write_scalars(int(step), {'kimg': nimg / 1000, **scalars})
         self._writer.flush()
     return scalars
@@ -150,10 +147,10 @@ class Report:
     if not self._active:
       return
     grid = readable_grid(images, cols)
-    file, tag = png(grid), re.sub(r'_\d+$', '', name)
-    write_atomic(self._workdir / 'images' / f'{name}.png', file)
+    file, tag = files.png(grid), re.sub(r'_\d+$', '', name)
+    files.write_atomic(self._workdir / 'images' / f'{name}.png', file)
     if self._writer:
-      with writing(self._workdir / 'tensorboard'):
+      with files.writing(self._workdir / 'tensorboard'):
         if isinstance(self._writer, EventWriter):
           self._writer.write_png(int(step), tag, file, grid.shape)
         else:
@@ -309,20 +306,6 @@ def readable_grid(images, cols=None):
   return grid[..., : {1: 1, 2: 1, 4: 4}.get(grid.shape[2], 3)]
 
 
-def png(image):
-  """uint8 [H,W,C], C in 1, 3, 4 -> bytes of a PNG file."""
-  out = io.BytesIO()
-  Image.fromarray(image[..., 0] if image.shape[2] == 1 else image).save(out, 'PNG')
-  return out.getvalue()
-
-
-def npz(**arrays):
-  """Arrays -> bytes of an .npz file."""
-  out = io.BytesIO()
-  np.savez(out, **arrays)
-  return out.getvalue()
-
-
 def save_run(workdir, config, labels=None, changes=()):
   """Writes what is being run into WORKDIR: config.json, labels.json, and one more start in
   environment.json.
@@ -337,18 +320,20 @@ def save_run(workdir, config, labels=None, changes=()):
     return
   path = pathlib.Path(workdir) / 'environment.json'
   if labels is None:
-    with writing(path):
+    with files.writing(path):
       path.with_name('labels.json').unlink(missing_ok=True)
   else:
-    write_atomic(path.with_name('labels.json'), labels.to_json())
-  write_atomic(path.with_name('config.json'), json.dumps(config, indent=2, sort_keys=True) + '\n')
-  with writing(path):
+    files.write_atomic(path.with_name('labels.json'), labels.to_json())
+  files.write_atomic(
+    path.with_name('config.json'), json.dumps(config, indent=2, sort_keys=True) + '\n'
+  )
+  with files.writing(path):
     text = path.read_text() if path.exists() else '[]'
   try:
     starts = json.loads(text)
   except ValueError:
     starts = [{'unreadable': text}]
-  write_atomic(
+  files.write_atomic(
     path,
     json.dumps([*starts, environment() | ({'changes': list(changes)} if changes else {})], indent=2)
     + '\n',
@@ -421,40 +406,6 @@ def duration(seconds):
     if seconds >= big:
       return f'{seconds // big}{units[0]} {seconds % big // small:02d}{units[1]}'
   return f'{seconds}s'
-
-
-def write_atomic(path, data):
-  """Writes str or bytes so that `path` holds the old or the new content whole, whenever it is read.
-
-  Raises:
-    WriteError: with the path and the free bytes.
-  """
-  path = pathlib.Path(path)
-  temporary = path.with_name(f'.{path.name}.{os.getpid()}')
-  with writing(path):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    try:
-      with open(temporary, 'wb') as f:
-        f.write(data.encode() if isinstance(data, str) else data)
-        f.flush()
-        os.fsync(f.fileno())
-      os.replace(temporary, path)
-    except OSError:
-      temporary.unlink(missing_ok=True)
-      raise
-
-
-@contextlib.contextmanager
-def writing(path):
-  """Turns a failure of the file system into WriteError."""
-  try:
-    yield
-  except OSError as e:
-    place = next(p for p in path.absolute().parents if os.path.exists(p))
-    raise faults.WriteError(
-      f'cannot write {path}: {e.strerror or e}; {shutil.disk_usage(place).free:,} bytes are free '
-      'there. Make room or choose another place, then run the same command again.'
-    ) from e
 
 
 def _step_of(line):

@@ -5,7 +5,7 @@ are due.
 import jax
 import numpy as np
 
-from sg2jax import build, data, ops, report, sharding
+from sg2jax import build, data, files, ops, report, sharding
 from sg2jax.evaluation import artifacts, measure, passes, protocols
 from sg2jax.evaluation.detectors import SWD_SIDE
 from sg2jax.evaluation.swd import swd
@@ -114,7 +114,7 @@ class Snapshot:
     with it.
     """
     if self.config['metrics']:
-      report.write_atomic(self.pending(step), '')
+      files.write_atomic(self.pending(step), '')
 
   def pending(self, step):
     """The note of `plan`."""

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import jax
 
-from sg2jax import build, checkpoint, locks, paths, report, sampler, sharding
+from sg2jax import build, checkpoint, files, locks, paths, sampler, sharding
 from sg2jax import state as state_lib
 from sg2jax.faults import CheckpointError, UsageError
 from sg2jax.interop import read
@@ -155,7 +155,7 @@ def locked(workdir, flag='workdir'):
   """Holds a folder, named by `flag`, for this process; the system releases it however the process
   ends.
   """
-  with report.writing(workdir):
+  with files.writing(workdir):
     workdir.mkdir(parents=True, exist_ok=True)
     try:
       lock = locks.acquire(workdir / '.lock')
@@ -397,7 +397,7 @@ def init_from(config, state, start, workdir, log):
   done = start.note | {'settings': settings} | done
   note = workdir / 'init_from.json'
   if jax.process_index() == 0:
-    report.write_atomic(note, json.dumps(done, indent=1) + '\n')
+    files.write_atomic(note, json.dumps(done, indent=1) + '\n')
   lines = [
     f'{start.path}: {len(done["copied"])} arrays copied, {len(done["initialised"])} initialised, '
     f'{len(done["unused"])} unused'

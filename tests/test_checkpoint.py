@@ -20,7 +20,7 @@ import optax
 import orbax.checkpoint as ocp
 import pytest
 
-from sg2jax import checkpoint
+from sg2jax import checkpoint, files
 from sg2jax.checkpoint import Checkpoints
 from sg2jax.faults import CheckpointError, UsageError, WriteError
 
@@ -360,15 +360,15 @@ def test_no_manifest_no_checkpoint_and_the_next_save_says_so(workdir, monkeypatc
 
 def test_warns_with_room_for_three_and_refuses_without_for_one(workdir, warned, monkeypatch):
   size = sum(x.nbytes + 12288 for x in jax.tree.leaves(state_at(3)))
-  monkeypatch.setattr(checkpoint, '_free', lambda _: 3 * size - 1)
+  monkeypatch.setattr(files, 'free_bytes', lambda _: 3 * size - 1)
   with opened(workdir) as checkpoints:
     checkpoints.save(state_at(3))
     assert 'room' in warned[0]
-    monkeypatch.setattr(checkpoint, '_free', lambda _: 3 * size)
+    monkeypatch.setattr(files, 'free_bytes', lambda _: 3 * size)
     checkpoints.save(state_at(4))
     checkpoints.wait()
     assert len(warned) == 1
-    monkeypatch.setattr(checkpoint, '_free', lambda _: size - 1)
+    monkeypatch.setattr(files, 'free_bytes', lambda _: size - 1)
     with pytest.raises(WriteError, match=f'{size} bytes; {size - 1} bytes free.* No space left'):
       checkpoints.save(state_at(5))
   assert names(workdir) == ['3', '4']

@@ -18,7 +18,7 @@ from PIL import Image
 import pytest
 
 import sg2jax
-from sg2jax import report, workdir
+from sg2jax import files, workdir
 from sg2jax.edit import attribute, project
 from sg2jax.faults import DatasetError, NonFiniteError, Preempted, UsageError, WeightsError
 from sg2jax.nets import vgg
@@ -63,8 +63,8 @@ def pictures(net, tmp_path):
   folder = tmp_path / 'pictures'
   (folder / 'deep').mkdir(parents=True)
   for i, image in enumerate(net(range(6)).repeat(2, 1).repeat(2, 2)):
-    (folder / ('deep' if i > 3 else '.') / f'p{i}.png').write_bytes(report.png(image))
-  (folder / 'small.png').write_bytes(report.png(np.zeros((3, 6, 1), np.uint8)))
+    (folder / ('deep' if i > 3 else '.') / f'p{i}.png').write_bytes(files.png(image))
+  (folder / 'small.png').write_bytes(files.png(np.zeros((3, 6, 1), np.uint8)))
   (folder / 'torn.png').write_bytes((folder / 'p0.png').read_bytes()[:60])
   (folder / 'text.png').write_text('no picture')
   return folder
@@ -90,7 +90,7 @@ def call(monkeypatch, run):
   return call
 
 
-def files(folder):
+def content(folder):
   return {
     str(p.relative_to(folder)): p.read_bytes()
     for p in sorted(folder.rglob('*'))
@@ -230,7 +230,7 @@ def test_a_folder_is_projected_and_goes_on(call, pictures, tmp_path, capsys, mon
   assert '6 projected; pyramid fell to 1/' in said.out
   out = [line.split(':')[1].strip() for line in said.err.splitlines() if 'left out' in line]
   assert out == ['small.png', 'text.png', 'torn.png']
-  whole = files(tmp_path / 'whole')
+  whole = content(tmp_path / 'whole')
   assert set(whole) == {'projections.json'} | {
     f'{"deep_" if i > 3 else ""}p{i}{end}'
     for i in range(6)
@@ -257,7 +257,7 @@ def test_a_folder_is_projected_and_goes_on(call, pictures, tmp_path, capsys, mon
     except Preempted as e:
       times += 1
       assert 'the same command goes on' in str(e) and times < 9
-  assert times == 3 and files(tmp_path / 'parts') == whole
+  assert times == 3 and content(tmp_path / 'parts') == whole
 
   monkeypatch.setattr(project, 'Projector', None)  # nothing is done again
   call(project_tool, f'--images={pictures}', f'--out={tmp_path / "parts"}')
@@ -271,15 +271,15 @@ def test_damaged_and_foreign_states_are_not_taken(call, pictures, tmp_path, monk
     patch.setattr(project_tool, 'Stop', Early)
     with pytest.raises(Preempted):
       call(project_tool, f'--images={pictures}/p3.png', f'--out={tmp_path / "began"}')
-  assert set(files(tmp_path / 'began')) == {'.unfinished.npz'}
+  assert set(content(tmp_path / 'began')) == {'.unfinished.npz'}
   call(project_tool, *other, f'--out={tmp_path / "began"}')
   call(project_tool, *other, f'--out={tmp_path / "fresh"}')
-  assert files(tmp_path / 'began') == files(tmp_path / 'fresh')
+  assert content(tmp_path / 'began') == content(tmp_path / 'fresh')
   out = tmp_path / 'out'
   out.mkdir()
   (out / '.unfinished.npz').write_bytes(b'PK\x03\x04 torn')
   call(project_tool, f'--images={pictures}/p1.png', f'--out={out}')
-  assert set(files(out)) == {'p1.png', 'p1.npz', 'p1_projected.png', 'projections.json'}
+  assert set(content(out)) == {'p1.png', 'p1.npz', 'p1_projected.png', 'projections.json'}
   (out / 'p2.npz').write_bytes(b'mine')
   with pytest.raises(UsageError, match='p2.npz holds something else'):
     call(project_tool, f'--images={pictures}/p2.png', f'--out={out}')
@@ -314,7 +314,7 @@ def test_video(call, pictures, tmp_path, monkeypatch):
     with pytest.raises(Preempted):
       call(project_tool, *args)
   call(project_tool, *args, '--video')  # begins anew: the film would lack its beginning
-  assert files(tmp_path / 'late') == files(tmp_path / 'out')
+  assert content(tmp_path / 'late') == content(tmp_path / 'out')
 
 
 def test_a_map_of_one_row_is_no_neighbour_of_itself():
@@ -347,11 +347,11 @@ def test_a_map_of_one_row_is_no_neighbour_of_itself():
 def test_bad_input(call, pictures, args, fault, said, tmp_path, monkeypatch):
   monkeypatch.setenv('SG2JAX_CACHE', str(tmp_path / 'cache'))
   monkeypatch.delenv('SG2JAX_WEIGHTS', raising=False)
-  before = files(tmp_path)
+  before = content(tmp_path)
   args = [arg.replace('PICTURES', str(pictures)) for arg in [f'--out={tmp_path / "out"}', *args]]
   with pytest.raises(fault, match=said):
     call(project_tool, *args)
-  assert files(tmp_path) == before
+  assert content(tmp_path) == before
 
 
 @pytest.mark.parametrize(
@@ -435,7 +435,7 @@ def test_attribution_tool(call, pictures, tmp_path, capsys, monkeypatch):
   (tmp_path / 'reals').mkdir()
   for i in range(11):
     (tmp_path / 'reals' / f'{i}.png').write_bytes(
-      report.png(random.randint(0, 256, (4, 8, 1), np.uint8))
+      files.png(random.randint(0, 256, (4, 8, 1), np.uint8))
     )
   args = [
     f'--reals={tmp_path / "reals"}',
@@ -517,7 +517,7 @@ def test_killed_and_on_more_devices(run, pictures, tmp_path):
     process.send_signal(number)
     process.wait()
   assert start('killed').wait() == 0 and start('three', 3).wait() == 0
-  assert files(tmp_path / 'killed') == files(tmp_path / 'whole')
+  assert content(tmp_path / 'killed') == content(tmp_path / 'whole')
   one, three = (
     json.loads((tmp_path / name / 'projections.json').read_text())['images']
     for name in ('whole', 'three')

@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 import pytest
 
-from sg2jax import faults, report
+from sg2jax import faults, files, report
 from sg2jax.data.labels import Labels
 
 ROOT = report.pathlib.Path(__file__).resolve().parents[1]
@@ -138,8 +138,8 @@ def test_metrics_of_a_step_are_logged_once(tmp_path, capsys):
 @pytest.mark.parametrize('channels', [1, 3, 4])
 def test_a_grid_is_encoded_once_for_the_file_and_tensorboard(tmp_path, monkeypatch, channels):
   accumulator = pytest.importorskip('tensorboard.backend.event_processing.event_accumulator')
-  encode, encoded = report.png, []
-  monkeypatch.setattr(report, 'png', lambda image: encoded.append(encode(image)) or encoded[-1])
+  encode, encoded = files.png, []
+  monkeypatch.setattr(files, 'png', lambda image: encoded.append(encode(image)) or encoded[-1])
   log = report.Report(tmp_path, 0, 4)
   log.images('fakes_000012', np.full([6, 64, 64, channels], 9, np.uint8), 4, cols=2)
   log.close()
@@ -332,14 +332,14 @@ def test_failing_file_system_is_a_write_error(tmp_path, monkeypatch):
 
 
 def test_interrupted_write_keeps_the_old_file(tmp_path, monkeypatch):
-  report.write_atomic(tmp_path / 'a', 'old')
+  files.write_atomic(tmp_path / 'a', 'old')
 
   def full(*_):
     raise OSError(28, 'No space left on device')
 
-  monkeypatch.setattr(report.os, 'fsync', full)
+  monkeypatch.setattr(files.os, 'fsync', full)
   with pytest.raises(faults.WriteError, match='No space left'):
-    report.write_atomic(tmp_path / 'a', 'new')
+    files.write_atomic(tmp_path / 'a', 'new')
   assert (tmp_path / 'a').read_text() == 'old' and os.listdir(tmp_path) == ['a']
 
 

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from sg2jax import __version__, pretrained, report
+from sg2jax import __version__, files, pretrained, report
 from sg2jax.evaluation import detectors, neighbors, passes, ppl, samples, scores
 from sg2jax.evaluation.protocols import LEAST, MAX_REALS, K
 from sg2jax.evaluation.separability import linear_separability
@@ -187,8 +187,8 @@ class Room:
       'sg2jax': __version__,
     }
     if found.picture:
-      report.write_atomic(path.with_suffix('.png'), found.picture())
-    report.write_atomic(path, json.dumps(document, indent=1) + '\n')
+      files.write_atomic(path.with_suffix('.png'), found.picture())
+    files.write_atomic(path, json.dumps(document, indent=1) + '\n')
     yield document
 
   def about(self, p, detector):
@@ -475,7 +475,7 @@ SHOWN = 32  # pairs in the picture
 def pairs(fakes, reals):
   """PNG of fakes [N,H,W,C], each with a real to its right."""
   both = np.stack([fakes, reals], 1).reshape(-1, *fakes.shape[1:])
-  return report.png(report.readable_grid(both, cols=8))
+  return files.png(report.readable_grid(both, cols=8))
 
 
 KINDS = {

@@ -29,7 +29,7 @@ from jax.experimental import multihost_utils
 import numpy as np
 import tqdm
 
-from sg2jax import locks, report
+from sg2jax import files, locks
 from sg2jax.evaluation.scores import Moments
 
 # of what is computed, too: 2 is in full precision on every platform, with keys of its own
@@ -96,7 +96,7 @@ def run(job, root, batch, stop=(), label='', held=None):
     done, whole, keeper = 0, False, None
     if writes:
       (held or stack).enter_context(_locked(folder, stop))
-      with report.writing(folder):
+      with files.writing(folder):
         _check(folder, job.about)
         whole = (folder / 'about.json').exists()
       keeper = None if whole else _Keeper(job, folder)
@@ -192,7 +192,7 @@ class _Keeper:
         continue
       if name not in self._files:
         path, shape = self._folder / f'{name}.npy', (self._job.total, *x.shape[1:])
-        with report.writing(path):
+        with files.writing(path):
           if not self.done:
             new = np.lib.format.open_memmap(path, 'w+', x.dtype, shape)
             # room for all of it: a map that finds none kills the process
@@ -211,7 +211,7 @@ class _Keeper:
       for field, x in moments.state().items()
     }
     new = self._folder / '.state.npz'
-    with report.writing(self._folder):
+    with files.writing(self._folder):
       for file in self._files.values():
         file.flush()
       np.savez(new, done=self.done, rows=sorted(p.name for p in self._folder.glob('*.npy')), **sums)
@@ -220,10 +220,10 @@ class _Keeper:
   def seal(self):
     """Says what the folder holds."""
     self._files.clear()
-    files = {p.name: _sha256(p) for p in sorted(self._folder.glob('[!.]*.np?'))}
-    report.write_atomic(
+    digests = {p.name: files.sha256(p) for p in sorted(self._folder.glob('[!.]*.np?'))}
+    files.write_atomic(
       self._folder / 'about.json',
-      json.dumps({'format': FORMAT, 'about': self._job.about, 'files': files}, indent=1),
+      json.dumps({'format': FORMAT, 'about': self._job.about, 'files': digests}, indent=1),
     )
 
 
@@ -250,7 +250,7 @@ def _check(folder, about):
       if sealed['format'] != FORMAT or sealed['about'] != about:
         raise ValueError('it is of other images, another detector or another format')
       for name, digest in sealed['files'].items():
-        if not (folder / name).exists() or _sha256(folder / name) != digest:
+        if not (folder / name).exists() or files.sha256(folder / name) != digest:
           raise ValueError(f'{name} is missing or damaged')
     elif (folder / 'state.npz').exists():
       _state(folder)
@@ -274,7 +274,7 @@ def _locked(folder, stop):
   path, said = folder.with_name(folder.name + '.lock'), False
   while True:
     try:
-      with report.writing(folder):
+      with files.writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
         f = locks.acquire(path)
       if path.exists() and path.stat().st_ino == os.fstat(f.fileno()).st_ino and folder.is_dir():
@@ -308,8 +308,3 @@ def _reserve(f, first, end):
     f.write(_ZEROS[: end - i])
   f.flush()
   os.fsync(f.fileno())  # some file systems find out only then
-
-
-def _sha256(path):
-  with open(path, 'rb') as f:
-    return hashlib.file_digest(f, 'sha256').hexdigest()

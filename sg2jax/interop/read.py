@@ -6,12 +6,10 @@ says so.
 """
 
 import hashlib
-import io
 import json
 import pathlib
 import re
 from typing import NamedTuple
-import zipfile
 
 from flax import traverse_util
 import jax
@@ -20,7 +18,7 @@ import numpy as np
 import optax
 from safetensors import numpy as safetensors
 
-from sg2jax import build, ops
+from sg2jax import build, files, ops
 from sg2jax import state as state_lib
 from sg2jax.faults import WeightsError
 from sg2jax.interop import arguments, names, network_file
@@ -64,7 +62,7 @@ def read(path):
     elif data[:4] == b'PK\x03\x04' and data[
       30 : 30 + int.from_bytes(data[26:28], 'little')
     ].endswith(b'.npy'):
-      config, state, report = of_nets(_npz(data, _json(path, digest)))
+      config, state, report = of_nets(_nets(files.parse_npz(data, MAX_BYTES), _json(path, digest)))
     else:
       config, state, report = of_nets(network_file.read(data))
     state = _float32(state, report)
@@ -514,14 +512,8 @@ def _own(arrays, document):
   return Imported(document['config'], _fit(document['config'], state, report), report)
 
 
-def _npz(data, document):
-  """{name: Net} of an export in NVIDIA's names."""
-  if (
-    size := sum(part.file_size for part in zipfile.ZipFile(io.BytesIO(data)).infolist())
-  ) > MAX_BYTES:
-    raise ValueError(f'its arrays have {size:,} bytes, and {MAX_BYTES:,} are allowed')
-  with np.load(io.BytesIO(data), allow_pickle=False) as file:
-    arrays = dict(file)
+def _nets(arrays, document):
+  """{name: Net} of the arrays of an export in NVIDIA's names."""
   nets = {
     name: Net('pytorch', 'Discriminator' if name == 'D' else 'Generator', kwargs, {})
     for name, kwargs in document['networks'].items()

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from safetensors import numpy as safetensors_numpy
 
-from sg2jax import build, report
+from sg2jax import build, files
 from sg2jax.faults import UsageError
 from sg2jax.interop import arguments, names
 from sg2jax.interop.read import FIELDS
@@ -107,7 +107,7 @@ def nvidia(state, config):
     }
   )
   networks = {'G': generator, 'G_ema': generator} | ({'D': discriminator} if state['d'] else {})
-  return report.npz(**arrays), {'format': 'sg2jax-nvidia-1', 'networks': networks}
+  return files.npz(**arrays), {'format': 'sg2jax-nvidia-1', 'networks': networks}
 
 
 def stablehlo(net):
