@@ -8,11 +8,10 @@ __version__ = '0.2.0'
 
 
 def load(path):
-  """A trained generator from a workdir (its newest checkpoint) or one step of it: a
-  trained.Sampler.
+  """The sampler.Sampler in a workdir (its newest checkpoint), or in one step of it.
 
   Raises: CheckpointError: there is no usable checkpoint at `path`.
   """
-  from sg2jax import trained  # here, because importing sg2jax itself imports nothing heavy
+  from sg2jax import sampler  # here, because importing sg2jax itself imports nothing heavy
 
-  return trained.load(path)
+  return sampler.load(path)

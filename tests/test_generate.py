@@ -142,7 +142,7 @@ def test_truncation(net):
     ({'psi': 1e39}, '1e.39'),
     ({'cutoff': 2.5}, 'cutoff=2.5'),
     ({'cutoff': 7}, 'cutoff=7 .* 0 to 6'),
-    ({'label': 3}, '0 to 2'),
+    ({'label': 3}, 'choose from 0, 1, 2'),
     ({'label': np.zeros((2, 3))}, r'\[1,3\]'),
     ({'label': -1}, 'class -1'),
     ({'label': 1.5}, 'class 1.5'),
@@ -509,7 +509,7 @@ def test_labels_are_drawn_as_the_data_has_them(net, labels):
   net = net._replace(labels=labels)
   found = net.c(range(300))
   np.testing.assert_array_equal(found, drawn(labels, range(300)))
-  for drawn_ in (found, sampler.labels(net, 300, np.random.RandomState(0))):
+  for drawn_ in (found, sampler.draw_labels(net, 300, np.random.RandomState(0))):
     assert {tuple(x) for x in drawn_} == {tuple(x) for x in labels.values}
     share = (drawn_ == labels.values[labels.counts.argmax()]).all(1).mean()
     assert share == pytest.approx(labels.counts.max() / labels.counts.sum(), abs=0.1)
@@ -712,7 +712,7 @@ def test_names_of_any_length_and_kind_fit(tmp_path):
     (generate, 'mix --sheet=OUT.png --cols=x', "--cols=x: 'x'"),
     (generate, 'mix --checkpoint=RUN --sheet=OUT.png --styles=0-6', 'ws 0 to 5'),
     (generate, '--checkpoint=RUN --out=OUT --cutoff=7', 'cutoff=7'),
-    (generate, '--checkpoint=RUN --out=OUT --class=3', '0 to 2'),
+    (generate, '--checkpoint=RUN --out=OUT --class=3', 'choose from 0, 1, 2'),
     (generate, '--checkpoint=RUN --sheet=OUT.png --seeds=0-999999', 'a sheet of 1000000 images'),
     (generate, 'sweep --checkpoint=RUN --sheet=OUT.png --seeds=0-199999', 'a sheet of 1200000'),
     (video, '', '--out is missing'),
@@ -725,7 +725,7 @@ def test_names_of_any_length_and_kind_fit(tmp_path):
     (video, '--out=OUT.mp4 --seconds=nan', '--seconds=nan'),
     (video, '--out=OUT.mp4 --seconds=-1', '--seconds=-1'),
     (video, '--out=OUT.mp4', '--checkpoint is missing'),
-    (video, '--checkpoint=RUN --out=OUT.mp4 --class=3', '0 to 2'),
+    (video, '--checkpoint=RUN --out=OUT.mp4 --class=3', 'choose from 0, 1, 2'),
     (video, '--checkpoint=RUN --out=OUT.mp4 --cutoff=-1', 'cutoff=-1'),
     (directions_tool, '', 'METHOD is missing'),
     (directions_tool, 'lda', 'METHOD=lda'),
@@ -736,7 +736,7 @@ def test_names_of_any_length_and_kind_fit(tmp_path):
     (directions_tool, 'pca --checkpoint=RUN --count=13 --out=OUT', 'at most 12'),
     (directions_tool, 'pca --checkpoint=RUN --count=0 --out=OUT', '--count=0'),
     (directions_tool, 'sefa --checkpoint=RUN --layers=5-5 --out=OUT', 'no convolution'),
-    (directions_tool, 'sefa --checkpoint=RUN --class=7 --out=OUT', '0 to 2'),
+    (directions_tool, 'sefa --checkpoint=RUN --class=7 --out=OUT', 'choose from 0, 1, 2'),
   ],
 )
 def test_bad_flags_are_refused_and_nothing_is_made(

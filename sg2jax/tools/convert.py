@@ -28,7 +28,7 @@ from absl import flags
 import jax
 
 import sg2jax
-from sg2jax import cli, files, paths, report, sampler
+from sg2jax import cli, files, grids, paths, sampler
 from sg2jax.checkpoint import Checkpoints
 from sg2jax.data.labels import FILE, Labels
 from sg2jax.faults import UsageError, WeightsError, WriteError
@@ -54,7 +54,7 @@ def main(_):
   paths.check_text(dest, f'--dest={flags.FLAGS.dest}')
   found = read.read(source)
   labels = labels_beside(source, found)
-  net = sampler.of_state(dest, found.config, found.state, labels)
+  net = sampler.from_state(dest, found.config, found.state, labels)
   image = net([0])[0]
   certificate = {
     'sg2jax': sg2jax.__version__,
@@ -116,7 +116,7 @@ def write(dest, found, certificate, image, labels=None):
     if labels:
       files.write_atomic(made / FILE, labels.to_json())
     files.write_atomic(made / 'import.json', json.dumps(certificate, indent=1) + '\n')
-    files.write_atomic(made / 'test.png', files.png(report.readable_grid(image[None])))
+    files.write_atomic(made / 'test.png', files.png(grids.readable_grid(image[None])))
     try:
       os.replace(made, dest)
     except OSError as e:

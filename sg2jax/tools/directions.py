@@ -16,7 +16,7 @@ import math
 from absl import flags
 import numpy as np
 
-from sg2jax import cli, files, sampler
+from sg2jax import cli, files, inputs, sampler
 from sg2jax.edit import directions
 from sg2jax.faults import UsageError
 from sg2jax.tools import generate
@@ -59,7 +59,7 @@ def main(argv):
   (psi,) = generate.numbers(asked.psi or '1', 'psi')
   if not 0 < asked.sigma < math.inf:
     raise UsageError(f'--sigma={asked.sigma:g} must be a finite number above 0')
-  sampler.check_seeds([asked.seed])
+  inputs.check_seeds([asked.seed])
   net = generate.load(asked.checkpoint)
   label, w_dim = generate.labels(net, asked, 1), net.generator.mapping.w_dim
   layers = generate.span(net, asked.layers or f'0-{net.num_ws - 1}', 'layers')

@@ -48,7 +48,7 @@ def main(_):
   path = destination(asked.dest, name, SUFFIXES[asked.format])
   state, config = checkpoint.load(asked.checkpoint)
   if asked.format == 'stablehlo':
-    data, document = write.stablehlo(sampler.of_state(path.parent, config, state))
+    data, document = write.stablehlo(sampler.from_state(path.parent, config, state))
   else:
     data, document = getattr(write, asked.format)(state, config)
   if labels := sampler.read_labels(asked.checkpoint, config['c_dim']):

@@ -22,7 +22,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 from tqdm import tqdm
 
-from sg2jax import cli, files, report, sampler
+from sg2jax import cli, files, grids, inputs, report, sampler
 from sg2jax.data.images import MAX_PIXELS
 from sg2jax.faults import UsageError
 from sg2jax.models.layers import NOISE_MODES
@@ -171,7 +171,7 @@ def labels(net, asked, count):
     found = [text] if text in known else [x if x in known else x.strip() for x in text.split(',')]
     counts = list(net.labels.class_counts().items())
     for name, trained_on in (
-      counts[sampler.class_number(net.labels, name)] for name in dict.fromkeys(found)
+      counts[inputs.class_number(net.labels, name)] for name in dict.fromkeys(found)
     ):
       if not trained_on:
         print(
@@ -237,7 +237,7 @@ def span(net, text, flag):
 def check_sheet(net, count):
   """Raises UsageError if `count` images make a sheet that image viewers refuse."""
   h, w = net.generator.synthesis.resolution
-  factor = max(1, report.READABLE // min(h, w))
+  factor = max(1, grids.READABLE // min(h, w))
   if count * (factor * h + LINE) * factor * w > MAX_PIXELS:
     raise UsageError(
       f'a sheet of {count} images of {h}x{w} would have more than {MAX_PIXELS:,} pixels; ask for '
@@ -345,7 +345,7 @@ def write_sheet(path, pictures, rows=(), cols=(), below=()):
 
   Raises: WriteError.
   """
-  tiles = report.readable_grid(pictures.reshape(-1, *pictures.shape[2:]), pictures.shape[1])
+  tiles = grids.readable_grid(pictures.reshape(-1, *pictures.shape[2:]), pictures.shape[1])
   count, h, w = (
     pictures.shape[0],
     tiles.shape[0] // pictures.shape[0],

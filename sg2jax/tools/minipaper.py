@@ -30,8 +30,8 @@ from sg2jax import build, checkpoint, cli, data, faults, paths, pretrained, samp
 from sg2jax.evaluation import measure, passes, protocols
 from sg2jax.evaluation.ppl import ppl
 from sg2jax.files import write_atomic
+from sg2jax.signals import Stop
 from sg2jax.tools.figures import png
-from sg2jax.train import Stop
 
 LADDER = {
   'a': 'A  StyleGAN',
@@ -212,7 +212,7 @@ def figures(run, stop=()):
   rows = [json.loads(line) for line in (run.workdir / 'metrics.jsonl').read_text().splitlines()]
   rows = [row for row in rows if 'sec_per_tick' in row]  # the others are of config.metrics
   state, config = checkpoint.load(run.workdir)
-  net = sampler.of_state(
+  net = sampler.from_state(
     run.workdir, config, state, sampler.read_labels(run.workdir, config['c_dim'])
   )
   kimg, config = net.nimg / 1000, net.config
@@ -259,7 +259,7 @@ def figures(run, stop=()):
       net.variables,
       pixel_distance,
       PPL_PAIRS,
-      c=sampler.labels(net, PPL_PAIRS, np.random.RandomState(0)),
+      c=sampler.draw_labels(net, PPL_PAIRS, np.random.RandomState(0)),
     ),
     'ppl_pairs': PPL_PAIRS,
     'img_per_sec': float((seconds * rates).sum() / seconds.sum()),
