@@ -22,9 +22,8 @@ import sys
 import time
 
 import jax
-import numpy as np
 
-from sg2jax import __version__, files
+from sg2jax import __version__, files, grids
 
 # Metrics of the status line, in this order, and their names there. metrics.jsonl has all metrics.
 SHOWN = {
@@ -36,10 +35,6 @@ SHOWN = {
   'ada_p': 'p',
   'swd': 'swd',
 }
-READABLE = 64  # px; smaller images are enlarged in PNG files
-# px of a grid's longer side, unless one image is larger: more, no viewer shows and TensorBoard
-# chokes on
-GRID_SIDE = 4096
 PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'numpy')
 
 
@@ -142,11 +137,11 @@ class Report:
       images: uint8 [N,H,W,C]. 1 and 2 channels become grey, 4 become RGBA, others RGB of the first
         three. Sides under 64 px are enlarged by a whole factor, so that a person can read them.
       step: minibatches so far.
-      cols: columns of the grid; None: as `image_grid` chooses.
+      cols: columns of the grid; None: as `grids.image_grid` chooses.
     """
     if not self._active:
       return
-    grid = readable_grid(images, cols)
+    grid = grids.readable_grid(images, cols)
     file, tag = files.png(grid), re.sub(r'_\d+$', '', name)
     files.write_atomic(self._workdir / 'images' / f'{name}.png', file)
     if self._writer:
@@ -265,45 +260,6 @@ def _tensorboard_writer(logdir, step):
   with contextlib.suppress(ImportError):
     return EventWriter(logdir, step)
   return None
-
-
-def grid_shape(height, width, most):
-  """(rows, columns) of the grid of images [height,width] that holds the most of them.
-
-  It has no gaps, at most `most` images and GRID_SIDE on a side, small ones enlarged as in
-  `readable_grid`.
-  """
-  factor = max(1, READABLE // min(height, width))
-  fit = lambda side: min(max(1, GRID_SIDE // (factor * side)), most)
-  shapes = [(rows, min(fit(width), most // rows)) for rows in range(1, fit(height) + 1)]
-  return max(shapes, key=lambda shape: (shape[0] * shape[1], -max(shape), shape[1]))
-
-
-def image_grid(images, cols=None):
-  """Lays out uint8 [N,H,W,C] row by row as one picture, uint8 [rows*H, cols*W, C].
-
-  Without `cols`: the least number from square to 2:1 that leaves no gap, else square. Gaps are 0.
-  """
-  n, height, width, channels = images.shape
-  if cols is None:
-    square = math.isqrt(n - 1) + 1
-    cols = next((c for c in range(square, n + 1) if n % c == 0 and c * c <= 2 * n), square)
-  rows = -(-n // cols)
-  grid = np.zeros((rows * cols, height, width, channels), np.uint8)
-  grid[:n] = images
-  grid = grid.reshape(rows, cols, height, width, channels).transpose(0, 2, 1, 3, 4)
-  return grid.reshape(rows * height, cols * width, channels)
-
-
-def readable_grid(images, cols=None):
-  """`image_grid` of images as a person sees them: sides under READABLE px enlarged by a whole
-  factor, 1, 3 or 4 channels.
-  """
-  factor = max(1, READABLE // min(images.shape[1:3]))
-  grid = image_grid(np.asarray(images), cols)
-  if factor > 1:
-    grid = grid.repeat(factor, 0).repeat(factor, 1)
-  return grid[..., : {1: 1, 2: 1, 4: 4}.get(grid.shape[2], 3)]
 
 
 def save_run(workdir, config, labels=None, changes=()):

@@ -5,13 +5,13 @@ are due.
 import jax
 import numpy as np
 
-from sg2jax import build, data, files, ops, report, sharding
+from sg2jax import build, data, files, grids, resample, sharding
 from sg2jax.evaluation import artifacts, measure, passes, protocols
-from sg2jax.evaluation.detectors import SWD_SIDE
+from sg2jax.evaluation.features import SWD_SIDE
 from sg2jax.evaluation.swd import swd
 from sg2jax.models.mapping import broadcast
 from sg2jax.models.stylegan2 import largest
-from sg2jax.sampler import images_at_once, of_state, to_uint8
+from sg2jax.sampler import from_state, images_at_once, to_uint8
 
 GRID = 64  # fixed latents shown in every snapshot, at most
 
@@ -32,7 +32,7 @@ class Snapshot:
     # for.
     micro = min(build.microbatch(config, batch) for batch in build.batches(config))
     self.batch = max(1, min(images_at_once(source.shape), micro // mesh.size)) * mesh.size
-    rows, self.cols = report.grid_shape(*source.shape[:2], GRID)
+    rows, self.cols = grids.grid_shape(*source.shape[:2], GRID)
     self.shown = rows * self.cols
     self.factor = -(-max(source.shape[:2]) // SWD_SIDE)
     # SWD takes 7x7 patches
@@ -69,7 +69,7 @@ class Snapshot:
         images = generator.apply(
           variables, ws, 'const', steps.stage.level, steps.alpha(state), method='synthesize'
         )
-        images = ops.nearest(largest(images), 2**steps.stage.level)
+        images = resample.nearest(largest(images), 2**steps.stage.level)
         return to_uint8(images), artifacts.contribution(generator, variables, ws) if parts else {}
 
     same = sharding.replicated(self.mesh)
@@ -84,6 +84,11 @@ class Snapshot:
     The last one isn't stopped by a signal: a finished run would lack it for ever.
     """
     dtype, stop, grid, fakes, parts = state.pl_mean.dtype, () if last else self.stop, [], [], []
+
+    def tick():
+      if stop:
+        raise passes.Stopped
+
     for first in range(0, len(self.z), self.batch):
       if stop:
         return {}
@@ -103,9 +108,11 @@ class Snapshot:
       for name in sorted(parts[0], key=artifacts.resolution)
     }
     if self.small_reals:
-      levels = swd(
-        np.stack(self.small_reals), np.concatenate(fakes)[: len(self.small_reals)], self.seed, stop
-      )
+      compared = np.stack(self.small_reals), np.concatenate(fakes)[: len(self.small_reals)]
+      try:
+        levels = swd(*compared, self.seed, tick)
+      except passes.Stopped:
+        levels = {}
       metrics |= {'swd' if k == 'mean' else f'swd_{k}': v for k, v in levels.items()}
     return metrics
 
@@ -124,7 +131,7 @@ class Snapshot:
     """Measures config.metrics of this state into <workdir>/evaluation/<step> and the log, unless a
     signal comes.
     """
-    net = of_state(self.workdir, self.config, state, self.source.labels)
+    net = from_state(self.workdir, self.config, state, self.source.labels)
     note, found = self.pending(net.step), {}
     wanted = [protocols.parse(name) for name in self.config['metrics']]
     left = [p.name for p in wanted if p.kind == 'ppl' and net.grows]

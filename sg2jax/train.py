@@ -3,10 +3,7 @@
 from concurrent import futures
 import contextlib
 from functools import partial
-import os
 import shlex
-import signal
-import threading
 import time
 
 import jax
@@ -17,8 +14,10 @@ from sg2jax import build, checkpoint, data, locks, nonfinite, paths, report, sha
 from sg2jax import state as state_lib
 from sg2jax.checkpoint import Checkpoints
 from sg2jax.evaluation import measure, protocols
-from sg2jax.faults import Interrupted, Preempted, UsageError
+from sg2jax.faults import UsageError
 from sg2jax.keys import purpose_key
+from sg2jax.locks import locked
+from sg2jax.signals import Stop
 from sg2jax.snapshot import Snapshot
 from sg2jax.workdir import (
   check_start,
@@ -26,7 +25,6 @@ from sg2jax.workdir import (
   data_values,
   folder,
   init_from,
-  locked,
   origin,
   resume,
 )
@@ -106,7 +104,7 @@ def run(config, workdir, source, mesh, stop, start=None, changes=()):
     if not fresh:
       state = resume(
         config,
-        growth.stage(growth.last_check(step, nimg)).batch,
+        growth.current_stage(step, nimg).batch,
         state,
         checkpoints.restored,
         mesh,
@@ -122,7 +120,7 @@ def run(config, workdir, source, mesh, stop, start=None, changes=()):
     key = jax.device_put(purpose_key(config.seed, 'training'), same)
     unfinished = lambda: nimg < config.total_kimg * 1000 or step % growth.repeats
     while unfinished() and not stop:
-      stage = growth.stage(growth.last_check(step, nimg))
+      stage = growth.current_stage(step, nimg)
       steps, images = (
         make_steps(stage),
         data.Shrunk(source, 2**stage.level) if stage.level else source,
@@ -181,7 +179,7 @@ def loop(
   halt: called with a state in which something isn't finite; raises the NonFiniteError.
   """
   step, nimg, total, stage = int(state.step), int(state.nimg), config.total_kimg * 1000, steps.stage
-  seen = growth.last_check(step, nimg)
+  seen = growth.last_check(stage, step, nimg)
   tally, last, tick_time, tick_nimg = Tally(), (), time.monotonic(), nimg
   while not stop and growth.stage(seen) == stage and (nimg < total or step % growth.repeats):
     batch, before = sharding.to_global(mesh, next(batches)), last
@@ -195,7 +193,7 @@ def loop(
     log.progress(nimg)
     if step % growth.repeats:
       continue
-    if growth.resets(seen, nimg):
+    if growth.resets_adam(seen, nimg):
       state = jax.jit(
         state_lib.reset_adam, donate_argnums=0, out_shardings=sharding.replicated(mesh)
       )(state)
@@ -311,40 +309,6 @@ def compile_steps(steps, state, mesh, config, source, stop):
     if any(job.done() and job.exception() for job in jobs.values()):
       break
   return {name: job.result() for name, job in jobs.items()}, time.monotonic() - start
-
-
-class Stop:
-  """True once SIGTERM or Ctrl-C was received. A context manager; the second signal acts as
-  usual.
-  """
-
-  def __enter__(self):
-    self.signal, self.old = None, {}
-    if threading.current_thread() is threading.main_thread():
-      self.old = {s: signal.signal(s, self._receive) for s in (signal.SIGTERM, signal.SIGINT)}
-    return self
-
-  def __exit__(self, *_):
-    for s, handler in self.old.items():
-      signal.signal(s, handler)
-
-  def _receive(self, number, _):
-    self.signal = number
-    signal.signal(number, self.old[number])
-
-  def __bool__(self):
-    return self.signal is not None
-
-  def leave(self, text, hard=False):
-    """Raises the Fault of the signal; `hard` leaves the process at once, past threads that can't be
-    joined.
-    """
-    fault = Preempted if self.signal == signal.SIGTERM else Interrupted
-    text = f'{signal.Signals(self.signal).name}: {text}; the same command goes on from there'
-    if hard:
-      os.write(2, f'{text}\n'.encode())
-      os._exit(fault.code)
-    raise fault(text)
 
 
 def hint(workdir):

@@ -15,12 +15,12 @@ from tests.runs import ROOT
 
 def test_the_second_one_is_told_who_has_it(tmp_path):
   path = tmp_path / '.lock'
-  with locks.hold(path):
+  with locks.acquire(path):
     with pytest.raises(locks.Held, match=f'^{os.getpid()} on '):
       locks.acquire(path)
   locks.acquire(path).close()
   path.write_text('a longer text than the new one ' * 9)  # of a process that was killed
-  with locks.hold(path):
+  with locks.acquire(path):
     assert path.read_text().startswith(f'{os.getpid()} on ') and len(path.read_text()) < 100
 
 
@@ -30,10 +30,10 @@ def test_a_file_system_without_locks_is_not_one_in_use(tmp_path, monkeypatch, ca
     raise OSError(number, os.strerror(number))
 
   monkeypatch.setattr(fcntl, 'flock', refuse)
-  monkeypatch.setattr(locks, '_told', set())
+  monkeypatch.setattr(locks, '_warned', set())
   logging.getLogger('absl').propagate = True
   (tmp_path / 'a').write_text('77 on another')
-  with caplog.at_level('WARNING'), locks.hold(tmp_path / 'a'), locks.hold(tmp_path / 'b'):
+  with caplog.at_level('WARNING'), locks.acquire(tmp_path / 'a'), locks.acquire(tmp_path / 'b'):
     pass
   assert len(caplog.records) == 1  # not for each lock
   assert (

@@ -18,13 +18,13 @@ from PIL import Image
 import pytest
 
 import sg2jax
-from sg2jax import files, workdir
+from sg2jax import files, locks
 from sg2jax.edit import attribute, project
 from sg2jax.faults import DatasetError, NonFiniteError, Preempted, UsageError, WeightsError
 from sg2jax.nets import vgg
+from sg2jax.signals import Stop
 from sg2jax.tools import attribute as attribute_tool
 from sg2jax.tools import project as project_tool
-from sg2jax.train import Stop
 from tests.runs import ROOT, random_run, xla_flags
 
 pytestmark = pytest.mark.usefixtures('quick_compile')
@@ -102,7 +102,7 @@ class Early(Stop):
   """As a signal in the fourth step of each run."""
 
   def __enter__(self):
-    self.asked, self.old, self.signal = 0, {}, signal.SIGTERM
+    self.asked, self._handlers, self.signal = 0, {}, signal.SIGTERM
     return self
 
   def __bool__(self):
@@ -295,7 +295,7 @@ def test_pictures_of_earlier_commands_stay_listed(call, pictures, tmp_path):
 
 def test_a_folder_in_use_is_refused(call, pictures, tmp_path):
   with (
-    workdir.locked(tmp_path / 'out', 'out'),
+    locks.locked(tmp_path / 'out', 'out'),
     pytest.raises(UsageError, match='--out=.* is in use by process'),
   ):
     call(project_tool, f'--images={pictures}/p1.png', f'--out={tmp_path / "out"}')

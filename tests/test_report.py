@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 import pytest
 
-from sg2jax import faults, files, report
+from sg2jax import faults, files, grids, report
 from sg2jax.data.labels import Labels
 
 ROOT = report.pathlib.Path(__file__).resolve().parents[1]
@@ -174,8 +174,8 @@ def test_a_grid_is_encoded_once_for_the_file_and_tensorboard(tmp_path, monkeypat
   ],
 )
 def test_grids_fit_4096_px_without_gaps(size, shape):
-  assert report.grid_shape(*size, 64) == shape
-  height, width = report.readable_grid(
+  assert grids.grid_shape(*size, 64) == shape
+  height, width = grids.readable_grid(
     np.zeros((shape[0] * shape[1], *size, 1), np.uint8), shape[1]
   ).shape[:2]
   factor = max(1, 64 // min(size))
@@ -272,7 +272,7 @@ def test_other_processes_write_nothing(tmp_path, monkeypatch, capsys):
 )
 def test_image_grid_holds_every_image_once(n, cols):
   images = np.random.default_rng(0).integers(0, 256, (n, 4, 6, 3)).astype(np.uint8)
-  grid = report.image_grid(images)
+  grid = grids.image_grid(images)
   assert grid.dtype == np.uint8 and grid.shape == (-(-n // cols) * 4, cols * 6, 3)
   for i in range(n):
     y, x = i // cols * 4, i % cols * 6

@@ -20,8 +20,8 @@ from PIL import Image
 from sg2jax import cli, files
 from sg2jax.edit import attribute
 from sg2jax.faults import UsageError
+from sg2jax.signals import Stop
 from sg2jax.tools import figures, project
-from sg2jax.train import Stop
 
 LEAST = 10  # images of each group, for rates to mean anything
 GROUPS = {'own': "the network's own", 'reals': 'reals', 'images': 'in question'}

@@ -20,7 +20,7 @@ from sg2jax import build, cli, data, pretrained, sampler, sharding
 from sg2jax.evaluation import passes, protocols
 from sg2jax.evaluation.measure import Setting, check, measure, table, unfit
 from sg2jax.faults import DatasetError, UsageError
-from sg2jax.train import Stop
+from sg2jax.signals import Stop
 
 
 def define_flags():
@@ -113,7 +113,7 @@ def out_of(net, given):
 
 def parse_weights(pairs):
   """['inception=FILE', ...] -> {'inception': 'FILE'}. Raises UsageError for anything else."""
-  names = [*pretrained.FILES, 'attributes']
+  names = list(pretrained.FILES)
   for pair in pairs:
     if '=' not in pair or pair.split('=')[0] not in names:
       raise UsageError(f'--weights={pair} must be NAME=PATH, with a NAME of {", ".join(names)}')

@@ -27,15 +27,15 @@ import numpy as np
 from PIL import Image
 import tqdm
 
-from sg2jax import build, cli, files, pretrained, report, sampler
+from sg2jax import build, cli, files, grids, pretrained, sampler
 from sg2jax.data import images, sources
 from sg2jax.edit import project
-from sg2jax.evaluation import detectors
+from sg2jax.evaluation import features
 from sg2jax.faults import DatasetError, NonFiniteError, UsageError, WeightsError
+from sg2jax.locks import locked
+from sg2jax.signals import Stop
 from sg2jax.tools.evaluate import parse_weights
 from sg2jax.tools.video import write_video
-from sg2jax.train import Stop
-from sg2jax.workdir import locked
 
 PIXELS, BATCH = 2**18, 16  # at once, at most, if --batch doesn't say it
 SAVE_SECONDS = 20
@@ -154,7 +154,7 @@ def read_job(asked, stop, video=False):
         f'--distance=lpips needs {project.LPIPS_SIDE} px, and this network has '
         f'{shape[0]}x{shape[1]}; take --distance=pyramid'
       )
-    detector = detectors.lpips(shape, explicit)
+    detector = features.load('lpips', shape, explicit)
     distance = project.distance('lpips', detector.params, detector.hash)
     if not detector.known:
       print(
@@ -338,7 +338,7 @@ def _finite(batch, distances):
 
 
 def _pair(target, image):
-  return files.png(report.readable_grid(np.stack([target, image]), 2))
+  return files.png(grids.readable_grid(np.stack([target, image]), 2))
 
 
 def _row(found, i):

@@ -22,7 +22,7 @@ import imageio_ffmpeg
 import numpy as np
 from tqdm import tqdm
 
-from sg2jax import cli, files, report, sampler
+from sg2jax import cli, files, grids, sampler
 from sg2jax.evaluation import ppl
 from sg2jax.faults import UsageError, WriteError
 from sg2jax.tools import generate
@@ -131,7 +131,7 @@ def frames(
       net.truncate(between, psi, cutoff), noise, np.tile(seeds[..., 0].ravel(), per), per * cells
     )
     for frame in made.reshape(per, cells, *made.shape[1:])[:kept]:
-      yield report.image_grid(frame, seeds.shape[1])
+      yield grids.image_grid(frame, seeds.shape[1])
 
 
 def arc(a, b, t):
@@ -150,7 +150,7 @@ def write_video(path, frames, fps):
 
   Args:
     path: ends in .mp4, .gif (each frame has 256 colours of its own) or .webp.
-    frames: iterable of uint8 [H,W,C], all of one shape; C as in `report.readable_grid`.
+    frames: iterable of uint8 [H,W,C], all of one shape; C as in `grids.readable_grid`.
     fps: frames per second.
 
   Raises: UsageError as `check` does, before the first frame is asked for; WriteError.
@@ -223,7 +223,7 @@ def check(path, fps, flag='out'):
 
 def _readable(frame, suffix):
   """A frame as it is encoded: uint8 [H,W,C] -> [h,w,1|3|4]."""
-  frame = report.readable_grid(frame[None])
+  frame = grids.readable_grid(frame[None])
   k = max(1, READABLE // min(frame.shape[:2]))
   frame = frame.repeat(k, 0).repeat(k, 1)
   odd = [(0, side % 2 if suffix == '.mp4' else 0) for side in frame.shape[:2]]
