@@ -9,6 +9,9 @@ import subprocess
 import sys
 import time
 
+from absl.testing import flagsaver
+
+from sg2jax import cli
 from tests.reference.check import compiler_options
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -31,6 +34,13 @@ TINY = dict(
   },
 )
 LAST = 32  # total_kimg / batch
+
+
+def call(tool, *args):
+  """Runs a tool in this process as its command line does; faults are raised."""
+  with flagsaver.flagsaver():  # takes the tool's flags away again: others have such names, too
+    tool.define_flags()
+    tool.main(cli.parse([tool.__name__, *map(str, args)]))
 
 
 def xla_flags():
@@ -139,7 +149,7 @@ def random_run(workdir, scales, **fields):
   from sg2jax.state import TrainState
 
   config = default.get_config()
-  config.update_from_flattened_dict({'data.dir': '-', 'g.mapping_lr_mul': 1.0} | fields)
+  config.update_from_flattened_dict({'data.dir': '-', 'g.variant.mapping_lr_mul': 1.0} | fields)
   generator, _ = build.networks(config, 3)
   make = lambda key: generator.init(
     key, jnp.zeros((1, config.g.z_dim)), jnp.zeros((1, 3)), noise_mode='const'

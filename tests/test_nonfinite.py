@@ -5,7 +5,6 @@ more.
 import json
 import signal
 
-from absl import flags
 import jax
 import pytest
 
@@ -32,7 +31,6 @@ def as_in_a_process_of_its_own(quick_compile, home, monkeypatch):
   before = jax.config.jax_compilation_cache_dir
   monkeypatch.setenv('SG2JAX_CACHE', str(home / 'sg2jax'))
   jax.config.update('jax_compilation_cache_dir', str(home / 'cache'))
-  flags.FLAGS.mark_as_parsed()  # --debug is looked at
   handler = signal.getsignal(signal.SIGTERM)
   yield
   signal.signal(signal.SIGTERM, handler)
@@ -53,7 +51,8 @@ def configuration(home, **fields):
 def exit_code(function, *args):
   """The code with which a tool that does this exits."""
   with pytest.raises(SystemExit) as e:
-    cli._guard(lambda argv: function(*args), ['tool'], 0)
+    with cli.exit_codes():
+      function(*args)
   return e.value.code
 
 

@@ -1,0 +1,206 @@
+"""The flags that several tools share, each declared once; imported as `shared`.
+
+A tool's `define_flags` calls those that it wants. absl's flags are global and tools have flags of
+the same names, so nothing is defined at import: one process runs one tool, and tests, which run
+several, do so under `flagsaver` (tests/runs.py), which takes flags away again.
+
+Whatever can be checked without the network is checked by absl as it parses; `cli.parse` makes one
+line of it: the flag, its value, the rule.
+"""
+
+from collections.abc import Callable
+import math
+import pathlib
+import re
+
+from absl import flags
+from ml_collections import config_flags
+
+from sg2jax import cli, pretrained
+from sg2jax.models.layers import NOISE_MODES
+
+# What is defined here counts as the calling tool's own, so that its --help shows it.
+flags.disclaim_key_flags()
+
+
+class _Parser(flags.ArgumentParser):
+  """Of a flag whose text a function turns into its value, or raises ValueError with the rule."""
+
+  def __init__(self, function: Callable[[str], object]):
+    self.function = function
+
+  def parse(self, argument):
+    # absl hands over values, too: the default, and what a test sets
+    return self.function(argument) if isinstance(argument, str) else argument
+
+
+def define_required(name: str, remedy: str):
+  """Makes a flag, defined already, one that has to be given: '--NAME is missing; REMEDY'."""
+  flags.register_validator(name, bool, f'is missing; {remedy}')
+
+
+def define_config():
+  """--config=FILE, with --config.FIELD=VALUE for any of its fields."""
+  config_flags.DEFINE_config_file('config', None, 'Configuration; any field: --config.FIELD=VALUE.')
+  define_required('config', 'name a file, as in --config=configs/quickstart.py')
+
+
+def define_checkpoint():
+  """--checkpoint, which has to be given."""
+  flags.DEFINE_string(
+    'checkpoint', None, 'Workdir, whose newest checkpoint counts, or one step of it.'
+  )
+  define_required('checkpoint', 'name a workdir, as in --checkpoint=runs/quickstart')
+
+
+def define_out(name: str):
+  """--out, the folder of results; `out_folder` makes a path of it."""
+  flags.DEFINE_string('out', '', f'Folder of results; default: {name}/<step> in the workdir.')
+  flags.register_validator('out', _is_folder)
+
+
+def _is_folder(path: str) -> bool:
+  if path:
+    cli.folder(path)  # raises UsageError or WriteError, whose messages say more than absl's
+  return True
+
+
+def out_folder(net, name: str) -> pathlib.Path:
+  """The folder that --out names, by default NAME/<step> in the workdir of a Sampler."""
+  return cli.folder(flags.FLAGS.out or str(net.workdir / name / f'{net.step:08d}'))
+
+
+def define_seed(what: str, default: int | None = 0):
+  """--seed of `what`: NumPy takes numbers in [0, 2^32)."""
+  flags.DEFINE_integer('seed', default, what, lower_bound=0, upper_bound=2**32 - 1)
+
+
+def define_batch(what: str = 'Images'):
+  """--batch: 0 leaves it to the size of the images."""
+  flags.DEFINE_integer(
+    'batch',
+    0,
+    f'{what} at once, over all devices; 0: what suits their size. Results do not depend on it.',
+    lower_bound=0,
+  )
+
+
+def define_finite(
+  name: str,
+  default: float,
+  what: str,
+  positive: bool = False,
+  lower_bound: float | None = None,
+):
+  """A float flag that is finite: absl's own lets NaN through any bound.
+
+  Args:
+    name: of the flag.
+    default: its value if it isn't given.
+    what: its help.
+    positive: whether it has to be above 0.
+    lower_bound: the least value, if there is one.
+  """
+  flags.DEFINE_float(name, default, what, lower_bound=lower_bound)
+  rule = 'must be a finite number'
+  if positive:
+    rule += ' above 0'
+  flags.register_validator(
+    name, lambda value: math.isfinite(value) and (value > 0 or not positive), rule
+  )
+
+
+# ---- weights of others
+
+
+def define_weights(example: str):
+  """--weights=NAME=PATH, as often as wanted; `weights_paths` makes a dict of them."""
+  flags.DEFINE_multi_string(
+    'weights', [], f'NAME=PATH of weights elsewhere, or others than the standard ones: {example}.'
+  )
+  names = list(pretrained.FILES)
+  flags.register_validator(
+    'weights',
+    lambda pairs: all('=' in pair and pair.partition('=')[0] in names for pair in pairs),
+    f'must be NAME=PATH, with a NAME of {", ".join(names)}',
+  )
+
+
+def weights_paths() -> dict[str, str]:
+  """--weights as {name: path}."""
+  return dict(pair.split('=', 1) for pair in flags.FLAGS.weights)
+
+
+# ---- images of seeds
+
+
+def define_seeds(name: str, default: str, what: str):
+  """Seeds: '0-3,100' is [0, 1, 2, 3, 100]."""
+  flags.DEFINE(_Parser(_seeds), name, default, what, serializer=flags.CsvListSerializer(','))
+
+
+def _seeds(text: str) -> list[int]:
+  found = []
+  for part in text.split(','):
+    match = re.fullmatch(r' *(\d{1,10})(?:-(\d{1,10}))? *', part)
+    if match:
+      first = int(match[1])
+      last = int(match[2] or match[1])
+    if not match or not first <= last < 2**32 or last - first >= 10**6:
+      raise ValueError(
+        f'{part.strip()!r} is no seed; give numbers in [0, 2^32) and ranges, as in 0-31,100'
+      )
+    found += range(first, last + 1)
+  return found
+
+
+def define_psi(what: str = 'Truncation; default: 1, none.'):
+  """--psi, one number."""
+  define_finite('psi', 1, what)
+
+
+def define_psis(what: str):
+  """--psi, one or more numbers: '1,0.5' is [1.0, 0.5]; None if it isn't given."""
+  flags.DEFINE(_Parser(_numbers), 'psi', None, what)
+
+
+def _numbers(text: str) -> list[float]:
+  try:
+    found = [float(part) for part in text.split(',')]
+  except ValueError:
+    found = [math.nan]
+  if not all(map(math.isfinite, found)):
+    raise ValueError('must be finite numbers, such as 1,0.5,0')
+  return found
+
+
+def define_cutoff():
+  """--cutoff of the truncation."""
+  flags.DEFINE_integer(
+    'cutoff', None, 'How many ws are truncated, counted from the coarsest; default: all.'
+  )
+
+
+def define_labels(what: str, default: str):
+  """--class and --label: what the images of seeds show."""
+  flags.DEFINE_string(
+    'class',
+    None,
+    f'Class of all {what} by name or number, or one for each seed: cat,dog,cat; default: '
+    f'{default}.',
+  )
+  flags.DEFINE_string(
+    'label',
+    None,
+    'The same for networks whose labels are vectors: 1,0,1 or one for each seed: 1,0,1;0,0,1.',
+  )
+
+
+def define_noise():
+  """--noise, how noise layers get theirs."""
+  flags.DEFINE_enum(
+    'noise',
+    'const',
+    NOISE_MODES,
+    'const: the noise maps of the network; random: drawn from the seed; none.',
+  )
