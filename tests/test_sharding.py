@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from sg2jax import data, keys, sharding
-from sg2jax.evaluation import samples
+from sg2jax.evaluation import features
 
 
 class Device:
@@ -74,7 +74,7 @@ def test_evaluation_counts_every_image_once_on_slices(slice_, n, size, group, as
     batch, local = min(size, n - first), {}
     for p in range(4):
       as_process(p)
-      local[p] = samples._share(mesh, first, batch, size, group).tolist()
+      local[p] = features._share(mesh, first, batch, size, group).tolist()
     total = sum(map(len, local.values()))
     counted += seen(mesh, local, total)[:batch]
   assert counted == list(range(n))
@@ -86,7 +86,7 @@ def test_the_order_of_make_mesh_would_lose_images(slice_, as_process):
   mesh, local = jax.sharding.Mesh(np.array(laid_out(slice_)), ('data',)), {}
   for p in range(4):
     as_process(p)
-    local[p] = samples._share(mesh, 0, 50, 64).tolist()
+    local[p] = features._share(mesh, 0, 50, 64).tolist()
   counted = seen(mesh, local, 64)[:50]
   assert len(set(counted)) < 50
 

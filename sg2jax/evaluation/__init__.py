@@ -1,3 +1,13 @@
-"""Metrics of a trained generator: what each name stands for, features of reals and fakes, and what
-follows from them.
+"""Metrics of a trained generator. `measure.measure` is the entry.
+
+From a name to a number:
+  protocols   what the name stands for: KINDS has a row for each kind of metric
+  measure     the passes that it needs, in order, and the file of its result
+  features    what looks at images, and which images it sees
+  scores      SCORES has the function of each kind, from features to numbers
+below them: passes (computed whole, then kept on disk), neighbors, swd, ppl; beside them: artifacts.
+
+A new metric of features that are there already: a row in protocols.KINDS, a function in
+scores.SCORES. One that wants another network: a row in features.NETWORKS and in protocols.WEIGHTS,
+too.
 """

@@ -13,7 +13,7 @@ from jax import lax
 import jax.numpy as jnp
 import numpy as np
 
-from sg2jax import ops
+from sg2jax import resample
 from sg2jax.faults import UsageError
 
 RGB, LAYERS = ('torgb',), ('conv0', 'conv1')
@@ -79,13 +79,15 @@ def image_parts(generator, variables, ws):
   """
   net = generator.synthesis
   check_parts(net.architecture)
-  taps, below, parts = np.asarray(net.taps) / np.sum(net.taps), 0, {}
+  taps, below, parts = np.asarray(net.variant.taps) / np.sum(net.variant.taps), 0, {}
   for name, rgb in torgb_pixels(generator, variables, ws).items():
     part = rgb - below
     if net.architecture == 'msg':
-      below = ops.nearest(rgb)
+      below = resample.nearest(rgb)
     while part.shape[1] < net.resolution[0]:
-      part = ops.nearest(part) if net.architecture == 'msg' else ops.upsample2d(part, taps)
+      part = (
+        resample.nearest(part) if net.architecture == 'msg' else resample.upsample2d(part, taps)
+      )
     parts[name] = part
   return parts
 

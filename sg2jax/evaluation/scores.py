@@ -1,32 +1,42 @@
-"""From features to numbers: FID, KID, inception score, and how far a mean may be off. NumPy float64
-on the host.
+"""From features to numbers: FID, KID, inception score, and how far a mean may be off; all metrics.
 
-Moments give the same bits however their rows were cut into batches, and go on exactly from their
-`state()`. Features may be np.memmap: they are read CHUNK rows at a time.
+SCORES, at the end, has a function for each kind of metric. NumPy float64 on the host; features may
+be np.memmap, which are read CHUNK rows at a time.
 """
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 import numpy as np
 from scipy.special import xlogy
 
-CHUNK = 1024  # rows; part of the result's last bits
+from sg2jax.evaluation import neighbors, ppl
+from sg2jax.evaluation.protocols import K, Protocol
+from sg2jax.evaluation.swd import swd
 
+CHUNK = 1024  # rows; part of the result's last bits
+SPLITS = 10  # of the inception score
+GROUPS = 8  # disjoint subsets from which the interval of swd comes
+SHOWN = 32  # pairs in the picture of nearest neighbours
+FAKES = 'which fakes were drawn'
 
 # ---- Frechet distance
 
 
 class Moments:
-  """Mean and covariance of rows [n,dim] that come in batches.
+  """Mean and covariance of rows [n,dim] that come in batches; the same bits however they are cut.
 
   Whole chunks of CHUNK rows are merged by the pairwise update [Chan, Golub, LeVeque 1983]: each is
   summed around its own mean, so that no digits are lost where the mean is large against the
   deviation, as they are in plain sums of squares.
   """
 
-  def __init__(self, dim):
+  def __init__(self, dim: int):
     self._sums = 0, np.zeros(dim), np.zeros((dim, dim))
-    self._rows, self._pending = np.empty((CHUNK, dim)), 0
+    self._rows = np.empty((CHUNK, dim))
+    self._pending = 0  # rows of the chunk that is not merged yet
 
-  def add(self, x):
+  def add(self, x: np.ndarray) -> None:
     """Takes rows [n,dim], any n, any float dtype. Raises: ValueError for another shape."""
     if np.ndim(x) != 2 or x.shape[1] != self._rows.shape[1]:
       raise ValueError(f'rows must be [n,{self._rows.shape[1]}], got {list(np.shape(x))}')
@@ -34,9 +44,11 @@ class Moments:
     while first < len(x):
       part = x[first : first + CHUNK - self._pending]
       self._rows[self._pending : self._pending + len(part)] = part
-      first, self._pending = first + len(part), self._pending + len(part)
+      first += len(part)
+      self._pending += len(part)
       if self._pending == CHUNK:
-        self._sums, self._pending = self._total(), 0
+        self._sums = self._total()
+        self._pending = 0
 
   def _total(self):
     """(count, mean, scatter around it) of all rows."""
@@ -44,24 +56,26 @@ class Moments:
     if not self._pending:
       return count, mean, scatter
     rows = self._rows[: self._pending]
-    center, total = rows.mean(0), count + len(rows)
-    rows, delta = rows - center, center - mean
+    center = rows.mean(0)
+    total = count + len(rows)
+    delta = center - mean
+    rows = rows - center
     scatter = scatter + rows.T @ rows
     between = delta * np.sqrt(count * len(rows) / total)
     scatter += np.multiply.outer(between, between)
     return total, mean + delta * (len(rows) / total), scatter
 
   @property
-  def count(self):
+  def count(self) -> int:
     """Rows so far."""
     return self._sums[0] + self._pending
 
   @property
-  def mean(self):
+  def mean(self) -> np.ndarray:
     """[dim], 0 if there are no rows."""
     return self._total()[1]
 
-  def cov(self, ddof=0):
+  def cov(self, ddof: int = 0) -> np.ndarray:
     """[dim,dim], divided by count - ddof. Raises: ValueError if that isn't above 0."""
     if self.count <= ddof:
       raise ValueError(
@@ -69,92 +83,86 @@ class Moments:
       )
     return self._total()[2] / (self.count - ddof)
 
-  def state(self):
-    """{name: array}: all there is to `restore`."""
-    count, mean, scatter = self._sums
-    return {
-      'count': np.int64(count),
-      'mean': mean,
-      'scatter': scatter,
-      'pending': self._rows[: self._pending].copy(),
-    }
+  def state(self) -> dict[str, np.ndarray]:
+    """{name: array}: what `restore` makes the same mean and covariance of."""
+    count, mean, scatter = self._total()
+    return {'count': np.int64(count), 'mean': mean, 'scatter': scatter}
 
   @classmethod
-  def restore(cls, state):
+  def restore(cls, state: Mapping[str, np.ndarray]) -> 'Moments':
     """The Moments whose `state()` this was."""
     moments = cls(len(state['mean']))
     moments._sums = int(state['count']), np.array(state['mean']), np.array(state['scatter'])
-    moments.add(state['pending'])
     return moments
 
 
 def _factor(cov):
-  """A [D,rank] with A A' = cov, by its eigenvectors; eigenvalues under D * eps * the largest are
-  noise, and 0.
+  """A [D,rank] with A A' = cov, by its eigenvectors.
+
+  Eigenvalues under D * eps * the largest are noise, and 0.
   """
   values, vectors = np.linalg.eigh(np.asarray(cov, np.float64))
   real = values > len(cov) * np.finfo(np.asarray(cov).dtype).eps * values[-1]
   return vectors[:, real] * np.sqrt(values[real])
 
 
-def frechet_distance(mean1, cov1, mean2, cov2):
-  """|m1 - m2|^2 + tr(C1 + C2 - 2 (C1 C2)^1/2) of two Gaussians [Heusel et al. 2017, arXiv
-  1706.08500, eq. 6], a float >= 0.
+def frechet_distance(
+  mean1: np.ndarray, cov1: np.ndarray, mean2: np.ndarray, cov2: np.ndarray
+) -> float:
+  """|m1 - m2|^2 + tr(C1 + C2 - 2 (C1 C2)^1/2) of two Gaussians, >= 0.
 
-  With C1 = A A' and C2 = B B' the trace of the root is the sum of the singular values of A'B: no
-  root of a matrix that is not symmetric, nothing added to its diagonal, and no digits lost where a
-  covariance lacks rank, as with fewer images than features. mean: [D], cov: [D,D], float64 (in
-  float32 more eigenvalues are noise).
+  [Heusel et al. 2017, arXiv 1706.08500, eq. 6]. With C1 = A A' and C2 = B B' the trace of the root
+  is the sum of the singular values of A'B: no root of a matrix that is not symmetric, nothing added
+  to its diagonal, and no digits lost where a covariance lacks rank, as with fewer images than
+  features. mean: [D], cov: [D,D], float64 (in float32 more eigenvalues are noise).
   """
   roots = np.linalg.svd(_factor(cov1).T @ _factor(cov2), compute_uv=False)
   delta = np.asarray(mean1, np.float64) - mean2
-  distance = (
-    delta @ delta
-    + np.trace(cov1, dtype=np.float64)
-    + np.trace(cov2, dtype=np.float64)
-    - 2 * roots.sum()
-  )
+  traces = np.trace(cov1, dtype=np.float64) + np.trace(cov2, dtype=np.float64)
+  distance = delta @ delta + traces - 2 * roots.sum()
   return max(float(distance), 0.0)  # of equal sets it may be -1e-13
 
 
-def frechet_influence(mean_r, cov_r, mean_f, cov_f):
-  """The derivative of FID by the distribution of fakes: a function, rows [N,D] -> float64 [N] (read
-  in chunks).
+def frechet_influence(
+  mean_r: np.ndarray, cov_r: np.ndarray, mean_f: np.ndarray, cov_f: np.ndarray
+) -> Callable[[np.ndarray], np.ndarray]:
+  """The derivative of FID by the distribution of fakes: a function, rows [N,D] -> float64 [N].
 
   If a share e of the fakes moves to x, FID changes by e IF(x) + O(e^2), where with d = x - mf
-      IF(x) = 2 (mf - mr).d + d'(I - T) d - tr((I - T) Cf),  T = Cr^1/2 (Cr^1/2 Cf Cr^1/2)^-1/2
-      Cr^1/2,
+      IF(x) = 2 (mf - mr).d + d'(I - T) d - tr((I - T) Cf),
+      T = Cr^1/2 (Cr^1/2 Cf Cr^1/2)^-1/2 Cr^1/2,
   from the derivative I - T of the trace term by Cf. Its mean over the fakes is 0, with cov_f
   divided by N. Where Cf lacks rank the root has a pseudo-inverse: right for all that stays within
   the span of the fakes, such as resampling them.
   """
-  a, b = _factor(cov_r), _factor(cov_f)
-  u, roots, _ = np.linalg.svd(a.T @ b, full_matrices=False)
+  a = _factor(cov_r)
+  u, roots, _ = np.linalg.svd(a.T @ _factor(cov_f), full_matrices=False)
   real = roots > len(cov_r) * np.finfo(np.float64).eps * roots.max(initial=0)
   t = a @ u[:, real] / np.sqrt(roots[real])  # [D,rank], t t' = T
-  shift, rest = 2 * (np.asarray(mean_f) - mean_r), np.trace(cov_f) - roots[real].sum()
+  shift = 2 * (np.asarray(mean_f) - mean_r)
+  rest = np.trace(cov_f) - roots[real].sum()
 
   def influence(rows):
-    found = np.empty(len(rows))
+    result = np.empty(len(rows))
     for i in range(0, len(rows), CHUNK):
       d = rows[i : i + CHUNK] - np.asarray(mean_f, np.float64)
-      found[i : i + CHUNK] = d @ shift + (d**2).sum(1) - ((d @ t) ** 2).sum(1) - rest
-    return found
+      result[i : i + CHUNK] = d @ shift + (d**2).sum(1) - ((d @ t) ** 2).sum(1) - rest
+    return result
 
   return influence
 
 
-def bootstrap_mean(values, seed, replicates=1000):
-  """95 % interval of what the mean of a resample, with replacement, is off the mean: [N] -> (low,
-  high) [Efron 1979].
+def bootstrap_mean(values: np.ndarray, seed: int, replicates: int = 1000) -> tuple[float, float]:
+  """95 % interval of what the mean of a resample is off the mean: [N] -> (low, high) [Efron 1979].
 
   A mean m has the interval m + (low, high). With the influences of all fakes for values it is
-  FID's, in which FID is
-  linearised: it knows how the fakes were drawn, not the bias that FID has for few of them.
+  FID's, in which FID is linearised: it knows how the fakes were drawn, not the bias that FID has
+  for few of them.
   """
   values = np.asarray(values, np.float64)
-  key, n = np.random.default_rng(seed), len(values)
-  means = [values[key.integers(0, n, n)].mean() for _ in range(replicates)]
+  random = np.random.default_rng(seed)
+  n = len(values)
+  means = [values[random.integers(0, n, n)].mean() for _ in range(replicates)]
   low, high = np.percentile(means, [2.5, 97.5]) - values.mean()
   return float(low), float(high)
 
@@ -162,30 +170,35 @@ def bootstrap_mean(values, seed, replicates=1000):
 # ---- kernel inception distance
 
 
-def kid_subsets(reals, fakes, seed, subsets=100, size=1000):
-  """Which of `reals` and of `fakes` images are in each subset: two int arrays [subsets,m], m the
-  least of size and these.
+def kid_subsets(
+  reals: int, fakes: int, seed: int, subsets: int = 100, size: int = 1000
+) -> list[np.ndarray]:
+  """Which of `reals` and of `fakes` images are in each subset: two int arrays [subsets,m].
 
-  Within a subset none occurs twice.
+  m is the least of size and these. Within a subset none occurs twice.
   """
-  key, m = np.random.default_rng(seed), min(size, reals, fakes)
-  draw = lambda n: np.stack([key.choice(n, m, replace=False) for _ in range(subsets)])
-  return draw(reals), draw(fakes)
+  random = np.random.default_rng(seed)
+  m = min(size, reals, fakes)
+  return [
+    np.stack([random.choice(n, m, replace=False) for _ in range(subsets)]) for n in (reals, fakes)
+  ]
 
 
-def mmd(x, y):
-  """Unbiased squared maximum mean discrepancy, kernel (x.y / D + 1)^3 [Binkowski et al. 2018, arXiv
-  1801.01401].
+def mmd(x: np.ndarray, y: np.ndarray) -> float:
+  """Unbiased squared maximum mean discrepancy, kernel (x.y / D + 1)^3: [m,D], [n,D] -> float.
 
-  x: [m,D], y: [n,D] -> float, which may be negative. KID is its mean over subsets. Raises:
-  ValueError if m or n is 1.
+  [Binkowski et al. 2018, arXiv 1801.01401]. It may be negative. KID is its mean over subsets.
+  Raises: ValueError if m or n is 1.
   """
   if min(len(x), len(y)) < 2:
     raise ValueError(
       f'an unbiased estimate needs 2 rows or more on both sides, got {len(x)} and {len(y)}'
     )
-  x, y = np.asarray(x, np.float64), np.asarray(y, np.float64)
-  kernel = lambda a, b: (a @ b.T / a.shape[1] + 1) ** 3
+  x = np.asarray(x, np.float64)
+  y = np.asarray(y, np.float64)
+
+  def kernel(a, b):
+    return (a @ b.T / a.shape[1] + 1) ** 3
 
   def among(a):
     k = kernel(a, a)
@@ -197,21 +210,188 @@ def mmd(x, y):
 # ---- inception score
 
 
-def inception_scores(probs, splits=10):
-  """exp(E KL(p(y|x) || p(y))) of contiguous parts [Salimans et al. 2016, arXiv 1606.03498, 4]:
-  float64 [splits].
+def inception_scores(probs: np.ndarray, splits: int = SPLITS) -> np.ndarray:
+  """exp(E KL(p(y|x) || p(y))) of contiguous parts: [N,K] -> float64 [splits].
 
-  probs: [N,K]; part i begins at image i * N // splits. Raises: ValueError unless 1 <= splits <= N.
+  [Salimans et al. 2016, arXiv 1606.03498, 4]. Part i begins at image i * N // splits. Raises:
+  ValueError unless 1 <= splits <= N.
   """
   if not 1 <= splits <= len(probs):
     raise ValueError(
       f'{len(probs)} images cannot be divided into {splits} splits; ask for 1 to {len(probs)}'
     )
-  ends, found = np.arange(splits + 1) * len(probs) // splits, []
+  ends = np.arange(splits + 1) * len(probs) // splits
+  results = []
   for first, end in zip(ends, ends[1:]):
-    entropy, mean = 0, 0
+    entropy = 0
+    mean = 0
     for i in range(first, end, CHUNK):
       p = np.asarray(probs[i : min(i + CHUNK, end)], np.float64)
-      entropy, mean = entropy - xlogy(p, p).sum() / (end - first), mean + p.sum(0) / (end - first)
-    found.append(np.exp(-xlogy(mean, mean).sum() - entropy))
-  return np.array(found)
+      entropy -= xlogy(p, p).sum() / (end - first)
+      mean += p.sum(0) / (end - first)
+    results.append(np.exp(-xlogy(mean, mean).sum() - entropy))
+  return np.array(results)
+
+
+# ---- one function for each kind of metric: (protocol, features, seed, tick) -> Result
+# tick is called in long work; it raises after a signal.
+
+
+class Features(NamedTuple):
+  """What a metric compares. On processes but the first, its arrays of features are None.
+
+  Attributes:
+    fakes: [N,D]; of ppl, lengths [N].
+    reals: [M,D], or their Moments.
+    places: int [M], of these reals: in the data set, or in the order of training.
+    population: number of reals of which these were taken.
+    holdout: [L,D], of reals that weren't trained on, if there are any.
+  """
+
+  fakes: Any
+  reals: Any = None
+  places: np.ndarray = np.arange(0)
+  population: int = 0
+  holdout: Any = None
+
+
+class Result(NamedTuple):
+  """What a metric says.
+
+  Attributes:
+    values: {name: float}.
+    intervals: {name: [low, high]}, 95 %.
+    covers: what the intervals are about.
+    notes: what else there is to say, JSON values.
+  """
+
+  values: dict[str, float]
+  intervals: dict[str, list[float]]
+  covers: str
+  notes: dict[str, Any] = {}
+
+
+def _interval(value, each, seed):
+  """[low, high] of a value that is the mean of `each`, or has its influences for `each`."""
+  return [float(value + x) for x in bootstrap_mean(each, seed)]
+
+
+def frechet(p: Protocol, compared: Features, seed: int, tick: Callable) -> Result:
+  """FID, and the distance of pixels by the same formula."""
+  ddof = int(not p.full)
+  reals = compared.reals
+  fakes = Moments(compared.fakes.shape[1])
+  fakes.add(compared.fakes)
+  real = reals.mean, reals.cov(ddof)
+  value = frechet_distance(*real, fakes.mean, fakes.cov(ddof))
+  tick()
+  influence = frechet_influence(*real, fakes.mean, fakes.cov())
+  intervals = {p.name: _interval(value, influence(compared.fakes), seed)}
+  return Result({p.name: value}, intervals, f'{FAKES} (linearised; not the bias of few images)')
+
+
+def kernel(p: Protocol, compared: Features, seed: int, tick: Callable) -> Result:
+  """KID; only the reals that are in a subset were looked at."""
+  of_reals, of_fakes = kid_subsets(compared.population, p.count, seed)
+  rows = np.searchsorted(np.unique(of_reals), of_reals)
+  each = []
+  for i, j in zip(rows, of_fakes):
+    tick()
+    each.append(mmd(compared.reals[i], compared.fakes[j]))
+  value = float(np.mean(each))
+  size = of_reals.shape[1]
+  intervals = {p.name: _interval(value, each, seed)}
+  covers = 'the draw of subsets'
+  if size == p.count == compared.population:
+    intervals = {}
+    covers = 'nothing: every subset is the whole set'
+  notes = {'subsets': len(each), 'subset_size': size}
+  return Result({p.name: value}, intervals, covers, notes)
+
+
+def inception_score(p: Protocol, compared: Features, seed: int, tick: Callable) -> Result:
+  """IS; its spread is over the splits."""
+  each = inception_scores(compared.fakes)
+  mean = f'{p.name}_mean'
+  return Result(
+    {mean: float(each.mean()), f'{p.name}_std': float(each.std())},
+    {mean: _interval(each.mean(), each, seed)},
+    f'the {len(each)} splits',
+  )
+
+
+def precision_recall(p: Protocol, compared: Features, seed: int, tick: Callable) -> Result:
+  """Improved precision and recall."""
+  found = neighbors.precision_recall(compared.reals, compared.fakes, K, tick)
+  inside = {f'{p.name}_precision': found.in_reals, f'{p.name}_recall': found.in_fakes}
+  return Result(
+    {name: float(x.mean()) for name, x in inside.items()},
+    {name: _interval(x.mean(), x, seed) for name, x in inside.items()},
+    'which images of one set are compared with the other',
+  )
+
+
+def path_length(p: Protocol, compared: Features, seed: int, tick: Callable) -> Result:
+  """PPL; its fakes are lengths of steps between two of them."""
+  each = ppl.trimmed(compared.fakes)
+  value = float(each.mean())
+  return Result({p.name: value}, {p.name: _interval(value, each, seed)}, 'which pairs were drawn')
+
+
+def sliced_wasserstein(p: Protocol, compared: Features, seed: int, tick: Callable) -> Result:
+  """SWD of shrunk images; its interval is what disjoint subsets differ by."""
+
+  def distance(part):
+    return swd(compared.reals[part], compared.fakes[part], seed, tick)
+
+  levels = distance(slice(None))
+  groups = min(GROUPS, len(compared.fakes))
+  each = [distance(slice(i, None, groups))['mean'] for i in range(groups)]
+  return Result(
+    {p.name: levels['mean']},
+    {p.name: _interval(levels['mean'], each, seed)} if groups > 1 else {},
+    f'both sets, by {groups} disjoint subsets',
+    {'levels': levels},
+  )
+
+
+def nearest_reals(p: Protocol, compared: Features, seed: int, tick: Callable) -> Result:
+  """Are fakes closer to reals than other reals are?"""
+  base = compared.reals
+  distance, index = neighbors.nearest(compared.fakes, base, tick=tick)
+  if compared.holdout is None:
+    held_out, _ = neighbors.nearest(base, base, exclude_self=True, tick=tick)
+  else:
+    held_out, _ = neighbors.nearest(compared.holdout, base, tick=tick)
+  closest = np.resize(np.argsort(distance, kind='stable')[:SHOWN], SHOWN)
+  # Ties count half.
+  ends = [np.searchsorted(np.sort(held_out), distance, side) for side in ('left', 'right')]
+  farther = np.mean(ends, 0) / len(held_out)
+  name = f'{p.name}_farther'
+  value = float(farther.mean())
+  medians = {'fakes': float(np.median(distance)), 'held_out': float(np.median(held_out))}
+  notes = {
+    'held_out': 'holdout'
+    if compared.holdout is not None
+    else 'each real in turn, out of the others',
+    'held_out_at_distance_0': int((held_out == 0).sum()),
+    'median_distance': medians,
+    'picture': f'{SHOWN} closest: fake, and right of it its nearest real',
+    'closest_fakes': closest.tolist(),
+    'their_reals': compared.places[index[closest]].tolist(),
+  }
+  values = {name: value, f'{p.name}_z': neighbors.copying(distance, held_out)}
+  return Result(values, {name: _interval(value, farther, seed)}, FAKES, notes)
+
+
+SCORES = {
+  'fid': frechet,
+  'pixelfd': frechet,
+  'kid': kernel,
+  'is': inception_score,
+  'pr': precision_recall,
+  'ppl': path_length,
+  'swd': sliced_wasserstein,
+  'nn': nearest_reals,
+  'pixelnn': nearest_reals,
+}
