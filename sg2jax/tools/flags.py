@@ -12,12 +12,16 @@ from collections.abc import Callable
 import math
 import pathlib
 import re
+import sys
 
 from absl import flags
 from ml_collections import config_flags
+import numpy as np
 
-from sg2jax import cli, pretrained
+from sg2jax import cli, inputs, pretrained
+from sg2jax.faults import UsageError
 from sg2jax.models.layers import NOISE_MODES
+from sg2jax.sampler import Sampler
 
 # What is defined here counts as the calling tool's own, so that its --help shows it.
 flags.disclaim_key_flags()
@@ -65,7 +69,7 @@ def _is_folder(path: str) -> bool:
   return True
 
 
-def out_folder(net, name: str) -> pathlib.Path:
+def out_folder(net: Sampler, name: str) -> pathlib.Path:
   """The folder that --out names, by default NAME/<step> in the workdir of a Sampler."""
   return cli.folder(flags.FLAGS.out or str(net.workdir / name / f'{net.step:08d}'))
 
@@ -204,3 +208,85 @@ def define_noise():
     NOISE_MODES,
     'const: the noise maps of the network; random: drawn from the seed; none.',
   )
+
+
+# ---- what they mean for a network
+
+
+def labels(net: Sampler, count: int) -> list[str] | np.ndarray | None:
+  """What --class or --label ask for, as `Sampler.c` takes it.
+
+  None, one for all, or one for each of `count` seeds.
+
+  Raises: UsageError, naming the flag and the choices.
+  """
+  names = flags.FLAGS['class'].value
+  vectors = flags.FLAGS['label'].value
+  if names is None and vectors is None:
+    return None
+  if names is not None and vectors is not None:
+    raise UsageError(f'--class={names} --label={vectors}: give one of them')
+  argument = f'--class={names}' if vectors is None else f'--label={vectors}'
+  if not net.labels:
+    raise UsageError(f'{argument}: this network was trained without labels; leave it out')
+  parse = _classes if vectors is None else _vectors
+  found = parse(net.labels, argument)
+  if len(found) not in (1, count):
+    raise UsageError(
+      f'{argument} has {len(found)}, and there are {count} seeds; give one for all, or one for '
+      'each seed'
+    )
+  return found
+
+
+def _classes(known, argument):
+  """'--class=cat,2' -> ['cat', '2']; warns of classes that no image had."""
+  text = argument.partition('=')[2]
+  if not known.one_hot:
+    raise UsageError(
+      f'{argument}: the labels of this network are no classes but {known.listing()}; use --label, '
+      f'as in --label={known.name(known.values[0])}'
+    )
+  names = [text]
+  if text not in known.names:  # names may hold commas, and blanks at their ends
+    names = [name if name in known.names else name.strip() for name in text.split(',')]
+  counts = list(known.class_counts().items())
+  for given in dict.fromkeys(names):
+    name, images = counts[inputs.class_number(known, given)]
+    if not images:
+      print(
+        f'{argument}: no image that this network was trained on had class {name}; what comes out '
+        'means nothing',
+        file=sys.stderr,
+      )
+  return names
+
+
+def _vectors(known, argument):
+  """'--label=1,0,1;0,0,1' -> float32 [[1,0,1],[0,0,1]]."""
+  parts = argument.partition('=')[2].split(';')
+  try:
+    vectors = np.array([[float(x) for x in part.split(',')] for part in parts], np.float32)
+  except ValueError:  # no numbers, or rows of unlike lengths
+    vectors = np.zeros((0, 0))
+  if vectors.shape != (len(parts), known.c_dim) or not np.isfinite(vectors).all():
+    raise UsageError(
+      f'{argument} must be {known.c_dim} finite numbers, as in '
+      f'--label={known.name(known.values[0])}, or so many for each seed with ; between them'
+    )
+  return vectors
+
+
+def ws_range(net: Sampler, name: str) -> slice:
+  """The ws that a flag names by the first and the last, '2-4': slice(2, 5); all if it is ''.
+
+  Raises: UsageError, naming the flag, if the network hasn't got them.
+  """
+  text = flags.FLAGS[name].value or f'0-{net.num_ws - 1}'
+  match = re.fullmatch(r'(\d{1,4})-(\d{1,4})', text)
+  if not match or not int(match[1]) <= int(match[2]) < net.num_ws:
+    raise UsageError(
+      f'--{name}={text} must be the first and the last of some ws, as in 0-1; this network has the '
+      f'ws 0 to {net.num_ws - 1}'
+    )
+  return slice(int(match[1]), int(match[2]) + 1)
