@@ -1,31 +1,41 @@
-"""Weights of other people's networks: which files there are, where they are looked for, and what is
-in them.
+"""Weights of other people's networks: where they are, how they are read and fetched.
 
 A file is looked for at an explicit path; without one in the folder $SG2JAX_WEIGHTS, then in
-`weights` of the cache. Nothing is downloaded here: `python -m sg2jax.tools.fetch_weights` does, on
-request. Nothing in a file is run, see `interop`.
+`weights` of the cache. It is downloaded only on request (`fetch`, which the tool fetch_weights
+calls). Nothing in a file is run, see `interop`.
 """
 
+import contextlib
 import dataclasses
 import hashlib
-import io
+import http.client
 import os
 import pathlib
+import urllib.request
 
 import numpy as np
+import tqdm
 
 from sg2jax import faults, files, paths
 from sg2jax.interop import foreign, torch_file
 
 TOOL = 'python -m sg2jax.tools.fetch_weights'
 MAX_BYTES = 2**31  # of a file, and of the arrays in it
-MAX_DATASETS = 10_000  # and groups, in an HDF5 file
+CHUNK = 2**20  # bytes of a download
+TIMEOUT = 30  # seconds without a byte
 
 
 @dataclasses.dataclass(frozen=True)
 class File:
-  """A file as its author published it: name, size, sha256 in hexadecimal, https addresses of the
-  same bytes.
+  """A file as its author published it.
+
+  Attributes:
+    name: of the file.
+    bytes: size.
+    sha256: hexadecimal.
+    urls: https addresses of the same bytes.
+    what: what it is, and what for.
+    licence: its licence.
   """
 
   name: str
@@ -38,9 +48,7 @@ class File:
 
 @dataclasses.dataclass(frozen=True)
 class Identity:
-  """What was loaded: where from, its sha256 in hexadecimal, and whether that is the published
-  file's.
-  """
+  """What was loaded: where from, its sha256 (hexadecimal), whether that is the published file's."""
 
   path: str
   sha256: str
@@ -82,9 +90,7 @@ FILES = {
 }
 
 
-def cache() -> pathlib.Path:
-  """The folder for what can be made or fetched again, see `places.cache`."""
-  return paths.cache()
+# ---- where they are
 
 
 def folders() -> list[pathlib.Path]:
@@ -92,16 +98,14 @@ def folders() -> list[pathlib.Path]:
   own = os.environ.get('SG2JAX_WEIGHTS')
   paths.check_local(own, f'SG2JAX_WEIGHTS={own}')
   found = [pathlib.Path(os.path.expanduser(own)).absolute()] if own else []
-  found.append(cache() / 'weights')
+  found.append(paths.cache() / 'weights')
   if not os.environ.get(paths.VARIABLE) and (home := paths.home_cache()):
     found.append(home / 'weights')  # one that can only be read
   return list(dict.fromkeys(found))
 
 
 def find(name: str, explicit: str | os.PathLike = '') -> pathlib.Path | None:
-  """Path of the file `name` of FILES: `explicit` if given, else from `folders`; None if there is
-  none.
-  """
+  """Path of the file `name` of FILES, at `explicit` or else in `folders`; None if there is none."""
   return next((path for path in _places(name, explicit) if path.is_file()), None)
 
 
@@ -127,6 +131,17 @@ def require(names: list[str], explicit: dict[str, str] | None = None) -> dict[st
   return found
 
 
+def _places(name, explicit):
+  if name not in FILES:
+    raise faults.UsageError(f'weights {name!r} are unknown; choose from {", ".join(FILES)}')
+  if explicit:
+    return [pathlib.Path(os.path.expanduser(explicit)).absolute()]
+  return [folder / FILES[name].name for folder in folders()]
+
+
+# ---- reading them
+
+
 def load(name: str, explicit: str | os.PathLike = '') -> tuple[dict[str, np.ndarray], Identity]:
   """The arrays of the file `name` of FILES, and its identity.
 
@@ -137,13 +152,14 @@ def load(name: str, explicit: str | os.PathLike = '') -> tuple[dict[str, np.ndar
     UsageError, WeightsError: as `require` and `read`; the file in a folder is another one.
   """
   path = require([name], {name: explicit})[name]
-  data, known = _bytes(path), FILES[name]
+  data = _bytes(path)
+  known = FILES[name]
   digest = hashlib.sha256(data).hexdigest()
   if digest != known.sha256 and not explicit:
     raise faults.WeightsError(
       f'{path}: {len(data):,} bytes with sha256 {digest}, and {known.name} has {known.bytes:,} '
-      f'with {known.sha256}. Delete '
-      f'the file and get it with: {TOOL} {name}; weights of your own are given by their path'
+      f'with {known.sha256}. Delete the file and get it with: {TOOL} {name}; weights of your own '
+      'are given by their path'
     )
   return _parse(path, data), Identity(str(path), digest, digest == known.sha256)
 
@@ -152,84 +168,123 @@ def read(path: str | os.PathLike) -> dict[str, np.ndarray]:
   """The arrays in a file, whose content, not its name, says what it is.
 
   Args:
-    path: PyTorch state dict (see interop.torch_file), HDF5 ({'/group/name': dataset}; numbers only,
-    no links to elsewhere),
-      or NPZ (numbers only).
+    path: PyTorch state dict (see interop.torch_file) or NPZ (numbers only).
 
   Raises:
-    WeightsError: the file can't be read, is none of these, or has anything else in it; says file
-    and reason.
+    WeightsError: the file can't be read, is neither, or has anything else in it; says file and
+      reason.
   """
   return _parse(path, _bytes(path))
 
 
-def _places(name, explicit):
-  if name not in FILES:
-    raise faults.UsageError(f'weights {name!r} are unknown; choose from {", ".join(FILES)}')
-  if explicit:
-    return [pathlib.Path(os.path.expanduser(explicit)).absolute()]
-  return [folder / FILES[name].name for folder in folders()]
-
-
 def _bytes(path):
   try:
-    if (size := os.stat(path).st_size) > MAX_BYTES:
+    size = os.stat(path).st_size
+    if size > MAX_BYTES:
       raise faults.WeightsError(
         f'{path} is refused: it has {size:,} bytes, and {MAX_BYTES:,} are allowed'
       )
     return pathlib.Path(path).read_bytes()
   except (OSError, MemoryError) as e:
-    raise faults.WeightsError(
-      f'cannot read {path}: {getattr(e, "strerror", None) or type(e).__name__}'
-    ) from e
+    reason = getattr(e, 'strerror', None) or type(e).__name__
+    raise faults.WeightsError(f'cannot read {path}: {reason}') from e
 
 
 def _parse(path, data):
-  entry = data[30 : 30 + int.from_bytes(data[26:28], 'little')]  # name of a zip file's first part
   zipped = data.startswith(b'PK\x03\x04')
+  first = data[30 : 30 + int.from_bytes(data[26:28], 'little')]  # name of a zip file's first part
   try:
-    if data.startswith(b'\x89HDF\r\n\x1a\n'):
-      return _hdf5(data)
-    if zipped and entry.endswith(b'.npy'):
+    if zipped and first.endswith(b'.npy'):
       return files.parse_npz(data, MAX_BYTES)
     if zipped or data.startswith(b'\x80'):
       return torch_file.parse(data)
-    raise ValueError(foreign.describe(data, 'neither a PyTorch nor an HDF5 nor an NPZ file'))
-  except Exception as e:  # zipfile, numpy and h5py raise all sorts of them on broken files
+    raise ValueError(foreign.describe(data, 'neither a PyTorch nor an NPZ file'))
+  except Exception as e:  # zipfile and numpy raise all sorts of them on broken files
     reason = str(e) if isinstance(e, ValueError) else f'{type(e).__name__}: {e}'
     raise faults.WeightsError(f'{path} is refused: {" ".join(reason.split())}') from e
 
 
-def _hdf5(data):
-  try:
-    import h5py
-  except ImportError:
-    raise ValueError('reading HDF5 needs h5py; install it with: pip install h5py') from None
-  arrays, count, size = {}, 0, 0
-  with h5py.File(io.BytesIO(data), 'r') as file:
-    groups = [('', file)]
-    while groups:
-      prefix, group = groups.pop()
-      for name in group:
-        path, count = f'{prefix}/{name}', count + 1
-        if count > MAX_DATASETS:  # or groups that contain themselves
-          raise ValueError(f'more than {MAX_DATASETS:,} groups and datasets')
-        if not isinstance(group.get(name, getlink=True), h5py.HardLink):
-          raise ValueError(f'{path!a} is a link')
-        item = group[name]
-        if isinstance(item, h5py.Group):
-          groups.append((path, item))
-          continue
-        if (
-          not isinstance(item, h5py.Dataset)
-          or item.dtype.kind not in 'fiub'
-          or item.shape is None
-          or item.external
-          or item.is_virtual
-        ):  # the latter two are read from other files
-          raise ValueError(f'{path!a} is not an array of numbers in this file')
-        size += item.nbytes
-        if size > MAX_BYTES:
-          raise ValueError(f'its arrays have more than {MAX_BYTES:,} bytes')
-        arrays[path] = item[()]
-  return arrays
+# ---- fetching them
+
+
+def is_right(path: pathlib.Path, file: File) -> bool:
+  """Whether `path` has the size and the sha256 of `file`."""
+  return path.is_file() and path.stat().st_size == file.bytes and files.sha256(path) == file.sha256
+
+
+def fetch(file: File, dest: pathlib.Path) -> None:
+  """Makes sure that `dest` holds `file`: it is there, or an address has it; says what it did.
+
+  Raises:
+    WeightsError: no address had it; with reasons, and what to put where by hand.
+    WriteError: `dest` can't be written.
+  """
+  path = dest / file.name
+  if is_right(path, file):
+    print(f'{path}: already there, and the right file')
+    return
+  if path.exists():
+    print(f'{path}: another file of that name, replaced if the download succeeds')
+  part = path.with_name(f'.{file.name}.{os.getpid()}.part')
+  reasons = []
+  for url in file.urls:
+    try:
+      _download(url, file, part)
+      with files.writing(path):
+        os.replace(part, path)
+      print(f'{path}: {file.bytes:,} bytes, sha256 {file.sha256}')
+      return
+    except (OSError, http.client.HTTPException, ValueError) as e:
+      reasons.append(f'{url}: {" ".join(str(e).strip("<>").split()) or type(e).__name__}')
+    finally:
+      with contextlib.suppress(OSError):
+        part.unlink()
+  raise faults.WeightsError(
+    f'{file.name} could not be downloaded ({"; ".join(reasons)}). Without network: get the file '
+    f'elsewhere ({file.bytes:,} bytes, sha256 {file.sha256}) and put it at {path}'
+  )
+
+
+class _HttpsOnly(urllib.request.HTTPRedirectHandler):
+  def redirect_request(self, req, fp, code, msg, headers, newurl):
+    _check_https(newurl)
+    return super().redirect_request(req, fp, code, msg, headers, newurl)
+
+
+def _check_https(url):
+  if not url.lower().startswith('https://'):
+    raise ValueError(f'leads to {url}, and only https is allowed')
+
+
+def _download(url, file, part):
+  """Writes the content of `url` to `part`.
+
+  Raises: ValueError if it isn't `file`; OSError for the network; WriteError.
+  """
+  _check_https(url)
+  digest = hashlib.sha256()
+  size = 0
+  with contextlib.ExitStack() as stack:
+    with files.writing(part):
+      part.parent.mkdir(parents=True, exist_ok=True)
+      out = stack.enter_context(part.open('wb'))
+    opener = urllib.request.build_opener(_HttpsOnly)
+    response = stack.enter_context(opener.open(url, timeout=TIMEOUT))
+    bar = stack.enter_context(
+      tqdm.tqdm(total=file.bytes, desc=file.name, unit='B', unit_scale=True, disable=None)
+    )
+    while (chunk := response.read(CHUNK)) and size <= file.bytes:
+      with files.writing(part):
+        out.write(chunk)
+      digest.update(chunk)
+      size += len(chunk)
+      bar.update(len(chunk))
+    with files.writing(part):
+      out.flush()
+      os.fsync(out.fileno())
+  if size != file.bytes or digest.hexdigest() != file.sha256:
+    got = f'{size:,} bytes' if size <= file.bytes else f'more than {file.bytes:,} bytes'
+    raise ValueError(
+      f'holds {got} with sha256 {digest.hexdigest()}, which is not the file ({file.bytes:,}, '
+      f'{file.sha256})'
+    )

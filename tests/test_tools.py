@@ -218,7 +218,7 @@ def test_without_a_home_folder(monkeypatch, tmp_path, home, caplog):
   paths._temporary.cache_clear()
   found = paths.cache()
   assert found == tmp_path / f'sg2jax-{os.getuid()}' and found.stat().st_mode & 0o777 == 0o700
-  assert pretrained.cache() == found and pretrained.folders()[0] == found / 'weights'
+  assert paths.cache() == found and pretrained.folders()[0] == found / 'weights'
   paths._temporary.cache_clear()
   found.chmod(0o777)  # others could put compiled code there
   assert paths.cache() != found and paths.cache().parent == tmp_path

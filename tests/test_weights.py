@@ -1,6 +1,4 @@
-"""Weights: files of strangers are read and never run, found where promised, downloaded whole or not
-at all.
-"""
+"""Files of strangers: read and never run."""
 
 import base64
 import bz2
@@ -8,20 +6,14 @@ import collections
 import contextlib
 import fractions
 import gzip
-import hashlib
-import http.server
 import io
 import lzma
 import pathlib
 import pickle
 import pickletools
 import random
-import ssl
 import struct
-import subprocess
-import sys
 import tarfile
-import threading
 import time
 import zipfile
 import zlib
@@ -31,10 +23,9 @@ import pytest
 from safetensors import numpy as safetensors
 
 from sg2jax import pretrained
-from sg2jax.faults import UsageError, WeightsError, WriteError
+from sg2jax.faults import WeightsError
 from sg2jax.interop import pickle_reader, read, torch_file
 from sg2jax.interop.pickle_reader import Call, Global, Persistent
-from sg2jax.tools import fetch_weights
 
 ROOT = pathlib.Path(__file__).parent.parent
 unpack = lambda text: zlib.decompress(base64.b85decode(text))
@@ -408,77 +399,7 @@ def test_mutated_torch_files_are_read_or_refused():
   assert refused > 1000
 
 
-# HDF5, NPZ, anything
-
-
-def test_npz_and_hdf5_and_their_names_do_not_matter(tmp_path):
-  h5py = pytest.importorskip('h5py')
-  values = {'a': np.arange(6.0).reshape(2, 3), 'b': np.float32(2)}
-  np.savez(tmp_path / 'x.npz', **values)
-  with h5py.File(tmp_path / 'x.h5', 'w') as file:
-    file['a'], file['group/b'] = values['a'], values['b']
-  for name, there in (('x.npz', ('a', 'b')), ('x.h5', ('/a', '/group/b'))):
-    (tmp_path / name).rename(tmp_path / 'weights.bin')
-    arrays = pretrained.read(tmp_path / 'weights.bin')
-    assert set(arrays) == set(there)
-    for name, value in zip(there, values.values()):
-      np.testing.assert_array_equal(arrays[name], value)
-
-
-def hdf5(change):
-  h5py, out = pytest.importorskip('h5py'), io.BytesIO()
-  with h5py.File(out, 'w') as file:
-    change(file, h5py)
-  return out.getvalue()
-
-
-def loop(file, h5py):
-  file['g/h'] = file.create_group('g')
-
-
-def odd_files():
-  """{name: (content, part of the reason)}"""
-  npz = {}
-  for name, array in {'object': np.array([{}], object), 'text': np.array('text')}.items():
-    np.savez(out := io.BytesIO(), array)
-    npz[name] = out.getvalue()
-  return {
-    'empty': (b'', 'neither'),
-    'page': (b'<html>', 'neither'),
-    'npz object': (npz['object'], 'allow_pickle'),
-    'npz text': (npz['text'], 'not an array of numbers'),
-    'npz cut': (npz['text'][:-9], 'is refused'),
-    'link': (
-      hdf5(lambda f, h: f.__setitem__('x', h.ExternalLink('/etc/passwd', '/'))),
-      "'/x' is a link",
-    ),
-    'soft link': (hdf5(lambda f, h: f.__setitem__('x', h.SoftLink('/y'))), "'/x' is a link"),
-    'external': (
-      hdf5(lambda f, h: f.create_dataset('x', (4,), 'u1', external=[('/etc/passwd', 0, 4)])),
-      'in this file',
-    ),
-    'hdf5 text': (hdf5(lambda f, h: f.__setitem__('x', 'text')), 'not an array of numbers'),
-    'hdf5 loop': (hdf5(loop), 'more than 10,000'),
-    'hdf5 bomb': (
-      hdf5(lambda f, h: f.create_dataset('x', (2**40,), 'u1', chunks=(2**20,))),
-      'more than 2,147,483,648',
-    ),
-    'hdf5 cut': (hdf5(lambda f, h: f.__setitem__('x', np.zeros(1000)))[:900], 'is refused'),
-  }
-
-
-def test_odd_files_are_refused_by_name(tmp_path):
-  for name, (content, said) in odd_files().items():
-    (tmp_path / 'odd').write_bytes(content)
-    with pytest.raises(WeightsError) as e:
-      pretrained.read(tmp_path / 'odd')
-    assert str(tmp_path / 'odd') in str(e.value) and said in str(e.value), name
-  with pytest.raises(WeightsError, match='cannot read .*nowhere: No such file'):
-    pretrained.read(tmp_path / 'nowhere')
-  with (tmp_path / 'huge').open('wb') as file:
-    file.truncate(2**33)  # takes no room
-  with pytest.raises(WeightsError, match='8,589,934,592 bytes'):
-    pretrained.read(tmp_path / 'huge')
+# What isn't weights
 
 
 def other_files():
@@ -546,231 +467,3 @@ def test_a_pickle_that_was_cut_off_is_to_be_downloaded_again(tmp_path):
       read.read(tmp_path / name)
   with pytest.raises(WeightsError, match='file of safetensors'):
     pretrained.read(tmp_path / 'network.safetensors')
-
-
-# Where files are looked for
-
-
-@pytest.fixture
-def places(tmp_path, monkeypatch):
-  """(own folder, cache folder), where the file `inception` is a small one: LEGACY."""
-  monkeypatch.setenv('SG2JAX_WEIGHTS', str(tmp_path / 'own'))
-  monkeypatch.setenv('SG2JAX_CACHE', str(tmp_path / 'cache'))
-  file = pretrained.File(
-    'file.pth', len(LEGACY), hashlib.sha256(LEGACY).hexdigest(), (), 'a test', 'none'
-  )
-  monkeypatch.setitem(pretrained.FILES, 'inception', file)
-  folders = tmp_path / 'own', tmp_path / 'cache' / 'weights'
-  for folder in folders:
-    folder.mkdir(parents=True)
-  return folders
-
-
-def test_explicit_path_then_own_folder_then_cache(places, tmp_path):
-  own, cached = (folder / 'file.pth' for folder in places)
-  assert pretrained.find('inception') is None
-  cached.write_bytes(LEGACY)
-  assert pretrained.find('inception') == cached
-  own.write_bytes(LEGACY)
-  assert pretrained.find('inception') == own
-  assert (
-    pretrained.find('inception', tmp_path / 'elsewhere') is None
-  )  # and not another one silently
-  (tmp_path / 'elsewhere').write_bytes(ZIP)
-  assert pretrained.require(['inception'], {'inception': str(tmp_path / 'elsewhere')}) == {
-    'inception': tmp_path / 'elsewhere'
-  }
-
-
-def test_one_error_names_all_missing_files_the_places_and_the_command(places):
-  with pytest.raises(WeightsError) as e:
-    pretrained.require(['inception', 'vgg16', 'lpips_vgg'], {'vgg16': '/nowhere/v.pth'})
-  own, cached = places
-  for said in (
-    f'{own}/file.pth',
-    f'{cached}/file.pth',
-    '/nowhere/v.pth',
-    f'{cached}/vgg.pth',
-    'python -m sg2jax.tools.fetch_weights inception vgg16 lpips_vgg',
-  ):
-    assert said in str(e.value)
-  assert str(own / 'vgg16-397923af.pth') not in str(e.value)
-  with pytest.raises(
-    UsageError, match="'resnet' are unknown; choose from inception, vgg16, lpips_vgg"
-  ):
-    pretrained.require(['resnet'])
-
-
-def test_load_tells_the_identity_and_refuses_another_file_in_a_folder(places, tmp_path):
-  (places[1] / 'file.pth').write_bytes(LEGACY)
-  arrays, identity = pretrained.load('inception')
-  check_tensors(arrays)
-  assert identity == pretrained.Identity(
-    str(places[1] / 'file.pth'), hashlib.sha256(LEGACY).hexdigest(), True
-  )
-  (tmp_path / 'mine.pt').write_bytes(ZIP)
-  arrays, identity = pretrained.load('inception', tmp_path / 'mine.pt')
-  check_tensors(arrays)
-  assert not identity.known and identity.sha256 == hashlib.sha256(ZIP).hexdigest()
-  (places[0] / 'file.pth').write_bytes(ZIP)
-  with pytest.raises(
-    WeightsError, match=f'(?s){places[0]}/file.pth.*{identity.sha256}.*fetch_weights inception'
-  ):
-    pretrained.load('inception')
-
-
-def test_the_registry_is_consistent():
-  for file in pretrained.FILES.values():
-    assert (
-      len(bytes.fromhex(file.sha256)) == 32
-      and file.urls
-      and all(url.startswith('https://') for url in file.urls)
-    )
-    digits = file.name.removesuffix('.pth').split('-')[-1]
-    assert file.name == 'vgg.pth' or file.sha256.startswith(digits)  # as torch.hub checks it
-
-
-# Downloads
-
-
-class Server(http.server.BaseHTTPRequestHandler):
-  """Serves LEGACY rightly and wrongly."""
-
-  def do_GET(self):
-    if self.path.startswith('/to/'):
-      self.send_response(302)
-      self.send_header('Location', self.path.removeprefix('/to/'))
-      self.send_header('Content-Length', '0')
-      return self.end_headers()
-    body = {
-      '/good': LEGACY,
-      '/other': bytes(len(LEGACY)),
-      '/long': LEGACY * 1000,
-      '/short': LEGACY[:-5],
-    }.get(self.path)
-    self.send_response(200 if body else 404)
-    self.send_header(
-      'Content-Length', str(len(LEGACY) if self.path == '/short' else len(body or b''))
-    )
-    self.end_headers()
-    with contextlib.suppress(OSError):  # the client has had enough
-      self.wfile.write(body or b'')
-
-  def log_message(self, *args):
-    pass
-
-
-@pytest.fixture(scope='module')
-def server():
-  """The address of an https server."""
-  with http.server.ThreadingHTTPServer(('localhost', 0), Server) as server:
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(ROOT / 'tests' / 'localhost.pem')
-    server.socket = context.wrap_socket(server.socket, server_side=True)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f'https://localhost:{server.server_address[1]}'
-    server.shutdown()
-
-
-@pytest.fixture
-def trusted(monkeypatch):
-  monkeypatch.setenv('SSL_CERT_FILE', str(ROOT / 'tests' / 'localhost.pem'))
-  monkeypatch.setenv('no_proxy', 'localhost')
-
-
-def published(*urls):
-  return pretrained.File(
-    'file.pth', len(LEGACY), hashlib.sha256(LEGACY).hexdigest(), urls, 'a test', 'none'
-  )
-
-
-def test_download_to_a_new_folder_and_again(server, trusted, tmp_path, capsys):
-  dest = tmp_path / 'new' / 'folder'
-  fetch_weights.fetch(published(f'{server}/missing', f'{server}/to/{server}/good'), dest)
-  assert (dest / 'file.pth').read_bytes() == LEGACY and len(list(dest.iterdir())) == 1
-  fetch_weights.fetch(published(), dest)  # no address is needed
-  assert 'already there, and the right file' in capsys.readouterr().out
-  (dest / 'file.pth').write_bytes(LEGACY[:-1])
-  fetch_weights.fetch(published(f'{server}/good'), dest)
-  assert 'another file of that name' in capsys.readouterr().out
-  assert (dest / 'file.pth').read_bytes() == LEGACY
-
-
-@pytest.mark.parametrize(
-  'path, said',
-  [
-    ('/other', 'sha256'),
-    ('/long', 'holds more than'),
-    ('/short', f'holds {len(LEGACY) - 5:,} bytes'),
-    ('/missing', '404'),
-    ('/to/http://localhost/good', 'only https'),
-    ('/to/file:///etc/passwd', 'Redirection to'),
-    ('/to/ftp://localhost/a', 'only https'),
-  ],
-)
-def test_a_wrong_download_leaves_nothing(server, trusted, tmp_path, path, said):
-  (tmp_path / 'file.pth').write_bytes(b'old')
-  with pytest.raises(WeightsError) as e:
-    fetch_weights.fetch(published(server + path), tmp_path)
-  for part in (
-    server + path,
-    said,
-    f'put it at {tmp_path}/file.pth',
-    hashlib.sha256(LEGACY).hexdigest(),
-  ):
-    assert part in str(e.value)
-  assert [(p.name, p.read_bytes()) for p in tmp_path.iterdir()] == [('file.pth', b'old')]
-
-
-def test_an_untrusted_server_http_and_an_unwritable_folder(server, tmp_path, monkeypatch):
-  monkeypatch.setenv('no_proxy', 'localhost')
-  monkeypatch.delenv('SSL_CERT_FILE', raising=False)
-  with pytest.raises(WeightsError, match='CERTIFICATE_VERIFY_FAILED'):
-    fetch_weights.fetch(published(f'{server}/good'), tmp_path)
-  with pytest.raises(WeightsError, match='only https'):
-    fetch_weights.fetch(published(server.replace('https', 'http') + '/good'), tmp_path)
-  assert not list(tmp_path.iterdir())
-  (tmp_path / 'file').write_text('')
-  with pytest.raises(WriteError, match='choose another place'):
-    fetch_weights.fetch(published(f'{server}/good'), tmp_path / 'file')
-
-
-def tool(*args, **files):
-  """Runs the tool in a process of its own, with other files in the registry."""
-  code = (
-    'from sg2jax import cli, pretrained; '
-    f'pretrained.FILES.update({{k: pretrained.File(*v) for k, v in {files!r}.items()}})\n'
-    'from sg2jax.tools import fetch_weights; import sys\nassert "jax" not in sys.modules\n'
-    'cli.run(fetch_weights.main, positional=9)'
-  )
-  return subprocess.run(
-    [sys.executable, '-c', code, *args], cwd=ROOT, capture_output=True, text=True, timeout=60
-  )
-
-
-def test_the_tool_downloads_lists_and_fails_as_promised(server, trusted, places, tmp_path):
-  good = (
-    'file.pth',
-    len(LEGACY),
-    hashlib.sha256(LEGACY).hexdigest(),
-    (f'{server}/good',),
-    'a test',
-    'none',
-  )
-  bad = ('other.pth', 5, '0' * 64, (f'{server}/missing',), 'a test', 'none')
-  done = tool('bad', 'inception', 'inception', inception=good, bad=bad)
-  assert done.returncode == 7 and done.stderr.count('\n') == 1 and 'Traceback' not in done.stderr
-  assert (
-    f'{server}/missing: HTTP Error 404' in done.stderr
-    and f'put it at {places[0]}/other.pth' in done.stderr
-  )
-  assert (places[0] / 'file.pth').read_bytes() == LEGACY  # the other one came all the same
-  assert pretrained.load('inception')[1].known
-  done = tool(inception=good, bad=bad)
-  assert (
-    done.returncode == 0
-    and 'file.pth (0.00 MB): there\n' in done.stdout
-    and 'other.pth (0.00 MB): missing' in done.stdout
-  )
-  done = tool('resnet')
-  assert done.returncode == 2 and 'choose from inception, vgg16, lpips_vgg' in done.stderr
