@@ -17,7 +17,7 @@ import optax
 import pytest
 
 from configs import default
-from sg2jax import build, files, locks, report, state, train, workdir
+from sg2jax import build, files, init_from, locks, report, state, train, workdir
 from sg2jax.data.labels import Labels
 from sg2jax.faults import CheckpointError, UsageError, WeightsError
 from sg2jax.interop import write
@@ -102,12 +102,12 @@ def begin(monkeypatch):
 
   def begin(fields, place, source=None):
     found = {}
-    monkeypatch.setattr(train.data, 'load', lambda *_: source or Source())
+    monkeypatch.setattr(train.build, 'dataset', lambda *_: source or Source())
     monkeypatch.setattr(
       train,
-      'run',
-      lambda config, workdir, source, mesh, stop, start, changes: found.update(
-        start=start, changes=changes
+      'restore_and_train',
+      lambda config, workdir, source, mesh, stop, origin, changes: found.update(
+        start=origin, changes=changes
       ),
     )
     train.train(config_of(**fields), place)
@@ -216,7 +216,7 @@ def test_a_run_starts_from_an_export_and_says_so(begin, tmp_path, capsys):
   (tmp_path / 'net.safetensors.json').write_text(json.dumps(beside | {'sha256': digest}))
   start = begin({'init_from': tmp_path / 'net.safetensors'} | FROZEN, tmp_path / 'run')['start']
   log = report.Report(tmp_path / 'run', 0, 1)
-  fresh = workdir.init_from(config, state_of(config), start, tmp_path / 'run', log)
+  fresh = init_from.apply(config, state_of(config), start, tmp_path / 'run', log)
   assert np.array_equal(fresh.g['mapping']['fc0']['weight'], made.g['mapping']['fc0']['weight'])
   note = json.loads((tmp_path / 'run' / 'init_from.json').read_text())
   assert (note['file'], note['sha256'], note['initialised']) == (
@@ -239,7 +239,7 @@ def test_a_run_starts_from_a_file_of_others(begin, tmp_path):
   kwargs = net.kwargs
   fields = {
     'init_from': tmp_path / 'net.pkl',
-    'd.taps': (1, 2, 1),
+    'd.variant.taps': (1, 2, 1),
     'resolution': kwargs['img_resolution'],
     'data.channels': kwargs['img_channels'],
   }
@@ -249,8 +249,8 @@ def test_a_run_starts_from_a_file_of_others(begin, tmp_path):
   )
   with pytest.raises(UsageError, match='of D would stay random'):
     begin(fields | {'d.freeze_layers': 1}, tmp_path / 'frozen')
-  with pytest.raises(UsageError, match='--config.g.taps'):
-    begin(fields | {'g.taps': (1, 2, 1)}, tmp_path / 'frozen')
+  with pytest.raises(UsageError, match='--config.g.variant.taps'):
+    begin(fields | {'g.variant.taps': (1, 2, 1)}, tmp_path / 'frozen')
   assert not (tmp_path / 'frozen').exists()
 
 
@@ -335,7 +335,6 @@ def test_runs_of_version_0_1_say_what_they_know(begin, tmp_path):
     old['data_title'],
     old['data']['allow_change'],
     old['d']['freeze_layers'],
-    old['g']['taps'],
   )
   (run / 'config.json').write_text(json.dumps(old))
   assert begin({}, run)['changes'] == []
@@ -347,8 +346,8 @@ def test_runs_of_version_0_1_say_what_they_know(begin, tmp_path):
   # what it lacks has a meaning
   with pytest.raises(UsageError, match='d.freeze_layers: 0 there, 3 here'):
     begin(FROZEN, run)
-  with pytest.raises(UsageError, match=r'g.taps: \[1, 3, 3, 1\] there, \[1, 2, 1\] here'):
-    begin({'g.taps': (1, 2, 1)}, run)
+  with pytest.raises(UsageError, match=r'g.variant.taps: \[1, 3, 3, 1\] there, \[1, 2, 1\] here'):
+    begin({'g.variant.taps': (1, 2, 1)}, run)
 
 
 @pytest.mark.parametrize(
@@ -470,9 +469,9 @@ def test_a_run_of_version_0_1_is_told_that_its_numbers_are_others():
 def test_a_held_folder_names_its_process(tmp_path):
   said = f'--workdir=.*run is in use by process {os.getpid()} on'
   with (
-    workdir.locked(tmp_path / 'run'),
+    locks.locked(tmp_path / 'run'),
     pytest.raises(UsageError, match=said),
-    workdir.locked(tmp_path / 'run'),
+    locks.locked(tmp_path / 'run'),
   ):
     pass
 
@@ -484,8 +483,8 @@ def test_a_file_system_without_locks_is_not_in_use(tmp_path, monkeypatch, caplog
     raise OSError(95, 'Operation not supported')
 
   monkeypatch.setattr(fcntl, 'flock', flock)
-  monkeypatch.setattr(locks, '_told', set())
-  with workdir.locked(tmp_path / 'run'):
+  monkeypatch.setattr(locks, '_warned', set())
+  with locks.locked(tmp_path / 'run'):
     assert (tmp_path / 'run/.lock').exists()
 
 
@@ -512,9 +511,8 @@ def test_a_system_without_locks_is_told_in_one_line(begin, tmp_path, monkeypatch
 
 def test_all_modules_can_be_imported_without_fcntl(tmp_path):
   code = (
-    'import sys; sys.modules["fcntl"] = None\nimport sg2jax; sg2jax.load\nfrom absl import '
-    'flags\nfrom sg2jax import cli, main\nflags.mark_flags_as_required(["config", '
-    '"workdir"])\ntools.run(main.main)'
+    'import sys; sys.modules["fcntl"] = None\nimport sg2jax; sg2jax.load\n'
+    'from sg2jax import cli, main\nmain.define_flags(); cli.run(main.main)'
   )
   args = ['--config=configs/quickstart.py', f'--workdir={tmp_path / "run"}']
   done = subprocess.run(
