@@ -17,7 +17,7 @@ import numpy as np
 import tqdm
 
 from sg2jax import faults, files, paths
-from sg2jax.interop import foreign, torch_file
+from sg2jax.interop import sniff, torch_file
 
 TOOL = 'python -m sg2jax.tools.fetch_weights'
 MAX_BYTES = 2**31  # of a file, and of the arrays in it
@@ -191,14 +191,13 @@ def _bytes(path):
 
 
 def _parse(path, data):
-  zipped = data.startswith(b'PK\x03\x04')
-  first = data[30 : 30 + int.from_bytes(data[26:28], 'little')]  # name of a zip file's first part
+  kind = sniff.kind(data)
   try:
-    if zipped and first.endswith(b'.npy'):
+    if kind == 'npz':
       return files.parse_npz(data, MAX_BYTES)
-    if zipped or data.startswith(b'\x80'):
+    if kind in ('torch', 'pickle'):
       return torch_file.parse(data)
-    raise ValueError(foreign.describe(data, 'neither a PyTorch nor an NPZ file'))
+    raise ValueError(sniff.explain(data, 'neither a PyTorch nor an NPZ file'))
   except Exception as e:  # zipfile and numpy raise all sorts of them on broken files
     reason = str(e) if isinstance(e, ValueError) else f'{type(e).__name__}: {e}'
     raise faults.WeightsError(f'{path} is refused: {" ".join(reason.split())}') from e

@@ -28,7 +28,8 @@ CHUNK = 2**21  # numbers in a work array, about
 def _blur(x, axis, gain=1):
   """Filters float32 x [N,H,W,C] with [1,4,6,4,1]/16 * gain along `axis`, borders mirrored."""
   pad = [(2, 2) if a == axis else (0, 0) for a in range(4)]
-  p, n = np.pad(x, pad, mode='reflect'), x.shape[axis]
+  p = np.pad(x, pad, mode='reflect')
+  n = x.shape[axis]
   tap = [p[(slice(None),) * axis + (slice(k, k + n),)] for k in range(5)]
   return ((tap[0] + tap[4]) + 4 * (tap[1] + tap[3]) + 6 * tap[2]) * np.float32(gain / 16)
 
@@ -71,7 +72,7 @@ def _descriptors(images, places, lowest):
   return out.reshape(n * PATCHES_PER_IMAGE, -1), coarse
 
 
-def wasserstein(x, y):
+def wasserstein(x: np.ndarray, y: np.ndarray) -> float:
   """Wasserstein-1 distance of two samples of one size: float32 [M], [M] -> float, their unit."""
   low = min(x.min(), y.min())
   cell = (max(x.max(), y.max()) - low) / (CELLS - 1)
@@ -88,10 +89,9 @@ def _level(sets, key, lowest):
   (x, x_next), (y, y_next) = (_descriptors(s, places, lowest) for s in sets)
   directions = key.standard_normal((DIRECTIONS, PATCH**2 * channels), np.float32)
   directions /= np.linalg.norm(directions, axis=1, keepdims=True)
-  total = sum(
-    sum(map(wasserstein, block @ x.T, block @ y.T))
-    for block in np.split(directions, DIRECTIONS // 32)
-  )  # bounds the memory
+  total = 0
+  for block in np.split(directions, DIRECTIONS // 32):  # bounds the memory
+    total += sum(map(wasserstein, block @ x.T, block @ y.T))
   return 1e3 * total / DIRECTIONS, [x_next, y_next]
 
 
@@ -123,7 +123,8 @@ def swd(
   key = np.random.default_rng(seed)
   subset = np.sort(key.permutation(max(len(reals), len(fakes)))[:n])
   sets = [s if len(s) == n else s[subset] for s in (reals, fakes)]
-  result, lowest = {}, False
+  result = {}
+  lowest = False
   while not lowest:
     tick()
     height, width = sets[0].shape[1:3]

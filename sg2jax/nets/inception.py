@@ -1,10 +1,12 @@
-"""Inception-v3 as FID is defined on it: the TensorFlow graph of 2015-12-05 [Szegedy et al. 2016;
-Heusel et al. 2017].
+"""Inception-v3 as FID is defined on it: the TensorFlow graph of 2015-12-05.
 
-Layers have the names of the graph's PyTorch conversion, pt_inception-2015-12-05-6726825d.pth. What
-is unlike the paper and torchvision's network: 1008 outputs, TensorFlow 1's resize, means that don't
-count padding, a max-pool in Mixed_7c.
+[Szegedy et al. 2016; Heusel et al. 2017]. Layers have the names of the graph's PyTorch conversion,
+pt_inception-2015-12-05-6726825d.pth. What is unlike the paper and torchvision's network: 1008
+outputs, TensorFlow 1's resize, means that don't count padding, a max-pool in Mixed_7c.
 """
+
+from collections.abc import Mapping
+from typing import Any
 
 from flax import linen as nn
 import jax
@@ -12,23 +14,25 @@ from jax import lax
 import jax.numpy as jnp
 import numpy as np
 
+from sg2jax.nets.arrays import checked
+
 BATCH_NORM_EPS = 1e-3
 _BATCH_NORM = ('weight', 'bias', 'running_mean', 'running_var')
 
 
-def tf1_resize(x, height, width):
-  """Bilinear resize of TensorFlow 1, align_corners=False: source coordinate i * in / out, no
-  half-pixel centres, no antialias.
+def tf1_resize(x: jax.Array, height: int, width: int) -> jax.Array:
+  """Bilinear resize of TensorFlow 1, align_corners=False: floats [N,H,W,C] -> [N,height,width,C].
 
-  x: floats [N,H,W,C] -> [N,height,width,C], same dtype. The scale in / out is rounded to float32,
-  as there.
+  Source coordinate i * in / out, no half-pixel centres, no antialiasing. The scale in / out is
+  rounded to float32, as there.
   """
   for axis, size in ((2, width), (1, height)):
     last = x.shape[axis] - 1
     at = np.arange(size, dtype=x.dtype) * np.float32((last + 1) / size)
     low = at.astype(np.int32)
     weight = (at - low).astype(x.dtype).reshape((-1,) + (1,) * (3 - axis))
-    first, second = jnp.take(x, low, axis), jnp.take(x, np.minimum(low + 1, last), axis)
+    first = jnp.take(x, low, axis)
+    second = jnp.take(x, np.minimum(low + 1, last), axis)
     x = first + (second - first) * weight
   return x
 
@@ -42,11 +46,11 @@ def _join(*branches):
 
 
 class Inception(nn.Module):
-  """Images [N,H,W,3], uint8 or floats in 0..255 -> {'64', '192', '768', '2048', 'logits_unbiased',
-  'logits'}.
+  """Images [N,H,W,3], uint8 or floats in 0..255 -> {'64', '192', '768', '2048', 'logits' ...}.
 
   The numbers are spatial means [N,D] after the first and the second max-pool, after Mixed_6e and
-  after Mixed_7c (the last are FID's features); logits [N,1008] without and with the last bias.
+  after Mixed_7c (the last are FID's features); 'logits_unbiased' and 'logits' [N,1008] are without
+  and with the last bias.
   Images are resized to 299x299 and scaled by (x - 128) / 128 first. Computes in float32, in float64
   if the parameters are. Outputs that a jitted caller drops cost nothing.
   """
@@ -73,8 +77,7 @@ class Inception(nn.Module):
     )
     return _join(a, b, c, self._conv(_mean_pool(x), f'{name}.branch_pool', features))
 
-  # [N,17,17,768]
-  def _mixed_6(self, x, name, inner):
+  def _mixed_6(self, x, name, inner):  # [N,17,17,768]
     a = self._conv(x, f'{name}.branch1x1', 192)
     b = self._chain(
       x,
@@ -98,37 +101,32 @@ class Inception(nn.Module):
     c = self._chain(x, (f'{name}.branch3x3dbl_1', 448), (f'{name}.branch3x3dbl_2', 384, (3, 3)))
     return _join(
       a,
-      *(
-        self._conv(y, f'{name}.{branch}', 384, kernel)
-        for y, branch, kernel in (
-          (b, 'branch3x3_2a', (1, 3)),
-          (b, 'branch3x3_2b', (3, 1)),
-          (c, 'branch3x3dbl_3a', (1, 3)),
-          (c, 'branch3x3dbl_3b', (3, 1)),
-        )
-      ),
+      self._conv(b, f'{name}.branch3x3_2a', 384, (1, 3)),
+      self._conv(b, f'{name}.branch3x3_2b', 384, (3, 1)),
+      self._conv(c, f'{name}.branch3x3dbl_3a', 384, (1, 3)),
+      self._conv(c, f'{name}.branch3x3dbl_3b', 384, (3, 1)),
       self._conv(pooled, f'{name}.branch_pool', 192),
     )
 
   @nn.compact
   def __call__(self, images):
     dtype = jnp.result_type(jnp.float32, *jax.tree.leaves(self.variables))
-    out, halve = {}, (2, 'VALID')
-    # [N,299,299,3]
-    x = (tf1_resize(images.astype(dtype), 299, 299) - 128) / 128
+    out = {}
+    halve = (2, 'VALID')  # stride and padding
+    # ---- stem
+    x = (tf1_resize(images.astype(dtype), 299, 299) - 128) / 128  # [N,299,299,3]
     x = self._chain(
       x,
       ('Conv2d_1a_3x3', 32, (3, 3), *halve),
       ('Conv2d_2a_3x3', 32, (3, 3), 1, 'VALID'),
-      # [N,147,147,64]
       ('Conv2d_2b_3x3', 64, (3, 3)),
-    )
+    )  # [N,147,147,64]
     x = nn.max_pool(x, (3, 3), (2, 2))  # [N,73,73,64]
     out['64'] = x.mean((1, 2))
     x = self._chain(x, ('Conv2d_3b_1x1', 80), ('Conv2d_4a_3x3', 192, (3, 3), 1, 'VALID'))
-    # [N,35,35,192]
-    x = nn.max_pool(x, (3, 3), (2, 2))
+    x = nn.max_pool(x, (3, 3), (2, 2))  # [N,35,35,192]
     out['192'] = x.mean((1, 2))
+    # ---- 35x35, then 17x17
     for name, features in (('Mixed_5b', 32), ('Mixed_5c', 64), ('Mixed_5d', 64)):
       x = self._mixed_5(x, name, features)
     a = self._conv(x, 'Mixed_6a.branch3x3', 384, (3, 3), *halve)
@@ -138,11 +136,11 @@ class Inception(nn.Module):
       ('Mixed_6a.branch3x3dbl_2', 96, (3, 3)),
       ('Mixed_6a.branch3x3dbl_3', 96, (3, 3), *halve),
     )
-    # [N,17,17,768]
-    x = _join(a, b, nn.max_pool(x, (3, 3), (2, 2)))
+    x = _join(a, b, nn.max_pool(x, (3, 3), (2, 2)))  # [N,17,17,768]
     for name, inner in (('Mixed_6b', 128), ('Mixed_6c', 160), ('Mixed_6d', 160), ('Mixed_6e', 192)):
       x = self._mixed_6(x, name, inner)
     out['768'] = x.mean((1, 2))
+    # ---- 8x8, then logits
     a = self._chain(x, ('Mixed_7a.branch3x3_1', 192), ('Mixed_7a.branch3x3_2', 320, (3, 3), *halve))
     b = self._chain(
       x,
@@ -161,12 +159,12 @@ class Inception(nn.Module):
     return out
 
 
-def features(params, images):
-  """`Inception().apply`, but on CPUs one image at a time: there its activations stay in the cache,
-  twice as fast.
+def features(params: Any, images: jax.Array) -> dict[str, jax.Array]:
+  """`Inception().apply` with `params`: images [N,H,W,3] -> {name: [N,D]}.
 
-  params: of `params`; images [N,H,W,3] as there -> the same dict. With images sharded over devices
-  call it per shard (jax.shard_map), since a loop over a sharded axis would gather them.
+  On CPUs one image at a time: there its activations stay in the cache, twice as fast. With images
+  sharded over devices call it per shard (jax.shard_map), since a loop over a sharded axis would
+  gather them.
   """
 
   def network(images):
@@ -178,50 +176,28 @@ def features(params, images):
   return lax.platform_dependent(images, cpu=one_by_one, default=network)
 
 
-def params(arrays):
-  """Parameters of Inception from {name: array} of the PyTorch conversion, e.g.
-  'Mixed_5b.branch1x1.conv.weight' [O,I,H,W].
+def params(arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
+  """Parameters of Inception from the arrays of the PyTorch conversion.
 
+  Their names are like 'Mixed_5b.branch1x1.conv.weight' [O,I,H,W]; `num_batches_tracked` is skipped.
   The batch norm of each convolution is folded into kernel and bias, in float64. Float64 arrays give
-  float64 parameters, all others float32. `num_batches_tracked` is skipped. Raises: ValueError,
-  naming missing, unknown or ill-shaped arrays.
+  float64 parameters, all others float32. Raises: ValueError, naming missing, unknown or ill-shaped
+  arrays.
   """
-  tree = jax.eval_shape(
-    Inception().init, jax.random.key(0), jax.ShapeDtypeStruct((1, 299, 299, 3), np.uint8)
-  )['params']
+  image = jax.ShapeDtypeStruct((1, 299, 299, 3), np.uint8)
+  tree = jax.eval_shape(Inception().init, jax.random.key(0), image)['params']
   convs = {name: leaf['kernel'].shape for name, leaf in tree.items() if not name.startswith('fc')}
   shapes = {'fc.weight': (1008, 2048), 'fc.bias': (1008,)}
   for name, (h, w, i, o) in convs.items():
-    shapes |= {f'{name}.conv.weight': (o, i, h, w)} | {
-      f'{name}.bn.{part}': (o,) for part in _BATCH_NORM
-    }
-  arrays = {k: np.asarray(v) for k, v in arrays.items() if not k.endswith('.num_batches_tracked')}
-  check_arrays('Inception-v3', arrays, shapes)
-  dtype = np.result_type(np.float32, *(v.dtype for v in arrays.values()))
-  wide = {k: v.astype(np.float64) for k, v in arrays.items()}
+    shapes[f'{name}.conv.weight'] = (o, i, h, w)
+    shapes |= {f'{name}.bn.{part}': (o,) for part in _BATCH_NORM}
+  arrays = {k: x for k, x in arrays.items() if not k.endswith('.num_batches_tracked')}
+  arrays, dtype = checked('Inception-v3', arrays, shapes)
+  wide = {k: x.astype(np.float64) for k, x in arrays.items()}
   out = {'fc': {'kernel': wide['fc.weight'].T}, 'fc_bias': wide['fc.bias']}
   for name in convs:
     gain, bias, mean, variance = (wide[f'{name}.bn.{part}'] for part in _BATCH_NORM)
     gain = gain / np.sqrt(variance + BATCH_NORM_EPS)
-    out[name] = {
-      'kernel': wide[f'{name}.conv.weight'].transpose(2, 3, 1, 0) * gain,
-      'bias': bias - mean * gain,
-    }
+    kernel = wide[f'{name}.conv.weight'].transpose(2, 3, 1, 0) * gain
+    out[name] = {'kernel': kernel, 'bias': bias - mean * gain}
   return jax.tree.map(lambda x: x.astype(dtype), out)
-
-
-def check_arrays(network, arrays, shapes):
-  """Names and shapes of a network's file. arrays: {name: array}, shapes: {name: shape}. Raises:
-  ValueError naming up to 5.
-  """
-  faults = [f'{k} is missing' for k in shapes if k not in arrays] + [
-    f'{k} is unknown' for k in arrays if k not in shapes
-  ]
-  faults += [
-    f'{k} has shape {list(arrays[k].shape)}, not {list(shape)}'
-    for k, shape in shapes.items()
-    if k in arrays and arrays[k].shape != shape
-  ]
-  if faults:
-    more = f' and {len(faults) - 5} more' if len(faults) > 5 else ''
-    raise ValueError(f'not the arrays of {network}: ' + '; '.join(faults[:5]) + more)

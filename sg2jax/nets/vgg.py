@@ -1,67 +1,60 @@
-"""VGG16 [Simonyan & Zisserman 2015] and the LPIPS distance [Zhang et al. 2018], as flaxmodels and
-lpips-j have them.
+"""VGG16 [Simonyan & Zisserman 2015] and the LPIPS distance [Zhang et al. 2018].
 
-Both libraries would download weights; here all parameters are arguments and come from the authors'
-PyTorch files. The libraries are imported by the functions that need them.
+As flaxmodels and lpips-j have them. Both libraries would download weights; here all parameters are
+arguments and come from the authors' PyTorch files. The libraries are imported by the functions that
+need them.
 """
 
+from collections.abc import Mapping
+from typing import Any
+
+from flax import linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sg2jax.nets.inception import check_arrays
+from sg2jax.nets.arrays import checked
 
-_CONVS = {
-  'conv1_1': 0,
-  'conv1_2': 2,
-  'conv2_1': 5,
-  'conv2_2': 7,
-  'conv3_1': 10,
-  'conv3_2': 12,
-  'conv3_3': 14,
-  # places in `features`
-  'conv4_1': 17,
-  'conv4_2': 19,
-  'conv4_3': 21,
-  'conv5_1': 24,
-  'conv5_2': 26,
-  'conv5_3': 28,
-}
-_DENSE = {'fc6': 0, 'fc7': 3, 'fc8': 6}  # places in `classifier`
-_WIDTHS = {'1': 64, '2': 128, '3': 256, '4': 512, '5': 512}  # of a block
+_BLOCKS = ((2, 64), (2, 128), (3, 256), (3, 512), (3, 512))  # (convolutions, their width)
+_DENSE = {'fc6': (0, 4096), 'fc7': (3, 4096), 'fc8': (6, 1000)}  # (place in `classifier`, width)
 
 
 def _dtype(params):
   return jnp.result_type(jnp.float32, *jax.tree.leaves(params))
 
 
-def fc_features(params, images):
-  """Features for precision and recall [Kynkaanniemi et al. 2019]: the second fully connected
-  layer's, after its ReLU.
+# ---- features for precision and recall
 
-  params: of `fc_params`; images: uint8 [N,H,W,3] -> [N,4096], float32, or float64 if the parameters
-  are. Images are resized to 224x224 bilinearly with half-pixel centres and no antialiasing, then
+
+def fc_features(params: Any, images: jax.Array) -> jax.Array:
+  """The second fully connected layer's, after its ReLU [Kynkaanniemi et al. 2019]: -> [N,4096].
+
+  Images are resized to 224x224 bilinearly with half-pixel centres and no antialiasing, then
   normalized as for ImageNet.
+
+  Args:
+    params: of `fc_params`; the result is float32, or float64 if they are.
+    images: uint8 [N,H,W,3].
   """
   import flaxmodels
 
   dtype = _dtype(params)
   network = flaxmodels.VGG16(output='activations', pretrained=None, include_head=True, dtype=dtype)
+  shape = (len(images), 224, 224, 3)
   with jax.default_matmul_precision('highest'):  # float32 products on GPUs and TPUs too
-    x = jax.image.resize(
-      images.astype(dtype), (len(images), 224, 224, 3), 'bilinear', antialias=False
-    )
+    x = jax.image.resize(images.astype(dtype), shape, 'bilinear', antialias=False)
     return network.apply({'params': params}, x / 255, train=False)['relu7']
 
 
-def lpips_network(dtype):
-  """lpips-j's distance as a module: (x0, x1) [N,H,W,3] in [-1,1] -> [N,1,1,1]. Parameters: of
-  `lpips_params`.
+# ---- LPIPS
 
-  Its two halves are methods: `features` of images, and `between` such features, of which a
-  projection keeps its target's.
+
+def lpips_network(dtype: Any) -> nn.Module:
+  """lpips-j's distance as a module: (x0, x1) [N,H,W,3] in [-1,1] -> [N,1,1,1].
+
+  Parameters: of `lpips_params`. Its two halves are methods: `features` of images, and `between`
+  such features, of which a projection keeps its target's.
   """
-  from flax import linen as nn
   from flaxmodels.vgg.vgg import VGG
   from lpips_j import lpips as library
 
@@ -75,8 +68,8 @@ def lpips_network(dtype):
       return self.between(self.features(x), self.features(t))
 
     def features(self, x):
-      found = self.vgg((x + 1) / 2)
-      return [_unit_length(found[name]) for name in self.feature_names]
+      layers = self.vgg((x + 1) / 2)
+      return [_unit_length(layers[name]) for name in self.feature_names]
 
     def between(self, f, g):
       return sum(library.spatial_average(lin((x - y) ** 2)) for lin, x, y in zip(self.lins, f, g))
@@ -85,31 +78,29 @@ def lpips_network(dtype):
 
 
 def _unit_length(x, eps=1e-10):
-  """The library's `normalize_tensor`, whose gradient is NaN where all channels are 0, as ReLUs
-  leave them.
+  """The library's `normalize_tensor`, over channels, with a gradient where all of them are 0.
+
+  ReLUs leave such pixels, and there the library's gradient is NaN.
   """
   square = jnp.sum(x**2, axis=-1, keepdims=True)
   some = square > 0
   return x / (jnp.where(some, jnp.sqrt(jnp.where(some, square, 1)), 0) + eps)
 
 
-def lpips(params, x0, x1):
-  """LPIPS 0.1 with VGG16 [Zhang et al. 2018, eq. 1]. params: of `lpips_params`; x0, x1: [N,H,W,3]
-  in [-1,1] -> [N].
+def lpips(params: Any, x0: jax.Array, x1: jax.Array) -> jax.Array:
+  """LPIPS 0.1 with VGG16 [Zhang et al. 2018, eq. 1]: [N,H,W,3] in [-1,1] x 2 -> [N].
 
-  Differentiable; float32, or float64 if the parameters are.
+  params: of `lpips_params`. Differentiable; float32, or float64 if the parameters are.
   """
   return lpips_between(params, lpips_features(params, x0), lpips_features(params, x1))
 
 
-def lpips_features(params, x):
-  """What `lpips` compares of images [N,H,W,3] in [-1,1]: a list of [N,h,w,C], of unit length over
-  the channels.
-  """
+def lpips_features(params: Any, x: jax.Array) -> list[jax.Array]:
+  """What `lpips` compares of images [N,H,W,3] in [-1,1]: [N,h,w,C] of unit length over C."""
   return _lpips(params, 'features', x)
 
 
-def lpips_between(params, f, g):
+def lpips_between(params: Any, f: list[jax.Array], g: list[jax.Array]) -> jax.Array:
   """`lpips` of two results of `lpips_features`: [N]."""
   return _lpips(params, 'between', f, g)[:, 0, 0, 0]
 
@@ -121,66 +112,68 @@ def _lpips(params, method, *args):
     return lpips_network(dtype).apply({'params': params}, *args, method=method)
 
 
-def _conv_shapes():
-  """{torchvision's name: shape} of the convolutions."""
-  shapes, inputs = {}, 3
-  for name, place in _CONVS.items():
-    width = _WIDTHS[name[4]]
-    shapes |= {
-      f'features.{place}.weight': (width, inputs, 3, 3),
-      f'features.{place}.bias': (width,),
-    }
-    inputs = width
-  return shapes
+# ---- parameters from PyTorch files
 
 
-def _convert(network, arrays, shapes, layers):
-  """Checked arrays -> {layer: {'kernel', 'bias'}}; layers: {layer: torchvision's name}."""
-  arrays = {k: np.asarray(v) for k, v in arrays.items()}
-  check_arrays(network, arrays, shapes)
-  dtype = np.result_type(np.float32, *(v.dtype for v in arrays.values()))
-  order = {4: (2, 3, 1, 0), 2: (1, 0)}
+def fc_params(arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
+  """Parameters of `fc_features` from all arrays of torchvision's vgg16-397923af.pth.
 
-  def kernel(w):
-    return w.astype(dtype, copy=False).transpose(order[w.ndim])
-
-  return {
-    layer: {'kernel': kernel(arrays[f'{name}.weight'])}
-    | ({'bias': arrays[f'{name}.bias'].astype(dtype)} if f'{name}.bias' in arrays else {})
-    for layer, name in layers.items()
-  }
-
-
-def fc_params(arrays):
-  """Parameters of `fc_features` from all arrays of torchvision's vgg16-397923af.pth,
-  'features.0.weight' [O,I,H,W] and so on.
-
-  Float64 arrays give float64 parameters, all others float32. Raises: ValueError, naming missing,
-  unknown or ill-shaped ones.
+  'features.0.weight' [O,I,H,W] and so on. Float64 arrays give float64 parameters, all others
+  float32. Raises: ValueError, naming missing, unknown or ill-shaped ones.
   """
-  shapes, inputs = _conv_shapes(), 7 * 7 * 512
-  for place, width in zip(_DENSE.values(), (4096, 4096, 1000)):
-    shapes |= {f'classifier.{place}.weight': (width, inputs), f'classifier.{place}.bias': (width,)}
+  layers, shapes = _convolutions()
+  inputs = 7 * 7 * 512
+  for layer, (place, width) in _DENSE.items():
+    layers[layer] = f'classifier.{place}'
+    shapes |= _weight_and_bias(layers[layer], (width, inputs))
     inputs = width
-  layers = {k: f'features.{i}' for k, i in _CONVS.items()} | {
-    k: f'classifier.{i}' for k, i in _DENSE.items()
-  }
   return _convert('VGG16', arrays, shapes, layers)
 
 
-def lpips_params(arrays, heads):
-  """Parameters of `lpips` from torchvision's vgg16-397923af.pth and lpips' v0.1 vgg.pth,
-  'lin0.model.1.weight' [1,C,1,1] ...
+def lpips_params(
+  arrays: Mapping[str, np.ndarray], heads: Mapping[str, np.ndarray]
+) -> dict[str, Any]:
+  """Parameters of `lpips` from torchvision's vgg16-397923af.pth and lpips' v0.1 vgg.pth.
 
-  Of the first file the classifier isn't needed. Dtypes and errors: as for `fc_params`.
+  Of the first file the classifier isn't needed; the second holds 'lin0.model.1.weight' [1,C,1,1]
+  ... Dtypes and errors: as for `fc_params`.
   """
-  arrays = {k: v for k, v in arrays.items() if not k.startswith('classifier.')}
-  trunk = _convert('VGG16', arrays, _conv_shapes(), {k: f'features.{i}' for k, i in _CONVS.items()})
-  shapes = {f'lin{i}.model.1.weight': (1, width, 1, 1) for i, width in enumerate(_WIDTHS.values())}
-  lins = _convert(
-    "LPIPS' heads for VGG16",
-    heads,
-    shapes,
-    {f'lins_{i}': f'lin{i}.model.1' for i in range(len(shapes))},
-  )
-  return {'vgg': trunk} | lins
+  arrays = {name: x for name, x in arrays.items() if not name.startswith('classifier.')}
+  layers, shapes = _convolutions()
+  trunk = _convert('VGG16', arrays, shapes, layers)
+  names = {f'lins_{i}': f'lin{i}.model.1' for i in range(len(_BLOCKS))}
+  shapes = {f'{name}.weight': (1, width, 1, 1) for name, (_, width) in zip(names.values(), _BLOCKS)}
+  return {'vgg': trunk} | _convert("LPIPS' heads for VGG16", heads, shapes, names)
+
+
+def _convolutions():
+  """{layer: torchvision's name} and {array: shape} of the convolutions."""
+  layers = {}
+  shapes = {}
+  place = 0  # in `features`, where a ReLU follows each convolution, and a max-pool each block
+  inputs = 3
+  for block, (count, width) in enumerate(_BLOCKS, 1):
+    for i in range(1, count + 1):
+      name = layers[f'conv{block}_{i}'] = f'features.{place}'
+      shapes |= _weight_and_bias(name, (width, inputs, 3, 3))
+      inputs = width
+      place += 2
+    place += 1
+  return layers, shapes
+
+
+def _weight_and_bias(name, shape):
+  return {f'{name}.weight': shape, f'{name}.bias': shape[:1]}
+
+
+def _convert(network, arrays, shapes, layers):
+  """Arrays, checked -> {layer: {'kernel', 'bias'}}. layers: {layer: name in the file}."""
+  arrays, dtype = checked(network, arrays, shapes)
+  order = {4: (2, 3, 1, 0), 2: (1, 0)}  # [O,I,H,W] -> [H,W,I,O], [O,I] -> [I,O]
+  params = {}
+  for layer, name in layers.items():
+    weight = arrays[f'{name}.weight'].astype(dtype, copy=False)
+    params[layer] = {'kernel': weight.transpose(order[weight.ndim])}
+    if f'{name}.bias' in arrays:
+      params[layer]['bias'] = arrays[f'{name}.bias'].astype(dtype)
+  return params

@@ -21,7 +21,7 @@ import numpy as np
 WHOLE = 'whole case'  # where a failure stands that belongs to no sub-case
 # Cases whose float32 arrays the reference computed in float32: their bounds for float32 hold in
 # float64, too. In float64 torch-fidelity misses the others as we do, and agrees with us
-# (tests/test_detectors.py).
+# (tests/test_nets.py).
 IN_FLOAT32 = ('inception_v3_fid',)
 
 
