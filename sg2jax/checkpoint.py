@@ -28,7 +28,8 @@ from sg2jax import files
 from sg2jax import state as state_lib
 from sg2jax.faults import CheckpointError, UsageError, WriteError
 
-# 1: of version 0.1, whose states lack state.YOUNGER and whose random numbers came from other keys
+# 1: of version 0.1, whose states lack state.LATER_FIELDS and whose random numbers came from other
+# keys
 FORMAT = 2
 _STEP = re.compile(r'(0|[1-9][0-9]*)(\.tmp|\.damaged-[0-9]+)?')
 
@@ -190,7 +191,7 @@ class Checkpoints:
     Args:
       like: pytree of arrays or ShapeDtypeStructs; a leaf without a sharding becomes a numpy array.
 
-    What a checkpoint of an older format lacks has the value that state.YOUNGER says.
+    What a checkpoint of an older format lacks has the value that state.LATER_FIELDS says.
 
     Raises:
       CheckpointError: some were there but none is whole; format too new; leaves unlike `like`'s.
@@ -285,7 +286,7 @@ def _restore_like(step, like):
   manifest = _manifest(step)
   there = {k: f'{dtype}{shape}' for k, (dtype, shape) in manifest['leaves'].items()}
   here = {k: f'{x.dtype}{list(x.shape)}' for k, x in _named(like).items()}
-  younger = state_lib.YOUNGER.items() if manifest['format'] < FORMAT else ()
+  younger = state_lib.LATER_FIELDS.items() if manifest['format'] < FORMAT else ()
   added = {k: np.asarray(x) for k, x in younger if k in here and k not in there}
   there |= {k: f'{x.dtype}{list(x.shape)}' for k, x in added.items()}
   for name in [*here, *there]:

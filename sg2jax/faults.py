@@ -1,12 +1,8 @@
-"""What can go wrong for a user, and the exit code that says which. One line each, no traceback
-(`--debug` shows it).
-"""
+"""What can go wrong for a user: one line each, no traceback (`--debug` shows it), an exit code."""
 
 
 class Fault(Exception):
-  """An error with a remedy. `str(fault)` says what, where, and what to do; `code` is the exit
-  code.
-  """
+  """An error with a remedy: `str(fault)` says what, where and what to do; `code`: the exit code."""
 
   code = 1
 

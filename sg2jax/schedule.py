@@ -1,16 +1,16 @@
-"""Pure numbers from the clock: progressive growing, learning rates, the lazy Adam correction, the
-EMA of the generator.
-"""
+"""Pure numbers from the clock: growing, learning rates, Adam's lazy correction, the EMA of G."""
 
+from collections.abc import Sequence
 import dataclasses
 import math
 
+import jax
 import jax.numpy as jnp
 
 
 @dataclasses.dataclass(frozen=True)
 class GrowthStage:
-  """What is static between two changes of resolution."""
+  """What doesn't change between two changes of resolution; steps are compiled for one."""
 
   level: int = 0  # number of upper resolutions that aren't there yet: floor(lod)
   batch: int = 0  # images per minibatch
@@ -20,12 +20,14 @@ class GrowthStage:
 
 @dataclasses.dataclass(frozen=True)
 class Growth:
-  """Progressive growing [Karras et al. 2018, S1 App. C, S2 Table 1 A-D]: each resolution fades in,
-  then holds.
+  """Progressive growing: each resolution fades in, then holds.
 
-  lod, the level of detail, falls from `levels` to 0: during a fade it is fractional and floor(lod)
-  is the new resolution, whose batch and learning rates apply. The schedule is looked at every
-  `repeats` minibatches.
+  [Karras et al. 2018; S1 App. C; S2 Table 1 A-D]. lod, the level of detail, falls from `levels` to
+  0. During a fade it is fractional: floor(lod) is the new resolution, whose batch and learning
+  rates apply.
+
+  The schedule is looked at only every `repeats` minibatches, as in the reference. So what applies
+  now depends on the number of images at the last of these checks (`last_check`), not on nimg.
   """
 
   # px, the longer one at full resolution; if that is no power of 2, the one below it stands for it
@@ -39,21 +41,22 @@ class Growth:
   batches: tuple = ()  # (longer side in px, images per minibatch), ...
   g_lrs: tuple = ()  # (longer side in px, learning rate), ...
   d_lrs: tuple = ()
-  repeats: int = 1
+  repeats: int = 1  # minibatches between checks of the schedule
 
-  def lod(self, nimg):
-    """Level of detail after `nimg` images, a float in [0, levels]."""
-    kimg, phase = nimg / 1000, self.hold_kimg + self.fade_kimg
-    done = math.floor(kimg / phase) if self.levels else 0
-    fading = (
-      max(kimg - done * phase - self.hold_kimg, 0) / self.fade_kimg
-      if self.levels and self.fade_kimg
-      else 0.0
-    )
-    return max(self.levels - done - fading, 0.0)
+  def lod(self, nimg: int) -> float:
+    """Level of detail at a check after `nimg` images, in [0, levels]."""
+    if not self.levels:
+      return 0.0
+    kimg = nimg / 1000
+    phase = self.hold_kimg + self.fade_kimg
+    done = math.floor(kimg / phase)
+    faded = 0.0
+    if self.fade_kimg:
+      faded = max(kimg - done * phase - self.hold_kimg, 0) / self.fade_kimg
+    return max(self.levels - done - faded, 0.0)
 
-  def stage(self, nimg):
-    """The GrowthStage that `nimg` images fall in."""
+  def stage(self, nimg: int) -> GrowthStage:
+    """The stage that a check at `nimg` images starts or goes on with."""
     level = math.floor(self.lod(nimg))
     side = self.side >> level
     return GrowthStage(
@@ -63,69 +66,72 @@ class Growth:
       at_side(self.d_lrs, side, self.d_lr),
     )
 
-  def last_check(self, step, nimg):
-    """Images at the last check of the schedule; step, nimg: done so far. Walks the schedule, a
-    second for 25 million images.
-    """
+  def current_stage(self, step: int, nimg: int) -> GrowthStage:
+    """The stage of a run after `step` minibatches and `nimg` images, at a check or between two."""
     if step % self.repeats == 0:
-      return nimg
+      return self.stage(nimg)
+    # Near a change nimg alone may fit two stages, as their batches differ. So the schedule is
+    # walked from its start: a second for 25 million images.
     nimg = 0
     for _ in range(step // self.repeats):
       nimg += self.stage(nimg).batch * self.repeats
-    return nimg
+    return self.stage(nimg)
 
-  def resets(self, before, after):
-    """True if Adam starts afresh between schedule looks at `before` and at `after` images: a fade
-    begins or ends.
-    """
-    ends = lambda nimg: (math.floor(self.lod(nimg)), math.ceil(self.lod(nimg)))
-    return ends(before) != ends(after)
-
-  def last_check_traced(self, stage, step, nimg):
-    """As `last_check`, in a stage that is known, and traced: int32 []."""
+  def last_check(self, stage: GrowthStage, step, nimg):
+    """Images at the last check of a run in `stage`; step, nimg: int, or traced int32 []."""
     return nimg - step % self.repeats * stage.batch
 
-  def alpha(self, stage, step, nimg, dtype=jnp.float32):
-    """1 - (lod - floor(lod)) in `stage`, [] of dtype: how far its resolution is faded in. step,
-    nimg: int32 [], traced.
+  def resets_adam(self, before: int, after: int) -> bool:
+    """Whether Adam starts afresh between checks at so many images: a fade begins or ends."""
+    lod_before = self.lod(before)
+    lod_after = self.lod(after)
+    return math.floor(lod_before) != math.floor(lod_after) or math.ceil(lod_before) != math.ceil(
+      lod_after
+    )
 
-    Both count from 0; nimg is taken as it was at the last look at the schedule.
+  def alpha(
+    self, stage: GrowthStage, step: jax.Array, nimg: jax.Array, dtype=jnp.float32
+  ) -> jax.Array:
+    """1 - (lod - floor(lod)), [] of dtype: how far the resolution of `stage` is faded in.
+
+    step, nimg: int32 [], traced, done so far.
     """
     if stage.level == self.levels or not self.fade_kimg:
       return jnp.ones((), dtype)
     phase = self.hold_kimg + self.fade_kimg
-    start = 1000 * ((self.levels - stage.level - 1) * phase + self.hold_kimg)  # of the fade, images
-    seen = self.last_check_traced(stage, step, nimg) - int(
-      start
-    )  # exact, where a float32 of nimg is not
-    return jnp.clip((seen.astype(dtype) - start % 1) / (1000 * self.fade_kimg), 0, 1)
+    # images at the start of the fade; subtracted as a whole number, which is exact where a float32
+    # of nimg is not
+    start = 1000 * ((self.levels - stage.level - 1) * phase + self.hold_kimg)
+    since = self.last_check(stage, step, nimg) - int(start)
+    return jnp.clip((since.astype(dtype) - start % 1) / (1000 * self.fade_kimg), 0, 1)
 
 
-def at_side(pairs, side, default):
+def at_side(pairs: Sequence, side: int, default):
   """The value of `side` in ((side, value), ...)."""
   return dict(pairs).get(side, default)
 
 
-def ramp(nimg, kimg):
+def ramp(nimg, kimg: float):
   """Factor of the learning rate, rising from 0 to 1 in `kimg` thousand images; kimg 0: 1."""
   return jnp.minimum(nimg / (1000 * kimg), 1) if kimg else 1
 
 
-def lazy_correction(interval):
-  """c = k/(k+1): Adam's lr is multiplied by c and its betas are raised to c when the loss is
-  regularized every k [S2 App. B].
+def lazy_correction(interval: int) -> float:
+  """c = k/(k+1) for a regularizer at every k-th minibatch; 1 for one that isn't lazy (k = 0).
 
-  interval 0 means that the regularizer isn't lazy: 1.
+  Adam takes k+1 steps where it took k, so its lr is multiplied by c and its betas are raised to c
+  [S2 App. B].
   """
   return interval / (interval + 1) if interval else 1.0
 
 
-def ema_beta(nimg, batch, ema_kimg, ema_rampup, dtype=jnp.float32):
-  """0.5^(batch / half-life), half-life = min(ema_kimg * 1000, nimg * ema_rampup) images [ADA App.
-  F]. Scalar.
+def ema_beta(
+  nimg, batch: int, ema_kimg: float, ema_rampup: float | None, dtype=jnp.float32
+) -> jax.Array:
+  """0.5^(batch / half-life), half-life = min(1000 ema_kimg, nimg ema_rampup) images [ADA App. F].
 
-  nimg counts images before this minibatch; ema_rampup None: no ramp. At nimg 0 with a ramp it is 0:
-  EMA copies G.
+  nimg counts images before this minibatch; ema_rampup None: no ramp. With one, beta at nimg 0 is 0:
+  the EMA starts as a copy of G.
   """
   half_life = jnp.asarray(ema_kimg * 1000, dtype)
   if ema_rampup is not None:

@@ -1,12 +1,14 @@
 """One 1-D mesh ('data',) and its two shardings. The only file that says "device"."""
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 import numpy as np
 
 
-def make_mesh(devices=None):
+def make_mesh(devices=None) -> Mesh:
   """All devices (or the given ones) in one axis, 'data', those of a process side by side.
 
   `jax.make_mesh` would order them by their place in a TPU slice, where processes interleave; then
@@ -17,61 +19,68 @@ def make_mesh(devices=None):
   return Mesh(np.array(ordered), ('data',), axis_types=(AxisType.Auto,))
 
 
-def replicated(mesh):
+def replicated(mesh: Mesh) -> NamedSharding:
   """Sharding of the state: the same on every device."""
   return NamedSharding(mesh, PartitionSpec())
 
 
-def batched(mesh):
-  """Sharding of a batch [R,M,...]: M is divided, so that every round of accumulation uses every
-  device.
-  """
+def batched(mesh: Mesh) -> NamedSharding:
+  """Sharding of a batch [R,M,...]: M is divided, so that every round uses all devices."""
   return NamedSharding(mesh, PartitionSpec(None, 'data'))
 
 
-def to_global(mesh, batch):
+def to_global(mesh: Mesh, batch):
   """Host arrays [R,M/processes,...] -> global arrays [R,M,...]."""
   return jax.tree.map(lambda x: jax.make_array_from_process_local_data(batched(mesh), x), batch)
 
 
-def constrain(mesh):
-  """A function that divides [R,M,...] over the devices inside jit; an M that doesn't divide is left
-  to the compiler.
-  """
+def constrain(mesh: Mesh) -> Callable:
+  """A function that divides [R,M,...] over the devices inside jit, if M divides."""
 
   def place(x):
-    return jax.lax.with_sharding_constraint(x, batched(mesh)) if x.shape[1] % mesh.size == 0 else x
+    if x.shape[1] % mesh.size:
+      return x  # left to the compiler
+    return jax.lax.with_sharding_constraint(x, batched(mesh))
 
   return place
 
 
-def spread(mesh):
-  """A function that divides [M,...] over the devices inside jit: -> [M',...], M' the next multiple
-  of their number.
+def spread(mesh: Mesh) -> Callable:
+  """A function that divides [M,...] over the devices inside jit -> [M',...], whatever M.
 
-  Rows are repeated to that end, so whoever uses it takes the first M of what it computes. Without
-  it a batch that doesn't divide, such as half of one image for each device, would be computed whole
-  on every device.
+  M' is the next multiple of the number of devices. Rows are repeated to that end, so whoever uses
+  it takes the first M of what it computes. Without it a batch that doesn't divide, such as half of
+  one image for each device, would be computed whole on every device.
   """
 
   def place(x):
     rows = -(-x.shape[0] // mesh.size) * mesh.size
     copies = -(-rows // x.shape[0])
-    whole = jnp.concatenate([x] * copies)[:rows] if copies > 1 else x
-    return jax.lax.with_sharding_constraint(whole, NamedSharding(mesh, PartitionSpec('data')))
+    if copies > 1:
+      x = jnp.concatenate([x] * copies)[:rows]
+    return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, PartitionSpec('data')))
 
   return place
 
 
-def jit_each(function, mesh, constants):
-  """jit of `(*constants, batch) -> {name: [N,...]}` where no image needs another: each device does
-  its part for itself.
+def jit_each(function: Callable, mesh: Mesh, constants: int) -> Callable:
+  """jit of `(*constants, batch) -> {name: [N,...]}` where no image needs another.
 
-  constants: so many arguments, replicated; batch: {name: [1,N,...]}, of which `function` gets
-  {name: [n,...]}. The result is replicated.
+  Each device does its part for itself. The result is replicated.
+
+  Args:
+    function: as the result, but its batch is that of one device, {name: [n,...]}.
+    mesh: of the devices.
+    constants: number of arguments before the batch, which are replicated. The batch that is given
+      is {name: [1,N,...]}.
   """
+
+  def on_device(*args):
+    *shared, batch = args
+    return function(*shared, {name: x[0] for name, x in batch.items()})
+
   part = jax.shard_map(
-    lambda *args: function(*args[:-1], {name: x[0] for name, x in args[-1].items()}),
+    on_device,
     mesh=mesh,
     in_specs=(*[PartitionSpec()] * constants, PartitionSpec(None, 'data')),
     out_specs=PartitionSpec('data'),
@@ -80,7 +89,7 @@ def jit_each(function, mesh, constants):
   return jax.jit(part, out_shardings=replicated(mesh))
 
 
-def jit_step(step, mesh):
+def jit_step(step: Callable, mesh: Mesh) -> Callable:
   """jit of `(key, state, batch) -> (state, aux)`: state donated and replicated, batch divided."""
   same = replicated(mesh)
   return jax.jit(

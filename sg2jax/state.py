@@ -1,4 +1,4 @@
-"""TrainState: what training changes and a checkpoint holds. Arrays only."""
+"""TrainState: what training changes and a checkpoint holds, arrays only; and Adam."""
 
 from typing import Any
 
@@ -27,132 +27,28 @@ class TrainState:
   noise: Any  # constant noise maps of the synthesis network, {..., 'noise_const': [H,W]}
   w_avg: jax.Array  # [w_dim], moving average of w
   pl_mean: jax.Array  # [], moving average of path lengths
-  # [3] int32: step, phase and array (see steps.PHASES, steps.suspects) of the first number that
-  # wasn't finite; -1 while there was none. Once set, no step changes anything any more.
+  # [3] int32: step, phase and array (see steps.PHASES, steps.checked_names) of the first number
+  # that wasn't finite; -1 while there was none. Once set, no step changes anything any more.
   fault: jax.Array = struct.field(default_factory=NO_FAULT.copy)
 
 
-YOUNGER = {'fault': NO_FAULT}  # fields that an older checkpoint lacks, and what they then are
+# Fields that checkpoints of an older format lack, and what they then are.
+LATER_FIELDS = {'fault': NO_FAULT}
 
 
-def adam(lr, beta1, beta2, eps, interval, eps_hat=False):
-  """Adam shared by a loss and its regularizer at every `interval` minibatches (0: not lazy) [S2
-  App. B].
-
-  eps_hat: eps is added to sqrt(v) before the correction of the bias, as TensorFlow does (Kingma &
-  Ba 2015, end of section 2).
-  """
-  c = schedule.lazy_correction(interval)
-  lr, beta1, beta2 = lr * c, beta1**c, beta2**c
-  if not eps_hat:
-    return optax.adam(lr, beta1, beta2, eps)
-
-  def update(grads, state, params=None):
-    corrected = eps / jnp.sqrt(1 - beta2 ** (state.count + 1))
-    return optax.scale_by_adam(beta1, beta2, corrected).update(grads, state, params)
-
-  return optax.chain(
-    optax.GradientTransformation(optax.scale_by_adam(beta1, beta2, eps).init, update),
-    optax.scale_by_learning_rate(lr),
-  )
-
-
-def can_overflow(lr, beta1, beta2, eps):
-  """Whether an update of Adam can make float32 weights that aren't finite of gradients whose
-  squares are.
-
-  It is at most lr / eps times the largest such gradient, 2e19; and betas next to 1 make 0 / 0 of
-  the correction of the bias.
-  """
-  return lr / eps > 1e18 or max(beta1, beta2) > 1 - 1e-6
-
-
-def frozen(tx, layers):
-  """`tx` that sees gradients of 0 for these (block, layer), which Adam therefore leaves alone
-  [Freeze-D, arXiv 2002.10964].
-  """
-
-  def update(grads, state, params=None):
-    held = {
-      block: {
-        name: jax.tree.map(jnp.zeros_like, x) if (block, name) in layers else x
-        for name, x in part.items()
-      }
-      for block, part in grads.items()
-    }
-    return tx.update(held, state, params)
-
-  return optax.GradientTransformation(tx.init, update)
-
-
-def transfer(fresh, old):
-  """The fresh TrainState with the weights of another, as nested dicts, that fit: (state, what was
-  done).
-
-  Of networks, noise maps and w_avg an array fits if its name and shape are the same; clock, Adam
-  and pl_mean begin anew. What was done: {'copied': [name], 'initialised': {name: why}, 'unused':
-  {name: shape}}.
-  """
-  done, changes = {'copied': [], 'initialised': {}, 'unused': {}}, {}
-  for field in ('g', 'd', 'g_ema', 'noise', 'w_avg'):
-    flat = lambda tree: traverse_util.flatten_dict({field: tree})  # noqa: B023 - used at once
-    here, there = flat(getattr(fresh, field)), flat(old.get(field, {}))
-    for path, x in here.items():
-      name, shape = '.'.join(path), list(x.shape)
-      if path in there and there[path].shape == x.shape:
-        here[path] = jnp.asarray(there.pop(path), x.dtype)
-        done['copied'].append(name)
-      else:
-        other = f'{list(there.pop(path).shape)} there' if path in there else 'not there'
-        done['initialised'][name] = f'{shape}, {other}'
-    done['unused'] |= {
-      '.'.join(path): list(x.shape) for path, x in there.items() if hasattr(x, 'shape')
-    }
-    changes[field] = traverse_util.unflatten_dict(here).get(field, {})
-  return fresh.replace(**changes), done
-
-
-def halted(state):
-  """Whether a number that isn't finite has halted it. Waits for the device."""
-  return int(state.fault[1]) >= 0
-
-
-def reset_adam(state):
-  """The state with Adam's moments and counts of both networks at 0, unless a fault has halted
-  it.
-  """
-  sound = state.fault[1] < 0
-  return state.replace(
-    **jax.tree.map(
-      lambda x: jnp.where(sound, jnp.zeros_like(x), x), {'g_opt': state.g_opt, 'd_opt': state.d_opt}
-    )
-  )
-
-
-def scale_adam(state, factor):
-  """The state with Adam's moments as if all gradients so far had been `factor` times as large."""
-
-  def scaled(opt):
-    times = lambda tree, by: jax.tree.map(lambda x: x * by, tree)
-    return opt._replace(mu=times(opt.mu, factor), nu=times(opt.nu, factor**2))
-
-  is_adam = lambda x: isinstance(x, optax.ScaleByAdamState)
-  return state.replace(
-    **jax.tree.map(
-      lambda x: scaled(x) if is_adam(x) else x,
-      {'g_opt': state.g_opt, 'd_opt': state.d_opt},
-      is_leaf=is_adam,
-    )
-  )
-
-
-def init(key, generator, discriminator, g_tx, d_tx, dtype=jnp.float32):
-  """A fresh TrainState. Weights and noise maps are N(0,1) draws from `key`; dtype of every float
-  array.
-  """
+def create_train_state(
+  key: jax.Array,
+  generator,
+  discriminator,
+  g_tx: optax.GradientTransformation,
+  d_tx: optax.GradientTransformation,
+  dtype=jnp.float32,
+) -> TrainState:
+  """A fresh state. Weights and noise maps are N(0,1) draws from `key`; dtype: of every float."""
   key_g, key_d = jax.random.split(key)
   mapping, synthesis = generator.mapping, generator.synthesis
-  z, c = jnp.zeros((1, mapping.z_dim)), jnp.zeros((1, mapping.c_dim))
+  z = jnp.zeros((1, mapping.z_dim))
+  c = jnp.zeros((1, mapping.c_dim))
   img = jnp.zeros((1, *synthesis.resolution, synthesis.img_channels))
   g = generator.init(key_g, z, c, noise_mode='const')
   d = discriminator.init(key_d, img, jnp.zeros((1, discriminator.c_dim)))
@@ -162,11 +58,135 @@ def init(key, generator, discriminator, g_tx, d_tx, dtype=jnp.float32):
     nimg=jnp.zeros((), jnp.int32),
     g=g['params'],
     d=d['params'],
-    g_ema=jax.tree.map(jnp.copy, g['params']),
+    g_ema=jax.tree.map(
+      jnp.copy, g['params']
+    ),  # steps donate the state: no array may be in it twice
     g_opt=g_tx.init(g['params']),
     d_opt=d_tx.init(d['params']),
     noise=g.get('noise', {}),
     w_avg=jnp.zeros(mapping.w_dim, dtype),
     pl_mean=jnp.zeros((), dtype),
     fault=jnp.asarray(NO_FAULT),
+  )
+
+
+def transfer(fresh: TrainState, old: dict) -> tuple[TrainState, dict]:
+  """A fresh state with those weights of another, as nested dicts, that fit by name and shape.
+
+  Networks, noise maps and w_avg are taken over; the clock, Adam and pl_mean begin anew.
+
+  Returns:
+    The state, and {'copied': [name], 'initialised': {name: why}, 'unused': {name: shape}}.
+  """
+  copied, initialised, unused, changes = [], {}, {}, {}
+  for field in ('g', 'd', 'g_ema', 'noise', 'w_avg'):
+    here = traverse_util.flatten_dict({field: getattr(fresh, field)})
+    there = traverse_util.flatten_dict({field: old.get(field, {})})
+    for path, x in here.items():
+      name = '.'.join(path)
+      found = there.pop(path, None)
+      if found is None:
+        initialised[name] = f'{list(x.shape)}, not there'
+      elif found.shape != x.shape:
+        initialised[name] = f'{list(x.shape)}, {list(found.shape)} there'
+      else:
+        here[path] = jnp.asarray(found, x.dtype)
+        copied.append(name)
+    unused |= {'.'.join(path): list(x.shape) for path, x in there.items() if hasattr(x, 'shape')}
+    changes[field] = traverse_util.unflatten_dict(here).get(field, {})
+  done = {'copied': copied, 'initialised': initialised, 'unused': unused}
+  return fresh.replace(**changes), done
+
+
+def halted(state: TrainState) -> bool:
+  """Whether a number that isn't finite has halted it. Waits for the device."""
+  return int(state.fault[1]) >= 0
+
+
+# ---- Adam
+
+
+def adam(
+  lr: float, beta1: float, beta2: float, eps: float, interval: int, eps_hat: bool = False
+) -> optax.GradientTransformation:
+  """Adam shared by a loss and its regularizer at every `interval` minibatches [S2 App. B].
+
+  interval 0: the regularizer isn't lazy. eps_hat: eps is added to sqrt(v) before the correction of
+  the bias, as TensorFlow does [Kingma & Ba 2015, end of section 2].
+  """
+  c = schedule.lazy_correction(interval)
+  lr, beta1, beta2 = lr * c, beta1**c, beta2**c
+  if not eps_hat:
+    return optax.adam(lr, beta1, beta2, eps)
+
+  def update(grads, state, params=None):
+    # optax adds eps after the correction: that of the step t = count + 1 is taken out of it
+    corrected = eps / jnp.sqrt(1 - beta2 ** (state.count + 1))
+    return optax.scale_by_adam(beta1, beta2, corrected).update(grads, state, params)
+
+  moments = optax.scale_by_adam(beta1, beta2, eps)
+  return optax.chain(
+    optax.GradientTransformation(moments.init, update), optax.scale_by_learning_rate(lr)
+  )
+
+
+def can_overflow(lr: float, beta1: float, beta2: float, eps: float) -> bool:
+  """Whether Adam can make float32 weights that aren't finite of gradients whose squares are.
+
+  An update is at most lr / eps times the largest such gradient, 2e19; and betas next to 1 make
+  0 / 0 of the correction of the bias.
+  """
+  return lr / eps > 1e18 or max(beta1, beta2) > 1 - 1e-6
+
+
+def frozen(tx: optax.GradientTransformation, layers) -> optax.GradientTransformation:
+  """`tx` that leaves these (block, layer) as they are [Freeze-D, arXiv 2002.10964].
+
+  It sees gradients of 0 for them, of which Adam's moments and updates stay 0.
+  """
+
+  def without(grads):
+    return {
+      block: {
+        name: jax.tree.map(jnp.zeros_like, x) if (block, name) in layers else x
+        for name, x in part.items()
+      }
+      for block, part in grads.items()
+    }
+
+  def update(grads, state, params=None):
+    return tx.update(without(grads), state, params)
+
+  return optax.GradientTransformation(tx.init, update)
+
+
+def reset_adam(state: TrainState) -> TrainState:
+  """Adam's moments and counts of both networks at 0, unless a fault has halted the state."""
+  running = state.fault[1] < 0
+
+  def reset(x):
+    return jnp.where(running, jnp.zeros_like(x), x)
+
+  return state.replace(
+    g_opt=jax.tree.map(reset, state.g_opt), d_opt=jax.tree.map(reset, state.d_opt)
+  )
+
+
+def scale_adam(state: TrainState, factor: float) -> TrainState:
+  """Adam's moments as if all gradients so far had been `factor` times as large."""
+
+  def is_adam(x):
+    return isinstance(x, optax.ScaleByAdamState)
+
+  def scaled(opt):
+    if not is_adam(opt):
+      return opt
+    return opt._replace(
+      mu=jax.tree.map(lambda x: x * factor, opt.mu),
+      nu=jax.tree.map(lambda x: x * factor**2, opt.nu),
+    )
+
+  return state.replace(
+    g_opt=jax.tree.map(scaled, state.g_opt, is_leaf=is_adam),
+    d_opt=jax.tree.map(scaled, state.d_opt, is_leaf=is_adam),
   )

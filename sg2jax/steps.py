@@ -1,378 +1,397 @@
-"""The four updates of a minibatch, in this order: g, g_reg (path length), d (with EMA and clock),
-d_reg (R1) [S2 App. B].
+"""The four updates of a minibatch [S2 App. B].
 
-A regularizer of interval k is a step of its own at every k-th minibatch, with k times its weight;
-one of interval 0 is added to the main loss of every minibatch (configs A and B); one of weight 0
-doesn't exist.
+  g      generator loss
+  g_reg  path lengths, on part of the batch
+  d      discriminator loss; then the EMA of g follows, and the clock moves on
+  d_reg  R1, on the reals of the same minibatch
 
-Each is `(key, state, batch) -> (state, aux)`, pure, and is jitted by itself on a donated state. A
-batch is {'image': uint8 [R,M,H,W,C], 'label': float32 [R,M,c_dim]}: R rounds of gradient
-accumulation over M images, on the global batch R*M. The random draws come first (`draw_*`) and the
-updates take them as arrays, so that a reference trajectory can supply its own.
+Lazy regularization: g_reg and d_reg are steps of their own at every k-th minibatch, with k times
+their weight. With interval 0 the regularizer is added to the main loss of every minibatch (configs
+A and B); with weight 0 it doesn't exist.
+
+A step is `(key, state, batch) -> (state, aux)`, pure, and jitted by itself with the state donated:
+its buffers become those of the new state, which saves a second copy of it. A batch is
+{'image': uint8 [R,M,H,W,C], 'label': float32 [R,M,c_dim]}: R rounds of gradient accumulation over M
+images; sizes are global, over all devices. What a step reports (`aux`) stays on the device.
+
+Random numbers are drawn apart (`draw`) from the updates that take them (`*_update`), so that the
+reference trajectories of the tests can supply their own.
 """
 
 from collections.abc import Callable
 import dataclasses
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from sg2jax import losses, ops, schedule
+from sg2jax import losses, resample, schedule
 from sg2jax.models.mapping import broadcast
 from sg2jax.models.stylegan2 import largest
+from sg2jax.state import TrainState
 
+# In the order of a minibatch: g_reg follows g as both are of one Adam, d sees the generator after
+# both, and d_reg goes after d. The place of a name is its number in keys and in TrainState.fault.
 PHASES = ('g', 'g_reg', 'd', 'd_reg')
 OBJECTIVE = 'objective'  # what a step minimises, among the numbers that must be finite
+Result = tuple[TrainState, dict]  # of a step: the new state, and what it reports
+
+
+class Averages(NamedTuple):
+  """Moving averages that a loss uses and moves on, one round of accumulation after the other."""
+
+  w_avg: jax.Array  # [w_dim]
+  pl_mean: jax.Array  # []
 
 
 @dataclasses.dataclass(frozen=True)
 class TrainSteps:
-  """Networks, optimizers and constants of training; the methods are the steps. When growing, one
-  for each stage.
-  """
+  """Networks, optimizers and constants of training (of one stage of growth); methods are steps."""
 
-  generator: Any
-  discriminator: Any
-  g_tx: optax.GradientTransformation
-  d_tx: optax.GradientTransformation
-  r1_gamma: float
-  r1_interval: int
-  pl_weight: float
-  pl_decay: float
-  pl_interval: int
-  pl_shrink: int
-  mixing_prob: float
-  ema_kimg: float
-  ema_rampup: float | None
-  w_avg_beta: float = 0.995
-  noise_mode: str = 'random'
-  constrain: Callable = lambda x: x  # shards [R,M,...] over M; from sharding.py
-  spread: Callable = lambda x: x  # shards [M,...], repeated so that it divides; from sharding.py
-  lr_rampup_kimg: float = 0
-  # gradients of rounds are averaged (TensorFlow's S2) instead of summed (PyTorch's)
-  mean_rounds: bool = False
-  growth: schedule.Growth | None = None
-  stage: schedule.GrowthStage = schedule.GrowthStage()
+  generator: Any  # models.stylegan2.Generator
+  discriminator: Any  # models.stylegan2.Discriminator
+  g_tx: optax.GradientTransformation  # of g and g_reg
+  d_tx: optax.GradientTransformation  # of d and d_reg
+  r1_gamma: float  # weight of R1; 0: none
+  r1_interval: int  # minibatches between d_reg steps; 0: R1 is part of d
+  pl_weight: float  # weight of path lengths; 0: none
+  pl_decay: float  # of pl_mean, per round
+  pl_interval: int  # minibatches between g_reg steps; 0: path lengths are part of g
+  pl_shrink: int  # path lengths use 1/pl_shrink of each round
+  mixing_prob: float  # of style mixing, per image
+  ema_kimg: float  # half-life of g_ema, thousands of images
+  ema_rampup: float | None  # the half-life is at most this times the images so far; None: no ramp
+  w_avg_beta: float = 0.995  # w_avg keeps so much of itself, per round
+  noise_mode: str = 'random'  # of the synthesis network: random, const, none
+  constrain: Callable = lambda x: x  # divides [R,M,...] over the devices; from sharding.py
+  spread: Callable = lambda x: x  # divides [M,...], with rows repeated; from sharding.py
+  lr_rampup_kimg: float = 0  # thousands of images over which the learning rate rises from 0
+  mean_rounds: bool = False  # gradients of rounds: averaged (TensorFlow) or summed (PyTorch)
+  growth: schedule.Growth | None = None  # None: the networks don't grow
+  stage: schedule.GrowthStage = schedule.GrowthStage()  # of growth
   precision: str = 'highest'  # of products of float32 arrays: default, high, highest
-  # whether finite gradients can make weights that aren't; see state.can_overflow
-  check_updates: bool = False
+  check_updates: bool = False  # whether new weights are checked as well: see state.can_overflow
 
   # ---- networks in training mode
 
   def _ws(self, g, w_avg, z, c, mix):
-    """Mapping with style mixing [S1 3.1]; w_avg follows the first latents only. z [M,z_dim] -> ws,
-    new w_avg.
-    """
-    net = partial(self.generator.apply, {'params': g}, method='map')
-    w = net(z, c)
-    w_avg = self.w_avg_beta * w_avg + (1 - self.w_avg_beta) * jax.lax.stop_gradient(w.mean(axis=0))
+    """Mapping with style mixing [S1 3.1]: z [M,z_dim] -> (ws [M,num_ws,w_dim], new w_avg)."""
+    mapping = partial(self.generator.apply, {'params': g}, method='map')
+    w = mapping(z, c)
+    # w_avg follows the first latents only, not those that are mixed in
+    mean = jax.lax.stop_gradient(w.mean(axis=0))
+    w_avg = self.w_avg_beta * w_avg + (1 - self.w_avg_beta) * mean
     ws = broadcast(w, self.generator.synthesis.num_ws)
     if mix is not None:
       layer = jnp.arange(ws.shape[1])[None, :, None]
-      ws = jnp.where(layer < mix['cutoff'][:, None, None], ws, net(mix['z'], c)[:, None])
+      ws = jnp.where(layer < mix['cutoff'][:, None, None], ws, mapping(mix['z'], c)[:, None])
     return ws, w_avg
 
   def _synthesize(self, state, g, key, ws):
-    rngs = {'noise': key} if self.noise_mode == 'random' else None
     return self.generator.apply(
       {'params': g, 'noise': state.noise},
       ws,
       self.noise_mode,
       self.stage.level,
       self.alpha(state),
-      rngs=rngs,
+      rngs={'noise': key} if self.noise_mode == 'random' else None,
       method='synthesize',
     )
 
   def _discriminate(self, state, d, img, c):
     return self.discriminator.apply({'params': d}, img, c, self.alpha(state))
 
-  def alpha(self, state):
+  def alpha(self, state: TrainState) -> jax.Array | None:
     """How far the newest resolution is faded in, [] in [0,1]; None for networks that don't grow."""
-    return self.growth and self.growth.alpha(
-      self.stage, state.step, state.nimg, state.pl_mean.dtype
-    )
+    if self.growth is None:
+      return None
+    return self.growth.alpha(self.stage, state.step, state.nimg, state.pl_mean.dtype)
 
   # ---- random draws
 
-  def draw(self, key, batch, shrink=1):
-    """Latents, style mixing and labels of one phase: each [R, M/shrink, ...]; the labels are those
-    of the reals.
-    """
-    rounds, micro = batch['label'].shape[:2]
-    shape = (rounds, micro // shrink)
-    keys = dict(zip(('z', 'z_mix', 'mix', 'cutoff', 'noise', 'pl'), jax.random.split(key, 6)))
-    dtype = batch['label'].dtype
-    latents = lambda k: self.constrain(
-      jax.random.normal(k, (*shape, self.generator.mapping.z_dim), dtype)
-    )
+  def draw(self, key: jax.Array, batch: dict) -> dict:
+    """Latents, style mixing, noise keys and labels (those of the reals) of one phase: [R,M,...]."""
+    return self._draw(_draw_keys(key), batch['label'])
+
+  def draw_pl(self, key: jax.Array, batch: dict) -> dict:
+    """As `draw` for 1/pl_shrink of each round; 'pl' is the image noise of Eq. 4, [R,M',H,W,C]."""
+    keys = _draw_keys(key)
+    part = batch['label'].shape[1] // self.pl_shrink
+    draws = self._draw(keys, batch['label'][:, :part])
+    shape = (*draws['z'].shape[:2], *batch['image'].shape[2:])
+    return draws | {'pl': self._normal(keys['pl'], shape, draws['z'].dtype)}
+
+  def _normal(self, key, shape, dtype):
+    return self.constrain(jax.random.normal(key, shape, dtype))
+
+  def _draw(self, keys, labels):
+    shape = labels.shape[:2]
+    latents = (*shape, self.generator.mapping.z_dim)
     draws = {
-      'z': latents(keys['z']),
-      'c': batch['label'][:, : shape[1]],
-      'noise': jax.random.split(keys['noise'], rounds),
+      'z': self._normal(keys['z'], latents, labels.dtype),
+      'c': labels,
+      'noise': jax.random.split(keys['noise'], shape[0]),  # a key for each round
     }
     if self.mixing_prob:
+      # layers from the cutoff on take the second w; of the layers that are there, when growing
       num_ws = self.generator.synthesis.num_ws - 2 * self.stage.level
       cutoff = jax.random.randint(keys['cutoff'], shape, 1, num_ws)
       mixed = jax.random.bernoulli(keys['mix'], self.mixing_prob, shape)
-      draws['mix'] = {'z': latents(keys['z_mix']), 'cutoff': jnp.where(mixed, cutoff, num_ws)}
-    return draws, keys['pl']
+      draws['mix'] = {
+        'z': self._normal(keys['z_mix'], latents, labels.dtype),
+        'cutoff': jnp.where(mixed, cutoff, num_ws),
+      }
+    return draws
 
-  def draw_pl(self, key, batch):
-    """As `draw` for 1/pl_shrink of the batch, with the image-space noise of the path length
-    [R,M/s,H,W,C].
-    """
-    draws, key = self.draw(key, batch, self.pl_shrink)
-    size = (*draws['z'].shape[:2], *batch['image'].shape[2:])
-    return draws | {'pl': self.constrain(jax.random.normal(key, size, draws['z'].dtype))}
+  # ---- losses of one round: (state, params, averages, x) -> (value, (averages, aux))
+  #
+  # x: what the round takes of the draws and the batch, [M,...]. `state` supplies the other network.
 
-  # ---- losses of one round x: (params, (w_avg, pl_mean), x) -> (value, ((w_avg, pl_mean), aux))
-
-  def _g_loss(self, state, g, carry, x):
+  def _g_loss(self, state, g, averages, x):
     """Non-saturating loss."""
-    ws, w_avg = self._ws(g, carry[0], x['z'], x['c'], x.get('mix'))
+    ws, w_avg = self._ws(g, averages.w_avg, x['z'], x['c'], x.get('mix'))
     logits = self._discriminate(state, state.d, self._synthesize(state, g, x['noise'], ws), x['c'])
     value = losses.g_nonsaturating(logits).mean()
-    return value, ((w_avg, carry[1]), {'loss_g': value, 'logits_fake': logits.mean()})
+    aux = {'loss_g': value, 'logits_fake': logits.mean()}
+    return value, (averages._replace(w_avg=w_avg), aux)
 
-  def _pl_loss(self, state, g, carry, x):
+  def _pl_loss(self, state, g, averages, x):
     """Path length penalty of the full-size image, times its interval; w_avg is tracked here too."""
-    ws, w_avg = self._ws(g, carry[0], x['z'], x['c'], x.get('mix'))
-    # A part of the batch may be fewer images than there are devices: see sharding.spread. No image
-    # feels the others here.
-    synthesize = lambda ws: largest(self._synthesize(state, g, x['noise'], ws))
+    ws, w_avg = self._ws(g, averages.w_avg, x['z'], x['c'], x.get('mix'))
+
+    def synthesize(ws):
+      return largest(self._synthesize(state, g, x['noise'], ws))
+
+    # A part of the batch may be fewer images than there are devices: then some are repeated (see
+    # sharding.spread), which changes nothing, as no image feels the others here.
     lengths = losses.path_lengths(synthesize, self.spread(ws), self.spread(x['pl']))[: len(ws)]
-    penalty, pl_mean = losses.path_length_penalty(lengths, carry[1], self.pl_decay)
+    penalty, pl_mean = losses.path_length_penalty(lengths, averages.pl_mean, self.pl_decay)
+    value = penalty.mean() * (self.pl_weight * (self.pl_interval or 1))
     aux = {'pl_length': lengths.mean(), 'pl_penalty': penalty.mean()}
-    return penalty.mean() * (self.pl_weight * (self.pl_interval or 1)), ((w_avg, pl_mean), aux)
+    return value, (Averages(w_avg, pl_mean), aux)
 
-  def _d_loss(self, state, d, carry, x):
-    """Logistic loss in two passes."""
-    ws, w_avg = self._ws(state.g, carry[0], x['z'], x['c'], x.get('mix'))
+  def _d_loss(self, state, d, averages, x):
+    """Logistic loss. Reals and fakes go through D one after the other, each in its own groups."""
+    ws, w_avg = self._ws(state.g, averages.w_avg, x['z'], x['c'], x.get('mix'))
     fakes = jax.lax.stop_gradient(self._synthesize(state, state.g, x['noise'], ws))
-    net = partial(self._discriminate, state, d)
-    real_logits, fake_logits = net(x['reals'], x['real_c']), net(fakes, x['c'])
+    real_logits = self._discriminate(state, d, x['reals'], x['real_c'])
+    fake_logits = self._discriminate(state, d, fakes, x['c'])
     loss_real, loss_fake = (v.mean() for v in losses.d_logistic(real_logits, fake_logits))
-    aux = {
-      'loss_d': loss_real + loss_fake,
-      'loss_d_real': loss_real,
-      'loss_d_fake': loss_fake,
-      'logits_real': real_logits.mean(),
-    }
-    return loss_real + loss_fake, ((w_avg, carry[1]), aux)
+    value = loss_real + loss_fake
+    aux = {'loss_d': value, 'loss_d_real': loss_real, 'loss_d_fake': loss_fake}
+    aux['logits_real'] = real_logits.mean()
+    return value, (averages._replace(w_avg=w_avg), aux)
 
-  def _r1_loss(self, state, d, carry, x):
-    """R1 on the reals, times its interval; 4^-level makes it that of the image enlarged to full
-    size, as the paper's was.
-    """
-    penalty, _ = losses.r1_penalty(
-      lambda img: self._discriminate(state, d, img, x['real_c']), x['reals']
-    )
+  def _r1_loss(self, state, d, averages, x):
+    """R1 on the reals, times its interval."""
+
+    def discriminate(img):
+      return self._discriminate(state, d, img, x['real_c'])
+
+    penalty, _ = losses.r1_penalty(discriminate, x['reals'])
+    # of the image enlarged to full size, as the paper's was when growing
     penalty = penalty.mean() * 4.0**-self.stage.level
-    return penalty * (self.r1_gamma / 2 * (self.r1_interval or 1)), (carry, {'r1': penalty})
+    return penalty * (self.r1_gamma / 2 * (self.r1_interval or 1)), (averages, {'r1': penalty})
 
   # ---- updates from draws
 
-  def g_update(self, state, draws, pl_draws=None):
-    """Generator step; pl_draws: those of a path length that isn't lazy."""
-    return self._update('g', state, [(self._g_loss, draws), (self._pl_loss, pl_draws)])
+  def g_update(self, state: TrainState, draws: dict, pl_draws: dict | None = None) -> Result:
+    """Generator step; pl_draws: those of path lengths that aren't lazy."""
+    if pl_draws is None:
+      return self._update('g', state, self._g_loss, draws)
+    return self._update('g', state, _sum(self._g_loss, self._pl_loss), (draws, pl_draws))
 
-  def g_reg_update(self, state, draws):
+  def g_reg_update(self, state: TrainState, draws: dict) -> Result:
     """Path length step."""
-    return self._update('g_reg', state, [(self._pl_loss, draws)])
+    return self._update('g_reg', state, self._pl_loss, draws)
 
-  def d_update(self, state, draws, reals, labels):
+  def d_update(self, state: TrainState, draws: dict, reals: jax.Array, labels: jax.Array) -> Result:
     """Discriminator step, then the EMA of g and the clock.
 
     reals: [R,M,H,W,C] in [-1,1], labels: theirs [R,M,c_dim]; the fakes have those of `draws`.
     """
     reals = {'reals': reals, 'real_c': labels}
-    eager = self.r1_gamma and not self.r1_interval
     batch = labels.shape[0] * labels.shape[1]
+    # with the clock before this minibatch, and the weights that g and g_reg have left
     beta = schedule.ema_beta(state.nimg, batch, self.ema_kimg, self.ema_rampup, state.pl_mean.dtype)
     ema = jax.tree.map(lambda p, e: p + (e - p) * beta, state.g, state.g_ema)
-    state, aux = self._update(
-      'd', state, [(self._d_loss, draws | reals), (self._r1_loss, reals if eager else None)]
-    )
-    after = {'step': state.step + 1, 'nimg': state.nimg + batch, 'g_ema': ema}
-    return state.replace(
-      **_unless_halted(state.fault, after, {name: getattr(state, name) for name in after})
-    ), aux
+    after = {'g_ema': ema, 'step': state.step + 1, 'nimg': state.nimg + batch}
+    if self.r1_gamma and not self.r1_interval:
+      loss = _sum(self._d_loss, self._r1_loss)
+      return self._update('d', state, loss, (draws | reals, reals), **after)
+    return self._update('d', state, self._d_loss, draws | reals, **after)
 
-  def d_reg_update(self, state, reals, labels):
-    """R1 step."""
-    before = _minibatch(state, labels)
-    after, aux = self._update(
-      'd_reg', before, [(self._r1_loss, {'reals': reals, 'real_c': labels})]
-    )
+  def d_reg_update(self, state: TrainState, reals: jax.Array, labels: jax.Array) -> Result:
+    """R1 step; arguments as of d_update."""
+    before = _before_d(state, labels)
+    after, aux = self._update('d_reg', before, self._r1_loss, {'reals': reals, 'real_c': labels})
     return after.replace(step=state.step, nimg=state.nimg), aux
 
-  def _update(self, phase, state, terms):
-    """One Adam step on the sum of the losses [(loss, what it takes of each round [R,...] or None:
-    not now)].
-    """
-    terms = [(loss, xs) for loss, xs in terms if xs is not None]
+  def _update(self, phase, state, loss, xs, **changes):
+    """One Adam step on a loss, and the given changes of the state. xs: [R,M,...]."""
+    net = phase[0]  # 'g' or 'd', which is also the field of the weights
 
-    def total(params, carry, xs):
-      value, aux = 0, {}
-      for (loss, _), x in zip(terms, xs):
-        term, (carry, more) = loss(state, params, carry, x)
-        value, aux = value + term, aux | more
-      return value, (carry, aux | {OBJECTIVE: value})
+    def objective(params, averages, x):
+      value, (averages, aux) = loss(state, params, averages, x)
+      return value, (averages, aux | {OBJECTIVE: value})
 
-    net, xs = phase[0], [xs for _, xs in terms]
     with jax.default_matmul_precision(self.precision):
-      grads, (w_avg, pl_mean), aux = _accumulate(
-        total, getattr(state, net), (state.w_avg, state.pl_mean), xs, self.mean_rounds
+      averages = Averages(state.w_avg, state.pl_mean)
+      grads, averages, aux = _accumulate(
+        objective, getattr(state, net), averages, xs, self.mean_rounds
       )
-    nimg = (
-      self.growth.last_check_traced(self.stage, state.step, state.nimg)
-      if self.growth
-      else state.nimg
-    )
+    nimg = state.nimg
+    if self.growth is not None:
+      nimg = self.growth.last_check(self.stage, state.step, nimg)
     ramp = schedule.ramp(nimg, self.lr_rampup_kimg)
-    return _apply(
-      phase,
-      self.g_tx if net == 'g' else self.d_tx,
-      state,
-      grads,
-      aux,
-      ramp,
-      self.check_updates,
-      w_avg=w_avg,
-      pl_mean=pl_mean,
-    )
+    tx = self.g_tx if net == 'g' else self.d_tx
+    changes |= averages._asdict()
+    return _apply(phase, tx, state, grads, aux, ramp, self.check_updates, **changes)
 
   # ---- steps
 
-  def g(self, key, state, batch):
+  def g(self, key: jax.Array, state: TrainState, batch: dict) -> Result:
     """Generator step."""
-    eager = self.pl_weight and not self.pl_interval
-    return self.g_update(
-      state,
-      self.draw(_phase(key, state, 'g'), batch)[0],
-      self.draw_pl(_phase(key, state, 'g_reg'), batch) if eager else None,
-    )
+    draws = self.draw(_phase_key(key, state, 'g'), batch)
+    pl_draws = None
+    if self.pl_weight and not self.pl_interval:
+      pl_draws = self.draw_pl(_phase_key(key, state, 'g_reg'), batch)
+    return self.g_update(state, draws, pl_draws)
 
-  def g_reg(self, key, state, batch):
+  def g_reg(self, key: jax.Array, state: TrainState, batch: dict) -> Result:
     """Path length step."""
-    return self.g_reg_update(state, self.draw_pl(_phase(key, state, 'g_reg'), batch))
+    return self.g_reg_update(state, self.draw_pl(_phase_key(key, state, 'g_reg'), batch))
 
-  def d(self, key, state, batch):
-    """Discriminator step; advances the clock."""
-    draws, _ = self.draw(_phase(key, state, 'd'), batch)
+  def d(self, key: jax.Array, state: TrainState, batch: dict) -> Result:
+    """Discriminator step; moves the clock on."""
+    draws = self.draw(_phase_key(key, state, 'd'), batch)
     return self.d_update(state, draws, self.reals(state, batch['image']), batch['label'])
 
-  def d_reg(self, key, state, batch):
+  def d_reg(self, key: jax.Array, state: TrainState, batch: dict) -> Result:
     """R1 step, on the reals of the same minibatch; draws nothing."""
     del key
-    return self.d_reg_update(
-      state, self.reals(_minibatch(state, batch['label']), batch['image']), batch['label']
-    )
+    reals = self.reals(_before_d(state, batch['label']), batch['image'])
+    return self.d_reg_update(state, reals, batch['label'])
 
-  def reals(self, state, images):
-    """uint8 [R,M,H,W,C] at the size of the stage -> [-1,1] in the dtype of the state, faded like
-    the fakes.
-    """
+  def reals(self, state: TrainState, images: jax.Array) -> jax.Array:
+    """uint8 [R,M,H,W,C] at the stage's size -> [-1,1] in the state's dtype, faded like fakes."""
     x = images.astype(state.pl_mean.dtype) / 127.5 - 1
     alpha = self.alpha(state)
     if alpha is None or self.stage.level == self.growth.levels:
       return x
-    coarse = jax.vmap(lambda x: ops.nearest(ops.half(x)))(x)
+    coarse = jax.vmap(lambda x: resample.nearest(resample.half(x)))(x)
     return x + (coarse - x) * (1 - alpha)
 
-  def phases(self, step):
+  def phases(self, step: int) -> list[str]:
     """Names of the steps that minibatch number `step` runs, in order."""
-    every = {
+    intervals = {
       'g': 1,
-      'g_reg': self.pl_weight and self.pl_interval,
+      'g_reg': self.pl_interval if self.pl_weight else 0,
       'd': 1,
-      'd_reg': self.r1_gamma and self.r1_interval,
+      'd_reg': self.r1_interval if self.r1_gamma else 0,
     }
-    return [name for name in PHASES if every[name] and step % every[name] == 0]
+    return [name for name in PHASES if intervals[name] and step % intervals[name] == 0]
 
 
-def _phase(key, state, name):
-  """The key of this minibatch and phase; never reused, independent of batch layout and device
-  count.
-  """
-  return jax.random.fold_in(jax.random.fold_in(key, state.step), PHASES.index(name))
+def _phase_key(key, state, phase):
+  """The key of this minibatch and phase; never reused, and no other one for other batch layouts."""
+  return jax.random.fold_in(jax.random.fold_in(key, state.step), PHASES.index(phase))
 
 
-def _minibatch(state, labels):
-  """The state with the clock of this minibatch, which the d step has moved on. labels:
-  [R,M,c_dim].
-  """
+def _draw_keys(key):
+  names = ('z', 'z_mix', 'mix', 'cutoff', 'noise', 'pl')
+  return dict(zip(names, jax.random.split(key, len(names)), strict=True))
+
+
+def _before_d(state, labels):
+  """The state with the clock of this minibatch, which d has moved on. labels: [R,M,c_dim]."""
   return state.replace(step=state.step - 1, nimg=state.nimg - labels.shape[0] * labels.shape[1])
 
 
-def _accumulate(loss, params, carry, xs, mean):
-  """Sums gradients over rounds, as the reference does (each a mean over its micro-batch), or
-  averages; aux is averaged.
+# ---- one Adam step
+
+
+def _sum(main, regularizer):
+  """The loss that adds a regularizer which isn't lazy. x: what main takes, what the other takes."""
+
+  def loss(state, params, averages, x):
+    value, (averages, aux) = main(state, params, averages, x[0])
+    penalty, (averages, more) = regularizer(state, params, averages, x[1])
+    return value + penalty, (averages, aux | more)
+
+  return loss
+
+
+def _accumulate(loss, params, averages, xs, mean):
+  """Gradients over rounds -> (grads, averages after the last round, aux as means).
+
+  Gradients are summed, each a mean over its round, as the reference does; or averaged (`mean`).
   """
   grad = jax.grad(loss, has_aux=True)
   rounds = jax.tree.leaves(xs)[0].shape[0]
-  one = jax.tree.map(lambda x: x[0], xs)
+  first = jax.tree.map(lambda x: x[0], xs)
   if rounds == 1:
-    grads, (carry, aux) = grad(params, carry, one)
-    return grads, carry, aux
+    grads, (averages, aux) = grad(params, averages, first)
+    return grads, averages, aux
 
   def add(total, x):
-    sums, carry = total
-    grads, (carry, aux) = grad(params, carry, x)
-    return (jax.tree.map(jnp.add, sums, (grads, aux)), carry), None
+    sums, averages = total
+    grads, (averages, aux) = grad(params, averages, x)
+    return (jax.tree.map(jnp.add, sums, (grads, aux)), averages), None
 
-  grads, (_, aux) = jax.eval_shape(grad, params, carry, one)
+  # A scan, so that one round's activations are in memory at a time, and it is compiled once.
+  grads, (_, aux) = jax.eval_shape(grad, params, averages, first)
   zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), (grads, aux))
-  ((grads, aux), carry), _ = jax.lax.scan(add, (zeros, carry), xs)
-  average = lambda tree: jax.tree.map(lambda x: x / rounds, tree)
-  return average(grads) if mean else grads, carry, average(aux)
+  (sums, averages), _ = jax.lax.scan(add, (zeros, averages), xs)
+  means = jax.tree.map(lambda x: x / rounds, sums)
+  return (means if mean else sums)[0], averages, means[1]
 
 
-def _apply(phase, tx, state, grads, aux, ramp, check=False, **changes):
-  """One Adam step on the network of `phase` and the given field changes; none of it if a loss, a
-  gradient or what Adam makes of it isn't finite.
+def _apply(phase, tx, state, grads, aux, ramp, check_updates=False, **changes):
+  """One Adam step on the network of `phase` and the given changes; or none of it, with a `fault`.
 
-  Then `fault` says what, and no later step changes anything either, so the host finds the state as
-  it was when it looks. aux gains `grad_norm_<phase>` and `grad_squares_<phase>`, the squared norms
-  [L] of the arrays: nothing is replaced silently.
+  aux gains grad_norm_<phase> and grad_squares_<phase>, the squared norms [L] of the arrays.
   """
   net = phase[0]
+  params = getattr(state, net)
+  updates, opt = tx.update(grads, getattr(state, f'{net}_opt'), params)
+  params = optax.apply_updates(params, jax.tree.map(lambda u: u * ramp, updates))
+  changes |= {net: params, f'{net}_opt': opt}
+
+  # ---- what isn't finite, in the order of `checked_names`
   squares = jnp.stack([jnp.sum(jnp.square(x)) for x in jax.tree.leaves(grads)])
   reported = jnp.stack([aux[name] for name in sorted(aux)])
-  old = {net: getattr(state, net), f'{net}_opt': getattr(state, f'{net}_opt')}
-  updates, opt = tx.update(grads, old[f'{net}_opt'], old[net])
-  updates = jax.tree.map(lambda u: u * ramp, updates)
-  new = {net: optax.apply_updates(old[net], updates), f'{net}_opt': opt} | changes
-  bad = jnp.concatenate([~jnp.isfinite(squares), ~jnp.isfinite(reported)])
-  if check:  # the losses would show it one minibatch later, after a checkpoint perhaps
-    bad = jnp.concatenate(
-      [bad, jnp.stack([~jnp.isfinite(x).all() for x in jax.tree.leaves(new[net])])]
-    )
-  found = jnp.stack([state.step, jnp.int32(PHASES.index(phase)), jnp.argmax(bad).astype(jnp.int32)])
+  bad = [~jnp.isfinite(squares), ~jnp.isfinite(reported)]
+  if check_updates:
+    # the losses would show it one minibatch later, perhaps after a checkpoint
+    bad.append(jnp.stack([~jnp.isfinite(x).all() for x in jax.tree.leaves(params)]))
+  bad = jnp.concatenate(bad)
+
+  # ---- halting: the first such number leaves the state as it was and says in `fault` which it was.
+  # No later step changes anything either, so the host, which looks perhaps many minibatches later,
+  # finds the state that made the number. Nothing is replaced by zeros in silence.
+  number = jnp.int32(PHASES.index(phase))
+  found = jnp.stack([state.step, number, jnp.argmax(bad).astype(jnp.int32)])
   fault = jnp.where((state.fault[1] < 0) & bad.any(), found, state.fault)
-  old |= {name: getattr(state, name) for name in changes}
-  del aux[OBJECTIVE]
-  aux |= {f'grad_norm_{phase}': jnp.sqrt(squares.sum()), f'grad_squares_{phase}': squares}
-  return state.replace(**_unless_halted(fault, new, old), fault=fault), aux
+  before = {name: getattr(state, name) for name in changes}
+  after = jax.tree.map(partial(jnp.where, fault[1] < 0), changes, before)
+  norms = {f'grad_norm_{phase}': jnp.sqrt(squares.sum()), f'grad_squares_{phase}': squares}
+  aux = {name: x for name, x in aux.items() if name != OBJECTIVE} | norms
+  return state.replace(**after, fault=fault), aux
 
 
-def _unless_halted(fault, new, old):
-  """The new values, or the old ones if there was a fault."""
-  return jax.tree.map(partial(jnp.where, fault[1] < 0), new, old)
+def checked_names(phase: str, state: TrainState, aux: dict) -> list[str]:
+  """Names of what a step checks, in the order in which fault[2] counts it.
 
-
-def suspects(phase, state, aux):
-  """Names of what the last number of a fault counts: arrays of the network of `phase`, then what
-  the step reports (`aux`), then the arrays as Adam would have left them.
+  Arrays of the network of `phase`, for their gradients; what the step reports (`aux`); and the
+  arrays as Adam would have left them.
   """
   arrays = [
-    jax.tree_util.keystr(path, simple=True, separator='.')
+    f'{phase[0]}.{jax.tree_util.keystr(path, simple=True, separator=".")}'
     for path, _ in jax.tree_util.tree_leaves_with_path(getattr(state, phase[0]))
   ]
-  own = {f'grad_norm_{phase}', f'grad_squares_{phase}'}
-  names = [f'{phase[0]}.{name}' for name in arrays]
-  return names + sorted({OBJECTIVE, *aux} - own) + [f'{name} after the update' for name in names]
+  norms = {f'grad_norm_{phase}', f'grad_squares_{phase}'}
+  reported = sorted({OBJECTIVE, *aux} - norms)
+  return arrays + reported + [f'{name} after the update' for name in arrays]

@@ -17,7 +17,7 @@ import numpy as np
 from configs import default
 from sg2jax import build, losses
 from sg2jax.models.stylegan2 import largest
-from sg2jax.steps import PHASES
+from sg2jax.steps import PHASES, Averages
 
 GROUPS = {
   'biases': r'(conv\d|torgb|fromrgb)\.bias$',
@@ -90,12 +90,12 @@ def gradient_function(steps, phases):
   def gradients(g, d, state, batch, key):
     state = state.replace(g=g, d=d)
     draws = {
-      'main': steps.draw(key, batch)[0],
+      'main': steps.draw(key, batch),
       'pl': steps.draw_pl(jax.random.fold_in(key, 1), batch),
     }
     x = jax.tree.map(lambda v: v[0], draws)
     reals = {'reals': steps.reals(state, batch['image'])[0], 'real_c': batch['label'][0]}
-    carry = (state.w_avg, state.pl_mean)
+    carry = Averages(state.w_avg, state.pl_mean)
     losses_of = {
       'g': lambda p: steps._g_loss(state, p, carry, x['main'])[0],
       'g_reg': lambda p: steps._pl_loss(state, p, carry, x['pl'])[0],

@@ -47,7 +47,9 @@ def make(**changes):
 def initial():
   steps = make()
   return jax.jit(
-    lambda key: state.init(key, steps.generator, steps.discriminator, steps.g_tx, steps.d_tx)
+    lambda key: state.create_train_state(
+      key, steps.generator, steps.discriminator, steps.g_tx, steps.d_tx
+    )
   )(jax.random.key(0))
 
 
@@ -140,11 +142,8 @@ def test_ema_with_ramp_starts_as_a_copy():
 
 def draws(step=0, name='g', rounds=2, micro=4, **changes):
   fn = {'g': 'draw', 'g_reg': 'draw_pl', 'd': 'draw'}[name]
-  out = getattr(make(**changes), fn)(
-    jax.random.fold_in(jax.random.fold_in(KEY, step), 'g g_reg d'.split().index(name)),
-    batch(rounds, micro),
-  )
-  return out[0] if fn == 'draw' else out
+  key = jax.random.fold_in(jax.random.fold_in(KEY, step), 'g g_reg d'.split().index(name))
+  return getattr(make(**changes), fn)(key, batch(rounds, micro))
 
 
 def test_no_key_is_used_twice():
@@ -260,7 +259,7 @@ def test_d_reg_draws_nothing():
 
 def test_reals_and_fakes_keep_their_own_labels():
   steps, s, b = make(noise_mode='const', mixing_prob=0), initial(), batch(1, 4)
-  x, _ = steps.draw(KEY, b)
+  x = steps.draw(KEY, b)
   reals, update = b['image'] / 127.5 - 1, jax.jit(steps.d_update)
   swapped = b['label'][..., ::-1]
   _, first = update(s, x, reals, b['label'])
@@ -321,7 +320,7 @@ def test_an_update_that_overflows_halts_before_it_is_applied():
   assert same(after.replace(fault=before.fault), before) and np.isfinite(aux['grad_norm_d'])
   assert after.fault.tolist()[:2] == [0, 2]
   # 0 times infinity
-  assert steps_lib.suspects('d', after, aux)[after.fault[2]] == 'd.a.w after the update'
+  assert steps_lib.checked_names('d', after, aux)[after.fault[2]] == 'd.a.w after the update'
   for check in (True, False):
     before, after, _ = update(1e9, check)
     assert after.fault.tolist() == [-1, -1, -1] and not same(after.d, params)
@@ -368,7 +367,7 @@ def test_initial_state():
   steps = make()
   other = jax.jit(
     partial(
-      state.init,
+      state.create_train_state,
       generator=steps.generator,
       discriminator=steps.discriminator,
       g_tx=steps.g_tx,

@@ -11,7 +11,7 @@ import re
 from flax import traverse_util
 import numpy as np
 
-from sg2jax.ops import setup_filter
+from sg2jax.resample import setup_filter
 
 BUFFERS = ('w_avg', 'noise_const', 'resample_filter')  # not parameters: no gradient, no optimizer
 FILTER = re.compile(r'(.*\.)?(resample_filter|kernel)')  # of PyTorch and rosinality

@@ -10,7 +10,7 @@ import jax
 from jax import lax
 import jax.numpy as jnp
 
-from sg2jax import ops
+from sg2jax import conv, ops, resample
 
 NOISE_MODES = ('const', 'random', 'none')
 
@@ -70,9 +70,9 @@ class Conv(nn.Module):
       else None
     )
     if self.mean:
-      x = ops.conv2d_mean(ops.filter2d(x, ops.setup_filter(self.taps)), w)
+      x = conv.conv2d_mean(resample.filter2d(x, resample.setup_filter(self.taps)), w)
     else:
-      x = ops.conv2d_resample(
+      x = conv.conv2d_resample(
         x,
         w,
         taps=self.taps,
@@ -159,7 +159,7 @@ class SynthesisLayer(nn.Module):
       weight = weight / math.sqrt(math.prod(weight.shape[:3]))
     hw = (x.shape[1] * self.up, x.shape[2] * self.up)
     noise = scaled_noise(self, noise_mode, x.shape[0], hw) if self.use_noise else None
-    y = ops.modulated_conv2d(
+    y = conv.modulated_conv2d(
       x,
       weight,
       styles,
@@ -194,7 +194,9 @@ class ToRGB(nn.Module):
     styles = Dense(x.shape[-1], bias_init=1, name='affine')(w) / math.sqrt(x.shape[-1])
     weight = self.param('weight', nn.initializers.normal(1), (1, 1, x.shape[-1], self.channels))
     b = self.param('bias', nn.initializers.zeros, (self.channels,))
-    x = ops.modulated_conv2d(x, weight, styles, demodulate=False, dtype=ops.full_precision(x).dtype)
+    x = conv.modulated_conv2d(
+      x, weight, styles, demodulate=False, dtype=ops.full_precision(x).dtype
+    )
     return ops.bias_act(x, b, 'linear', clamp=self.clamp)
 
 

@@ -8,7 +8,7 @@ from flax import linen as nn
 from jax import lax
 import jax.numpy as jnp
 
-from sg2jax import ops
+from sg2jax import conv, ops, resample
 from sg2jax.models.layers import Dense, scaled_noise
 
 TAPS = (1, 2, 1)  # of every blur in config A
@@ -37,9 +37,9 @@ class StyleLayer(nn.Module):
         2 / math.prod(shape[:3])
       )
       if self.up == 2:
-        x = ops.filter2d(ops.nearest_conv2d(x, weight), ops.setup_filter(TAPS))
+        x = resample.filter2d(conv.nearest_conv2d(x, weight), resample.setup_filter(TAPS))
       else:
-        x = ops.conv2d_resample(x, weight, padding=1)
+        x = conv.conv2d_resample(x, weight, padding=1)
     x = ops.full_precision(x)
     if self.use_noise:
       noise = scaled_noise(self, noise_mode, x.shape[0], x.shape[1:3], (self.features,))

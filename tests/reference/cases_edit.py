@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sg2jax import ops, sampler
+from sg2jax import resample, sampler
 from sg2jax.edit import project
 from sg2jax.models.stylegan2 import block_sizes, largest
 from tests.reference.cases_nets import read_generator
@@ -47,7 +47,7 @@ def _features(config):
   if not match:
     raise ValueError(f'feature_extractor={text!r} is not understood')
   side = int(match[1] or 1)
-  return lambda x: ops.upfirdn2d((x + 1) / 2, np.full((side, side), side**-2), down=side)
+  return lambda x: resample.upfirdn2d((x + 1) / 2, np.full((side, side), side**-2), down=side)
 
 
 def _penalty(given):

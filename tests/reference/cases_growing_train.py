@@ -363,7 +363,7 @@ def trajectory(sub):
   while done < len(wanted):
     nimg = int(state.nimg)
     steps, updates, micro = at(growth.stage(nimg))
-    if before is None or growth.resets(before, nimg):
+    if before is None or growth.resets_adam(before, nimg):
       resets.append(len(lods))
       state = state.replace(g_opt=steps.g_tx.init(state.g), d_opt=steps.d_tx.init(state.d))
     before = nimg

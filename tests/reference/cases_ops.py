@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sg2jax import ops
-from sg2jax.data.images import transform_image
+from sg2jax import conv, ops, resample
+from sg2jax.data import images
 from sg2jax.models.layers import Dense
 from tests.reference.cases_nets import read_stddev
 from tests.reference.names import nchw, nhwc
@@ -41,7 +41,9 @@ def upfirdn2d(sub):
   f = config.get('f')
   f = given['filter_raw'] if 'filter_raw' in given else f
   prepare = partial(
-    ops.setup_filter, normalize=config.get('normalize', True), separable=config.get('separable')
+    resample.setup_filter,
+    normalize=config.get('normalize', True),
+    separable=config.get('separable'),
   )
   if op == 'setup_filter':
     return {'filter': prepare(f, flip=config.get('flip_filter', False), gain=config.get('gain', 1))}
@@ -50,10 +52,10 @@ def upfirdn2d(sub):
     key: config[key] for key in ('up', 'down', 'padding', 'flip_filter', 'gain') if key in config
   }
   function = {
-    'upfirdn2d': ops.upfirdn2d,
-    'filter2d': ops.filter2d,
-    'upsample2d': ops.upsample2d,
-    'downsample2d': ops.downsample2d,
+    'upfirdn2d': resample.upfirdn2d,
+    'filter2d': resample.filter2d,
+    'upsample2d': resample.upsample2d,
+    'downsample2d': resample.downsample2d,
   }[op]
   function, x = partial(function, f=f, **options), nhwc(given['x'])
   dy = nhwc(given['dy']) if 'dy' in given else np.zeros(jax.eval_shape(function, x).shape, x.dtype)
@@ -120,7 +122,7 @@ def _convolution(config):
 def conv2d_resample(sub):
   """Convolution with resampling, and its gradients."""
   given = sub.given
-  function = partial(ops.conv2d_resample, **_convolution(sub.config))
+  function = partial(conv.conv2d_resample, **_convolution(sub.config))
 
   def everything(x, w, dy):
     y, pull = jax.vjp(function, x, w)
@@ -139,7 +141,7 @@ def modulated_conv2d(sub):
   given = sub.given
   sub.config.ignore('noise_shape')  # stands in the noise's shape
   function = partial(
-    ops.modulated_conv2d, demodulate=sub.config.get('demodulate', True), **_convolution(sub.config)
+    conv.modulated_conv2d, demodulate=sub.config.get('demodulate', True), **_convolution(sub.config)
   )
   args = {
     'x': nhwc(given['x']),
@@ -210,23 +212,27 @@ def minibatch_stddev(sub):
 
 
 def image_preprocessing(sub):
-  """Crop and resize of the data set tool. The sub-case's id ends in its input's name; its own array
-  has no name.
-  """
+  """Crop and resize of the data set tool; its arrays' names are the ids of the sub-cases."""
   config = sub.config
-  image = transform_image(
-    sub.given[sub.id.rsplit('/', 1)[-1]],
-    config['transform'],
-    config['output_width'],
-    config['output_height'],
-    config['resize_filter'],
+  image = sub.given[sub.id.rsplit('/', 1)[-1]]
+  size = config['output_height'], config['output_width']
+  if config['transform'] is None:
+    return {'': images.resize(image, *size, config['resize_filter'])}
+  options = images.Options(
+    *size,
+    fit={'center-crop': 'center', 'center-crop-wide': 'wide'}[config['transform']],
+    resize_filter=config['resize_filter'],
+    allow_upscale=True,
   )
-  if config.get('dropped', False) != (image is None):
-    raise ValueError(
-      f'dropped is {config["dropped"]}, but the transform returned '
-      f'{image is not None and image.shape}'
-    )
-  return {} if image is None else {'': image}
+  try:
+    image = images.fit_image(image, options)
+  except images.Unusable:
+    if config['dropped']:
+      return {}
+    raise
+  if config['dropped']:
+    raise ValueError(f'should have been dropped, but became {image.shape}')
+  return {'': image}
 
 
 CASES = {
