@@ -51,10 +51,16 @@ def tiny(architecture, **fields):
 
 @lru_cache
 def initialized(architecture):
+  """A generator, and variables of it that were drawn by NumPy: nothing is compiled for them."""
   generator, _ = build.networks(tiny(architecture), 0)
-  return generator, jax.jit(partial(generator.init, noise_mode='const'))(
-    jax.random.key(0), jnp.zeros((1, 16)), jnp.zeros((1, 0))
+  shapes = jax.eval_shape(
+    partial(generator.init, noise_mode='const'),
+    jax.random.key(0),
+    jnp.zeros((1, 16)),
+    jnp.zeros((1, 0)),
   )
+  random = np.random.RandomState(0)
+  return generator, jax.tree.map(lambda x: np.float32(random.randn(*x.shape)), shapes)
 
 
 def network(architecture):
@@ -73,9 +79,7 @@ def smooth(size, seed=0):
 
 
 def moving(detail, shape=None, frames=24, step=(3, 2), size=64):
-  """Frames of a picture that slides; `detail` slides along, or is a function of the frame's
-  number.
-  """
+  """Frames of a picture that slides; `detail` slides along, or is a function of the frame."""
   shape = smooth(size) if shape is None else shape
   fixed = callable(detail)
   return np.stack(
@@ -92,9 +96,7 @@ def moving(detail, shape=None, frames=24, step=(3, 2), size=64):
 
 @lru_cache
 def contributions(architecture):
-  """Of (variables, ws [3,num_ws,16]): (parts, image, torgb's pixels, their moments, contribution);
-  compiled once.
-  """
+  """(variables, ws [3,num_ws,16]) -> (parts, image, torgb's pixels, their moments, shares)."""
   generator, _ = initialized(architecture)
 
   def measure(variables, ws):
@@ -121,9 +123,7 @@ def test_parts_add_up_to_the_image(architecture):
 
 
 def test_shares_follow_the_torgb_layers():
-  """Against NumPy; and three times the weights of a torgb are three times its standard
-  deviation.
-  """
+  """Against NumPy; and three times what a torgb makes is three times its standard deviation."""
   _, variables, ws = network('skip')
   parts, *_, before = contributions('skip')(variables, ws[:3])
   std = {
@@ -135,6 +135,7 @@ def test_shares_follow_the_torgb_layers():
     np.testing.assert_allclose(before[name], std[name] / sum(std.values()), rtol=1e-4)
   torgb = variables['params']['synthesis']['b8']['torgb']
   torgb['weight'] = 3 * torgb['weight']
+  torgb['bias'] = 3 * torgb['bias']
   last = variables['params']['synthesis']['b16']['torgb']
   last['bias'] = last['bias'] + 5  # without effect: the mean is taken out
   *_, after = contributions('skip')(variables, ws[:3])

@@ -21,7 +21,7 @@ import pytest
 from configs import quickstart
 from sg2jax import build, data, sampler, sharding
 from sg2jax.data.labels import Labels
-from sg2jax.evaluation import features, measure, protocols, scores
+from sg2jax.evaluation import features, measure, protocols, reals, scores
 from sg2jax.faults import (
   CheckpointError,
   DatasetError,
@@ -30,7 +30,7 @@ from sg2jax.faults import (
   WeightsError,
 )
 from sg2jax.state import TrainState
-from sg2jax.tools import evaluate, prepare
+from sg2jax.tools import evaluate
 from tests.reference import cases_detectors
 from tests.reference.check import read_manifest
 from tests.runs import ROOT, TINY, call, write_run, xla_flags
@@ -448,22 +448,20 @@ VECTORS = Labels.of_vectors(np.eye(2) + 1, ())
   ],
 )
 def test_a_data_set_of_other_classes_is_refused(ours, theirs, said):
-  net = type('Net', (), {'labels': ours})
-  source = type('Source', (), {'labels': theirs, 'place': 'D/other'})
   if not said:
-    evaluate.check_labels(net, source)
+    reals.check_labels(ours, theirs, 'D/other')
     return
   with pytest.raises(DatasetError, match=said) as e:
-    evaluate.check_labels(net, source)
+    reals.check_labels(ours, theirs, 'D/other')
   assert 'D/other' in str(e.value) and '--data' in str(e.value)
 
 
 def test_the_tool_compares_labels(run):
   net = sampler.load(run)
-  assert evaluate.load(net, '').labels.c_dim == 10
+  assert reals.load(net).labels.c_dim == 10
   other = net._replace(labels=Labels.of_vectors(np.eye(10) + 1))
   with pytest.raises(DatasetError, match='its labels are classes, and those of the run vectors'):
-    evaluate.load(other, '')
+    reals.load(other)
 
 
 # ---- processes
@@ -586,6 +584,8 @@ def test_metrics_of_networks_whatever_the_batch_and_the_devices(
   home, run, source, networks, tmp_path
 ):
   """All of them, on 60 digits: batches of 32, of 7, and 8 devices."""
+  from sg2jax.tools import prepare
+
   for i in range(60):
     folder = tmp_path / 'pictures' / str(source[i]['label'].argmax())
     folder.mkdir(parents=True, exist_ok=True)

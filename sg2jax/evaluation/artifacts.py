@@ -1,14 +1,18 @@
 """Three artefacts that StyleGAN2 was made to remove, as numbers [S2, arXiv 1912.04958].
 
-  contribution   what each resolution adds to the image [S2 4.2, Fig. 8] droplets       spikes in
-  feature maps, which instance normalization provokes [S2 2, Fig. 1 and 3] phase          details
-  that keep to pixels while w moves [S2 4, Fig. 6; Karras et al. 2021, arXiv 2106.12423, Fig. 1]
+contribution: what each resolution adds to the image [S2 4.2, Fig. 8].
+droplets: spikes in feature maps, which instance normalization provokes [S2 2, Fig. 1 and 3].
+phase: details that keep to pixels while w moves [S2 4, Fig. 6; Karras et al. 2021, arXiv
+  2106.12423, Fig. 1].
 
-`variables` are {'params': ..., 'noise': ...} of a Generator; `growing` stands for the `stage` and
-`alpha` of its `synthesize`. Everything but `grid_preference` can be jitted, with the generator and
-the stage static.
+`variables` are {'params': ..., 'noise': ...} of a Generator, ws [N,num_ws,w_dim]; `growing` stands
+for the `stage` and `alpha` of its `synthesize`. Everything but `grid_preference` can be jitted,
+with the generator and the stage static.
 """
 
+from typing import Any
+
+import jax
 from jax import lax
 import jax.numpy as jnp
 import numpy as np
@@ -16,39 +20,52 @@ import numpy as np
 from sg2jax import resample
 from sg2jax.faults import UsageError
 
-RGB, LAYERS = ('torgb',), ('conv0', 'conv1')
+RGB = ('torgb',)
+LAYERS = ('conv0', 'conv1')
 PARTS = ('skip', 'msg')  # architectures in which several torgb layers make the picture
 TINY = 1e-30
 # of normalised features, whose mean square is 1; keeps the ratio of a layer of constant maps at 1
 MIN_NORM = 1e-6
 
 
-def features(generator, variables, ws, names, **growing):
-  """What the layers called `names` return, with constant noise: {'b8.conv0': [N,h,w,C]}, in the
-  layers' own dtype.
+def features(
+  generator: Any, variables: dict[str, Any], ws: jax.Array, names: tuple[str, ...], **growing
+) -> dict[str, jax.Array]:
+  """What the layers called `names` return, with constant noise: {'b8.conv0': [N,h,w,C]}.
 
-  ws: [N,num_ws,w_dim]. torgb: the pixels before they are added to anything; conv0, conv1: after the
-  activation, and in AdaIN networks after the style.
+  In the layers' own dtype. torgb: the pixels before they are added to anything; conv0, conv1: after
+  the activation, and in AdaIN networks after the style.
   """
-  _, found = generator.apply(
+
+  def is_wanted(module, method):
+    return module.name in names and method == '__call__'
+
+  _, state = generator.apply(
     variables,
     ws,
     'const',
     **growing,
     method='synthesize',
     mutable=['intermediates'],
-    capture_intermediates=lambda module, method: module.name in names and method == '__call__',
+    capture_intermediates=is_wanted,
   )
-  blocks = found['intermediates']['synthesis']
   return {
     f'{block}.{name}': layer['__call__'][0]
-    for block, layers in blocks.items()
+    for block, layers in state['intermediates']['synthesis'].items()
     for name, layer in layers.items()
     if name in names
   }
 
 
-def check_parts(architecture):
+def resolution(name: str) -> int:
+  """Pixels of a block or layer, to sort by: 'b8' or 'b8.conv0' -> 8."""
+  return int(name.split('.')[0][1:])
+
+
+# ---- contribution
+
+
+def check_parts(architecture: str) -> None:
   """Raises UsageError if one layer makes the picture alone."""
   if architecture not in PARTS:
     raise UsageError(
@@ -57,19 +74,16 @@ def check_parts(architecture):
     )
 
 
-def torgb_pixels(generator, variables, ws):
-  """What each torgb returns, lowest resolution first: {'b8': float32 [N,8,8,C]}. ws:
-  [N,num_ws,w_dim].
-  """
-  found = features(generator, variables, ws, RGB)
+def torgb_pixels(generator: Any, variables: dict[str, Any], ws: jax.Array) -> dict[str, jax.Array]:
+  """What each torgb returns, lowest resolution first: {'b8': float32 [N,8,8,C]}."""
+  pixels = features(generator, variables, ws, RGB)
   return {
-    name.split('.')[0]: found[name].astype(jnp.float32) for name in sorted(found, key=resolution)
+    name.split('.')[0]: pixels[name].astype(jnp.float32) for name in sorted(pixels, key=resolution)
   }
 
 
-def image_parts(generator, variables, ws):
-  """The image as a sum of one part per resolution: {'b8': float32 [N,H,W,C]}, all of full size. ws:
-  [N,num_ws,w_dim].
+def image_parts(generator: Any, variables: dict[str, Any], ws: jax.Array) -> dict[str, jax.Array]:
+  """The image as a sum of one part per resolution: {'b8': float32 [N,H,W,C]}, all of full size.
 
   skip: torgb's pixels, up-sampled by the network's own filter, as the network adds them up [S2 Fig.
   7b].
@@ -79,27 +93,28 @@ def image_parts(generator, variables, ws):
   """
   net = generator.synthesis
   check_parts(net.architecture)
-  taps, below, parts = np.asarray(net.variant.taps) / np.sum(net.variant.taps), 0, {}
+  taps = np.asarray(net.variant.taps) / np.sum(net.variant.taps)
+  whole_images = net.architecture == 'msg'
+  below = 0
+  parts = {}
   for name, rgb in torgb_pixels(generator, variables, ws).items():
     part = rgb - below
-    if net.architecture == 'msg':
+    if whole_images:
       below = resample.nearest(rgb)
     while part.shape[1] < net.resolution[0]:
-      part = (
-        resample.nearest(part) if net.architecture == 'msg' else resample.upsample2d(part, taps)
-      )
+      part = resample.nearest(part) if whole_images else resample.upsample2d(part, taps)
     parts[name] = part
   return parts
 
 
-def moments(images):
+def moments(images: dict[str, jax.Array]) -> dict[str, jax.Array]:
   """Mean and mean square over samples and pixels: {'b8': [N,h,w,C]} -> {'b8': float32 [2,C]}."""
   return {
     name: jnp.stack([x.mean((0, 1, 2)), (x**2).mean((0, 1, 2))]) for name, x in images.items()
   }
 
 
-def shares(parts):
+def shares(parts: dict[str, jax.Array]) -> dict[str, jax.Array]:
   """Relative standard deviations of `moments`: {'b8': [2,C]} -> {'b8': share}; the shares sum to 1.
 
   The mean of each channel is taken out; variances are averaged over channels. All 0 if every image
@@ -109,33 +124,30 @@ def shares(parts):
   return {name: s / jnp.maximum(sum(std.values()), TINY) for name, s in std.items()}
 
 
-def contribution(generator, variables, ws):
-  """How much each resolution contributes to the image [S2 Fig. 8]: {'b4': float32 share, ...}, sum
-  1.
+def contribution(generator: Any, variables: dict[str, Any], ws: jax.Array) -> dict[str, jax.Array]:
+  """How much each resolution contributes to the image [S2 Fig. 8]: {'b4': float32 share, ...}.
 
-  S2 takes the standard deviation of the pixel values that each tRGB layer produces, over 1024
-  random w, and normalises the values to sum to 1. Decided here: noise is constant, and pixels count
-  as they arrive in the image (`image_parts`); up-sampling smooths the low resolutions, whose shares
-  are larger in `shares(moments(torgb_pixels(...)))`.
-  ws: [N,num_ws,w_dim]. Raises: UsageError for architectures other than skip and msg.
+  They sum to 1. S2 takes the standard deviation of the pixel values that each tRGB layer
+  produces, over 1024 random w, and normalises the values to sum to 1. Decided here: noise is
+  constant, and pixels count as they arrive in the image (`image_parts`); up-sampling smooths the
+  low resolutions, whose shares are larger in `shares(moments(torgb_pixels(...)))`. Raises:
+  UsageError for architectures other than skip and msg.
   """
   return shares(moments(image_parts(generator, variables, ws)))
 
 
-def resolution(name):
-  """Pixels of a block or layer, to sort by: 'b8' or 'b8.conv0' -> 8."""
-  return int(name.split('.')[0][1:])
+# ---- droplets
 
 
-def peak_to_median(x):
-  """How far the feature vector of the tallest pixel stands out: [N,h,w,C] -> (ratio [N], map
-  [N,h,w]), float32, >= 0.
+def peak_to_median(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+  """How far the tallest pixel's feature vector stands out: [N,h,w,C] -> ratio [N], map [N,h,w].
 
-  Each map of each sample is brought to mean 0 and variance 1, as instance normalization does it;
-  the map returned is the root mean square over channels at each pixel, over its median; ratio is
-  its maximum. Scale and offset of a map are without effect, so that AdaIN's style is: what is
-  measured is the result of the activation, normalised, in AdaIN networks and in others alike. A
-  constant map counts as 0. Independent Gaussian maps give 1.1 (C = 512) to 1.7 (C = 16).
+  float32, >= 0. Each map of each sample is brought to mean 0 and variance 1, as instance
+  normalization does it; the map returned is the root mean square over channels at each pixel,
+  over its median; ratio is its maximum. Scale and offset of a map are without effect, so that
+  AdaIN's style is: what is measured is the result of the activation, normalised, in AdaIN
+  networks and in others alike. A constant map counts as 0. Independent Gaussian maps give 1.1 (C
+  = 512) to 1.7 (C = 16).
   """
   x = x.astype(jnp.float32)
   tiny = 1e-12 * (x**2).mean((1, 2), keepdims=True)
@@ -147,50 +159,55 @@ def peak_to_median(x):
   return norm.max((1, 2)), norm
 
 
-def droplets(generator, variables, ws, **growing):
-  """`peak_to_median` of every synthesis layer: {'b8.conv0': (ratio [N], map [N,h,w]), ...}. ws:
-  [N,num_ws,w_dim].
+def droplets(
+  generator: Any, variables: dict[str, Any], ws: jax.Array, **growing
+) -> dict[str, tuple[jax.Array, jax.Array]]:
+  """`peak_to_median` of every synthesis layer: {'b8.conv0': (ratio [N], map [N,h,w]), ...}.
 
   S2 sees droplets in all feature maps from 64 px on, in networks with AdaIN: a spike strong enough
   to set the variance of a map lets the generator choose the scale of everything else in it. Without
   normalization there is nothing to gain by it.
   """
-  return {
-    name: peak_to_median(x)
-    for name, x in features(generator, variables, ws, LAYERS, **growing).items()
-  }
+  layers = features(generator, variables, ws, LAYERS, **growing)
+  return {name: peak_to_median(x) for name, x in layers.items()}
 
 
-def details(x):
-  """Octaves of an image at full size, finest first: [N,H,W,C] -> list of [N,H,W,C]; their sum lacks
-  only the low pass.
+# ---- phase
 
-  The undecimated Laplacian pyramid [Burt and Adelson 1983] with the filter [1,4,6,4,1]/16, its taps
-  2^k apart, borders mirrored. Octave k holds periods of about 2^(k+1) to 2^(k+2) px; as many as are
-  well inside the image.
+
+def details(x: jax.Array) -> list[jax.Array]:
+  """Octaves of an image at full size, finest first: [N,H,W,C] -> list of [N,H,W,C].
+
+  Their sum lacks only the low pass. The undecimated Laplacian pyramid [Burt and Adelson 1983]
+  with the filter [1,4,6,4,1]/16, its taps 2^k apart, borders mirrored. Octave k holds periods of
+  about 2^(k+1) to 2^(k+2) px; as many as are well inside the image.
   """
-  octaves, k = [], 1
+  octaves = []
+  k = 1
   while 4 * k < min(x.shape[1:3]):
-    low = x
-    for axis in (1, 2):
-      padded = jnp.pad(
-        low, [(2 * k, 2 * k) if a == axis else (0, 0) for a in range(4)], mode='reflect'
-      )
-      low = sum(
-        tap / 16 * lax.slice_in_dim(padded, i * k, i * k + x.shape[axis], axis=axis)
-        for i, tap in enumerate((1, 4, 6, 4, 1))
-      )
+    low = _blur(_blur(x, 1, k), 2, k)
     octaves.append(x - low)
-    x, k = low, 2 * k
+    x = low
+    k *= 2
   return octaves
 
 
-def phase(frames):
-  """How much of the detail stays on its pixels along a path: [T,H,W,C], T >= 2 -> (fixed [K],
-  energy [H,W]), float32.
+def _blur(x, axis, k):
+  """[1,4,6,4,1]/16 along an axis of [N,H,W,C], taps k apart, borders mirrored."""
+  pad = [(2 * k, 2 * k) if a == axis else (0, 0) for a in range(4)]
+  padded = jnp.pad(x, pad, mode='reflect')
+  size = x.shape[axis]
+  return sum(
+    tap / 16 * lax.slice_in_dim(padded, i * k, i * k + size, axis=axis)
+    for i, tap in enumerate((1, 4, 6, 4, 1))
+  )
 
-  fixed, for each octave h of `details`, finest first: the share of its energy that keeps to fixed
-  pixels,
+
+def phase(frames: jax.Array) -> tuple[jax.Array, jax.Array]:
+  """How much of the detail stays on its pixels along a path: [T,H,W,C] -> fixed [K], energy [H,W].
+
+  T >= 2; float32. fixed, for each octave h of `details`, finest first: the share of its energy
+  that keeps to fixed pixels,
       (|sum_t h_t|^2 - sum_t |h_t|^2) / ((T - 1) sum_t |h_t|^2),
   which is the mean product of two different frames over the mean square of one. 1: glued to the
   pixels; 0: as unrelated as independent frames, which have 0 for any T; details that ride on a
@@ -201,39 +218,40 @@ def phase(frames):
   much the shapes stay. An octave without any detail counts as 0.
   energy: mean square of the finest octave over frames and channels, for `grid_preference`.
   """
-  fixed, octaves = [], details(frames.astype(jnp.float32))
+  octaves = details(frames.astype(jnp.float32))
+  fixed = []
   for h in octaves:
     each = (h**2).sum()
-    fixed.append(((h.sum(0) ** 2).sum() - each) / jnp.maximum((len(frames) - 1) * each, TINY))
+    pairs = (h.sum(0) ** 2).sum() - each
+    fixed.append(pairs / jnp.maximum((len(frames) - 1) * each, TINY))
   return jnp.stack(fixed), (octaves[0] ** 2).mean((0, 3))
 
 
-def path(w0, w1, frames):
+def path(w0: jax.Array, w1: jax.Array, frames: int) -> jax.Array:
   """Straight path between two w: [num_ws,w_dim] x 2 -> [frames,num_ws,w_dim], ends included."""
   return w0 + jnp.linspace(0, 1, frames)[:, None, None] * (w1 - w0)
 
 
-def grid_preference(energy, period=8):
-  """How strongly details prefer some positions of a grid: [H,W] >= 0 -> (preference, folded
-  [period,period]).
+def grid_preference(energy: np.ndarray, period: int = 8) -> tuple[float, np.ndarray]:
+  """How strongly details prefer some positions of a grid: [H,W] -> (preference, folded).
 
-  Energy relative to its mean in the period x period window around, averaged over all pixels with
-  the same position modulo `period`; preference is the standard deviation of these means, 0 if there
-  is none. A generator that grew has details jump from one preferred location to the next [S2 4];
-  what was aliased in a layer repeats with its pixels, so with periods 2, 4, 8 of the image. What
-  the subject itself does shows at any period: compare with one that divides no power of 2. Raises:
-  ValueError for sides under 2 period - 1.
+  folded: [period,period]. Energy relative to its mean in the period x period window around,
+  averaged over all pixels with the same position modulo `period`; preference is the standard
+  deviation of these means, 0 if there is none. A generator that grew has details jump from one
+  preferred location to the next [S2 4]; what was aliased in a layer repeats with its pixels, so
+  with periods 2, 4, 8 of the image. What the subject itself does shows at any period: compare
+  with one that divides no power of 2. Raises: ValueError for sides under 2 period - 1.
   """
   if min(energy.shape) < 2 * period - 1:
     raise ValueError(
       f'energy {energy.shape} is too small for period={period}; both sides must be '
       f'{2 * period - 1} or more'
     )
-  windows = np.lib.stride_tricks.sliding_window_view(
-    np.asarray(energy, np.float64), (period, period)
-  )
+  energy = np.asarray(energy, np.float64)
+  windows = np.lib.stride_tricks.sliding_window_view(energy, (period, period))
   mean = windows.mean((2, 3))
-  first, (h, w) = period // 2, (s // period * period for s in mean.shape)
+  first = period // 2
+  h, w = (side // period * period for side in mean.shape)
   relative = energy[first : first + h, first : first + w] / np.maximum(mean[:h, :w], 1e-12)
   folded = relative.reshape(h // period, period, w // period, period).mean((0, 2))
   folded = np.roll(folded, first, (0, 1))  # element [i,j] is position [i,j] modulo period
