@@ -40,28 +40,17 @@ class Sampler(NamedTuple):
 
   `net(seeds)` makes images. In steps: `z`, `c` and `ws` are what they are made of, `images` makes
   them of ws.
-
-  Attributes:
-    workdir: of its run.
-    config: of its run, a ConfigDict with `c_dim`.
-    step: minibatches that it was trained for.
-    nimg: images that it was trained on.
-    generator: a models.stylegan2.Generator.
-    variables: {'params', 'noise'} of it.
-    growing: arguments `stage` and `alpha` of its synthesis; {} for a network that doesn't grow.
-    w_avg: moving average of w, [w_dim].
-    labels: the data.labels.Labels of its data set; None without labels.
   """
 
-  workdir: pathlib.Path
-  config: Any
+  workdir: pathlib.Path  # of its run
+  config: Any  # of its run, a ConfigDict with `c_dim`
   step: int
   nimg: int
-  generator: Any
-  variables: dict
-  growing: dict
-  w_avg: Any
-  labels: Labels | None = None
+  generator: Any  # a models.stylegan2.Generator
+  variables: dict  # {'params', 'noise'} of it
+  growing: dict  # arguments `stage` and `alpha` of its synthesis; {} if it doesn't grow
+  w_avg: Any  # moving average of w, [w_dim]
+  labels: Labels | None = None  # of its data set; None without labels
 
   # ---- what it is
 
@@ -89,13 +78,12 @@ class Sampler(NamedTuple):
 
   def hash(self) -> str:
     """SHA-256, in hex, of all that decides about an image: network, stage, weights, noise maps."""
-    # As before there were variants: flat, and with all fields, so that networks keep their hashes.
-    g = {name: x for name, x in self.config['g'].items() if name not in ('remat', 'variant')}
-    config = {
-      'resolution': self.config['resolution'],
-      'data': self.config['data'].channels,
-      'g': g | dataclasses.asdict(build.variant(self.config, 'g')),
-    }
+    g = self.config.g.to_dict()
+    del g['remat']  # it changes no image
+    # side by side, as configurations of version 0.2 had them: hashes in files of results stay true
+    g |= dataclasses.asdict(build.variant(self.config, 'g'))
+    del g['variant']
+    config = {'resolution': self.config.resolution, 'data': self.config.data.channels, 'g': g}
     digest = hashlib.sha256(json.dumps([config, self.growing], sort_keys=True).encode())
     for path, x in jax.tree_util.tree_leaves_with_path(jax.device_get(self.variables)):
       digest.update(f'{jax.tree_util.keystr(path)} {x.dtype} {x.shape}'.encode())

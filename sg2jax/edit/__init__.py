@@ -1,2 +1,1 @@
-"""Editing: what is done with a trained network's latents: projection, attribution and
-directions."""
+"""Editing: what is done with the latents of a trained network."""

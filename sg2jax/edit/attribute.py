@@ -12,40 +12,42 @@ RESAMPLES = 1000  # for intervals
 
 
 class Judgement(NamedTuple):
-  """Whether an image is taken for the network's own, and how unusual its distance would be if it
-  were, or weren't.
+  """Whether an image is taken for the network's own."""
+
+  own: bool  # the decision, by `threshold`
+  p_own: float  # share of the network's own images that are as far or farther
+  p_real: float  # share of reals that are as close or closer
+
+
+def auc(own: np.ndarray, reals: np.ndarray) -> float:
+  """Area under the ROC curve: how often an own image is closer than a real one.
+
+  0.5 is chance, 1 perfect. Ties count half.
   """
-
-  own: bool
-  p_own: float
-  p_real: float
-
-
-def auc(own, reals):
-  """Area under the ROC curve: how often an own image is closer than a real one; 0.5 is chance, 1
-  perfect. Ties count half.
-  """
-  own, reals = np.asarray(own)[:, None], np.asarray(reals)[None]
+  own = np.asarray(own)[:, None]
+  reals = np.asarray(reals)[None]
   return float(((own < reals) + 0.5 * (own == reals)).mean())
 
 
-def auc_interval(own, reals, seed=0):
-  """95 % interval of `auc` over which images were drawn: percentiles of a bootstrap over both
-  groups.
+def auc_interval(own: np.ndarray, reals: np.ndarray, seed: int = 0) -> list[float]:
+  """95 % interval of `auc` over which images were drawn: of a bootstrap over both groups."""
+  key = np.random.RandomState(seed)
+  own = np.asarray(own)
+  reals = np.asarray(reals)
+  resampled = [
+    auc(key.choice(own, len(own)), key.choice(reals, len(reals))) for _ in range(RESAMPLES)
+  ]
+  return np.percentile(resampled, (2.5, 97.5)).tolist()
+
+
+def threshold(own: np.ndarray, reals: np.ndarray) -> float:
+  """The distance up to which an image is best taken for the network's own.
+
+  Best is the least mean of both error rates. It lies between two of the distances, in the middle of
+  their logarithms; of several as good the median is taken.
   """
-  key, own, reals = np.random.RandomState(seed), np.asarray(own), np.asarray(reals)
-  found = [auc(key.choice(own, len(own)), key.choice(reals, len(reals))) for _ in range(RESAMPLES)]
-  return [float(x) for x in np.percentile(found, (2.5, 97.5))]
-
-
-def threshold(own, reals):
-  """The distance up to which an image is best taken for the network's own: least mean of both error
-  rates.
-
-  It lies between two of the distances, in the middle of their logarithms; of several as good the
-  median is taken.
-  """
-  own, reals = np.sort(own), np.sort(reals)
+  own = np.sort(own)
+  reals = np.sort(reals)
   at = np.unique(np.concatenate([own, reals]))
   missed = 1 - np.searchsorted(own, at, 'right') / len(own)
   false = np.searchsorted(reals, at, 'right') / len(reals)
@@ -54,25 +56,26 @@ def threshold(own, reals):
   return float(np.sqrt(at[i] * at[min(i + 1, len(at) - 1)]))
 
 
-def error_rates(own, reals):
+def error_rates(own: np.ndarray, reals: np.ndarray) -> tuple[float, float]:
   """(share of own images that are missed, share of reals that are taken for own).
 
   Each image is judged by the `threshold` of all others, so that the rates hold for images that the
   threshold didn't see.
   """
-  own, reals = np.asarray(own), np.asarray(reals)
+  own = np.asarray(own)
+  reals = np.asarray(reals)
   missed = [own[i] > threshold(np.delete(own, i), reals) for i in range(len(own))]
   false = [reals[i] <= threshold(own, np.delete(reals, i)) for i in range(len(reals))]
   return float(np.mean(missed)), float(np.mean(false))
 
 
-def judge(distance, own, reals):
-  """The Judgement of an image. p_own: share of own images that are as far or farther; p_real: of
-  reals as close or closer.
+def judge(distance: float, own: np.ndarray, reals: np.ndarray) -> Judgement:
+  """The Judgement of an image.
 
-  The image itself is counted among them, as in permutation tests: no p is below 1 / (N + 1).
+  It is counted among those it is compared with, as in permutation tests: no p is below 1 / (N + 1).
   """
-  own, reals = np.asarray(own), np.asarray(reals)
+  own = np.asarray(own)
+  reals = np.asarray(reals)
   return Judgement(
     bool(distance <= threshold(own, reals)),
     (1 + int((own >= distance).sum())) / (1 + len(own)),

@@ -1,8 +1,7 @@
-"""Directions in w along which images change, found without labels: GANSpace [Haerkoenen et al.
-2020, arXiv 2004.02546] and closed-form factorisation, SeFa [Shen and Zhou 2021, arXiv 2007.06600].
+"""Directions in w along which images change, found without labels.
 
-Either gives unit vectors n_k and their strength; an edit is w + s n_k at some of the layers
-(GANSpace's E(v, from-to)).
+By GANSpace [Haerkoenen et al. 2020, arXiv 2004.02546], or by closed-form factorisation, SeFa [Shen
+and Zhou 2021, arXiv 2007.06600].
 """
 
 from functools import lru_cache
@@ -13,103 +12,100 @@ import jax.numpy as jnp
 import numpy as np
 
 from sg2jax.faults import UsageError
+from sg2jax.sampler import Sampler
 
 
-class Directions(NamedTuple):
-  """vectors: unit, [K,w_dim], float32; values: [K], falling; stdevs: of w along each, [K]; mean: of
-  w, [w_dim].
+class Direction(NamedTuple):
+  """How latents are moved, whatever found it: at some layers, ws + amount * stdev * vector.
+
+  That is GANSpace's E(v, from-to).
   """
 
-  vectors: np.ndarray
-  values: np.ndarray
-  stdevs: np.ndarray
-  mean: np.ndarray
+  vector: np.ndarray  # unit, float32 [w_dim]; or one for each of L layers, [L,w_dim]
+  layers: slice  # of the ws that are moved
+  stdev: float  # standard deviation of the network's w along it, the unit of amounts
+  value: float  # by which its method ranks it; the largest is the first
+
+  def move(self, ws: np.ndarray, amounts: np.ndarray) -> np.ndarray:
+    """ws [num_ws,w_dim], moved by each of `amounts` [M], in stdev: [M,num_ws,w_dim]."""
+    moved = np.repeat(ws[None], len(amounts), 0)
+    lengths = np.asarray(np.asarray(amounts) * self.stdev, np.float32)
+    moved[:, self.layers] += lengths[:, None, None] * self.vector
+    return moved
 
 
-def pca(w, count):
-  """The first `count` principal components of w [N,w_dim] [GANSpace 2.1]; values: variances along
-  them.
-  """
-  mean, covariance = moments(w)
-  return largest(covariance, count, mean, covariance)
+def pca(w: np.ndarray, layers: slice, count: int) -> list[Direction]:
+  """The first principal components of w [N,w_dim] [GANSpace 2.1]; values: variances along them."""
+  covariance = _covariance(w)
+  return _leading(covariance, covariance, layers, count)
 
 
-def sefa(net, w, layers, count):
-  """What changes the styles of the convolutions at `layers` the most [SeFa Eq. 8]: max |A n|^2 over
-  unit n; values: |A n|^2.
+def sefa(net: Sampler, w: np.ndarray, layers: slice, count: int) -> list[Direction]:
+  """What changes the styles of the convolutions at `layers` the most [SeFa Eq. 8].
 
-  A: affine weights of all convolutions that read the ws of the slice `layers`, one below the other,
-  as the network scales them. torgb's, which change colours only, are left out. w [N,w_dim]: gives
-  the standard deviations.
+  That is max |A n|^2 over unit n, which is the value. A has the affine weights of all convolutions
+  that read these ws, one below the other, as the network scales them. torgb's, which change colours
+  only, are left out. w [N,w_dim]: gives the standard deviations.
 
   Raises: UsageError if no convolution reads these ws.
   """
-  styles = _styles(net.generator, net.growing.get('stage', 0), layers.start, layers.stop)(
-    net.variables
-  )
-  styles = np.asarray(styles, np.float64)
-  a = styles[1:] - styles[0]  # [w_dim,features]
+  styles = _styles(net.generator, net.growing.get('stage', 0), layers.start, layers.stop)
+  styles = np.asarray(styles(net.variables), np.float64)
+  a = styles[1:] - styles[0]  # [w_dim,features], A transposed
   if not a.any():
     raise UsageError(
       f'--layers={layers.start}-{layers.stop - 1}: no convolution reads these ws; take lower ones'
     )
-  return largest(a @ a.T, count, *moments(w))
+  return _leading(a @ a.T, _covariance(w), layers, count)
 
 
-def edit(ws, vector, amounts, layers):
-  """ws [num_ws,w_dim] moved by each of `amounts` [M] along `vector` [w_dim] at the slice `layers`:
-  [M,num_ws,w_dim].
-  """
-  moved = np.repeat(ws[None], len(amounts), 0)
-  moved[:, layers] += np.asarray(amounts, np.float32)[:, None, None] * vector
-  return moved
-
-
-def moments(w):
-  """Mean [w_dim] and covariance [w_dim,w_dim] of w [N,w_dim], in float64."""
+def _covariance(w):
+  """Covariance [w_dim,w_dim] of w [N,w_dim], in float64."""
   w = np.asarray(w, np.float64)
   mean = w.mean(0)
-  return mean, (w - mean).T @ (w - mean) / (len(w) - 1)
+  return (w - mean).T @ (w - mean) / (len(w) - 1)
 
 
-def largest(matrix, count, mean, covariance):
-  """Directions: eigenvectors of the `count` largest eigenvalues of a symmetric matrix
-  [w_dim,w_dim].
+def _leading(matrix, covariance, layers, count):
+  """The eigenvectors of the largest eigenvalues of a symmetric matrix [w_dim,w_dim].
 
   Of n and -n it is the one whose largest component is positive.
   """
-  values, vectors = np.linalg.eigh(matrix)
-  values, vectors = values[::-1][:count], vectors.T[::-1][:count]
-  vectors = vectors * np.sign(vectors[np.arange(len(vectors)), np.abs(vectors).argmax(1)])[:, None]
+  values, vectors = np.linalg.eigh(matrix)  # rising, in columns
+  values = values[::-1][:count]
+  vectors = vectors.T[::-1][:count]
+  peaks = vectors[np.arange(len(vectors)), np.abs(vectors).argmax(1)]
+  vectors = vectors * np.sign(peaks)[:, None]
   stdevs = np.sqrt(np.einsum('ki,ij,kj->k', vectors, covariance, vectors).clip(0))
-  return Directions(vectors.astype(np.float32), values, stdevs, mean.astype(np.float32))
+  rows = zip(vectors.astype(np.float32), stdevs, values)
+  return [Direction(vector, layers, stdev, value) for vector, stdev, value in rows]
 
 
 @lru_cache(8)
 def _styles(generator, stage, start, stop):
-  """A function of the variables: all convolutions' styles, for w = 0 and each unit vector at
-  start:stop, [1+w_dim,features].
+  """Function of the variables: all convolutions' styles at some ws, [1+w_dim,features].
 
-  Styles are affine in w, so differences are the matrix, whatever the architecture. The compiler
-  drops the convolutions.
+  For w = 0 and each unit vector at start:stop. Styles are affine in w, so differences are the
+  matrix, whatever the architecture. The compiler drops the convolutions.
   """
   w_dim = generator.mapping.w_dim
   ws = np.zeros((1 + w_dim, generator.synthesis.num_ws, w_dim), np.float32)
   ws[1:, start:stop] = np.eye(w_dim)[:, None]
 
-  def found(variables):
+  def is_style(module, _):
+    return module.name == 'affine' and module.path[-2] != 'torgb'
+
+  def styles(variables):
     with jax.default_matmul_precision('highest'):
-      _, kept = generator.apply(
+      _, captured = generator.apply(
         variables,
         jnp.asarray(ws),
         'none',
         stage,
         method='synthesize',
         mutable=['intermediates'],
-        capture_intermediates=lambda module, _: (
-          module.name == 'affine' and module.path[-2] != 'torgb'
-        ),
+        capture_intermediates=is_style,
       )
-    return jnp.concatenate(jax.tree.leaves(kept['intermediates']), 1)
+    return jnp.concatenate(jax.tree.leaves(captured['intermediates']), 1)
 
-  return jax.jit(found)
+  return jax.jit(styles)

@@ -1,16 +1,19 @@
-"""python -m sg2jax.tools.attribute --checkpoint=RUN --reals=FOLDER [--images=FILE-OR-FOLDER]
+"""Attribution: was this image made by this network?
+
+python -m sg2jax.tools.attribute --checkpoint=RUN --reals=FOLDER [--images=FILE-OR-FOLDER]
 [--own=0-49] [--out=DIR]
 
-Was this image made by this network? A network finds its own images again more exactly than
-photographs. So this projects (as sg2jax.tools.project does, with the same flags) images that the
-network makes now, from the seeds --own, as many reals that it was not trained on, from --reals, and
-the images in question. DIR/attribution.png shows how far the two groups lie apart,
-DIR/attribution.json has the error rates, and for each image in question its distance and the
-decision; DIR/own, DIR/reals and DIR/images hold the projections. Without --images it says how well
-the network's images can be told from reals at all. Without the weights of LPIPS take
---distance=pyramid. Stop it any way you like: the same command goes on where it was.
+A network finds its own images again more exactly than photographs. So this projects (as
+sg2jax.tools.project does, with the same flags) images that the network makes now, from the seeds
+--own, as many reals that it was not trained on, from --reals, and the images in question.
+DIR/attribution.png shows how far the two groups lie apart, DIR/attribution.json has the error
+rates, and for each image in question its distance and the decision; DIR/own, DIR/reals and
+DIR/images hold the projections. Without --images it says how well the network's images can be told
+from reals at all. Without the weights of LPIPS take --distance=pyramid. Stop it any way you like:
+the same command goes on where it was.
 """
 
+from collections.abc import Iterator
 import json
 
 from absl import flags
@@ -21,49 +24,49 @@ from sg2jax import cli, files
 from sg2jax.edit import attribute
 from sg2jax.faults import UsageError
 from sg2jax.signals import Stop
-from sg2jax.tools import figures, project
+from sg2jax.tools import figures, pictures, projections
+from sg2jax.tools import flags as shared
 
 LEAST = 10  # images of each group, for rates to mean anything
 GROUPS = {'own': "the network's own", 'reals': 'reals', 'images': 'in question'}
-QUANTILES = {'closest': 0, '20 %': 0.2, '40 %': 0.4, '60 %': 0.6, '80 %': 0.8, 'farthest': 1}
+# Examples on the figure, by their place among the sorted distances. Where few images share places,
+# the last of these counts: the ends.
+QUANTILES = {'20 %': 0.2, '40 %': 0.4, '60 %': 0.6, '80 %': 0.8, 'closest': 0, 'farthest': 1}
+COLUMNS = ('closest', '20 %', '40 %', '60 %', '80 %', 'farthest')
 
 
 def define_flags():
-  """The command line. Not at import: tools have flags of the same names."""
-  project.define_common()
-  flags.adopt_module_key_flags(project)  # --help shows them
+  """The command line."""
+  projections.define_flags()
+  shared.define_out('attribution')
   flags.DEFINE_string('images', '', 'Picture in question, or folder of them.')
   flags.DEFINE_string('reals', None, 'Folder of pictures that the network was not trained on.')
-  flags.DEFINE_string('own', '0-49', "Seeds of the network's own images; as many reals are taken.")
-  flags.DEFINE_string('out', '', 'Folder of results; default: attribution/<step> in the workdir.')
+  shared.define_required('reals', 'name a folder of pictures that the network was not trained on')
+  shared.define_seeds('own', '0-49', "Seeds of the network's own images; as many reals are taken.")
 
 
 def main(_):
   """Checks, projects, judges, prints."""
   asked = flags.FLAGS
-  seeds = list(dict.fromkeys(cli.seeds(asked.own, 'own')))
-  if not asked.reals:
-    raise UsageError(
-      '--reals is missing; name a folder of pictures that the network was not trained on'
-    )
+  seeds = list(dict.fromkeys(asked.own))
   if len(seeds) < LEAST:
-    raise UsageError(f'--own={asked.own} has {len(seeds)} seeds, and rates need {LEAST} at least')
-  out = cli.folder(asked.out) if asked.out else None
+    raise UsageError(f'--own has {len(seeds)} seeds, and rates need {LEAST} at least')
   for path in filter(None, (asked.reals, asked.images)):
-    project.check_there(path)
+    pictures.check_exists(path)
   with Stop() as stop:
-    job = project.read_job(asked, stop)
-    out = out or job.net.workdir / 'attribution' / f'{job.net.step:08d}'
-    reals = project.read_items(asked.reals, job.net, out)
+    job = projections.read_job(stop)
+    out = shared.out_folder(job.net, 'attribution')
+    reals = pictures.read_items(asked.reals, job.net, out)
     if len(reals) < LEAST:
       raise UsageError(
         f'--reals={asked.reals} has {len(reals)} pictures, and rates need {LEAST} at least'
       )
     chosen = np.sort(np.random.RandomState(asked.seed).permutation(len(reals))[: len(seeds)])
-    questions = {'images': project.read_items(asked.images, job.net, out)} if asked.images else {}
-    groups = {'own': own_items(job.net, seeds), 'reals': [reals[i] for i in chosen]} | questions
+    groups = {'own': own_items(job.net, seeds), 'reals': [reals[i] for i in chosen]}
+    if asked.images:
+      groups['images'] = pictures.read_items(asked.images, job.net, out)
     found = {
-      name: project.project_all(job, items, out / name, f'{GROUPS[name]}: ')
+      name: projections.project_all(job, items, out / name, f'{GROUPS[name]}: ')
       for name, items in groups.items()
     }
   document = judge(found) | {'about': job.about, 'seeds': seeds}
@@ -72,44 +75,42 @@ def main(_):
   print('\n'.join([job.net.title, *table(document), f'results in {out}/']))
 
 
-def own_items(net, seeds):
-  """Images of seeds, with random noise and labels, as Items."""
-  return [
-    project.Item(
-      f'seed{seed:04d}', f'seed {seed}', lambda image=image: image, project.image_hash(image)
-    )
-    for seed, image in zip(seeds, net(seeds, noise='random'))
-  ]
+def own_items(net, seeds) -> list[pictures.Item]:
+  """Images of seeds, with random noise and labels."""
+  items = []
+  for seed, image in zip(seeds, net(seeds, noise='random')):
+
+    def load(image=image):
+      return image
+
+    name = f'seed{seed:04d}'
+    items.append(pictures.Item(name, f'seed {seed}', load, pictures.image_hash(image)))
+  return items
 
 
-def judge(found):
+def judge(found: dict[str, list[dict]]) -> dict:
   """What attribution.json says, of {group: documents of projections}."""
-  distances = {
-    name: np.array([d['distance'] for d in documents]) for name, documents in found.items()
-  }
+  distances = {name: [d['distance'] for d in documents] for name, documents in found.items()}
   both = distances['own'], distances['reals']
   missed, false = attribute.error_rates(*both)
-  questions = [
-    {**document, **attribute.judge(document['distance'], *both)._asdict()}
-    for document in found.get('images', [])
-  ]
   return {
     'auc': attribute.auc(*both),
     'auc_interval': attribute.auc_interval(*both),
     'threshold': attribute.threshold(*both),
     'own_missed': missed,
     'reals_taken_for_own': false,
-    'distances': {k: v.tolist() for k, v in distances.items()},
-    'images': questions,
+    'distances': distances,
+    'images': [
+      document | attribute.judge(document['distance'], *both)._asdict()
+      for document in found.get('images', [])
+    ],
   }
 
 
-def table(document):
+def table(document: dict) -> Iterator[str]:
   """Lines for people."""
-  (low, high), counts = (
-    document['auc_interval'],
-    {k: len(v) for k, v in document['distances'].items()},
-  )
+  low, high = document['auc_interval']
+  counts = {name: len(distances) for name, distances in document['distances'].items()}
   yield (
     f'{counts["own"]} own images and {counts["reals"]} reals: AUC {document["auc"]:.3f} (95 % '
     f'interval {low:.3f} to {high:.3f})'
@@ -119,22 +120,18 @@ def table(document):
     f'missed, {document["reals_taken_for_own"]:.1%} of reals taken for own'
   )
   for image in document['images']:
-    far, close = f'{image["p_own"]:.1%}', f'{image["p_real"]:.1%}'
-    verdict = "the network's own" if image['own'] else 'not of this network'
+    verdict = GROUPS['own'] if image['own'] else 'not of this network'
     yield (
-      f'{image["name"]}: {verdict}; distance {image["distance"]:.3g}, as far {far} of own images, '
-      f'as close {close} of reals'
+      f'{image["name"]}: {verdict}; distance {image["distance"]:.3g}, as far {image["p_own"]:.1%} '
+      f'of own images, as close {image["p_real"]:.1%} of reals'
     )
 
 
 def draw(job, document, found, out):
-  """Histograms of the groups, the threshold, and examples of targets beside what was found: a
-  Figure.
-  """
+  """Histograms of the groups, the threshold, examples of targets and results: a Figure."""
   distances = {name: np.maximum(x, 1e-12) for name, x in document['distances'].items()}
-  pictures = [examples(out / name, documents) for name, documents in found.items()]
   caption = (
-    f'{job.net.title}; {job.distance.name}, {job.setting.steps} steps; AUC {document["auc"]:.3f}; '
+    f'{job.net.title}; {job.distance.name}, {job.settings.steps} steps; AUC {document["auc"]:.3f}; '
     f'errors: {document["own_missed"]:.1%} of own missed, {document["reals_taken_for_own"]:.1%} of '
     'reals taken for own'
   )
@@ -142,8 +139,8 @@ def draw(job, document, found, out):
     'Attribution: how close projections come to their targets',
     caption,
     [f'{GROUPS[name]} (target beside what was found)' for name in found],
-    pictures,
-    list(QUANTILES),
+    [examples(out / name, documents) for name, documents in found.items()],
+    list(COLUMNS),
     cmap='gray',
     vmin=0,
     vmax=255,
@@ -157,15 +154,9 @@ def draw(job, document, found, out):
     chart.hist(distances[name], bins, color=colour, alpha=0.6, label=GROUPS[name])
   chart.axvline(document['threshold'], color=figures.INK, linestyle='dashed')
   if 'images' in distances:
-    chart.plot(
-      distances['images'],
-      0 * distances['images'],
-      '^',
-      color=figures.COLOURS[2],
-      markersize=9,
-      clip_on=False,
-      label=GROUPS['images'],
-    )
+    at = distances['images']
+    style = {'color': figures.COLOURS[2], 'markersize': 9, 'clip_on': False}
+    chart.plot(at, np.zeros_like(at), '^', label=GROUPS['images'], **style)
   chart.set_xscale('log')
   chart.yaxis.get_major_locator().set_params(integer=True)
   chart.set_xlabel(f'distance: {job.distance.name}')
@@ -173,16 +164,13 @@ def draw(job, document, found, out):
   return figure
 
 
-def examples(folder, documents):
-  """{quantile of the distances: target beside what was found, uint8 [h,w] or [h,w,3]}, no image
-  twice.
-  """
+def examples(folder, documents) -> dict[str, np.ndarray]:
+  """{column: target beside what was found, uint8 [h,w] or [h,w,3]}, no image twice."""
   ordered = sorted(documents, key=lambda document: document['distance'])
-  # where few images share places, they count
-  ends_last = sorted(QUANTILES, key=lambda title: QUANTILES[title] in (0, 1))
-  at = {round(QUANTILES[title] * (len(ordered) - 1)): title for title in ends_last}
+  titles = {round(share * (len(ordered) - 1)): title for title, share in QUANTILES.items()}
   return {
-    title: np.asarray(Image.open(folder / f'{ordered[i]["name"]}.png')) for i, title in at.items()
+    title: np.asarray(Image.open(folder / f'{ordered[i]["name"]}.png'))
+    for i, title in titles.items()
   }
 
 

@@ -1,9 +1,10 @@
-"""python -m sg2jax.tools.directions METHOD --checkpoint=RUN [--out=DIR] [--layers=LO-HI]
+"""Directions in w along which images change, found without labels, and a sheet of them.
+
+python -m sg2jax.tools.directions METHOD --checkpoint=RUN [--out=DIR] [--layers=LO-HI]
 [--count=8] [--sigma=3] [--seed=0] ...
 
-Finds directions in w along which images change, and shows them: each row of DIR/METHOD.png moves
-one image from -sigma to sigma standard deviations of w along one direction, at the chosen layers.
-METHOD is
+Each row of DIR/METHOD.png moves one image from -sigma to sigma standard deviations of w along one
+direction, at the chosen layers. METHOD is
   pca     principal components of w (GANSpace): where the network's images differ most
   sefa    closed-form factorisation (SeFa): what changes the styles of the chosen layers most
 Layers are numbered by the ws that they take, from the coarsest, 0: low ones change shape and pose,
@@ -11,95 +12,82 @@ high ones colour and detail. DIR/METHOD.npz has the directions; docs/generate.md
 them. DIR is by default directions/<step> in the workdir.
 """
 
-import math
-
 from absl import flags
 import numpy as np
 
-from sg2jax import cli, files, inputs, sampler
+from sg2jax import cli, files, sampler
 from sg2jax.edit import directions
 from sg2jax.faults import UsageError
-from sg2jax.tools import generate
+from sg2jax.tools import flags as shared
+from sg2jax.tools import sheets
 
 METHODS = ('pca', 'sefa')
-# images of a row; w of which the directions and their standard deviations are computed
-STEPS, SAMPLES = 7, 50_000
+STEPS = 7  # images of a row
+SAMPLES = 50_000  # w, of which the directions and their standard deviations are computed
 
 
 def define_flags():
-  """The command line. Not at import: tools have flags of the same names."""
-  flags.DEFINE_string(
-    'checkpoint', '', 'Workdir, whose newest checkpoint counts, or one step of it.'
-  )
-  flags.DEFINE_string(
-    'out', '', 'Folder of the results; default: directions/<step> in the workdir.'
-  )
+  """The command line."""
+  shared.define_checkpoint()
+  shared.define_out('directions')
   flags.DEFINE_string(
     'layers', '', 'First and last of the ws that are moved, such as 0-3; default: all.'
   )
-  flags.DEFINE_integer('count', 8, 'Directions to find.')
-  flags.DEFINE_float(
-    'sigma', 3, 'How far the sheet goes, in standard deviations of w along the direction.'
+  flags.DEFINE_integer('count', 8, 'Directions to find.', lower_bound=1)
+  shared.define_finite(
+    'sigma',
+    3,
+    'How far the sheet goes, in standard deviations of w along the direction.',
+    positive=True,
   )
-  flags.DEFINE_integer('seed', 0, 'Of the image that is moved.')
-  flags.DEFINE_string('psi', '', 'Truncation of that image; default: 1, none.')
-  generate.define_labels('w that are looked at, and of that image', 'drawn as the data has them')
-  flags.adopt_module_key_flags(generate)  # --help shows them
+  shared.define_seed('Of the image that is moved.')
+  shared.define_psi('Truncation of that image; default: 1, none.')
+  shared.define_labels('w that are looked at, and of that image', 'drawn as the data has them')
 
 
 def main(argv):
   """Checks, finds, draws, writes."""
-  asked, method = flags.FLAGS, argv[1] if len(argv) > 1 else ''
-  if method not in METHODS:
-    said = f'METHOD={method} is unknown' if method else 'METHOD is missing'
-    raise UsageError(
-      f'{said}; choose from {", ".join(METHODS)}, as in python -m sg2jax.tools.directions pca '
-      '--checkpoint=RUN'
-    )
-  (psi,) = generate.numbers(asked.psi or '1', 'psi')
-  if not 0 < asked.sigma < math.inf:
-    raise UsageError(f'--sigma={asked.sigma:g} must be a finite number above 0')
-  inputs.check_seeds([asked.seed])
-  net = generate.load(asked.checkpoint)
-  label, w_dim = generate.labels(net, asked, 1), net.generator.mapping.w_dim
-  layers = generate.span(net, asked.layers or f'0-{net.num_ws - 1}', 'layers')
-  if not 1 <= asked.count <= w_dim:
-    raise UsageError(
-      f'--count={asked.count} must be 1 or more, and at most {w_dim}, the dimensions of w'
-    )
-  generate.check_sheet(net, asked.count * STEPS)
-  out = cli.folder(asked.out or str(net.workdir / 'directions' / f'{net.step:08d}'))
-  ws, w = net.ws([asked.seed], psi, label=label)[0], sampler.sample_w(net, SAMPLES, 0, label)
-  found = (
-    directions.pca(w, asked.count)
-    if method == 'pca'
-    else directions.sefa(net, w, layers, asked.count)
+  asked = flags.FLAGS
+  method = cli.choice(argv, 'METHOD', METHODS)
+  net = sampler.load(asked.checkpoint)
+  label = shared.labels(net, 1)
+  layers = shared.ws_range(net, 'layers')
+  w_dim = net.generator.mapping.w_dim
+  if asked.count > w_dim:
+    raise UsageError(f'--count={asked.count} must be at most {w_dim}, the dimensions of w')
+  sheets.check_size(net, asked.count * STEPS)
+  out = shared.out_folder(net, 'directions')
+
+  ws = net.ws([asked.seed], asked.psi, label=label)[0]
+  w = sampler.sample_w(net, SAMPLES, 0, label)
+  if method == 'pca':
+    found = directions.pca(w, layers, asked.count)
+  else:
+    found = directions.sefa(net, w, layers, asked.count)
+  amounts = np.linspace(-asked.sigma, asked.sigma, STEPS)
+  moved = np.stack([direction.move(ws, amounts) for direction in found])
+  pictures = net.images(moved.reshape(-1, *ws.shape), seeds=[asked.seed] * asked.count * STEPS)
+
+  stdevs = np.array([direction.stdev for direction in found])
+  arrays = files.npz(
+    vectors=np.stack([direction.vector for direction in found]),
+    values=np.array([direction.value for direction in found]),
+    stdevs=stdevs,
+    mean=w.mean(0, dtype=np.float64).astype(np.float32),
+    layers=[layers.start, layers.stop - 1],
+    method=method,
+    checkpoint=net.hash(),
   )
-  at = np.linspace(-asked.sigma, asked.sigma, STEPS)
-  moved = np.stack(
-    [directions.edit(ws, n, at * s, layers) for n, s in zip(found.vectors, found.stdevs)]
-  )
-  pictures = net.images(moved.reshape(-1, *ws.shape), seeds=[asked.seed] * moved.shape[0] * STEPS)
-  files.write_atomic(
-    out / f'{method}.npz',
-    files.npz(
-      **found._asdict(),
-      layers=[layers.start, layers.stop - 1],
-      method=method,
-      checkpoint=net.hash(),
-    ),
-  )
-  generate.write_sheet(
+  files.write_atomic(out / f'{method}.npz', arrays)
+  sheets.write_sheet(
     out / f'{method}.png',
     pictures.reshape(*moved.shape[:2], *pictures.shape[1:]),
     [f'{method} {i}' for i in range(asked.count)],
-    [f'{x:+.2g}' if x else '0' for x in at],
+    [f'{amount:+.2g}' if amount else '0' for amount in amounts],
   )
-  shares = '  '.join(f'{s * s / w.var(0).sum():.1%}' for s in found.stdevs)
-  print(
-    f'{net.title}\n  shares of the variance of w: {shares}\nwrote {out / method}.npz and '
-    f'{method}.png'
-  )
+  shares = '  '.join(f'{share:.1%}' for share in stdevs**2 / w.var(0).sum())
+  print(f'{net.title}\n  shares of the variance of w: {shares}')
+  print(f'wrote {out / method}.npz and {method}.png')
 
 
 if __name__ == '__main__':

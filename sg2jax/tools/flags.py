@@ -200,6 +200,17 @@ def define_labels(what: str, default: str):
   )
 
 
+def define_image_flags():
+  """What makes images of seeds, but for --psi."""
+  define_checkpoint()
+  define_seeds(
+    'seeds', '0-7', 'Numbers and ranges, such as 0-31,100. NumPy draws a latent from each.'
+  )
+  define_cutoff()
+  define_labels('images', 'drawn from each seed as the data has them')
+  define_noise()
+
+
 def define_noise():
   """--noise, how noise layers get theirs."""
   flags.DEFINE_enum(

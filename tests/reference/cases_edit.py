@@ -1,6 +1,4 @@
-"""Reference case of the projection: noise penalty, schedules, and whole runs with recorded random
-numbers.
-"""
+"""Reference case of the projection: noise penalty, schedules, runs with recorded random numbers."""
 
 import pathlib
 import re
@@ -21,18 +19,15 @@ from tests.reference.names import load, nhwc
 FIXED = {'adam_betas': [0.9, 0.999], 'adam_eps': 1e-8}
 
 
-def _setting(config):
-  weight = config.get('regularize_noise_weight', 1e5)
-  return project.Setting(
-    config['num_steps'],
-    'w',
-    config['initial_learning_rate'],
-    weight,
-    0,
-    config['lr_rampup_length'],
-    config['lr_rampdown_length'],
-    config['initial_noise_factor'],
-    config['noise_ramp_length'],
+def _settings(config):
+  return project.Settings(
+    steps=config['num_steps'],
+    lr=config['initial_learning_rate'],
+    noise_weight=config.get('regularize_noise_weight', 1e5),
+    lr_rampup=config['lr_rampup_length'],
+    lr_rampdown=config['lr_rampdown_length'],
+    w_noise=config['initial_noise_factor'],
+    w_noise_length=config['noise_ramp_length'],
   )
 
 
@@ -53,53 +48,50 @@ def _features(config):
 def _penalty(given):
   noise = jnp.asarray(given['noise'])[None, :, :, None]
   value, grad = jit(jax.value_and_grad(lambda x: project.noise_penalty(x)[0]))(noise)
-  return {
-    'reg_loss': value,
-    'grad': grad[0, :, :, 0],
-    'normalized': project.normalized(noise)[0, :, :, 0],
-  }
+  normalized = project.normalized(noise)[0, :, :, 0]
+  return {'reg_loss': value, 'grad': grad[0, :, :, 0], 'normalized': normalized}
 
 
 def _run(sub):
-  config, given = sub.config, sub.given
+  given = sub.given
   for key, value in FIXED.items():
-    config.expect(key, value)
-  setting, features, samples = _setting(config), _features(config), config['w_avg_samples']
-  generator, _ = read_generator(config.sub('G'))
+    sub.config.expect(key, value)
+  settings = _settings(sub.config)
+  features = _features(sub.config)
+  samples = sub.config['w_avg_samples']
+  generator, _ = read_generator(sub.config.sub('G'))
   size = block_sizes(generator.synthesis.resolution)[0]
   params, noise, w_avg = load(sub.under('G/'), size)
   variables = {'params': params, 'noise': noise}
   config = types.SimpleNamespace(c_dim=generator.mapping.c_dim)
   net = sampler.Sampler(pathlib.Path(), config, 0, 0, generator, variables, {}, w_avg)
   mean, spread = project.statistics(net, samples)
-  lr, scale = project.rates(setting, spread)
+  lr, scale = project.rates(settings, spread)
   target = nhwc(given['target_uint8'])[None] / jnp.asarray(127.5) - 1
-  drawn = load(sub.under('initial_noise/'))[1]
-  x = {
-    'w': jnp.asarray(mean)[None, None],
-    'noise': jax.tree.map(lambda x: jnp.asarray(x)[None, :, :, None], drawn),
-  }
-  zeros = jax.tree.map(jnp.zeros_like, x)
+  first = load(sub.under('initial_noise/'))[1]
+  first = jax.tree.map(lambda x: jnp.asarray(x)[None, :, :, None], first)
+  first = {'w': jnp.asarray(mean)[None, None], 'noise': first}
+  zeros = jax.tree.map(jnp.zeros_like, first)
 
-  def render(x):
-    ws = jnp.broadcast_to(x['w'], (1, generator.synthesis.num_ws, x['w'].shape[2]))
-    return largest(
-      generator.apply(variables | {'noise': x['noise']}, ws, 'const', method='synthesize')
-    )
+  def render(params):
+    ws = jnp.broadcast_to(params['w'], (1, generator.synthesis.num_ws, params['w'].shape[2]))
+    both = variables | {'noise': params['noise']}
+    return largest(generator.apply(both, ws, 'const', method='synthesize'))
 
   def measure(images):
     return ((features(project.view(images)) - features(project.view(target))) ** 2).sum((1, 2, 3))
 
-  one = jit(lambda *args: project.step(render, measure, setting.noise_weight, *args))
-  state, path = project.State(x, zeros, zeros), []
-  for t in range(setting.steps):
-    state, _ = one(state, t, lr[t], scale[t] * given['w_noise'][t])
-    path.append(state.x['w'][0, 0])
-  final = {
-    f'final_noise/{".".join(k)}': v[0, :, :, 0]
-    for k, v in traverse_util.flatten_dict(state.x['noise']).items()
-  }
-  return final | {
+  @jit
+  def step(*args):
+    return project.search_step(render, measure, settings.noise_weight, *args)
+
+  state = project.SearchState(first, zeros, zeros)
+  path = []
+  for t in range(settings.steps):
+    state, _ = step(state, t, lr[t], scale[t] * given['w_noise'][t])
+    path.append(state.params['w'][0, 0])
+  final = traverse_util.flatten_dict(state.params['noise'], sep='.')
+  return {f'final_noise/{name}': x[0, :, :, 0] for name, x in final.items()} | {
     'w_trajectory': jnp.stack(path),
     'lr': lr,
     'w_noise_scale': scale,
@@ -115,7 +107,7 @@ def projector(sub):
     return _penalty(sub.given)
   if 'target_uint8' in sub.given:
     return _run(sub)
-  lr, scale = project.rates(_setting(sub.config), sub.config['w_std'])
+  lr, scale = project.rates(_settings(sub.config), sub.config['w_std'])
   return {'lr': lr, 'w_noise_scale': scale}
 
 

@@ -1,0 +1,106 @@
+"""Pictures that are to be projected: a file or a folder of them, and the names of their results."""
+
+from collections import Counter
+from collections.abc import Callable
+import hashlib
+import pathlib
+import sys
+from typing import NamedTuple
+
+import numpy as np
+
+from sg2jax import sampler
+from sg2jax.data import images, sources
+from sg2jax.faults import DatasetError, UsageError
+
+ENDINGS = ('.png', '_projected.png', '.npz', '.mp4')  # of the files of a result
+
+
+class Item(NamedTuple):
+  """A picture to be projected."""
+
+  name: str  # of the files of its results
+  source: str  # where it is from
+  load: Callable  # () -> uint8 [H,W,C] of the network's size
+  hash: str  # of that
+
+
+def check_exists(path: str):
+  """Raises DatasetError if there is nothing at a path."""
+  if not pathlib.Path(path).expanduser().exists():
+    raise DatasetError(f'{path}: there is no such picture or folder')
+
+
+def read_items(path: str, net: sampler.Sampler, out: pathlib.Path) -> list[Item]:
+  """Items of a picture, or of those in a folder and its folders; says which files can't be used.
+
+  Raises: DatasetError if there are none, UsageError if results, which go to the folder `out`, would
+    be among them.
+  """
+  path = pathlib.Path(path).expanduser().absolute()
+  if path.is_dir():
+    among = path in (out, *out.parents)
+    listed = sources.listing(path)
+    root = path
+    names = listed.names
+    unusable = [f'{entry["file"]}: {entry["reason"]}' for entry in listed.unusable]
+  else:
+    root = path.parent
+    among = out == root
+    names = [path.name]
+    unusable = []
+  if among:
+    raise UsageError(
+      f'--out={out}: results would be among the pictures of {path}; use another folder'
+    )
+  options = images.Options(*net.generator.synthesis.resolution, net.config.data.channels)
+  items = []
+  for name in names:
+
+    def load(file=root / name):
+      return images.convert(file.read_bytes(), options).pixels
+
+    try:
+      items.append(Item(name.replace('/', '_'), str(root / name), load, image_hash(load())))
+    except (images.Unusable, OSError) as e:
+      unusable.append(f'{name}: {getattr(e, "strerror", None) or e}')
+  if not items:
+    reasons = '; '.join(unusable[:3]) or 'it is empty'
+    raise DatasetError(f'{path} has no picture that can be projected: {reasons}')
+  for line in unusable:
+    print(f'left out: {line}', file=sys.stderr)
+  names = result_names([item.name for item in items])
+  return [item._replace(name=name) for item, name in zip(items, names)]
+
+
+def image_hash(image: np.ndarray) -> str:
+  """SHA-256 of an image and its shape, hex digits."""
+  return hashlib.sha256(f'{image.shape}'.encode() + image.tobytes()).hexdigest()
+
+
+def result_names(file_names: list[str]) -> list[str]:
+  """Names of the results of pictures: 'cat' of cat.jpg, if no other's results are called so.
+
+  Or else both keep their ending, cat.jpg and cat.png (which makes cat.jpg.png and cat.png.png); and
+  if that isn't enough, as for a/b.png and a_b.png, all but the first get a number.
+  """
+  names = [name.rpartition('.')[0] or name for name in file_names]
+  while True:
+    owners = Counter(file for name in names for file in _files(name))
+    clash = [any(owners[file] > 1 for file in _files(name)) for name in names]
+    longer = [whole if bad else name for whole, bad, name in zip(file_names, clash, names)]
+    if longer == names:
+      break
+    names = longer
+  taken = set()
+  for i, name in enumerate(names):
+    count = 1
+    while not taken.isdisjoint(_files(names[i])):
+      count += 1
+      names[i] = f'{name}_{count}'
+    taken.update(_files(names[i]))
+  return names
+
+
+def _files(name):
+  return [name + ending for ending in ENDINGS]

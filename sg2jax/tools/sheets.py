@@ -1,0 +1,99 @@
+"""Sheets: many images on one PNG file, with names around them."""
+
+from collections.abc import Sequence
+import math
+import pathlib
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from sg2jax import files, grids
+from sg2jax.data.images import MAX_PIXELS
+from sg2jax.faults import UsageError
+from sg2jax.sampler import Sampler
+
+LINE = 18  # px, of text
+MARGIN = 8  # px, around text
+
+
+def check_size(net: Sampler, count: int):
+  """Raises UsageError if `count` images of a network make a sheet that image viewers refuse."""
+  h, w = net.generator.synthesis.resolution
+  factor = max(1, grids.READABLE // min(h, w))
+  if count * (factor * h + LINE) * factor * w > MAX_PIXELS:
+    raise UsageError(
+      f'a sheet of {count} images of {h}x{w} would have more than {MAX_PIXELS:,} pixels; ask for '
+      'fewer'
+    )
+
+
+def seed_names(net: Sampler, seeds: Sequence[int], label) -> list[str]:
+  """What a sheet calls the images of seeds; label: as `Sampler.c` takes it."""
+  if not net.labels:
+    return [f'seed {seed}' for seed in seeds]
+  return [f'seed {seed}\n{net.labels.name(c)}' for seed, c in zip(seeds, net.c(seeds, label))]
+
+
+def write_sheet(
+  path: pathlib.Path,
+  pictures: np.ndarray,
+  rows: Sequence[str] = (),
+  cols: Sequence[str] = (),
+  below: Sequence[str] = (),
+):
+  """Writes a PNG of pictures, with names around them.
+
+  Args:
+    path: of the file.
+    pictures: uint8 [R,C,h,w,channels].
+    rows: names of the rows, left of them; of one or more lines.
+    cols: names of the columns, above them.
+    below: names of the pictures, row by row, each below its own and cut to its width.
+
+  Raises: WriteError.
+  """
+  tiles = grids.readable_grid(pictures.reshape(-1, *pictures.shape[2:]), pictures.shape[1])
+  h = tiles.shape[0] // pictures.shape[0]
+  w = tiles.shape[1] / pictures.shape[1]
+  if below:
+    tiles = tiles.reshape(-1, h, *tiles.shape[1:])  # [R,h,C*w,channels]
+    tiles = np.pad(tiles, [(0, 0), (0, LINE), (0, 0), (0, 0)], constant_values=255)
+    tiles = tiles.reshape(-1, *tiles.shape[2:])
+    h += LINE
+  rows = [_printable(name) for name in rows]
+  cols = [_printable(name) for name in cols]
+  font = ImageFont.load_default(14)
+  left = max([math.ceil(_width(font, name)) + 2 * MARGIN for name in rows], default=0)
+  top = max([MARGIN + LINE * (name.count('\n') + 1) for name in cols], default=0)
+
+  sheet = np.full((top + tiles.shape[0], left + tiles.shape[1], tiles.shape[2]), 255, np.uint8)
+  sheet[top:, left:] = tiles
+  picture = Image.fromarray(sheet[..., 0] if sheet.shape[2] == 1 else sheet)
+  draw = ImageDraw.Draw(picture)
+  black = (0, 0, 0, 255) if sheet.shape[2] == 4 else 0
+  for i, name in enumerate(rows):
+    draw.text((left - MARGIN, top + h * (i + 0.5)), name, black, font, 'rm')
+  for j, name in enumerate(cols):
+    draw.text((left + w * (j + 0.5), top / 2), name, black, font, 'mm', align='center')
+  for i, name in enumerate(below):
+    row, col = divmod(i, pictures.shape[1])
+    name = _cut(_printable(name), font, w - 4)
+    draw.text((left + w * (col + 0.5), top + h * (row + 1) - LINE / 2), name, black, font, 'mm')
+  files.write_atomic(path, files.png(np.asarray(picture).reshape(sheet.shape)))
+
+
+def _printable(name):
+  """A name without what fonts and files can't hold."""
+  return name.encode('utf-8', 'backslashreplace').decode()
+
+
+def _width(font, name):
+  return max(font.getlength(line) for line in name.split('\n'))
+
+
+def _cut(name, font, width):
+  """As much of a name as fits into a width, with an ellipsis if that isn't all."""
+  cut = name
+  while _width(font, cut) > width and len(cut) > 1:
+    cut = cut.removesuffix('\u2026')[:-1] + '\u2026'
+  return cut
