@@ -57,42 +57,31 @@ def get_config():
   # feature maps at res pixels: min(2 fmap_base / res, fmap_max) (configs A-E: 8192)
   c.g.fmap_base = 16_384
   c.g.fmap_max = 512
-  c.g.fmap_min = 1  # feature maps at least
   c.g.z_dim = 512
   c.g.w_dim = 512
   c.g.mapping_layers = 8  # [S1 3.1]
-  c.g.mapping_lr_mul = 0.01  # [S1 App. C]
-  c.g.layer_features = 0  # units of the mapping network's hidden layers; 0: w_dim
-  c.g.embed_features = 0  # components of the label embedding; 0: w_dim
-  # of convolutions: lrelu, relu, linear, tanh, sigmoid, elu, selu, softplus, swish
-  c.g.activation = 'lrelu'
-  c.g.taps = (1, 3, 3, 1)  # FIR filter of up- and down-sampling [S2 App. B]; config A has its own
   c.g.num_bf16_res = 0  # number of upper resolutions computed in bfloat16
   # activations are clamped to +-clamp; 0: not at all [ADA App. D: 256 with 16-bit floats]
   c.g.clamp = 0.0
   c.g.remat = False  # recompute blocks in the backward pass: less memory, about a third more time
   c.g.noise = True  # per-pixel noise inputs [S1 3.2]
+  # Of models.variant.Variant, what an imported network does differently; only imports set it. A run
+  # that starts from one takes it over by hand: --config.g.variant="{'taps': (1, 2, 1)}".
+  c.g.variant = ConfigDict()
 
   c.d = ConfigDict()
   c.d.architecture = 'resnet'  # as g.architecture
   c.d.fmap_base = 16_384
   c.d.fmap_max = 512
-  c.d.fmap_min = 1
   c.d.mapping_layers = 8  # of the label embedding, where labels are used
-  c.d.mapping_lr_mul = 0.01
-  c.d.layer_features = 0  # units of its hidden layers; 0: cmap_dim
-  c.d.embed_features = 0  # components of its label embedding; 0: cmap_dim
-  c.d.cmap_dim = 0  # components of the mapped label; 0: as many as feature maps in the last block
-  c.d.activation = 'lrelu'
-  c.d.taps = (1, 3, 3, 1)
   # Layers from the image side that keep their weights (Freeze-D, Mo et al. 2020); init_from must
   # name a D that has them.
   c.d.freeze_layers = 0
   c.d.mbstd_group_size = 4  # images per minibatch-stddev group, of one round
-  c.d.mbstd_num_channels = 1
   c.d.num_bf16_res = 0
   c.d.clamp = 0.0
   c.d.remat = False
+  c.d.variant = ConfigDict()  # of models.variant.DiscriminatorVariant, as g.variant
 
   c.loss = ConfigDict()
   # R1 weight [S2 App. B]; a heuristic for a new data set: 0.0002 resolution^2 / batch [ADA]

@@ -2,12 +2,15 @@
 of `config`.
 """
 
+import copy
+import dataclasses
 import math
+from typing import Any
 
 import jax
 import ml_collections
 
-from sg2jax import keys, ops, schedule, sharding
+from sg2jax import data, keys, ops, schedule, sharding
 from sg2jax import state as state_lib
 from sg2jax.faults import UsageError
 from sg2jax.models import stylegan2
@@ -22,43 +25,76 @@ from sg2jax.models.stylegan2 import (
   fmaps,
   image_side_layers,
 )
+from sg2jax.models.variant import DiscriminatorVariant, Variant
 from sg2jax.steps import TrainSteps
 
 FORMULATIONS = ('pytorch', 'tensorflow')
 PRECISIONS = ('default', 'high', 'highest')
+VARIANTS = {'g': Variant, 'd': DiscriminatorVariant}
 # What config.json of a run may lack, because the field is younger, and what it then means.
 YOUNGER = {
   'init_from': '',
   'precision': 'default',
   'd.freeze_layers': 0,
-  'd.mapping_lr_mul': 0.01,
-  'd.cmap_dim': 0,
-  'g.layer_features': 0,
   'data.allow_change': False,
-  'g.embed_features': 0,
-  'd.layer_features': 0,
-  'd.embed_features': 0,
-  **{
-    f'{net}.{name}': value
-    for net in 'gd'
-    for name, value in (('activation', 'lrelu'), ('taps', (1, 3, 3, 1)), ('fmap_min', 1))
-  },
 }
 
 
 def complete(config):
-  """A ConfigDict, changeable, of a run's config.json as a dict or ConfigDict, with the fields that
-  are younger than it.
+  """The config.json of a run of any version, as a ConfigDict of this one that can be changed.
+
+  It gets the fields that are younger than it, and those of Variants are where they belong now.
+
+  Args:
+    config: a dict, or a ConfigDict, which stays as it is.
   """
-  config = ml_collections.ConfigDict(config)
+  is_ours = isinstance(config, ml_collections.ConfigDict)
+  tree = config.to_dict() if is_ours else copy.deepcopy(config)
   for name, value in YOUNGER.items():
     *path, last = name.split('.')
-    node = config
-    for part in path:
-      node = node[part]
-    if last not in node:
-      node[last] = value
-  return config
+    node = tree[path[0]] if path else tree
+    node.setdefault(last, value)
+  for net, record in VARIANTS.items():
+    tree[net] = with_variant(tree[net], record)
+  return ml_collections.ConfigDict(tree)
+
+
+def with_variant(fields, record):
+  """A dict config.g or config.d in which the fields of its Variant are in 'variant'.
+
+  That's where they may be already, and only those that differ from the defaults remain.
+  """
+  defaults = dataclasses.asdict(record())
+  values = {name: value for name, value in fields.items() if name in defaults}
+  values |= fields.get('variant', {})
+  rest = {name: value for name, value in fields.items() if name not in values}
+  values = {name: _frozen(value) for name, value in values.items()}
+  return rest | {'variant': {k: v for k, v in values.items() if v != defaults.get(k)}}
+
+
+def variant(config, net):
+  """The Variant of config.g or the DiscriminatorVariant of config.d; net: 'g' or 'd'.
+
+  Raises: UsageError for a field that it doesn't have.
+  """
+  record = VARIANTS[net]
+  names = [field.name for field in dataclasses.fields(record)]
+  for name in config[net].variant:
+    if name not in names:
+      raise UsageError(f'--config.{net}.variant: {name} is unknown; choose from {", ".join(names)}')
+  return record(**{name: _frozen(value) for name, value in config[net].variant.items()})
+
+
+def spell_out(config):
+  """A configuration as a dict, with all fields of its Variants."""
+  tree = config.to_dict()
+  for net in VARIANTS:
+    tree[net]['variant'] = dataclasses.asdict(variant(config, net))
+  return tree
+
+
+def _frozen(value):
+  return tuple(value) if isinstance(value, list) else value
 
 
 def resolution(config):
@@ -91,12 +127,21 @@ def check(config):
     if not ok:
       raise UsageError(f'--config.{name}={value} {rule}')
 
+  for net in VARIANTS:
+    for name in dataclasses.asdict(variant(config, net)).keys() & config[net].keys():
+      raise UsageError(f'--config.{net}.{name}: it is a field of {net}.variant; set it there')
+  spelled_out = spell_out(config)
+
   def each(names, ok, rule):
     for name in names.split():
-      value = config
+      value = spelled_out
       for part in name.split('.'):
         value = value[part]
-      need(ok(value), name, value, rule)
+      try:
+        is_good = ok(value)
+      except TypeError:  # a Variant's fields have no type until they are looked at
+        is_good = False
+      need(is_good, name, value, rule)
 
   try:
     if (
@@ -107,8 +152,8 @@ def check(config):
   except (ValueError, TypeError) as e:
     raise UsageError(f'--config.resolution={config.resolution}: {e}') from None
   each(
-    'total_kimg tick_kimg snapshot_kimg metrics_kimg g.mapping_lr_mul d.mapping_lr_mul opt.g_lr '
-    'opt.d_lr opt.eps ema.kimg',
+    'total_kimg tick_kimg snapshot_kimg metrics_kimg g.variant.mapping_lr_mul '
+    'd.variant.mapping_lr_mul opt.g_lr opt.d_lr opt.eps ema.kimg',
     lambda v: math.isfinite(v) and v > 0,
     'must be a finite number above 0',
   )
@@ -122,15 +167,17 @@ def check(config):
   each('opt.beta1 opt.beta2', lambda v: 0 <= v < 1, 'must lie in [0, 1)')
   each('seed', lambda v: v < 2**32, 'must be less than 2^32')
   each(
-    'batch keep data.channels g.fmap_base g.fmap_max g.fmap_min g.z_dim g.w_dim g.mapping_layers '
-    'd.fmap_base d.fmap_max d.fmap_min d.mbstd_group_size loss.pl_shrink grow.repeats',
+    'batch keep data.channels g.fmap_base g.fmap_max g.variant.fmap_min g.z_dim g.w_dim '
+    'g.mapping_layers d.fmap_base d.fmap_max d.variant.fmap_min d.mbstd_group_size '
+    'loss.pl_shrink grow.repeats',
     lambda v: v >= 1,
     'must be 1 or more',
   )
   each(
     'loss.r1_interval loss.pl_interval grow.start_res microbatch seed swd_images g.num_bf16_res '
-    'd.num_bf16_res d.mbstd_num_channels d.mapping_layers d.cmap_dim d.freeze_layers '
-    'g.layer_features g.embed_features d.layer_features d.embed_features',
+    'd.num_bf16_res d.mapping_layers d.freeze_layers g.variant.layer_features '
+    'g.variant.embed_features d.variant.layer_features d.variant.embed_features '
+    'd.variant.cmap_dim d.variant.mbstd_num_channels',
     lambda v: v >= 0,
     'must be 0 or more',
   )
@@ -140,12 +187,12 @@ def check(config):
     f'is unknown; choose from {", ".join(ARCHITECTURES)}',
   )
   each(
-    'g.activation d.activation',
+    'g.variant.activation d.variant.activation',
     lambda v: v in ops.ACTIVATIONS,
     f'is unknown; choose from {", ".join(ops.ACTIVATIONS)}',
   )
   each(
-    'g.taps d.taps',
+    'g.variant.taps d.variant.taps',
     lambda v: len(v) and all(math.isfinite(tap) for tap in v) and sum(v),
     'must be finite numbers whose sum is not 0, such as (1, 3, 3, 1)',
   )
@@ -160,10 +207,11 @@ def check(config):
     lambda v: v in ('', 'cpu', 'gpu', 'tpu', 'accelerator'),
     'is unknown; choose from gpu, tpu, accelerator, cpu, or leave it empty',
   )
+  d_variant = variant(config, 'd')
   need(
-    config.d.mapping_layers or not config.d.embed_features,
-    'd.embed_features',
-    config.d.embed_features,
+    config.d.mapping_layers or not d_variant.embed_features,
+    'd.variant.embed_features',
+    d_variant.embed_features,
     'needs d.mapping_layers of 1 or more; use 0',
   )
   need(
@@ -186,12 +234,14 @@ def check(config):
 
 def _check_batches(config, sizes, need):
   """The checks of what a minibatch, its rounds and its minibatch-stddev groups are divided into."""
-  if config.d.mbstd_num_channels:
-    width = fmaps(max(sizes[0]), config.d.fmap_base, config.d.fmap_max, config.d.fmap_min)
+  channels = variant(config, 'd').mbstd_num_channels
+  if channels:
+    least = variant(config, 'd').fmap_min
+    width = fmaps(max(sizes[0]), config.d.fmap_base, config.d.fmap_max, least)
     need(
-      width % config.d.mbstd_num_channels == 0,
-      'd.mbstd_num_channels',
-      config.d.mbstd_num_channels,
+      width % channels == 0,
+      'd.variant.mbstd_num_channels',
+      channels,
       f'must divide the {width} feature maps of the last block; use 1',
     )
   for batch, name in batches(config).items():
@@ -204,7 +254,7 @@ def _check_batches(config, sizes, need):
       f'must be a multiple of microbatch={micro}; try {math.ceil(batch / micro) * micro}',
     )
     name = 'microbatch' if config.microbatch else name
-    if config.d.mbstd_num_channels:
+    if channels:
       need(
         micro % group == 0,
         name,
@@ -330,9 +380,7 @@ def networks(config, c_dim):
       c_dim,
       g.w_dim,
       g.mapping_layers,
-      g.embed_features or None,
-      g.layer_features or None,
-      lr_mul=g.mapping_lr_mul,
+      variant(config, 'g'),
       joint=g.architecture in GROWING,
       bias_gain=stylegan2.HALF if g.architecture == 'stylegan1' else 1,
     ),
@@ -344,11 +392,9 @@ def networks(config, c_dim):
       g.architecture,
       g.num_bf16_res,
       g.clamp or None,
-      tuple(g.taps),
-      g.activation,
       use_noise=g.noise,
       remat=g.remat,
-      fmap_min=g.fmap_min,
+      variant=variant(config, 'g'),
     ),
   )
   discriminator = Discriminator(
@@ -359,17 +405,10 @@ def networks(config, c_dim):
     d.architecture,
     d.num_bf16_res,
     d.clamp or None,
-    tuple(d.taps),
-    d.activation,
-    cmap_dim=d.cmap_dim or None,
-    mapping_lr_mul=d.mapping_lr_mul,
     mbstd_group_size=d.mbstd_group_size,
-    mbstd_num_channels=d.mbstd_num_channels,
     mapping_layers=d.mapping_layers,
-    embed_features=d.embed_features or None,
-    layer_features=d.layer_features or None,
     remat=d.remat,
-    fmap_min=d.fmap_min,
+    variant=variant(config, 'd'),
   )
   return generator, discriminator
 
@@ -418,7 +457,25 @@ def steps(config, c_dim, mesh, stage=None):
 
 def init_state(config, steps_, place):
   """A fresh TrainState of config.seed; place: a sharding, or None."""
-  make = lambda key: state_lib.init(
+  make = lambda key: state_lib.create_train_state(
     key, steps_.generator, steps_.discriminator, steps_.g_tx, steps_.d_tx
   )
   return jax.jit(make, out_shardings=place)(keys.purpose_key(config.seed, 'init'))
+
+
+def abstract_state(config: Any, c_dim: int, place: jax.sharding.Sharding | None = None):
+  """The TrainState of a configuration as ShapeDtypeStructs: what a checkpoint is restored like."""
+  steps_ = steps(config, c_dim, None)
+  shapes = jax.eval_shape(lambda: init_state(config, steps_, None))
+  return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), shapes)
+
+
+def dataset(config: Any) -> 'data.Source':
+  """The data set of a configuration. Raises DatasetError, WriteError: see `data.load`."""
+  return data.load(
+    config.data.name,
+    config.data.dir,
+    resolution(config),
+    config.data.channels,
+    config.data.labels,
+  )

@@ -2,24 +2,25 @@
 is refused by name.
 """
 
-import importlib
+import dataclasses
 import json
 import re
-import types
 
 import jax
 import numpy as np
 import pytest
 
 from sg2jax import build, checkpoint, sampler
+from sg2jax.evaluation import reals
 from sg2jax.faults import UsageError, WeightsError, WriteError
 from sg2jax.interop import arguments, names, read
 from sg2jax.interop.names import nhwc
 from sg2jax.interop.network_file import Net
-from sg2jax.tools import evaluate
+from sg2jax.models.stylegan2 import Generator
+from sg2jax.tools import convert
 from tests.reference import cases_growing, cases_nets
 from tests.reference.check import Config, read_manifest
-from tests.runs import ROOT
+from tests.runs import ROOT, call
 from tests.test_network_file import Module, Storage, Tensor, dumps, network, save_zip
 
 FOLDERS = [ROOT / 'tests' / name for name in ('reference', 'reference_growing')]
@@ -252,17 +253,13 @@ def test_attributes_say_what_runs_whatever_the_arguments_say(tmp_path):
     )
   )
   found = read.read(file).config['g']
-  assert (found['clamp'], found['activation'], found['fmap_base'], found['fmap_max']) == (
-    256,
-    'relu',
-    512,
-    32,
-  )
+  assert (found['clamp'], found['fmap_base'], found['fmap_max']) == (256, 512, 32)
+  assert found['variant'] == {'activation': 'relu'}
   positional = {'args': [32, 0, 32, 32, 3], 'synthesis_kwargs': {'conv_clamp': 128}}
   assert read.of_nets({'G': net._replace(kwargs=positional)}).config['g']['clamp'] == 128
   positional = {'args': [32, 0, 32, 32, 3, {'lr_multiplier': 0.5}, {'conv_clamp': 64}]}
   found = read.of_nets({'G': net._replace(kwargs=positional)}).config['g']
-  assert (found['clamp'], found['mapping_lr_mul']) == (64, 0.5)
+  assert (found['clamp'], found['variant']) == (64, {'mapping_lr_mul': 0.5})
   with pytest.raises(ValueError, match='mapping_kwargs.activation=relu'):
     read.of_nets({'G': net._replace(kwargs={'args': [32, 0, 32, 32, 3, {'activation': 'relu'}]})})
 
@@ -391,7 +388,7 @@ def test_what_a_file_lacks_is_computed_and_said():
   assert 'no G_ema: g_ema is a copy' in found.report['initialised']['(G_ema)']
   assert {'w_avg', 'noise.synthesis.b8.conv0.noise_const'} < set(found.report['initialised'])
   assert found.state['noise']['synthesis']['b8']['conv0']['noise_const'].shape == (8, 8)
-  ws = sampler.sample_ws(sampler.of_state(ROOT, given.config, given.state), 10_000, 7)
+  ws = sampler.sample_ws(sampler.from_state(ROOT, given.config, given.state), 10_000, 7)
   assert np.abs(found.state['w_avg'] - ws[:, 0].mean(0)).max() < 0.1 * ws.std()
 
 
@@ -606,24 +603,28 @@ def test_configs_a_to_d(g, kind, sub, d):
       'tensorflow', kind, config['static_kwargs'], under(arrays, 'tf/G/') | {'lod': np.float32(0)}
     )
   }
-  read = lambda reader, config: reader(Config(dict(config['static_kwargs'])), config['network'])
-  expected, border = read(cases_growing.read_generator, config)
+  networks_of = lambda reader, config: reader(
+    Config(dict(config['static_kwargs'])), config['network']
+  )
+  expected, border = networks_of(cases_growing.read_generator, config)
   if d:
     other_, more = vectors(*d.split())
     nets['D'] = Net('tensorflow', other_['network'], other_['static_kwargs'], under(more, 'tf/D/'))
   found = read.of_nets(nets)
   if expected.mapping.num_layers == 1:
-    expected = expected.clone(mapping=expected.mapping.clone(layer_features=None))
+    variant = dataclasses.replace(expected.mapping.variant, layer_features=0)
+    parts = (expected.mapping, expected.synthesis)
+    expected = Generator(*(part.clone(variant=variant) for part in parts))
   assert network_of(found, 0) == expected
   same(
     (found.state['g_ema'], found.state['noise'], found.state['w_avg']),
     border.load(under(arrays, 'tf/G/')),
   )
   if d:
-    expected, border = read(cases_growing.read_discriminator, other_)
+    expected, border = networks_of(cases_growing.read_discriminator, other_)
     # of labels, which these have no network for
-    unlike = dict(mapping_layers=0, mapping_lr_mul=0.1)
-    assert network_of(found, 1) == expected.clone(**unlike)
+    variant = dataclasses.replace(expected.variant, mapping_lr_mul=0.1)
+    assert network_of(found, 1) == expected.clone(mapping_layers=0, variant=variant)
     same(found.state['d'], border.load(nets['D'].arrays)[0])
   with pytest.raises(ValueError, match='still growing'):
     read.of_nets({'G_ema': other(nets['G_ema'], 'lod', lambda x: x + 0.5)})
@@ -634,7 +635,8 @@ def test_feature_maps_that_are_held_up_by_fmap_min_do_not_say_fmap_base():
   kwargs = {key: value for key, value in config['static_kwargs'].items() if key != 'fmap_base'}
   found = read.of_nets({'G_ema': Net('tensorflow', '', kwargs, under(arrays, 'tf/G/'))}).config
   assert all(
-    (found[net]['fmap_base'], found[net]['fmap_max'], found[net]['fmap_min']) == (48, 16, 10)
+    (found[net]['fmap_base'], found[net]['fmap_max'], found[net]['variant']['fmap_min'])
+    == (48, 16, 10)
     for net in 'gd'
   )
 
@@ -714,15 +716,9 @@ def test_labels_of_old_stylegan2_are_refused():
 # ---- the tool
 
 
-def tool(monkeypatch, name, **values):
-  """Runs a tool of sg2jax.tools in this process."""
-  module_ = importlib.import_module(f'sg2jax.tools.{name}')
-  monkeypatch.setattr(
-    module_.flags,
-    'FLAGS',
-    types.SimpleNamespace(**{key: str(value) for key, value in values.items()}),
-  )
-  module_.main(None)
+def tool(module, **values):
+  """Runs a tool with these flags in this process."""
+  call(module, *[f'--{name}={value}' for name, value in values.items()])
 
 
 def tensorflow_file(sub='skipG_resnetD'):
@@ -741,12 +737,12 @@ def tensorflow_file(sub='skipG_resnetD'):
   return dumps((generator(), d, generator())), arrays
 
 
-def test_tool(tmp_path, monkeypatch, capsys):
+def test_tool(tmp_path, capsys):
   """A pickle of stylegan2 becomes a run, whole and certified."""
   data, arrays = tensorflow_file()
   file, dest = tmp_path / 'stylegan2.pkl', tmp_path / 'deep' / 'run'
   file.write_bytes(data)
-  tool(monkeypatch, 'convert', source=file, dest=dest)
+  tool(convert, source=file, dest=dest)
   out = capsys.readouterr().out
   assert str(dest) in out and [
     line.partition(' is a')[0] for line in out.splitlines() if 'psi' in line
@@ -769,16 +765,16 @@ def test_tool(tmp_path, monkeypatch, capsys):
   made = images(read.Imported(net.config.to_dict(), checkpoint.load(dest)[0], {}), arrays['z'])
   close(made, nhwc(arrays['img_const']))
   with pytest.raises(UsageError, match='imported and names no data set'):
-    evaluate.load(net, '')
+    reals.load(net)
   with pytest.raises(UsageError, match='holds something'):
-    tool(monkeypatch, 'convert', source=file, dest=dest)
+    tool(convert, source=file, dest=dest)
   with pytest.raises(UsageError, match='--source is missing'):
-    tool(monkeypatch, 'convert', source='', dest=tmp_path / 'other')
+    tool(convert, source='', dest=tmp_path / 'other')
   with pytest.raises(WriteError, match='cannot write|could not be written'):
-    tool(monkeypatch, 'convert', source=file, dest='/proc/run')
+    tool(convert, source=file, dest='/proc/run')
   file.write_bytes(data[:-100])
   with pytest.raises(WeightsError, match='is refused'):
-    tool(monkeypatch, 'convert', source=file, dest=tmp_path / 'other')
+    tool(convert, source=file, dest=tmp_path / 'other')
   assert sorted(p.name for p in tmp_path.iterdir()) == ['deep', 'stylegan2.pkl']
 
 

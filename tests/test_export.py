@@ -16,6 +16,7 @@ from sg2jax import state as state_lib
 from sg2jax.data.labels import Labels
 from sg2jax.faults import UsageError, WeightsError
 from sg2jax.interop import arguments, names, read, write
+from sg2jax.tools import convert, export
 from sg2jax.tools.export import destination
 from tests.runs import ROOT, write_run
 from tests.test_convert import same, tool
@@ -40,31 +41,31 @@ NETWORKS = {  # fields of the configuration and c_dim
   'resnet with labels': (
     {
       'g.architecture': 'resnet',
-      'g.layer_features': 5,
-      'g.embed_features': 3,
-      'd.cmap_dim': 4,
+      'g.variant.layer_features': 5,
+      'g.variant.embed_features': 3,
+      'd.variant.cmap_dim': 4,
       'd.mapping_layers': 2,
-      'd.embed_features': 5,
-      'd.layer_features': 7,
-      'd.mapping_lr_mul': 0.1,
+      'd.variant.embed_features': 5,
+      'd.variant.layer_features': 7,
+      'd.variant.mapping_lr_mul': 0.1,
       'd.architecture': 'skip',
       'd.mbstd_group_size': arguments.WHOLE_BATCH,
       'd.clamp': 2.5,
       'g.num_bf16_res': 1,
-      'd.activation': 'relu',
+      'd.variant.activation': 'relu',
     },
     3,
   ),
   'oblong': (
     {
       'resolution': (12, 20),
-      'g.taps': (1, 2, 1),
-      'd.taps': (1, 4, 6, 4, 1),
+      'g.variant.taps': (1, 2, 1),
+      'd.variant.taps': (1, 4, 6, 4, 1),
       'g.noise': False,
-      'g.activation': 'swish',
+      'g.variant.activation': 'swish',
       'data.channels': 3,
       'd.architecture': 'orig',
-      'd.mbstd_num_channels': 0,
+      'd.variant.mbstd_num_channels': 0,
       'g.clamp': 3.0,
     },
     0,
@@ -72,8 +73,8 @@ NETWORKS = {  # fields of the configuration and c_dim
   'growing': (
     {
       'g.architecture': 'revised',
-      'g.fmap_min': 9,
-      'd.fmap_min': 7,
+      'g.variant.fmap_min': 9,
+      'd.variant.fmap_min': 7,
       'd.architecture': 'stylegan1',
       'grow.start_res': 8,
     },
@@ -90,7 +91,7 @@ def fresh(name, nimg=0):
   config.update_from_flattened_dict(TINY | fields)
   build.check(config)
   shapes = jax.eval_shape(
-    lambda key: state_lib.init(
+    lambda key: state_lib.create_train_state(
       key, *build.networks(config, c_dim), optax.identity(), optax.identity()
     ),
     jax.random.key(0),
@@ -126,8 +127,8 @@ def test_safetensors_are_read_back_bit_for_bit(name, tmp_path):
     ]
     assert state['d']['b16']['conv0']['bias'].shape == (7,)
   assert (
-    sampler.of_state(tmp_path, found.config, found.state).hash()
-    == sampler.of_state(tmp_path, config, state).hash()
+    sampler.from_state(tmp_path, found.config, found.state).hash()
+    == sampler.from_state(tmp_path, config, state).hash()
   )
 
 
@@ -146,12 +147,11 @@ def test_nvidias_names_are_read_back_bit_for_bit(name, tmp_path):
     assert ours == (
       theirs.clone(**low) if i else theirs.clone(synthesis=theirs.synthesis.clone(**low))
     )
-  assert document['networks']['D']['cmap_dim'] == (config['d']['cmap_dim'] or None)
+  assert document['networks']['D']['cmap_dim'] == config['d']['variant'].get('cmap_dim')
   for field in ('embed_features', 'layer_features'):
     for net in 'GD':
-      assert document['networks'][net]['mapping_kwargs'][field] == (
-        config[net.lower()][field] or None
-      )
+      theirs = document['networks'][net]['mapping_kwargs']
+      assert theirs[field] == config[net.lower()]['variant'].get(field)
   arrays = np.load(tmp_path / 'net.npz')
   if name == 'oblong':
     assert arrays['G.synthesis.b5.const'].shape == (12, 3, 5)
@@ -186,17 +186,20 @@ def test_nvidia_has_no_growing_networks_and_no_least_width():
     write.nvidia(*fresh('growing'))
   state, config = fresh('skip')
   with pytest.raises(UsageError, match='no fmap_min=9; use --format=safetensors'):
-    write.nvidia(state, config | {'d': config['d'] | {'fmap_min': 9}})
+    write.nvidia(state, config | {'d': config['d'] | {'variant': {'fmap_min': 9}}})
 
 
 @pytest.mark.parametrize(
   'fields, said',
   [
-    ({'g.fmap_min': 0}, 'g.fmap_min=0 must be 1'),
-    ({'d.layer_features': -1}, 'd.layer_features=-1 must be 0'),
-    ({'d.embed_features': 3, 'd.mapping_layers': 0}, 'd.embed_features=3 needs d.mapping_layers'),
+    ({'g.variant.fmap_min': 0}, 'g.variant.fmap_min=0 must be 1'),
+    ({'d.variant.layer_features': -1}, 'd.variant.layer_features=-1 must be 0'),
     (
-      {'d.fmap_min': 9, 'd.fmap_base': 8, 'd.mbstd_num_channels': 4},
+      {'d.variant.embed_features': 3, 'd.mapping_layers': 0},
+      'd.variant.embed_features=3 needs d.mapping_layers',
+    ),
+    (
+      {'d.variant.fmap_min': 9, 'd.fmap_base': 8, 'd.variant.mbstd_num_channels': 4},
       'must divide the 9 feature maps',
     ),
   ],
@@ -230,7 +233,7 @@ def test_exports_without_their_json_or_changed_are_refused(tmp_path):
     ({'g': 3}, 'malformed'),
     ({'c_dim': 'x'}, 'refused'),
     ({'g': config['g'] | {'mapping_layers': 10**9}}, 'more than 64 layers'),
-    ({'g': config['g'] | {'taps': [1] * 10**5}}, 'taps'),
+    ({'g': config['g'] | {'variant': {'taps': [1] * 10**5}}}, 'taps'),
   ):
     refused(says, json.dumps(json.loads(text) | {'config': config | change}))
   refused('malformed', '{}')
@@ -307,15 +310,15 @@ def test_stablehlo_runs_in_a_process_that_imports_only_jax(name, nimg, tmp_path)
   assert bool(net.growing) == (name == 'growing') and (not nimg or 0 < net.growing['alpha'] < 1)
 
 
-def test_tools(tmp_path, monkeypatch, capsys):
+def test_tools(tmp_path, capsys):
   """From a run to a file and back to a run; nothing is overwritten."""
   net, state = saved(tmp_path, 'growing')
   given = dict(checkpoint=net.workdir, dest=tmp_path, format='safetensors')
-  tool(monkeypatch, 'export', **given)
+  tool(export, **given)
   assert f'{tmp_path}/run.safetensors' in capsys.readouterr().out
   with pytest.raises(UsageError, match='is there already'):
-    tool(monkeypatch, 'export', **given)
-  tool(monkeypatch, 'convert', source=tmp_path / 'run.safetensors', dest=tmp_path / 'back')
+    tool(export, **given)
+  tool(convert, source=tmp_path / 'run.safetensors', dest=tmp_path / 'back')
   assert [p.name for p in (tmp_path / 'back' / 'checkpoints').iterdir()] == ['7']
   found, _ = checkpoint.load(tmp_path / 'back')
   same({name: found[name] for name in read.FIELDS}, state)
@@ -323,15 +326,15 @@ def test_tools(tmp_path, monkeypatch, capsys):
 
 
 @pytest.mark.parametrize('name', ['e.safetensors', 'e.npz'])
-def test_labels_come_along(name, tmp_path, monkeypatch):
+def test_labels_come_along(name, tmp_path):
   """So that a copy draws the same label from a seed, and has the names."""
   net, _ = saved(tmp_path, 'resnet with labels')
   workdir = net.workdir
   labels = Labels.of_classes(('cat', 'dog', 'bird'), (9, 0, 1))
   (workdir / 'labels.json').write_text(labels.to_json())
   form = 'nvidia' if name.endswith('npz') else 'safetensors'
-  tool(monkeypatch, 'export', checkpoint=workdir, dest=tmp_path / name, format=form)
-  tool(monkeypatch, 'convert', source=tmp_path / name, dest=tmp_path / 'copy')
+  tool(export, checkpoint=workdir, dest=tmp_path / name, format=form)
+  tool(convert, source=tmp_path / name, dest=tmp_path / 'copy')
   copy = sampler.load(tmp_path / 'copy')
   assert copy.labels.names == labels.names and copy.labels.counts.tolist() == [9, 1]
   np.testing.assert_array_equal(copy.c(range(50)), sampler.load(workdir).c(range(50)))
@@ -343,7 +346,7 @@ def test_labels_come_along(name, tmp_path, monkeypatch):
     assert old in (text := json.dumps(json.loads(beside.read_text())))
     (tmp_path / f'{name}.json').write_text(text.replace(old, new, 1))
     with pytest.raises(WeightsError, match='its labels are damaged'):
-      tool(monkeypatch, 'convert', source=tmp_path / name, dest=tmp_path / 'other')
+      tool(convert, source=tmp_path / name, dest=tmp_path / 'other')
     beside.write_text(text)
   assert not (tmp_path / 'other').exists()
 
@@ -366,14 +369,16 @@ def test_a_network_of_config_f_at_full_width(tmp_path):
   config = custom.get_config('64')
   config.data.dir = 'somewhere'
   shapes = jax.eval_shape(
-    lambda key: state_lib.init(key, *build.networks(config, 0), optax.identity(), optax.identity()),
+    lambda key: state_lib.create_train_state(
+      key, *build.networks(config, 0), optax.identity(), optax.identity()
+    ),
     jax.random.key(0),
   )
   state = jax.tree.map(
     lambda x: np.asarray(np.random.RandomState(0).randn(*x.shape), np.float32), shapes
   )
   state = {k: getattr(state, k) for k in read.FIELDS}
-  net = sampler.of_state(tmp_path, config.to_dict() | {'c_dim': 0}, state)
+  net = sampler.from_state(tmp_path, config.to_dict() | {'c_dim': 0}, state)
   data, _ = write.stablehlo(net)
   images = jax.export.deserialize(bytearray(data)).call(net.z([0]), np.float32(1))
   ours = net.generator.apply(net.variables, net.z([0]), np.zeros((1, 0)), noise_mode='const')

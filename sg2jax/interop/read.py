@@ -18,12 +18,13 @@ import numpy as np
 import optax
 from safetensors import numpy as safetensors
 
-from sg2jax import build, files, ops
+from sg2jax import build, files, resample
 from sg2jax import state as state_lib
 from sg2jax.faults import WeightsError
 from sg2jax.interop import arguments, names, network_file
 from sg2jax.interop.network_file import Net
 from sg2jax.models.stylegan2 import GROWING, block_sizes, fmaps
+from sg2jax.models.variant import DiscriminatorVariant, Variant
 
 MAX_BYTES = 2**32  # of a file, and of its arrays
 MAX_LAYERS = 64  # of a mapping network; far above any
@@ -33,7 +34,7 @@ FIELDS = ('step', 'nimg', 'g', 'd', 'g_ema', 'noise', 'w_avg', 'pl_mean')
 
 
 class Imported(NamedTuple):
-  """config: what `build.networks` and `trained` read of one, with `c_dim`, as JSON values; state:
+  """config: what `build.networks` and `sampler` read of one, with `c_dim`, as JSON values; state:
   dict with the FIELDS of a TrainState ('d' is {} without a discriminator); report: JSON values,
   what was found and what was done about it.
   """
@@ -64,7 +65,7 @@ def read(path):
     ].endswith(b'.npy'):
       config, state, report = of_nets(_nets(files.parse_npz(data, MAX_BYTES), _json(path, digest)))
     else:
-      config, state, report = of_nets(network_file.read(data))
+      config, state, report = of_nets(network_file.parse(data))
     state = _float32(state, report)
   except OSError as e:
     raise WeightsError(f'cannot read {e.filename or path}: {e.strerror or e}') from e
@@ -175,6 +176,8 @@ def _network(net, name, generator, report):
     if told != there and told != [there, there]:
       raise ValueError(f'{name}: {key}={told}, but its arrays say {there}')
   fields['net'] |= _options(name, net.format, grows, asked.sets, widths)
+  record = DiscriminatorVariant if letter == 'D' else Variant
+  fields['net'] = build.with_variant(fields['net'], record)
   return _Network(params, noise, w_avg, fields)
 
 
@@ -209,7 +212,7 @@ def _check_filters(filters, taps, letter, unused):
   """Filters that are used must be those of `taps`; rosinality's that follow an up-sampling have its
   gain.
   """
-  f = ops.setup_filter(taps)
+  f = resample.setup_filter(taps)
   for name, array in filters.items():
     unused[name] = 'the filter that the taps say'
     if name.endswith(tuple(f'.{layer}.resample_filter' for layer in names.IDLE[letter])):
@@ -309,7 +312,9 @@ def _options(name, format_, grows, sets, widths):
     raise ValueError(
       f'{name}: nonlinearity={sets["activation"]}: networks of config A have lrelu here'
     )
-  base, most, least = sets.pop('fmap_base', 0), sets.pop('fmap_max', 512), sets.pop('fmap_min', 1)
+  base = sets.pop('fmap_base', 0)
+  most = sets.pop('fmap_max', 512)
+  least = sets.get('fmap_min', 1)
   fits = lambda: all(fmaps(side, base, most, least) == n for side, n in widths.items())
   if not fits():
     base, most = (
@@ -324,9 +329,7 @@ def _options(name, format_, grows, sets, widths):
   net = {
     'fmap_base': int(base) if base == int(base) else base,
     'fmap_max': int(most),
-    'fmap_min': least,
-    'activation': 'lrelu',
-    'taps': [1, 3, 3, 1],
+    # what their networks have where no argument says it
     'mapping_lr_mul': 0.1 if (name, format_) == ('D', 'tensorflow') else 0.01,
     'num_bf16_res': 0,
     'remat': False,
@@ -340,6 +343,12 @@ def _options(name, format_, grows, sets, widths):
 
 def _config(fields, d):
   """The configuration. d: of the discriminator; {}: there is none."""
+  if not d:
+    g = fields['net']
+    sets = {name: g[name] for name in ('fmap_base', 'fmap_max', 'clamp')}
+    sets['fmap_min'] = g['variant'].get('fmap_min', 1)
+    d = {'architecture': 'resnet', 'mapping_layers': 8} | _options('D', 'pytorch', '', sets, {})
+    d = build.with_variant(d, DiscriminatorVariant)
   return {
     'resolution': fields['resolution'],
     'seed': 0,
@@ -362,15 +371,7 @@ def _config(fields, d):
       'repeats': 4,
     },
     'g': fields['net'],
-    'd': d
-    or {'architecture': 'resnet', 'mapping_layers': 8, 'cmap_dim': 0, 'mbstd_num_channels': 1}
-    | _options(
-      'D',
-      'pytorch',
-      '',
-      {k: fields['net'][k] for k in ('fmap_base', 'fmap_max', 'fmap_min', 'clamp')},
-      {},
-    ),
+    'd': d,
   }
 
 
@@ -381,7 +382,7 @@ def _fit(config, state, report):
   config = build.complete(config)
   if (
     max(config.g.mapping_layers, config.d.mapping_layers) > MAX_LAYERS
-    or len(config.g.taps) > arguments.MAX_TAPS
+    or len(build.variant(config, 'g').taps) > arguments.MAX_TAPS
   ):
     raise ValueError(
       f'more than {MAX_LAYERS} layers of a mapping network, or {arguments.MAX_TAPS} taps of a '
@@ -390,7 +391,8 @@ def _fit(config, state, report):
   generator, discriminator = build.networks(config, config.c_dim)
   nothing = optax.identity()
   wanted = jax.eval_shape(
-    lambda key: state_lib.init(key, generator, discriminator, nothing, nothing), jax.random.key(0)
+    lambda key: state_lib.create_train_state(key, generator, discriminator, nothing, nothing),
+    jax.random.key(0),
   )
   state, wrong, draws = dict(state), [], np.random.RandomState(0)
   for part in ('g_ema', 'g', 'd', 'noise'):

@@ -46,15 +46,17 @@ def nvidia(state, config):
   """
   config = build.complete(config)
   g, d = config.g, config.d
-  for net in (g, d):
+  variants = {name: build.variant(config, name) for name in 'gd'}
+  for name in 'gd':
+    net, variant = config[name], variants[name]
     if net.architecture not in ('orig', 'skip', 'resnet'):
       raise UsageError(
         f'--format=nvidia: stylegan2-ada-pytorch has no architecture {net.architecture}; use '
         '--format=safetensors'
       )
-    if net.fmap_min != 1:
+    if variant.fmap_min != 1:
       raise UsageError(
-        f'--format=nvidia: stylegan2-ada-pytorch has no fmap_min={net.fmap_min}; use '
+        f'--format=nvidia: stylegan2-ada-pytorch has no fmap_min={variant.fmap_min}; use '
         '--format=safetensors'
       )
   resolution = build.resolution(config)
@@ -64,20 +66,23 @@ def nvidia(state, config):
   for name, part in (('G', 'g'), ('G_ema', 'g_ema'), ('D', 'd')):
     if state[part]:
       arrays |= names.store(state[part], first, f'{name}.')
-      arrays |= names.filters(state[part], config[part[0]].taps, name[0], f'{name}.')
+      arrays |= names.filters(state[part], variants[part[0]].taps, name[0], f'{name}.')
       arrays |= {} if name == 'D' else {f'{name}.{key}': x for key, x in buffers.items()}
   common = {
     'c_dim': config.c_dim,
     'img_resolution': resolution[0] if resolution[0] == resolution[1] else list(resolution),
     'img_channels': config.data.channels,
   }
-  mapping = lambda net: {
-    'num_layers': net.mapping_layers,
-    'embed_features': net.embed_features or None,
-    'layer_features': net.layer_features or None,
-    'lr_multiplier': net.mapping_lr_mul,
+  mapping = lambda name: {
+    'num_layers': config[name].mapping_layers,
+    'embed_features': variants[name].embed_features or None,
+    'layer_features': variants[name].layer_features or None,
+    'lr_multiplier': variants[name].mapping_lr_mul,
   }
-  layers = lambda net: {'resample_filter': list(net.taps), 'activation': net.activation}
+  layers = lambda name: {
+    'resample_filter': list(variants[name].taps),
+    'activation': variants[name].activation,
+  }
   sizes = lambda net: {
     'architecture': net.architecture,
     'channel_base': 2 * net.fmap_base,
@@ -88,21 +93,21 @@ def nvidia(state, config):
   generator = common | {
     'z_dim': g.z_dim,
     'w_dim': g.w_dim,
-    'synthesis_kwargs': sizes(g) | layers(g) | {'use_noise': g.noise},
-    'mapping_kwargs': mapping(g),
+    'synthesis_kwargs': sizes(g) | layers('g') | {'use_noise': g.noise},
+    'mapping_kwargs': mapping('g'),
   }
   group = None if d.mbstd_group_size == arguments.WHOLE_BATCH else d.mbstd_group_size
   discriminator = (
     common
     | sizes(d)
     | {
-      'cmap_dim': d.cmap_dim or None,
-      'block_kwargs': layers(d),
-      'mapping_kwargs': mapping(d),
+      'cmap_dim': variants['d'].cmap_dim or None,
+      'block_kwargs': layers('d'),
+      'mapping_kwargs': mapping('d'),
       'epilogue_kwargs': {
         'mbstd_group_size': group,
-        'mbstd_num_channels': d.mbstd_num_channels,
-        'activation': d.activation,
+        'mbstd_num_channels': variants['d'].mbstd_num_channels,
+        'activation': variants['d'].activation,
       },
     }
   )
@@ -111,7 +116,7 @@ def nvidia(state, config):
 
 
 def stablehlo(net):
-  """The generator of a trained.Sampler as a module of StableHLO, its weights within; to run it
+  """The generator of a sampler.Sampler as a module of StableHLO, its weights within; to run it
   needs jax and flatbuffers only.
 
   It maps (z [N,z_dim], c [N,c_dim] where there are labels, psi []) to images [N,H,W,C], nominally

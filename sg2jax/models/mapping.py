@@ -5,6 +5,7 @@ import jax.numpy as jnp
 
 from sg2jax import ops
 from sg2jax.models.layers import Dense
+from sg2jax.models.variant import Variant
 
 
 class Mapping(nn.Module):
@@ -19,10 +20,8 @@ class Mapping(nn.Module):
   c_dim: int
   w_dim: int
   num_layers: int = 8
-  embed_features: int | None = None
-  layer_features: int | None = None
+  variant: Variant = Variant()
   activation: str = 'lrelu'
-  lr_mul: float = 0.01
   joint: bool = False
   bias_gain: float = 1
 
@@ -36,13 +35,22 @@ class Mapping(nn.Module):
       )
       x = ops.normalize_2nd_moment(jnp.concatenate([z, *embed], axis=-1))
     else:
-      embed = [Dense(self.embed_features or self.w_dim, name='embed')(c)] if self.c_dim else []
+      embed = (
+        [Dense(self.variant.embed_features or self.w_dim, name='embed')(c)] if self.c_dim else []
+      )
       x = jnp.concatenate(
         [ops.normalize_2nd_moment(v) for v in ([z] if self.z_dim else []) + embed], axis=-1
       )
     for i in range(self.num_layers):
-      features = self.w_dim if i == self.num_layers - 1 else self.layer_features or self.w_dim
-      x = Dense(features, self.activation, self.lr_mul, bias_gain=self.bias_gain, name=f'fc{i}')(x)
+      features = self.variant.layer_features if i < self.num_layers - 1 else self.w_dim
+      features = features or self.w_dim
+      x = Dense(
+        features,
+        self.activation,
+        self.variant.mapping_lr_mul,
+        bias_gain=self.bias_gain,
+        name=f'fc{i}',
+      )(x)
     return x
 
 

@@ -20,10 +20,11 @@ from jax import lax
 import jax.numpy as jnp
 import numpy as np
 
-from sg2jax import ops
+from sg2jax import ops, resample
 from sg2jax.models.layers import Conv, Dense, SynthesisLayer, ToRGB, cast
 from sg2jax.models.mapping import Mapping, broadcast, truncate
 from sg2jax.models.stylegan1 import TAPS, StyleLayer
+from sg2jax.models.variant import DiscriminatorVariant, Variant
 
 GROWING = ('revised', 'stylegan1')
 ARCHITECTURES = ('orig', 'skip', 'resnet', 'msg', *GROWING)
@@ -122,7 +123,7 @@ class SynthesisBlock(nn.Module):
     if resnet:
       x = skip + x
     if img is not None:
-      img = ops.upsample2d(img, _unit(self.taps))
+      img = resample.upsample2d(img, _unit(self.taps))
     if self.rgb:
       if adain:
         rgb = Conv(self.img_channels, 1, 'linear', clamp=self.clamp, name='torgb')(x)
@@ -147,11 +148,9 @@ class Synthesis(nn.Module):
   architecture: str = 'skip'
   num_bf16_res: int = 0
   clamp: float | None = None
-  taps: tuple = (1, 3, 3, 1)
-  activation: str = 'lrelu'
   use_noise: bool = True
   remat: bool = False
-  fmap_min: int = 1
+  variant: Variant = Variant()
 
   @property
   def num_ws(self):
@@ -177,15 +176,15 @@ class Synthesis(nn.Module):
       )
       x, img = block(
         size=size,
-        features=fmaps(res, self.fmap_base, self.fmap_max, self.fmap_min),
+        features=fmaps(res, self.fmap_base, self.fmap_max, self.variant.fmap_min),
         img_channels=self.img_channels,
         first=i == 0,
         rgb=arch == 'skip' or i == top or (arch in ('msg', *GROWING) and i >= low),
         architecture=arch,
         dtype=dtype,
         clamp=self.clamp,
-        taps=self.taps,
-        activation=self.activation,
+        taps=self.variant.taps,
+        activation=self.variant.activation,
         use_noise=self.use_noise,
         name=f'b{res}',
       )(
@@ -195,7 +194,9 @@ class Synthesis(nn.Module):
     if arch == 'msg':
       return tuple(images)
     return (
-      images[-1] if alpha is None or not top else _fade(images[-1], ops.nearest(images[-2]), alpha)
+      images[-1]
+      if alpha is None or not top
+      else _fade(images[-1], resample.nearest(images[-2]), alpha)
     )
 
 
@@ -214,7 +215,7 @@ class Generator(nn.Module):
     ws = broadcast(self.mapping(z, c), self.synthesis.num_ws)
     if w_avg is not None:
       ws = truncate(ws, w_avg, psi, cutoff)
-    return ops.nearest(largest(self.synthesis(ws, noise_mode, stage, alpha)), 2**stage)
+    return resample.nearest(largest(self.synthesis(ws, noise_mode, stage, alpha)), 2**stage)
 
   def map(self, z, c):
     """z [N,z_dim], c [N,c_dim] -> w [N,w_dim]."""
@@ -344,25 +345,20 @@ class Discriminator(nn.Module):
   architecture: str = 'resnet'
   num_bf16_res: int = 0
   clamp: float | None = None
-  taps: tuple = (1, 3, 3, 1)
-  activation: str = 'lrelu'
   mbstd_group_size: int | None = 4
-  mbstd_num_channels: int = 1
-  cmap_dim: int | None = None
   mapping_layers: int = 8
-  mapping_lr_mul: float = 0.01
-  embed_features: int | None = None
-  layer_features: int | None = None
   remat: bool = False
-  fmap_min: int = 1
+  variant: DiscriminatorVariant = DiscriminatorVariant()
 
   @nn.compact
   def __call__(self, img, c=None, alpha=None):
     sizes, grows = block_sizes(self.resolution), self.architecture in GROWING
-    width = [fmaps(r, self.fmap_base, self.fmap_max, self.fmap_min) for r in map(max, sizes)]
+    width = [
+      fmaps(r, self.fmap_base, self.fmap_max, self.variant.fmap_min) for r in map(max, sizes)
+    ]
     block = nn.remat(DiscriminatorBlock) if self.remat else DiscriminatorBlock
     dtypes, images = _dtypes(sizes, self.num_bf16_res), self._images(img, sizes, alpha)
-    taps = TAPS if self.architecture == 'stylegan1' else self.taps
+    taps = TAPS if self.architecture == 'stylegan1' else self.variant.taps
     alpha = 1.0 if self.is_initializing() else alpha
     x = None
     for i in range(max(images), 0, -1):
@@ -373,19 +369,19 @@ class Discriminator(nn.Module):
         dtype=dtypes[i],
         clamp=self.clamp,
         taps=taps,
-        activation=self.activation,
+        activation=self.variant.activation,
         name=f'b{max(sizes[i])}',
       )(x, images.get(i), alpha)
-    cmap_dim = (self.cmap_dim or width[0]) if self.c_dim else 1
+    cmap_dim = (self.variant.cmap_dim or width[0]) if self.c_dim else 1
     x = DiscriminatorEpilogue(
       features=width[0],
-      hidden=fmaps(2, self.fmap_base, self.fmap_max, self.fmap_min) if grows else width[0],
+      hidden=fmaps(2, self.fmap_base, self.fmap_max, self.variant.fmap_min) if grows else width[0],
       out=max(self.c_dim, 1) if grows else cmap_dim,
       architecture=self.architecture,
       clamp=self.clamp,
       mbstd_group_size=self.mbstd_group_size,
-      mbstd_num_channels=self.mbstd_num_channels,
-      activation=self.activation,
+      mbstd_num_channels=self.variant.mbstd_num_channels,
+      activation=self.variant.activation,
       name=f'b{max(sizes[0])}',
     )(x, images.get(0), alpha)
     if self.c_dim and grows:
@@ -396,9 +392,7 @@ class Discriminator(nn.Module):
         self.c_dim,
         cmap_dim,
         self.mapping_layers,
-        self.embed_features,
-        self.layer_features,
-        lr_mul=self.mapping_lr_mul,
+        self.variant,
         name='mapping',
       )(None, c)
       x = jnp.sum(x * cmap, axis=1, keepdims=True) / math.sqrt(cmap_dim)
@@ -418,7 +412,9 @@ class Discriminator(nn.Module):
     if self.architecture in GROWING and self.is_initializing():
       low = 0  # all of them exist from the start
     shrink = (
-      partial(ops.downsample2d, f=_unit(self.taps)) if self.architecture == 'skip' else ops.half
+      partial(resample.downsample2d, f=_unit(self.variant.taps))
+      if self.architecture == 'skip'
+      else resample.half
     )
     images = {top: img}
     for i in range(top - 1, low - 1, -1):

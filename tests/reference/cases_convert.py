@@ -167,9 +167,9 @@ class _Converted:
 
   def parameters(self, net):
     """{PyTorch's key: array} of one of 'G', 'G_ema', 'D', with its buffers."""
-    letter, config = net[0], self.config['d' if net == 'D' else 'g']
+    letter, variant = net[0], build.variant(build.complete(self.config), 'd' if net == 'D' else 'g')
     params = self.state[{'G': 'g', 'G_ema': 'g_ema', 'D': 'd'}[net]]
-    found = names.store(params, self.size) | names.filters(params, config['taps'], letter)
+    found = names.store(params, self.size) | names.filters(params, variant.taps, letter)
     if net != 'D':
       noise = names.store(self.state['noise'])
       found |= noise | {'mapping.w_avg': self.state['w_avg']}

@@ -12,13 +12,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sg2jax import ops, schedule
+from sg2jax import ops, resample, schedule
 from sg2jax import state as state_lib
-from sg2jax.data.images import shrink
+from sg2jax.data import shrink
 from sg2jax.models.layers import SynthesisLayer
 from sg2jax.models.mapping import Mapping, broadcast, truncate
 from sg2jax.models.stylegan1 import TAPS, StyleLayer
 from sg2jax.models.stylegan2 import HALF, Discriminator, Generator, Synthesis
+from sg2jax.models.variant import DiscriminatorVariant, Variant
 from sg2jax.steps import OBJECTIVE, TrainSteps, _apply
 from tests.reference.cases_nets import read_stddev
 from tests.reference.cases_train import RECORD
@@ -50,7 +51,10 @@ def _architecture(letter, text, options):
 
 
 def _read_common(options, arch):
-  """What G and D share -> keywords of the network. Layers that none of ours has are an error."""
+  """What G and D share -> (keywords of the network, fields of its Variant).
+
+  Layers that none of ours has are an error.
+  """
   options.ignore(*SAME)
   for key, value in (('use_wscale', True), ('fmap_decay', 1.0), ('blur_filter', list(TAPS))):
     options.expect(key, value)
@@ -61,13 +65,12 @@ def _read_common(options, arch):
     resolution=(res, res),
     fmap_base=options['fmap_base'],
     fmap_max=options.get('fmap_max', 512),
-    fmap_min=options.get('fmap_min', 1),
     architecture=arch,
-    activation=act,
   )
-  return kwargs | (
-    {} if arch == 'stylegan1' else {'taps': tuple(options.get('resample_kernel', (1, 3, 3, 1)))}
-  )
+  variant = {'activation': act, 'fmap_min': options.get('fmap_min', 1)}
+  if arch != 'stylegan1':
+    variant['taps'] = tuple(options.get('resample_kernel', (1, 3, 3, 1)))
+  return kwargs, variant
 
 
 def read_generator(options, text):
@@ -84,25 +87,31 @@ def read_generator(options, text):
     ('randomize_noise', False),
   ):
     options.expect(key, value)
-  kwargs = _read_common(options, arch)
-  if adain and kwargs['activation'] != 'lrelu':
-    raise NotImplementedError(f'a config A generator with {kwargs["activation"]}')
+  kwargs, variant = _read_common(options, arch)
+  if adain and variant['activation'] != 'lrelu':
+    raise NotImplementedError(f'a config A generator with {variant["activation"]}')
   act = options.get('mapping_nonlinearity', 'lrelu')
   if adain and ops.ACTIVATIONS[act][1] != ops.SQRT2:
     raise NotImplementedError(f'a config A mapping with {act}')
+  variant |= {
+    'layer_features': options['mapping_fmaps'],
+    'mapping_lr_mul': options.get('mapping_lrmul', 0.01),
+  }
   mapping = Mapping(
     options['latent_size'],
     options.get('label_size', 0),
     options['dlatent_size'],
     options.get('mapping_layers', 8),
-    layer_features=options['mapping_fmaps'],
+    variant=Variant(**variant),
     activation=act,
-    lr_mul=options.get('mapping_lrmul', 0.01),
     joint=True,
     bias_gain=HALF if adain else 1,
   )
   net = Synthesis(
-    img_channels=options['num_channels'], use_noise=options.get('use_noise', True), **kwargs
+    img_channels=options['num_channels'],
+    use_noise=options.get('use_noise', True),
+    variant=Variant(**variant),
+    **kwargs,
   )
   fused = options.get('fused_scale', 'auto') if adain else False
   return Generator(mapping, net), TensorFlow(net.resolution[0], adain, fused)
@@ -115,11 +124,12 @@ def read_discriminator(options, text):
   options.ignore('num_channels', 'fused_scale')
   group, features = read_stddev(options)
   features = 0 if group == 1 else features  # here 1 means none, too
+  kwargs, variant = _read_common(options, arch)
   net = Discriminator(
     c_dim=options.get('label_size', 0),
     mbstd_group_size=group,
-    mbstd_num_channels=features,
-    **_read_common(options, arch),
+    variant=DiscriminatorVariant(mbstd_num_channels=features, **variant),
+    **kwargs,
   )
   return net, TensorFlow(net.resolution[0], arch == 'stylegan1')
 
@@ -325,7 +335,11 @@ def _training(given, prefix, net, draw, params, noise, w_avg, z, c):
 @partial(jit, static_argnums=0)
 def _evaluate(steps, state, z, c, mix):
   ws, w_avg = steps._ws(state.g, state.w_avg, z, c, mix)
-  return ws, w_avg, ops.nearest(steps._synthesize(state, state.g, None, ws), 2**steps.stage.level)
+  return (
+    ws,
+    w_avg,
+    resample.nearest(steps._synthesize(state, state.g, None, ws), 2**steps.stage.level),
+  )
 
 
 def discriminator(sub):
@@ -342,7 +356,7 @@ def discriminator(sub):
   def compiled(level, grows):
     def function(img, alpha):
       for _ in range(level):
-        img = ops.half(img)
+        img = resample.half(img)
       logits = net.apply({'params': params}, img, c, alpha if grows else None)
       return logits.sum(), logits
 
@@ -389,7 +403,7 @@ def process_reals(sub):
 
 @partial(jit, static_argnums=0)
 def _net_input(steps, state, images):
-  return ops.nearest(steps.reals(state, images[None])[0], 2**steps.stage.level)
+  return resample.nearest(steps.reals(state, images[None])[0], 2**steps.stage.level)
 
 
 def training_schedule(sub):
@@ -418,7 +432,7 @@ def training_schedule(sub):
       results.setdefault(name, []).append(value)
   nimg, looks, before, resets = 0, 0, None, []
   while nimg < 1000 * config['total_kimg']:
-    if before is None or growth.resets(before, nimg):
+    if before is None or growth.resets_adam(before, nimg):
       resets.append(nimg)
     before, looks = nimg, looks + 1
     nimg += growth.repeats * growth.stage(nimg).batch

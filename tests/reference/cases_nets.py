@@ -11,6 +11,7 @@ import numpy as np
 from sg2jax.models import stylegan2
 from sg2jax.models.mapping import Mapping, broadcast, truncate
 from sg2jax.models.stylegan2 import block_sizes, fmaps
+from sg2jax.models.variant import DiscriminatorVariant, Variant
 from sg2jax.steps import TrainSteps
 from tests.reference.check import jit
 from tests.reference.names import load, nchw, nhwc, store
@@ -29,19 +30,29 @@ PRECISION = (
 # ---- configs
 
 
-def read_mapping(config, z_dim, c_dim, w_dim):
-  """mapping_kwargs (or the fields of the mapping_network case) -> (Mapping, w_avg_beta)."""
+def read_mapping(config, z_dim, c_dim, w_dim, **layers):
+  """mapping_kwargs (or the fields of the mapping_network case) -> (Mapping, w_avg_beta).
+
+  layers: fields of the Variant that are of other layers.
+  """
   net = Mapping(
     z_dim,
     c_dim,
     w_dim,
     config.get('num_layers', 8),
-    config.get('embed_features'),
-    config.get('layer_features'),
+    Variant(**_mapping_fields(config), **layers),
     config.get('activation', 'lrelu'),
-    config.get('lr_multiplier', 0.01),
   )
   return net, config.get('w_avg_beta', 0.995)
+
+
+def _mapping_fields(config):
+  """mapping_kwargs -> fields of a Variant."""
+  return {
+    'embed_features': config.get('embed_features') or 0,
+    'layer_features': config.get('layer_features') or 0,
+    'mapping_lr_mul': config.get('lr_multiplier', 0.01),
+  }
 
 
 def _size(config):
@@ -57,11 +68,16 @@ def _check_channels(config, sizes, fmap_base, fmap_max):
 
 def read_generator(config):
   """Their generator config -> (stylegan2.Generator, w_avg_beta)."""
-  mapping, beta = read_mapping(
-    config.sub('mapping_kwargs'), config['z_dim'], config['c_dim'], config['w_dim']
-  )
   options = config.sub('synthesis_kwargs')
   options.ignore(*PRECISION)
+  mapping, beta = read_mapping(
+    config.sub('mapping_kwargs'),
+    config['z_dim'],
+    config['c_dim'],
+    config['w_dim'],
+    taps=tuple(options.get('resample_filter', (1, 3, 3, 1))),
+    activation=options.get('activation', 'lrelu'),
+  )
   net = stylegan2.Synthesis(
     _size(config),
     config['img_channels'],
@@ -69,9 +85,8 @@ def read_generator(config):
     options.get('channel_max', 512),
     options.get('architecture', 'skip'),
     clamp=options.get('conv_clamp'),
-    taps=tuple(options.get('resample_filter', (1, 3, 3, 1))),
-    activation=options.get('activation', 'lrelu'),
     use_noise=options.get('use_noise', True),
+    variant=mapping.variant,
   )
   _check_channels(config, block_sizes(net.resolution), net.fmap_base, net.fmap_max)
   config.expect('num_ws', net.num_ws)
@@ -108,6 +123,13 @@ def read_discriminator(config):
     raise NotImplementedError(
       f'blocks with {activation} and an epilogue with {epilogue.get("activation", "lrelu")}'
     )
+  variant = DiscriminatorVariant(
+    taps=tuple(block.get('resample_filter', (1, 3, 3, 1))),
+    activation=activation,
+    cmap_dim=config.get('cmap_dim') or 0,
+    mbstd_num_channels=channels,
+    **_mapping_fields(mapping),
+  )
   net = stylegan2.Discriminator(
     _size(config),
     config.get('channel_base', 32768) / 2,
@@ -115,15 +137,9 @@ def read_discriminator(config):
     config['c_dim'],
     config.get('architecture', 'resnet'),
     clamp=config.get('conv_clamp'),
-    taps=tuple(block.get('resample_filter', (1, 3, 3, 1))),
-    activation=activation,
     mbstd_group_size=group,
-    mbstd_num_channels=channels,
-    cmap_dim=config.get('cmap_dim'),
     mapping_layers=mapping.get('num_layers', 8),
-    mapping_lr_mul=mapping.get('lr_multiplier', 0.01),
-    embed_features=mapping.get('embed_features'),
-    layer_features=mapping.get('layer_features'),
+    variant=variant,
   )
   config.ignore('img_channels')  # stands in the image's shape
   _check_channels(config, block_sizes(net.resolution), net.fmap_base, net.fmap_max)

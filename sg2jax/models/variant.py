@@ -1,0 +1,37 @@
+"""What networks of other implementations do that nobody sets here, one record per network.
+
+Only imports write these (interop/read.py). A run's configuration holds what differs from the
+defaults, as `g.variant` and `d.variant`; `build` hands the record through whole.
+"""
+
+import dataclasses
+
+
+@dataclasses.dataclass(frozen=True)
+class Variant:
+  """Of a generator, with its mapping network.
+
+  activation: of convolutions, a name of ops.ACTIVATIONS. taps: FIR filter of up- and down-sampling
+  [S2 App. B]; config A has its own. fmap_min: feature maps at least. mapping_lr_mul: [S1 App. C].
+  layer_features: units of the mapping network's hidden layers, 0: as many as it puts out.
+  embed_features: components of the label embedding, 0: as many.
+  """
+
+  activation: str = 'lrelu'
+  taps: tuple = (1, 3, 3, 1)
+  fmap_min: int = 1
+  mapping_lr_mul: float = 0.01
+  layer_features: int = 0
+  embed_features: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class DiscriminatorVariant(Variant):
+  """Of a discriminator; its mapping network is that of labels.
+
+  cmap_dim: components of the mapped label, 0: as many as feature maps in the last block.
+  mbstd_num_channels: feature maps of the minibatch stddev, 0: there is none.
+  """
+
+  cmap_dim: int = 0
+  mbstd_num_channels: int = 1
