@@ -1,5 +1,4 @@
-"""A reader of pickles that runs nothing: what a pickle would import, call or set becomes a node
-that says so.
+"""Pickles read as data: what one would import, call or set becomes a node that says so.
 
 Protocols 2 to 5, and of 0 and 1 what Python 3 writes; without what needs the outside (extension
 codes, out-of-band buffers). Stricter than `pickle` where honest files don't notice: what became
@@ -11,16 +10,19 @@ was.
 """
 
 import codecs
-from collections.abc import Container
+from collections.abc import Callable, Container, Iterable
 import dataclasses
-import struct
+import io
+import pickletools
 
 MAX_OPCODES = 500_000  # a state dict of a thousand tensors has 30,000
 MAX_DEPTH = 100
-MAX_TEXT = 65_536  # bytes of a line of text (protocol 0)
-MAX_INTEGER = 1024  # bytes
+MAX_INTEGER = 8192  # bits
 MAX_KEYWORDS = 100
 MAX_NAME = 256  # characters of a module or of a class
+
+# genops decodes text of protocol 0 by it. Found now, so that reading a file imports nothing.
+codecs.lookup('raw-unicode-escape')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,14 +38,13 @@ class Global:
 
 @dataclasses.dataclass(eq=False, repr=False, slots=True)
 class Call:
-  """What `pickle` would make by calling `function(*args, **kwargs)`, or that class's __new__, and
-  then change.
+  """What `pickle` would make by calling `function(*args, **kwargs)`, or that class's __new__.
 
   Attributes:
     function: Global.
     args: tuple.
     kwargs: dict with str keys.
-    state: what __setstate__ or __dict__ would get, or None.
+    state: what __setstate__ or __dict__ would then get, or None.
     items: what append (of sets: add) would get, in order.
     pairs: (key, value) that item assignment would get, in order.
   """
@@ -56,48 +57,56 @@ class Call:
   pairs: list = dataclasses.field(default_factory=list)
 
 
-@dataclasses.dataclass(eq=False, repr=False, slots=True)
-class Persistent:
-  """An object outside of the pickle, known to its writer by `id`."""
-
-  id: object
-
-
 # Hashes of text are seeded anew in each process and those of small numbers hardly collide: no file
 # makes a dict slow.
 KEYS = (str, bytes, int, float, Global, type(None))
 
 
-def parse(data: bytes, names: Container[Global] | None = None):
-  """The value of a pickle, made of None, bool, int, float, str, bytes, list, tuple, dict, Global,
-  Call and Persistent.
+def parse(
+  data: bytes,
+  names: Container[Global] | None = None,
+  persistent_load: Callable[[object], object] | None = None,
+) -> object:
+  """The value of a pickle, made of plain Python values, Global and Call.
 
-  `names`, if given, are all that may be named. Text of Python 2 becomes str as latin-1, which loses
-  nothing; a bytearray becomes bytes.
+  The plain ones: None, bool, int, float, str, bytes (also for bytearray), list, tuple, dict. Text
+  of Python 2 becomes str as latin-1, which loses nothing.
+
+  Args:
+    data: the pickle, and nothing after it.
+    names: all that may be named; None: anything.
+    persistent_load: what stands for an object outside of the pickle, of the id that its writer
+      knows it by. None: there may be none.
 
   Raises:
     ValueError: malformed, too long, too deep or not allowed (see the module); names the position.
   """
-  value, end = parse_at(data, 0, names)
+  value, end = parse_at(data, 0, names, persistent_load)
   if end != len(data):
     raise ValueError(f'{len(data) - end} bytes follow the end of the pickle')
   return value
 
 
-def parse_at(data: bytes, start: int, names: Container[Global] | None = None):
-  """(value, end) of the pickle that begins at byte `start` and ends before byte `end`; otherwise as
-  `parse`.
-  """
-  reader = _Reader(data, start, names)
+def parse_at(
+  data: bytes,
+  start: int,
+  names: Container[Global] | None = None,
+  persistent_load: Callable[[object], object] | None = None,
+) -> tuple[object, int]:
+  """(value, end) of the pickle in bytes [start, end) of `data`; otherwise as `parse`."""
+  stream = io.BytesIO(data)  # shares the memory of `data`
+  stream.seek(start)
   try:
-    return reader.run(), reader.position
-  except ValueError as e:
-    # whose message quotes all of the text
-    reason = str(e) if type(e) is ValueError else 'not UTF-8'
-    raise ValueError(f'byte {reader.began} of the pickle: {reason[:300]}') from None
+    machine = _StackMachine(names, persistent_load)
+    return machine.run(pickletools.genops(stream)), stream.tell()
+  # A Warning: genops undoes escapes in names, and `python -W error` makes an unknown one an error.
+  except (ValueError, Warning) as e:
+    # Errors of decoding quote all of the text.
+    reason = str(e) if type(e) is ValueError else 'text that cannot be decoded'
+    raise ValueError(f'byte {stream.tell()} of the pickle: {reason[:300]}') from None
 
 
-def describe(value) -> str:
+def describe(value: object) -> str:
   """A short name of any value from `parse`, in printable ASCII, for messages."""
   if isinstance(value, Global):
     return ascii(str(value))[1:-1]
@@ -105,261 +114,239 @@ def describe(value) -> str:
     return f'{describe(value.function)}(...)'
   if isinstance(value, (str, bytes)):
     return ascii(value[:60])
-  short = value is None or (isinstance(value, (int, float)) and -(2**63) <= value < 2**63)
-  return str(value) if short else type(value).__name__
+  if value is None or isinstance(value, float) or is_int64(value):
+    return str(value)
+  return type(value).__name__
 
 
-def nodes(value):
-  """Yields every value in a result of `parse`, itself among them; of parts that are shared, each
-  once.
+def is_int64(value: object) -> bool:
+  """Whether a value is an int (or bool) that 64 bits hold: larger ones are slow to print."""
+  return isinstance(value, int) and -(2**63) <= value < 2**63
+
+
+def is_call(node: object, functions: Container[Global], stateful: bool = False) -> bool:
+  """Whether a node calls one of `functions`, and nothing is added to what that makes.
+
+  Args:
+    node: a value from `parse`.
+    functions: names.
+    stateful: whether it may get a state.
   """
-  seen, rest = set(), [value]
-  while rest:
-    value = rest.pop()
-    if id(value) not in seen:
-      seen.add(id(value))
-      yield value
-      if isinstance(value, Call):
-        rest += [value.args, value.kwargs, value.state, value.items, value.pairs]
-      elif isinstance(value, Persistent):
-        rest.append(value.id)
-      elif isinstance(value, (list, tuple, dict)):
-        rest += [*value, *value.values()] if isinstance(value, dict) else value
+  return (
+    isinstance(node, Call)
+    and node.function in functions
+    and not (node.kwargs or node.items or node.pairs)
+    and (stateful or node.state is None)
+  )
 
 
-class _Reader:
-  """The stack machine of a pickle."""
+# Opcodes that push their argument; of the others `_StackMachine.execute` knows the allowed ones.
+_LITERALS = {
+  *('INT', 'BININT', 'BININT1', 'BININT2', 'LONG', 'LONG1', 'LONG4', 'FLOAT', 'BINFLOAT'),
+  *('UNICODE', 'SHORT_BINUNICODE', 'BINUNICODE', 'BINUNICODE8', 'SHORT_BINSTRING', 'BINSTRING'),
+  *('SHORT_BINBYTES', 'BINBYTES', 'BINBYTES8', 'BYTEARRAY8'),
+}
+_CONSTANTS = {'NONE': None, 'NEWTRUE': True, 'NEWFALSE': False}
 
-  def __init__(self, data, start, names):
-    # began: of the present opcode
-    self.data, self.names, self.position, self.began = data, names, start, start
-    self.stack, self.marks, self.memo = [], [], {}  # marks: the stacks below the present one
-    # by id of a container, which belongs to it as long as `made` keeps it alive
-    self.depth, self.closed = {}, set()
-    self.made = []
 
-  def run(self):
-    for _ in range(MAX_OPCODES):
-      self.began = self.position
-      op = self.take(1)
-      if op == b'.':
-        if len(self.stack) != 1 or self.marks:
+class _StackMachine:
+  """What a pickle is a program for, with nodes in place of effects."""
+
+  def __init__(self, names, persistent_load):
+    self.names = names
+    self.persistent_load = persistent_load
+    self.memo = {}
+    self.stack = []  # values since the latest mark
+    self.stacks_below = []  # before each mark
+    # By id of a container, which is its own as long as `alive` holds the container.
+    self.alive = []
+    self.depth = {}
+    self.finished = set()
+
+  def run(self, operations: Iterable) -> object:
+    """The value that genops' operations make."""
+    for count, (opcode, argument, _) in enumerate(operations):
+      if count == MAX_OPCODES:
+        raise ValueError(f'more than {MAX_OPCODES:,} opcodes')
+      operands = self.operands(opcode)
+      if opcode.name == 'STOP':
+        if self.stack or self.stacks_below:
           raise ValueError('ends with an unfinished value')
-        return self.stack[0]
-      if op not in _OPCODES:
-        raise ValueError(f'opcode {op!r} is unknown or not allowed')
-      _OPCODES[op](self)
-    raise ValueError(f'more than {MAX_OPCODES:,} opcodes')
+        return operands[0]
+      if opcode.name in _LITERALS:
+        self.literal(argument)
+      else:
+        self.execute(opcode.name, argument, operands)
+    raise AssertionError('genops raises if there is no STOP')
 
-  def take(self, size, most=2**63):
-    """The next `size` bytes."""
-    most = min(most, len(self.data) - self.position)
-    if not 0 <= size <= most:
-      raise ValueError(f'wants {size} bytes where at most {most} can follow')
-    self.position += size
-    return self.data[self.position - size : self.position]
+  def operands(self, opcode):
+    """Takes from the stack what the opcode is about: a fixed number of values, or all since a mark.
 
-  def unpack(self, fmt):
-    return struct.unpack(fmt, self.take(struct.calcsize(fmt)))[0]
-
-  def line(self):
-    end = self.data.find(b'\n', self.position, self.position + MAX_TEXT)
-    if end < 0:
-      raise ValueError(f'no end of line within {MAX_TEXT} bytes')
-    return self.take(end + 1 - self.position)[:-1]
-
-  def push(self, value):
-    self.stack.append(value)
-
-  def pop(self, count):
+    A container that it changes is the first of them.
+    """
+    count = len(opcode.stack_before)
+    after_mark = []
+    if pickletools.markobject in opcode.stack_before:
+      count = opcode.stack_before.index(pickletools.markobject)
+      after_mark = self.pop_mark()
+    elif opcode.name == 'POP' and not self.stack:
+      return self.pop_mark()
     if len(self.stack) < count:
       raise ValueError('takes a value where there is none')
-    items = self.stack[-count:]
-    del self.stack[-count:]
-    return items
-
-  def mark(self):
-    self.marks.append(self.stack)
-    self.stack = []
+    values = self.stack[len(self.stack) - count :]
+    del self.stack[len(self.stack) - count :]
+    return values + after_mark
 
   def pop_mark(self):
-    if not self.marks:
+    if not self.stacks_below:
       raise ValueError('there is no mark')
-    items, self.stack = self.stack, self.marks.pop()
-    return items
+    values = self.stack
+    self.stack = self.stacks_below.pop()
+    return values
 
-  def top(self, kind):
+  def literal(self, value):
+    if isinstance(value, bytearray):
+      value = bytes(value)
+    if isinstance(value, int) and value.bit_length() > MAX_INTEGER:
+      raise ValueError(f'an integer of more than {MAX_INTEGER} bits')
+    self.stack.append(value)
+
+  def execute(self, name, argument, operands):
+    match name:
+      case 'FRAME' | 'POP' | 'POP_MARK':
+        pass  # a frame only serves reading ahead
+      case 'PROTO':
+        if argument > 5:
+          raise ValueError(f'protocol {argument}; known are 0 to 5')
+      case 'MARK':
+        self.stacks_below.append(self.stack)
+        self.stack = []
+      case 'DUP':
+        self.stack += operands * 2
+      case 'NONE' | 'NEWTRUE' | 'NEWFALSE':
+        self.stack.append(_CONSTANTS[name])
+      # Memory
+      case 'PUT' | 'BINPUT' | 'LONG_BINPUT':
+        self.memorize(argument)
+      case 'MEMOIZE':
+        self.stack += operands
+        self.memorize(len(self.memo))
+      case 'GET' | 'BINGET' | 'LONG_BINGET':
+        if argument not in self.memo:
+          raise ValueError('recalls a value that was not remembered')
+        self.stack.append(self.memo[argument])
+      # Containers
+      case 'EMPTY_TUPLE' | 'TUPLE' | 'TUPLE1' | 'TUPLE2' | 'TUPLE3':
+        self.push_container(tuple(operands), operands)
+      case 'EMPTY_LIST' | 'LIST':
+        self.push_container(operands, operands)
+      case 'EMPTY_DICT' | 'DICT':
+        self.push_container({})
+        self.assign(self.stack[-1], operands)
+      case 'EMPTY_SET' | 'FROZENSET':
+        kind = Global('builtins', 'set' if name == 'EMPTY_SET' else 'frozenset')
+        self.push_container(Call(kind, (), items=operands), operands)
+      case 'APPEND' | 'APPENDS' | 'ADDITEMS':
+        self.stack.append(_expect(operands[0], list, Call))
+        self.append(*operands)
+      case 'SETITEM' | 'SETITEMS':
+        self.stack.append(_expect(operands[0], dict, Call))
+        self.assign(operands[0], operands[1:])
+      # Names, calls, states
+      case 'GLOBAL':
+        self.push_name(*argument.split(' ', 1))
+      case 'STACK_GLOBAL':
+        self.push_name(*operands)
+      case 'REDUCE' | 'NEWOBJ':
+        self.push_call(*operands, {})
+      case 'NEWOBJ_EX':
+        self.push_call(*operands)
+      case 'BUILD':
+        self.set_state(*operands)
+      case 'PERSID' | 'BINPERSID':
+        self.push_persistent(operands[0] if operands else argument)
+      case _:
+        raise ValueError(f'opcode {name} is not allowed')
+
+  def memorize(self, index):
     if not self.stack:
-      raise ValueError('changes a value where there is none')
-    return _checked(self.stack[-1], kind)
+      raise ValueError('remembers a value where there is none')
+    self.memo[index] = self.stack[-1]
 
-  def new(self, container, parts=()):
+  def push_container(self, container, parts=()):
     """Pushes a container that has `parts`."""
-    if container != ():  # of which there is only one
-      self.made.append(container)
+    if container != ():  # there is only one empty tuple, and nothing in it
+      self.alive.append(container)
       self.depth[id(container)] = 0
-      self.hold(container, parts)
-    self.push(container)
+      self.finish(container, parts)
+    self.stack.append(container)
 
-  def hold(self, container, parts):
-    """Notes that `parts`, which are finished by that, became part of a container."""
+  def finish(self, container, parts):
+    """Notes that `parts` became part of a container: they may not change any more."""
     parts = [id(part) for part in parts if id(part) in self.depth]
-    self.closed.update(parts)
-    if id(container) in self.closed:
-      raise ValueError(
-        f'{describe(container)} changes after it became part of another value or of itself'
-      )
-    self.depth[id(container)] = max(
-      [self.depth[id(container)], *(self.depth[part] + 1 for part in parts)]
-    )
-    if self.depth[id(container)] > MAX_DEPTH:
+    self.finished.update(parts)
+    if id(container) in self.finished:
+      what = describe(container)
+      raise ValueError(f'{what} changes after it became part of another value or of itself')
+    depth = max((self.depth[part] + 1 for part in parts), default=0)
+    if depth > MAX_DEPTH:
       raise ValueError(f'values nested more than {MAX_DEPTH} deep')
+    self.depth[id(container)] = max(self.depth[id(container)], depth)
 
-  def tuple(self, items):
-    self.new(tuple(items), items)
+  def append(self, container, *items):
+    self.finish(container, items)
+    target = container if isinstance(container, list) else container.items
+    target.extend(items)
 
-  def call(self, function, args, kwargs):
-    kwargs = _checked(kwargs, dict)
-    # looked at in each call
-    if len(kwargs) > MAX_KEYWORDS or not all(isinstance(key, str) for key in kwargs):
-      raise ValueError(f'keywords must be text, and {MAX_KEYWORDS} at most')
-    self.new(Call(_checked(function, Global), _checked(args, tuple), kwargs), [args, kwargs])
-
-  def name(self, module, name):
-    if not all(isinstance(text, str) and 0 < len(text) <= MAX_NAME for text in (module, name)):
-      raise ValueError(f'a module and a name must be text of 1 to {MAX_NAME} characters')
-    found = Global(module, name)
-    if self.names is not None and found not in self.names:
-      raise ValueError(f'{describe(found)} is refused')
-    self.push(found)
-
-  def append(self, items):
-    container = self.top((list, Call))
-    self.hold(container, items)
-    (container if isinstance(container, list) else container.items).extend(items)
-
-  def assign(self, items):
-    container = self.top((dict, Call))
-    if len(items) % 2:
+  def assign(self, container, keys_and_values):
+    if len(keys_and_values) % 2:
       raise ValueError('a key without a value')
-    self.hold(container, items)
-    for key, value in zip(items[::2], items[1::2]):
+    self.finish(container, keys_and_values)
+    for key, value in zip(keys_and_values[::2], keys_and_values[1::2]):
       if isinstance(container, Call):
         container.pairs.append((key, value))
-      elif not isinstance(key, KEYS) or (isinstance(key, int) and not -(2**63) <= key < 2**63):
+      elif not isinstance(key, KEYS) or (isinstance(key, int) and not is_int64(key)):
         raise ValueError(f'the key {describe(key)} is not simple')
       elif key in container:
         raise ValueError(f'the key {describe(key)} occurs twice')
       else:
         container[key] = value
 
-  def fill(self, container, add, items):
-    self.new(container)
-    add(self, items)
+  def push_name(self, module, name):
+    for text in (module, name):
+      # genops parts the two by a blank; no name that anyone asks for has one in itself.
+      if not isinstance(text, str) or not 0 < len(text) <= MAX_NAME or ' ' in text:
+        raise ValueError(
+          f'a module and a name must be text of 1 to {MAX_NAME} characters without blanks'
+        )
+    found = Global(module, name)
+    if self.names is not None and found not in self.names:
+      raise ValueError(f'{describe(found)} is refused')
+    self.stack.append(found)
 
-  def build(self, state):
-    target = self.top(Call)
-    if target.state is not None:
+  def push_call(self, function, args, kwargs):
+    _expect(kwargs, dict)
+    # The limit: kwargs may be shared by many calls, and each looks at all of its own.
+    if len(kwargs) > MAX_KEYWORDS or not all(isinstance(key, str) for key in kwargs):
+      raise ValueError(f'keywords must be text, and {MAX_KEYWORDS} at most')
+    call = Call(_expect(function, Global), _expect(args, tuple), kwargs)
+    self.push_container(call, [args, kwargs])
+
+  def push_persistent(self, identity):
+    if self.persistent_load is None:
+      raise ValueError(f'refers to {describe(identity)} outside of the pickle')
+    self.stack.append(self.persistent_load(identity))
+
+  def set_state(self, target, state):
+    if _expect(target, Call).state is not None:
       raise ValueError(f'{describe(target)} gets a state twice')
-    self.hold(target, [state])
+    self.finish(target, [state])
     target.state = state
-
-  def put(self, index):
-    self.memo[index] = self.top(object)
-
-  def get(self, index):
-    if index not in self.memo:
-      raise ValueError('recalls a value that was not remembered')
-    self.push(self.memo[index])
-
-  def protocol(self):
-    version = self.unpack('B')
-    if version > 5:
-      raise ValueError(f'protocol {version}; known are 0 to 5')
+    self.stack.append(target)
 
 
-def _checked(value, kind):
-  if not isinstance(value, kind):
-    names = ' or '.join(k.__name__ for k in (kind if isinstance(kind, tuple) else (kind,)))
+def _expect(value, *kinds):
+  if not isinstance(value, kinds):
+    names = ' or '.join(kind.__name__ for kind in kinds)
     raise ValueError(f'finds {describe(value)} where it must find {names}')
   return value
-
-
-def _sized(fmt, decode, most=2**63):
-  """Opcode that pushes what follows its size."""
-  return lambda r: r.push(decode(r.take(r.unpack(fmt), most)))
-
-
-_INTEGER = lambda data: int.from_bytes(data, 'little', signed=True)
-_TEXT = lambda data: data.decode('utf-8', 'surrogatepass')
-_LATIN = lambda data: data.decode('latin-1')
-_LINE_INT = lambda line: {b'00': False, b'01': True}[line] if line in (b'00', b'01') else int(line)
-_set = lambda name: Call(Global('builtins', name), ())
-_persistent = lambda r, name: r.new(Persistent(name), [name])
-_OPCODES = {
-  # a frame, which only serves reading ahead
-  b'\x80': _Reader.protocol,
-  b'\x95': lambda r: r.unpack('<Q'),
-  b'(': _Reader.mark,
-  b'0': lambda r: r.pop(1) if r.stack else r.pop_mark(),
-  b'1': _Reader.pop_mark,
-  b'2': lambda r: r.push(r.top(object)),
-  # Values
-  b'N': lambda r: r.push(None),
-  b'\x88': lambda r: r.push(True),
-  b'\x89': lambda r: r.push(False),
-  b'J': lambda r: r.push(r.unpack('<i')),
-  b'K': lambda r: r.push(r.unpack('B')),
-  b'M': lambda r: r.push(r.unpack('<H')),
-  b'G': lambda r: r.push(r.unpack('>d')),
-  b'F': lambda r: r.push(float(r.line())),
-  b'I': lambda r: r.push(_LINE_INT(r.line())),
-  b'L': lambda r: r.push(int(r.line().removesuffix(b'L'))),
-  b'\x8a': _sized('B', _INTEGER),
-  b'\x8b': _sized('<i', _INTEGER, MAX_INTEGER),
-  # without the import that bytes.decode needs
-  b'V': lambda r: r.push(codecs.raw_unicode_escape_decode(r.line())[0]),
-  b'U': _sized('B', _LATIN),
-  b'T': _sized('<i', _LATIN),
-  b'\x8c': _sized('B', _TEXT),
-  b'X': _sized('<I', _TEXT),
-  b'\x8d': _sized('<Q', _TEXT),
-  b'C': _sized('B', bytes),
-  b'B': _sized('<I', bytes),
-  b'\x8e': _sized('<Q', bytes),
-  b'\x96': _sized('<Q', bytes),
-  # Containers
-  b']': lambda r: r.new([]),
-  b'l': lambda r: r.fill([], _Reader.append, r.pop_mark()),
-  b'a': lambda r: r.append(r.pop(1)),
-  b'e': lambda r: r.append(r.pop_mark()),
-  b'}': lambda r: r.new({}),
-  b'd': lambda r: r.fill({}, _Reader.assign, r.pop_mark()),
-  b's': lambda r: r.assign(r.pop(2)),
-  b'u': lambda r: r.assign(r.pop_mark()),
-  b')': lambda r: r.push(()),
-  b't': lambda r: r.tuple(r.pop_mark()),
-  b'\x85': lambda r: r.tuple(r.pop(1)),
-  b'\x86': lambda r: r.tuple(r.pop(2)),
-  b'\x87': lambda r: r.tuple(r.pop(3)),
-  b'\x8f': lambda r: r.new(_set('set')),
-  b'\x90': lambda r: r.append(r.pop_mark()),
-  b'\x91': lambda r: r.fill(_set('frozenset'), _Reader.append, r.pop_mark()),
-  # Names, calls, states
-  b'c': lambda r: r.name(_TEXT(r.line()), _TEXT(r.line())),
-  b'\x93': lambda r: r.name(*r.pop(2)),
-  b'R': lambda r: r.call(*r.pop(2), {}),
-  b'\x81': lambda r: r.call(*r.pop(2), {}),
-  b'\x92': lambda r: r.call(*r.pop(3)),
-  b'b': lambda r: r.build(*r.pop(1)),
-  b'P': lambda r: _persistent(r, _TEXT(r.line())),
-  b'Q': lambda r: _persistent(r, *r.pop(1)),
-  # Memory
-  b'p': lambda r: r.put(int(r.line())),
-  b'q': lambda r: r.put(r.unpack('B')),
-  b'r': lambda r: r.put(r.unpack('<I')),
-  b'\x94': lambda r: r.put(len(r.memo)),
-  b'g': lambda r: r.get(int(r.line())),
-  b'h': lambda r: r.get(r.unpack('B')),
-  b'j': lambda r: r.get(r.unpack('<I')),
-}
