@@ -8,8 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sg2jax.evaluation import ppl as module
-from sg2jax.evaluation.ppl import distances, ppl, trimmed_mean, view
+from sg2jax.evaluation.ppl import distances, path_length, trimmed, view
 from sg2jax.models import stylegan2
 from sg2jax.models.mapping import Mapping
 
@@ -33,44 +32,38 @@ def sum_of_squares(a, b):
   return ((a - b) ** 2).sum((1, 2, 3))
 
 
-@pytest.mark.parametrize('sampling', ['end', 'full'])
-def test_path_length_in_closed_form(monkeypatch, sampling):
+@pytest.mark.smoke
+@pytest.mark.parametrize('full', [False, True])
+def test_path_length_in_closed_form(full):
   """Lines: w moves by d = 3 (z1 - z0), pixels by d, or by 2 w d if squares. Arcs: of radius 3."""
   variables = {'params': {'x': np.zeros(())}, 'noise': {}}
-  key = np.random.RandomState(5)
-  z0, z1 = key.randn(2, 50, 2)
-  w = 3 * (z0 + (z1 - z0) * key.rand(50, 1) * (sampling == 'full'))
-  monkeypatch.setattr(module, 'trimmed_mean', lambda values: values)
+  random = np.random.RandomState(5)
+  z0, z1 = random.randn(2, 50, 2)
+  t = random.rand(50) * full
+  w = 3 * (z0 + (z1 - z0) * t[:, None])
   cosine = (z0 * z1).sum(1) / np.sqrt((z0**2).sum(1) * (z1**2).sum(1))
+  c = np.zeros((50, 0))
+
+  def length(net, space='w', eps=1e-4):
+    return distances(
+      net, sum_of_squares, space, variables, *map(jnp.asarray, (z0, z1, t, c)), eps=eps
+    )
+
   with jax.enable_x64(True):
-    length = partial(
-      ppl,
-      variables=variables,
-      distance=sum_of_squares,
-      pairs=50,
-      seed=5,
-      sampling=sampling,
-      batch=16,
-    )
-    np.testing.assert_allclose(length(Power()), 9 * ((z1 - z0) ** 2).sum(1), 1e-7)
-    np.testing.assert_allclose(
-      length(Power(2), eps=1e-7), 36 * (w**2 * (z1 - z0) ** 2).sum(1), 1e-4
-    )
-    np.testing.assert_allclose(length(Power(), space='z'), 9 * np.arccos(cosine) ** 2, 1e-5)
+    lines = 9 * ((z1 - z0) ** 2).sum(1)
+    squares = 36 * (w**2 * (z1 - z0) ** 2).sum(1)
+    np.testing.assert_allclose(length(Power()), lines, 1e-7)
+    np.testing.assert_allclose(length(Power(2), eps=1e-7), squares, 1e-4)
+    np.testing.assert_allclose(length(Power(), 'z'), 9 * np.arccos(cosine) ** 2, 1e-5)
+    found = path_length(Power(), variables, sum_of_squares, c, seed=5, batch=16)
+    assert found == pytest.approx(trimmed(lines).mean(), rel=1e-7)
 
 
-def test_ppl_refuses_what_it_does_not_know():
-  variables = {'params': {'x': np.zeros(())}}
-  for wrong in {'space': 'x'}, {'sampling': 'middle'}, {'pairs': 0}, {'c': np.zeros((4, 3))}:
-    with pytest.raises(ValueError, match='ppl needs'):
-      ppl(Power(), variables, sum_of_squares, **{'pairs': 4} | wrong)
-
-
-def test_trimmed_mean_leaves_one_percent_out_at_either_end():
+def test_one_percent_is_left_out_at_either_end():
   values = np.arange(101.0)
   values[[0, 100]] = -1e6, 1e9
-  assert trimmed_mean(np.random.default_rng(0).permutation(values)) == 50
-  assert trimmed_mean([3, 7]) == 5
+  found = trimmed(np.random.default_rng(0).permutation(values))
+  assert sorted(found) == list(range(1, 100)) and list(trimmed([3, 7])) == [3, 7]
 
 
 # ---- the published protocol

@@ -26,7 +26,7 @@ from sg2jax.models.stylegan2 import largest
 
 EPS = 1e-4
 SIZE = 256  # px, at which LPIPS looks
-SPACES, SAMPLINGS = ('z', 'w'), ('full', 'end')
+SPACES = ('z', 'w')
 
 
 def _unit(x):
@@ -124,58 +124,34 @@ def trimmed(values: np.ndarray) -> np.ndarray:
   return values[(low <= values) & (values <= high)]
 
 
-def trimmed_mean(values: np.ndarray) -> float:
-  """Path length of distances [N]: the mean of `trimmed`."""
-  return float(trimmed(values).mean())
+_distances = jax.jit(distances, static_argnums=(0, 1, 2))
 
 
-_distances = jax.jit(distances, static_argnums=(0, 1, 2), static_argnames='crop')
-
-
-def ppl(
+def path_length(
   generator: Any,
   variables: dict[str, Any],
   distance: Callable[[jax.Array, jax.Array], jax.Array],
-  pairs: int,
+  c: np.ndarray,
   seed: int = 0,
-  space: str = 'w',
-  sampling: str = 'end',
-  c: np.ndarray | None = None,
-  eps: float = EPS,
   batch: int = 64,
 ) -> float:
-  """Path length over `pairs` pairs of latents, of whole images with constant noise.
+  """Path length in w, at end points, of whole images with constant noise.
 
   Args:
     generator: a Generator, whose network has its full size.
     variables: {'params': ..., 'noise': ...}; their dtype is that of the arithmetic.
     distance: as in `distances`; hashable, and the same object again to be compiled only once.
-    pairs: number of pairs; the papers take 50,000.
-    seed: latents and t follow from it.
-    space: 'z' or 'w'.
-    sampling: 'full' or 'end'.
-    c: labels [pairs,c_dim]; None for a network without.
-    eps: length of the step.
+    c: labels, one for each pair: [pairs,c_dim].
+    seed: of the latents.
     batch: pairs at once.
-
-  Raises: ValueError for another space or sampling, no pairs, or labels that are missing.
   """
-  mapping = generator.mapping
-  c = np.zeros((pairs, 0)) if c is None else np.asarray(c)
-  known = space in SPACES and sampling in SAMPLINGS
-  if not known or pairs < 1 or c.shape != (pairs, mapping.c_dim):
-    raise ValueError(
-      f'ppl needs space in {SPACES}, sampling in {SAMPLINGS}, pairs >= 1 and c '
-      f'[pairs,{mapping.c_dim}]; got {space!r}, {sampling!r}, {pairs}, {list(c.shape)}'
-    )
+  pairs = len(c)
   dtype = jax.tree.leaves(variables['params'])[0].dtype
-  random = np.random.RandomState(seed)
-  z0, z1 = random.randn(2, pairs, mapping.z_dim)
-  t = random.rand(pairs) * (sampling == 'full')
+  z0, z1 = np.random.RandomState(seed).randn(2, pairs, generator.mapping.z_dim)
   lengths = []
   for first in range(0, pairs, batch):
     part = np.arange(first, first + batch) % pairs
-    args = (jnp.asarray(x[part], dtype) for x in (z0, z1, t, c))
+    args = (jnp.asarray(x[part], dtype) for x in (z0, z1, np.zeros(pairs), c))
     with jax.default_matmul_precision('highest'):
-      lengths.append(_distances(generator, distance, space, variables, *args, eps=eps))
-  return trimmed_mean(np.concatenate(lengths)[:pairs])
+      lengths.append(_distances(generator, distance, 'w', variables, *args))
+  return float(trimmed(np.concatenate(lengths)[:pairs]).mean())

@@ -72,7 +72,7 @@ def _interpolation(config, given):
 def _aggregate(config, given):
   differences = given['features_t'].astype(np.float64) - given['features_t_plus_eps']
   found = (differences**2).sum(1) / config['epsilon'] ** 2
-  return {'distances': found, 'ppl': ppl.trimmed_mean(found)}
+  return {'distances': found, 'ppl': ppl.trimmed(found).mean()}
 
 
 def _squared(a, b):
@@ -83,7 +83,7 @@ def _squared(a, b):
 def _sampler(config, given, under):
   if config['feature_extractor'] != 'flatten(image in [0,255]) / 255, no resizing':
     raise ValueError(f'feature_extractor={config["feature_extractor"]!r} is not understood')
-  if config['space'] not in ppl.SPACES or config['sampling'] not in ppl.SAMPLINGS:
+  if config['space'] not in ppl.SPACES or config['sampling'] not in ('full', 'end'):
     raise ValueError(
       f'space={config["space"]!r}, sampling={config["sampling"]!r} is not understood'
     )
