@@ -304,8 +304,30 @@ def test_metrics_without_networks(setting):
   path = setting.out / 'swd_0.2k.json'
   path.write_text(path.read_text().replace(f'"swd_0.2k": {found["swd_0.2k"]}', '"swd_0.2k": -1.0'))
   assert values(['swd_0.2k'], setting) == {'swd_0.2k': -1}
+  assert values(['swd_0.2k'], setting._replace(seed=1))['swd_0.2k'] > 0
   path.write_text('{"torn')
   assert values(['swd_0.2k'], setting)['swd_0.2k'] == found['swd_0.2k']
+
+
+def test_reals_of_a_protocol(setting):
+  class Large:
+    """A data set of more images than any metric takes."""
+
+    def __len__(self):
+      return 250_000
+
+  many = setting._replace(source=Large(), seed=3)
+
+  def population(name, setting=many):
+    return measure.population(protocols.parse(name), setting)
+
+  assert len(population('fid50k_full')) == 250_000
+  np.testing.assert_array_equal(population('fid0.5k'), np.arange(500))
+  some = population('pr50k3_full')
+  assert len(some) == 200_000 and (np.diff(some) > 0).all() and some[-1] >= 200_000
+  assert (some != population('pr50k3_full', many._replace(seed=4))).any()
+  assert len(population('swd_4k')) == 4000 and len(population('swd_4k', setting)) == 1797
+  assert measure.count(protocols.parse('swd'), setting) == 1797
 
 
 def test_a_network_in_its_last_fade_has_no_path_length(setting):

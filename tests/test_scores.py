@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 
-from sg2jax.evaluation import neighbors, scores
+from sg2jax.evaluation import neighbors, protocols, scores
 from tests.runs import ROOT
 
 
@@ -250,9 +250,6 @@ def pairwise(a, b):
 
 def test_neighbours_are_those_of_all_distances(small_blocks):
   a, b = (key(i).standard_normal((n, 5)).astype(np.float32) + 100 for i, n in enumerate((35, 40)))
-  np.testing.assert_allclose(
-    neighbors.kth_distance(a, 4), np.sort(pairwise(a, a), 1)[:, 4], rtol=1e-4
-  )
   distance, index = neighbors.nearest(a, b)
   np.testing.assert_array_equal(index, pairwise(a, b).argmin(1))
   np.testing.assert_allclose(distance, pairwise(a, b).min(1), rtol=1e-12)
@@ -286,25 +283,25 @@ def test_precision_and_recall_are_those_of_all_distances(small_blocks):
 def test_precision_and_recall_of_constructed_sets():
   line = np.linspace(0, 1, 21)[:, None] * [1, 0]  # steps of 0.05: radii of 0.1 to 0.15
 
-  def scored(reals, fakes):
+  def shares(reals, fakes):
     found = neighbors.precision_recall(reals, fakes, k=3)
     return found.precision, found.recall
 
-  assert scored(line, line) == (1, 1)
-  assert scored(line, line + [0, 5]) == (0, 0)
+  assert shares(line, line) == (1, 1)
+  assert shares(line, line + [0, 5]) == (0, 0)
   # half of the fakes are elsewhere
-  assert scored(line, np.concatenate([line, line + [0, 5]])) == (0.5, 1)
+  assert shares(line, np.concatenate([line, line + [0, 5]])) == (0.5, 1)
   both = np.concatenate([line, line + [0, 5]])
-  assert scored(both, line + [0.01, 0]) == (1, 0.5)  # fakes of one mode out of two
+  assert shares(both, line + [0.01, 0]) == (1, 0.5)  # fakes of one mode out of two
   collapsed = np.tile([[0.5, 0]], (8, 1)) + np.arange(8)[:, None] * [1e-4, 0]
-  assert scored(line, collapsed) == (1, pytest.approx(1 / 21))
+  assert shares(line, collapsed) == (1, pytest.approx(1 / 21))
 
 
 def test_neighbours_that_cannot_be_are_refused():
   rows = np.zeros((3, 2))
   for k in 0, 3:
     with pytest.raises(ValueError, match=f'k={k} '):
-      neighbors.kth_distance(rows, k)
+      neighbors.precision_recall(rows, rows, k)
   with pytest.raises(ValueError, match='without the row itself'):
     neighbors.nearest(rows, rows[:1], exclude_self=True)
   with pytest.raises(ValueError, match='0 rows'):
@@ -341,6 +338,61 @@ def test_copies_are_told_from_fakes_of_the_same_distribution():
   copies = np.where(np.arange(200)[:, None] % 2, fakes, train + 1e-3)  # every second one
   assert abs(neighbors.copying(neighbors.nearest(fakes, train)[0], held_distance)) < 3
   assert neighbors.copying(neighbors.nearest(copies, train)[0], held_distance) < -6
+
+
+# ---- from features to results
+
+
+def scored(name, seed=0, **compared):
+  """The Result of a metric from features."""
+  p = protocols.parse(name)
+  return scores.SCORES[p.kind](p, scores.Features(**compared), seed, lambda: None)
+
+
+def test_frechet_divides_as_its_name_says():
+  real = key(1).standard_normal((40, 3))
+  fakes = key(2).standard_normal((30, 3)) + 1
+  reals = stream(scores.Moments(3), real, 40)
+  for name, ddof in (('fid0.03k_full', 0), ('fid0.03k', 1)):
+    found = scored(name, reals=reals, fakes=fakes)
+    real_cov, fake_cov = (np.cov(rows.T, ddof=ddof) for rows in (real, fakes))
+    expected = scores.frechet_distance(real.mean(0), real_cov, fakes.mean(0), fake_cov)
+    assert found.values == {name: pytest.approx(expected, rel=1e-10)}
+    low, high = found.intervals[name]
+    assert low < expected < high
+
+
+def test_kid_looks_at_the_reals_of_its_subsets():
+  """5000 reals, of which the subsets of 100 have 4300; their rows are what is passed on."""
+  real = key(1).standard_normal((5000, 3))
+  fakes = key(2).standard_normal((100, 3))
+  of_reals, of_fakes = scores.kid_subsets(5000, 100, 7)
+  drawn = np.unique(of_reals)
+  found = scored('kid0.1k_full', 7, reals=real[drawn], fakes=fakes, population=5000)
+  expected = np.mean([scores.mmd(real[i], fakes[j]) for i, j in zip(of_reals, of_fakes)])
+  assert found.values['kid0.1k_full'] == pytest.approx(expected, rel=1e-12)
+  assert found.notes == {'subsets': 100, 'subset_size': 100} and found.intervals
+  whole = scored('kid0.1k_full', 7, reals=real[:100], fakes=fakes, population=100)
+  assert not whole.intervals and whole.covers.startswith('nothing')
+
+
+def test_other_results():
+  probs = key().dirichlet(np.full(6, 0.3), 50)
+  each = scores.inception_scores(probs, 10)
+  found = scored('is0.05k', fakes=probs)
+  assert found.values == {'is0.05k_mean': each.mean(), 'is0.05k_std': each.std()}
+  lengths = key().random(200)
+  found = scored('ppl2_0.2k_wend', fakes=lengths)
+  assert found.values['ppl2_0.2k_wend'] == np.sort(lengths)[1:-1].mean()
+  line = np.linspace(0, 1, 21)[:, None] * [1, 0]
+  fakes = np.concatenate([line, line + [0, 5]])
+  found = scored('pr0.042k3', reals=line, fakes=fakes)
+  assert found.values == {'pr0.042k3_precision': 0.5, 'pr0.042k3_recall': 1}
+  assert found.intervals['pr0.042k3_recall'] == [1, 1]
+  images = key().integers(0, 256, (2, 40, 8, 8, 1)).astype(np.uint8)
+  found = scored('swd_0.04k', reals=images[0], fakes=images[1])
+  assert found.values['swd_0.04k'] == found.notes['levels']['mean']
+  assert found.covers == 'both sets, by 8 disjoint subsets'
 
 
 # ---- memory

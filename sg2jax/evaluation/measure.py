@@ -176,13 +176,10 @@ class Evaluation:
   ):
     self.setting = setting
     self.detectors = detectors
+    self.protocols = protocols
     self._stack = stack
     self._partial = setting.out / 'partial'
     self._fakes = {}  # outputs of the passes over fakes, by their keys
-    self._looks = {}  # {count: names of the detectors that look at so many fakes}
-    for p in protocols:
-      if p.kind != 'ppl':
-        self._looks.setdefault(count(p, setting), set()).add(p.of_kind.detector)
 
   def document(self, p: Protocol) -> dict[str, Any] | None:
     """The result of a protocol, measured or read; None on processes but the first."""
@@ -291,7 +288,8 @@ class Evaluation:
       job = features.ppl_pass(s.sampler, s.source, s.mesh, distance, p, s.seed)
       label = f'pairs: {p.name}'
     else:
-      looks = [self.detectors[name] for name in sorted(self._looks[count(p, s)])]
+      others = [q for q in self.protocols if q.kind != 'ppl' and count(q, s) == count(p, s)]
+      looks = [self.detectors[name] for name in sorted({q.of_kind.detector for q in others})]
       job = features.fakes_pass(s.sampler, s.source, s.mesh, looks, count(p, s), s.seed)
       label = f'fakes: {", ".join(d.name for d in looks)}'
     if jax.process_index() == 0 and not self._fakes:

@@ -54,6 +54,7 @@ def _within(a, b, radius_a, radius_b):
 
 
 def _kth_square(rows, k, origin, tick):
+  """Squared distance to the k-th nearest other row, the (k+1)-th smallest with itself: [N]."""
   if not 0 < k < len(rows):
     raise ValueError(
       f'k={k} neighbours need k + 1 rows or more, and k above 0; there are {len(rows)} rows'
@@ -66,14 +67,6 @@ def _kth_square(rows, k, origin, tick):
       best = _smallest(best, a, b)
     squares.append(np.asarray(best[:, k]))
   return np.concatenate(squares)
-
-
-def kth_distance(rows: np.ndarray, k: int) -> np.ndarray:
-  """Distance to the k-th nearest other row: [N,D] -> float64 [N].
-
-  It is the (k+1)-th smallest with the row itself among them. Raises: ValueError unless 0 < k < N.
-  """
-  return np.sqrt(_kth_square(rows, k, _origin(rows), _no_tick), dtype=np.float64)
 
 
 class PrecisionRecall(NamedTuple):
@@ -101,8 +94,8 @@ def precision_recall(
 ) -> PrecisionRecall:
   """Improved precision and recall [Kynkaanniemi et al. 2019, arXiv 1904.06991, eq. 1 and 2].
 
-  A manifold is the union of balls around its features that reach to the k-th neighbour
-  (`kth_distance`), edge included. reals: [R,D]; fakes: [F,D]; tick: called before each block of
+  A manifold is the union of balls around its features that reach to the k-th neighbour, edge
+  included. reals: [R,D]; fakes: [F,D]; tick: called before each block of
   distances. Raises: ValueError unless 0 < k < R, F.
   """
   origin = _origin(reals)
