@@ -1,10 +1,8 @@
 """Tools that show a trained network: images and sheets, videos, directions; their command lines."""
 
-import os
 import re
 import shutil
 import subprocess
-import sys
 
 import imageio_ffmpeg
 import numpy as np
@@ -17,7 +15,7 @@ from sg2jax.edit import directions
 from sg2jax.faults import UsageError, WriteError
 from sg2jax.tools import directions as directions_tool
 from sg2jax.tools import generate, sheets, video, videos
-from tests.runs import ROOT, call, xla_flags
+from tests.runs import call
 from tests.test_sampler import CATS, VECTORS, Z, close, made, make_run
 
 pytestmark = pytest.mark.usefixtures('quick_compile')
@@ -124,18 +122,6 @@ def test_sheets(net, run, tmp_path):
   assert names(tmp_path) == ['sheet.png']
 
 
-def test_the_same_files_on_eight_devices(net, run, tmp_path):
-  flags = f'--xla_force_host_platform_device_count=8 {xla_flags()}'
-  env = os.environ | {'JAX_PLATFORMS': 'cpu', 'JAX_DISABLE_MOST_OPTIMIZATIONS': '1'}
-  args = [f'--checkpoint={run}', f'--out={tmp_path}', '--seeds=0-9', '--noise=random', '--psi=0.7']
-  command = [sys.executable, '-m', 'sg2jax.tools.generate', *args]
-  done = subprocess.run(
-    command, cwd=ROOT, env=env | {'XLA_FLAGS': flags}, capture_output=True, text=True, timeout=200
-  )
-  assert done.returncode == 0, done.stderr
-  assert all_close(tmp_path, made(net, range(10), 0.7, noise='random'))
-
-
 # ---- classes on the command line
 
 
@@ -159,14 +145,14 @@ def test_classes_of_images(net, named_run, tmp_path, capsys):
   'args, said',
   [
     (['--class=bird'], 'bird.*cat, dog, 0'),
-    (['--class=cat,dog'], 'has 2, and there are 3 seeds'),
+    (['--class=cat,dog'], 'these are 2; .* each of 3 seeds'),
     (['--class='], 'choose from cat, dog, 0'),
-    (['--label=1,0'], 'must be 3 finite'),
-    (['--label=1,0,nan'], 'must be 3'),
-    (['--label=cat'], 'must be 3'),
-    (['--label=1,0,0;0,0'], 'must be 3'),
-    (['--label=1,0,0;0,0,1'], 'has 2'),
-    (['--label='], 'must be 3'),
+    (['--label=1,0'], r'vectors \[3,3\]'),
+    (['--label=1,0,nan'], 'finite'),
+    (['--label=cat'], '--label=cat: must be numbers'),
+    (['--label=1,0,0;0,0'], 'must be numbers'),
+    (['--label=1,0,0;0,0,1'], r'vectors \[3,3\]'),
+    (['--label='], 'must be numbers'),
     (['--class=cat', '--label=1,0,0'], 'give one'),
   ],
 )
@@ -179,7 +165,7 @@ def test_vectors_are_no_classes(named_run, tmp_path):
   (named_run / 'labels.json').write_text(VECTORS.to_json())
   args = [f'--checkpoint={named_run}', '--class=1', f'--out={tmp_path}/x.gif']
   for tool, kind in ((generate, ['images']), (video, []), (directions_tool, ['pca'])):
-    with pytest.raises(UsageError, match='--class=1: .* use --label, as in --label=1,0,1'):
+    with pytest.raises(UsageError, match='are no classes but .* as in --label=1,0,1'):
       call(tool, *kind, *args)
 
 
@@ -382,7 +368,7 @@ def test_a_direction_moves_the_chosen_ws(net):
 
 @pytest.mark.parametrize('method', ['pca', 'sefa'])
 def test_directions_tool(net, run, tmp_path, monkeypatch, method):
-  monkeypatch.setattr(directions_tool, 'SAMPLES', 4000)
+  monkeypatch.setattr(directions_tool, 'SAMPLES', 1000)
   args = ['--count=3', '--seed=4', '--layers=2-4', '--sigma=2']
   call(directions_tool, method, f'--checkpoint={run}', f'--out={tmp_path}', *args)
   with np.load(tmp_path / f'{method}.npz') as file:
@@ -424,8 +410,8 @@ def test_directions_tool(net, run, tmp_path, monkeypatch, method):
     (generate, 'mix --sheet=OUT.png --styles=0-6', 'ws 0 to 5'),
     (generate, '--out=OUT --cutoff=7', 'cutoff=7'),
     (generate, '--out=OUT --class=3', 'class 3'),
-    (generate, '--sheet=OUT.png --seeds=0-999999', 'a sheet of 1000000 images'),
-    (generate, 'sweep --sheet=OUT.png --seeds=0-199999', 'a sheet of 1200000'),
+    (generate, '--sheet=OUT.png --seeds=0-9999', 'a sheet of 10000 images'),
+    (generate, 'sweep --sheet=OUT.png --seeds=0-1999', 'a sheet of 12000'),
     (video, '', '--out is missing'),
     (video, '--out=FILE/x.gif', 'file is a file'),
     (video, '--out=OUT.avi', 'must end in .mp4 or .gif or .webp'),

@@ -1,5 +1,6 @@
 """A trained network applied: seeds, labels, truncation, batches; what it may import."""
 
+import os
 import shutil
 import subprocess
 import sys
@@ -11,7 +12,7 @@ import sg2jax
 from sg2jax import sampler
 from sg2jax.data.labels import Labels
 from sg2jax.faults import CheckpointError, UsageError
-from tests.runs import ROOT, random_run
+from tests.runs import ROOT, random_run, xla_flags
 
 pytestmark = pytest.mark.usefixtures('quick_compile')
 Z = 12
@@ -242,15 +243,17 @@ LIGHT = """
 import sys
 sys.modules |= dict.fromkeys(sys.argv[2].split())  # None: whoever imports it gets an ImportError
 import sg2jax
-images = sg2jax.load(sys.argv[1])(seeds=range(4), psi=0.7, batch=4)
+images = sg2jax.load(sys.argv[1])(seeds=range(11), psi=0.7, noise='random', batch=4)
 sys.stdout.buffer.write(images.tobytes())
 """
 
 
-def test_it_works_with_the_core_alone(run, net):
+def test_the_same_with_the_core_alone_and_on_eight_devices(run, net):
   """With nothing but jax, flax, optax, orbax, ml_collections, absl, numpy and what these need."""
+  env = os.environ | {'JAX_PLATFORMS': 'cpu', 'JAX_DISABLE_MOST_OPTIMIZATIONS': '1'}
+  env['XLA_FLAGS'] = f'{xla_flags()} --xla_force_host_platform_device_count=8'
   code = [sys.executable, '-c', LIGHT, str(run), OTHERS]
-  done = subprocess.run(code, cwd=ROOT, capture_output=True, check=False)
+  done = subprocess.run(code, cwd=ROOT, env=env, capture_output=True, check=False, timeout=200)
   assert done.returncode == 0, done.stderr.decode()
-  images = np.frombuffer(done.stdout, np.uint8).reshape(4, 8, 16, 3)
-  assert close(images, net(range(4), psi=0.7, batch=4))
+  images = np.frombuffer(done.stdout, np.uint8).reshape(11, 8, 16, 3)
+  assert close(images, made(net, range(11), 0.7, noise='random'))

@@ -14,18 +14,19 @@ the same command goes on where it was.
 """
 
 from collections.abc import Iterator
+from functools import partial
 import json
 
 from absl import flags
 import numpy as np
 from PIL import Image
 
-from sg2jax import cli, files
+from sg2jax import charts, cli, files
 from sg2jax.edit import attribute
 from sg2jax.faults import UsageError
 from sg2jax.signals import Stop
-from sg2jax.tools import figures, pictures, projections
 from sg2jax.tools import flags as shared
+from sg2jax.tools import pictures, projections
 
 LEAST = 10  # images of each group, for rates to mean anything
 GROUPS = {'own': "the network's own", 'reals': 'reals', 'images': 'in question'}
@@ -65,32 +66,29 @@ def main(_):
     groups = {'own': own_items(job.net, seeds), 'reals': [reals[i] for i in chosen]}
     if asked.images:
       groups['images'] = pictures.read_items(asked.images, job.net, out)
-    found = {
+    documents = {
       name: projections.project_all(job, items, out / name, f'{GROUPS[name]}: ')
       for name, items in groups.items()
     }
-  document = judge(found) | {'about': job.about, 'seeds': seeds}
-  files.write_atomic(out / 'attribution.json', json.dumps(document, indent=1))
-  files.write_atomic(out / 'attribution.png', figures.png(draw(job, document, found, out)))
-  print('\n'.join([job.net.title, *table(document), f'results in {out}/']))
+  verdict = judge(documents) | {'about': job.about, 'seeds': seeds}
+  files.write_atomic(out / 'attribution.json', json.dumps(verdict, indent=1))
+  files.write_atomic(out / 'attribution.png', charts.png(draw(job, verdict, documents, out)))
+  print('\n'.join([job.net.title, *table(verdict), f'results in {out}/']))
 
 
 def own_items(net, seeds) -> list[pictures.Item]:
   """Images of seeds, with random noise and labels."""
-  items = []
-  for seed, image in zip(seeds, net(seeds, noise='random')):
-
-    def load(image=image):
-      return image
-
-    name = f'seed{seed:04d}'
-    items.append(pictures.Item(name, f'seed {seed}', load, pictures.image_hash(image)))
-  return items
+  return [
+    pictures.Item(
+      f'seed{seed:04d}', f'seed {seed}', partial(np.asarray, image), pictures.image_hash(image)
+    )
+    for seed, image in zip(seeds, net(seeds, noise='random'))
+  ]
 
 
-def judge(found: dict[str, list[dict]]) -> dict:
+def judge(documents: dict[str, list[dict]]) -> dict:
   """What attribution.json says, of {group: documents of projections}."""
-  distances = {name: [d['distance'] for d in documents] for name, documents in found.items()}
+  distances = {name: [d['distance'] for d in group] for name, group in documents.items()}
   both = distances['own'], distances['reals']
   missed, false = attribute.error_rates(*both)
   return {
@@ -102,60 +100,60 @@ def judge(found: dict[str, list[dict]]) -> dict:
     'distances': distances,
     'images': [
       document | attribute.judge(document['distance'], *both)._asdict()
-      for document in found.get('images', [])
+      for document in documents.get('images', [])
     ],
   }
 
 
-def table(document: dict) -> Iterator[str]:
+def table(verdict: dict) -> Iterator[str]:
   """Lines for people."""
-  low, high = document['auc_interval']
-  counts = {name: len(distances) for name, distances in document['distances'].items()}
+  low, high = verdict['auc_interval']
+  counts = {name: len(distances) for name, distances in verdict['distances'].items()}
   yield (
-    f'{counts["own"]} own images and {counts["reals"]} reals: AUC {document["auc"]:.3f} (95 % '
+    f'{counts["own"]} own images and {counts["reals"]} reals: AUC {verdict["auc"]:.3f} (95 % '
     f'interval {low:.3f} to {high:.3f})'
   )
   yield (
-    f'threshold {document["threshold"]:.3g}; errors: {document["own_missed"]:.1%} of own images '
-    f'missed, {document["reals_taken_for_own"]:.1%} of reals taken for own'
+    f'threshold {verdict["threshold"]:.3g}; errors: {verdict["own_missed"]:.1%} of own images '
+    f'missed, {verdict["reals_taken_for_own"]:.1%} of reals taken for own'
   )
-  for image in document['images']:
-    verdict = GROUPS['own'] if image['own'] else 'not of this network'
+  for image in verdict['images']:
+    said = GROUPS['own'] if image['own'] else 'not of this network'
     yield (
-      f'{image["name"]}: {verdict}; distance {image["distance"]:.3g}, as far {image["p_own"]:.1%} '
+      f'{image["name"]}: {said}; distance {image["distance"]:.3g}, as far {image["p_own"]:.1%} '
       f'of own images, as close {image["p_real"]:.1%} of reals'
     )
 
 
-def draw(job, document, found, out):
+def draw(job, verdict, documents, out):
   """Histograms of the groups, the threshold, examples of targets and results: a Figure."""
-  distances = {name: np.maximum(x, 1e-12) for name, x in document['distances'].items()}
+  distances = {name: np.maximum(x, 1e-12) for name, x in verdict['distances'].items()}
   caption = (
-    f'{job.net.title}; {job.distance.name}, {job.settings.steps} steps; AUC {document["auc"]:.3f}; '
-    f'errors: {document["own_missed"]:.1%} of own missed, {document["reals_taken_for_own"]:.1%} of '
+    f'{job.net.title}; {job.distance.name}, {job.settings.steps} steps; AUC {verdict["auc"]:.3f}; '
+    f'errors: {verdict["own_missed"]:.1%} of own missed, {verdict["reals_taken_for_own"]:.1%} of '
     'reals taken for own'
   )
-  figure, chart = figures.sheet(
+  figure, chart = charts.sheet(
     'Attribution: how close projections come to their targets',
     caption,
-    [f'{GROUPS[name]} (target beside what was found)' for name in found],
-    [examples(out / name, documents) for name, documents in found.items()],
+    [f'{GROUPS[name]} (target beside what was found)' for name in documents],
+    [examples(out / name, group) for name, group in documents.items()],
     list(COLUMNS),
     cmap='gray',
     vmin=0,
     vmax=255,
   )
-  figures.plain(
+  charts.plain(
     chart, 'y', 'images per bin of distance (line: threshold; triangles: images in question)'
   )
   everything = np.concatenate(list(distances.values()))
   bins = np.geomspace(everything.min() / 1.05, everything.max() * 1.05, 33)
-  for name, colour in zip(('own', 'reals'), figures.COLOURS):
+  for name, colour in zip(('own', 'reals'), charts.COLOURS):
     chart.hist(distances[name], bins, color=colour, alpha=0.6, label=GROUPS[name])
-  chart.axvline(document['threshold'], color=figures.INK, linestyle='dashed')
+  chart.axvline(verdict['threshold'], color=charts.INK, linestyle='dashed')
   if 'images' in distances:
     at = distances['images']
-    style = {'color': figures.COLOURS[2], 'markersize': 9, 'clip_on': False}
+    style = {'color': charts.COLOURS[2], 'markersize': 9, 'clip_on': False}
     chart.plot(at, np.zeros_like(at), '^', label=GROUPS['images'], **style)
   chart.set_xscale('log')
   chart.yaxis.get_major_locator().set_params(integer=True)

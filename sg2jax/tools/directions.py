@@ -61,17 +61,17 @@ def main(argv):
   ws = net.ws([asked.seed], asked.psi, label=label)[0]
   w = sampler.sample_w(net, SAMPLES, 0, label)
   if method == 'pca':
-    found = directions.pca(w, layers, asked.count)
+    moves = directions.pca(w, layers, asked.count)
   else:
-    found = directions.sefa(net, w, layers, asked.count)
+    moves = directions.sefa(net, w, layers, asked.count)
   amounts = np.linspace(-asked.sigma, asked.sigma, STEPS)
-  moved = np.stack([direction.move(ws, amounts) for direction in found])
+  moved = np.stack([direction.move(ws, amounts) for direction in moves])
   pictures = net.images(moved.reshape(-1, *ws.shape), seeds=[asked.seed] * asked.count * STEPS)
 
-  stdevs = np.array([direction.stdev for direction in found])
+  stdevs = np.array([direction.stdev for direction in moves])
   arrays = files.npz(
-    vectors=np.stack([direction.vector for direction in found]),
-    values=np.array([direction.value for direction in found]),
+    vectors=np.stack([direction.vector for direction in moves]),
+    values=np.array([direction.value for direction in moves]),
     stdevs=stdevs,
     mean=w.mean(0, dtype=np.float64).astype(np.float32),
     layers=[layers.start, layers.stop - 1],

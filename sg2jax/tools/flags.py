@@ -38,6 +38,11 @@ class _Parser(flags.ArgumentParser):
     return self.function(argument) if isinstance(argument, str) else argument
 
 
+def define_parsed(name: str, default: str | None, what: str, function: Callable[[str], object]):
+  """A flag whose text `function` turns into its value; it raises ValueError with the rule."""
+  flags.DEFINE(_Parser(function), name, default, what)
+
+
 def define_required(name: str, remedy: str):
   """Makes a flag, defined already, one that has to be given: '--NAME is missing; REMEDY'."""
   flags.register_validator(name, bool, f'is missing; {remedy}')
@@ -165,7 +170,7 @@ def define_psi(what: str = 'Truncation; default: 1, none.'):
 
 def define_psis(what: str):
   """--psi, one or more numbers: '1,0.5' is [1.0, 0.5]; None if it isn't given."""
-  flags.DEFINE(_Parser(_numbers), 'psi', None, what)
+  define_parsed('psi', None, what, _numbers)
 
 
 def _numbers(text: str) -> list[float]:
@@ -193,11 +198,19 @@ def define_labels(what: str, default: str):
     f'Class of all {what} by name or number, or one for each seed: cat,dog,cat; default: '
     f'{default}.',
   )
-  flags.DEFINE_string(
+  define_parsed(
     'label',
     None,
     'The same for networks whose labels are vectors: 1,0,1 or one for each seed: 1,0,1;0,0,1.',
+    _vectors,
   )
+
+
+def _vectors(text: str) -> np.ndarray:
+  try:
+    return np.array([[float(x) for x in part.split(',')] for part in text.split(';')], np.float32)
+  except ValueError:  # no numbers, or rows of unlike lengths
+    raise ValueError('must be numbers, as in 1,0,1, or 1,0,1;0,0,1 for two seeds') from None
 
 
 def define_image_flags():
@@ -225,67 +238,38 @@ def define_noise():
 
 
 def labels(net: Sampler, count: int) -> list[str] | np.ndarray | None:
-  """What --class or --label ask for, as `Sampler.c` takes it.
+  """What --class or --label ask for, as `Sampler.c` takes it: None, one, or one for each seed.
 
-  None, one for all, or one for each of `count` seeds.
+  Warns of classes that no image had. Raises: UsageError if the network hasn't got such labels.
 
-  Raises: UsageError, naming the flag and the choices.
+  Args:
+    net: a Sampler.
+    count: of seeds.
   """
-  names = flags.FLAGS['class'].value
+  text = flags.FLAGS['class'].value
   vectors = flags.FLAGS['label'].value
-  if names is None and vectors is None:
+  if text is None and vectors is None:
     return None
-  if names is not None and vectors is not None:
-    raise UsageError(f'--class={names} --label={vectors}: give one of them')
-  argument = f'--class={names}' if vectors is None else f'--label={vectors}'
-  if not net.labels:
-    raise UsageError(f'{argument}: this network was trained without labels; leave it out')
-  parse = _classes if vectors is None else _vectors
-  found = parse(net.labels, argument)
-  if len(found) not in (1, count):
-    raise UsageError(
-      f'{argument} has {len(found)}, and there are {count} seeds; give one for all, or one for '
-      'each seed'
-    )
-  return found
-
-
-def _classes(known, argument):
-  """'--class=cat,2' -> ['cat', '2']; warns of classes that no image had."""
-  text = argument.partition('=')[2]
-  if not known.one_hot:
-    raise UsageError(
-      f'{argument}: the labels of this network are no classes but {known.listing()}; use --label, '
-      f'as in --label={known.name(known.values[0])}'
-    )
+  if text is not None and vectors is not None:
+    raise UsageError(f'--class={text} and --label: give one of them')
+  if text is None:
+    net.c(range(count), vectors)  # raises what is wrong with them
+    return vectors
+  known = net.labels.names if net.labels else ()
   names = [text]
-  if text not in known.names:  # names may hold commas, and blanks at their ends
-    names = [name if name in known.names else name.strip() for name in text.split(',')]
-  counts = list(known.class_counts().items())
+  if text not in known:  # names may hold commas, and blanks at their ends
+    names = [name if name in known else name.strip() for name in text.split(',')]
+  net.c(range(count), names)
+  counts = list(net.labels.class_counts().items())
   for given in dict.fromkeys(names):
-    name, images = counts[inputs.class_number(known, given)]
+    name, images = counts[inputs.class_number(net.labels, given)]
     if not images:
       print(
-        f'{argument}: no image that this network was trained on had class {name}; what comes out '
-        'means nothing',
+        f'--class={text}: no image that this network was trained on had class {name}; what comes '
+        'out means nothing',
         file=sys.stderr,
       )
   return names
-
-
-def _vectors(known, argument):
-  """'--label=1,0,1;0,0,1' -> float32 [[1,0,1],[0,0,1]]."""
-  parts = argument.partition('=')[2].split(';')
-  try:
-    vectors = np.array([[float(x) for x in part.split(',')] for part in parts], np.float32)
-  except ValueError:  # no numbers, or rows of unlike lengths
-    vectors = np.zeros((0, 0))
-  if vectors.shape != (len(parts), known.c_dim) or not np.isfinite(vectors).all():
-    raise UsageError(
-      f'{argument} must be {known.c_dim} finite numbers, as in '
-      f'--label={known.name(known.values[0])}, or so many for each seed with ; between them'
-    )
-  return vectors
 
 
 def ws_range(net: Sampler, name: str) -> slice:

@@ -61,7 +61,7 @@ def main(argv):
     raise UsageError(f'--out={asked.out} is for images; {kind} writes one sheet: --sheet=FILE.png')
   psis = asked.psi or (SWEEP if kind == 'sweep' else [1.0])
   if kind != 'sweep' and len(psis) > 1:
-    raise UsageError(f'--psi: {kind} takes one number, such as 0.7, and these are {len(psis)}')
+    raise UsageError(f'--psi={psis}: {kind} takes one number, such as 0.7')
   out = cli.folder(asked.out) if asked.out else None
   sheet = cli.file(asked.sheet, ['.png'], 'sheet') if asked.sheet or kind != 'images' else None
 
@@ -95,18 +95,10 @@ def main(argv):
 
 
 def images(net, seeds, label, out, sheet, batch=None, **options):
-  """An image of each seed into the folder `out`, a sheet of all to the file `sheet`.
+  """An image of each seed into the folder `out`, a sheet of all to the file `sheet`; None: not.
 
-  None: not. It takes the memory of a few batches, but for the sheet.
-
-  Args:
-    net: a Sampler.
-    seeds: list of int.
-    label: what `shared.labels` returned.
-    out: path or None.
-    sheet: path or None.
-    batch: images at once; None: what suits their size.
-    **options: of a call of `net`.
+  It takes the memory of a few batches, but for the sheet. label: of `shared.labels`; options: of a
+  call of `net`.
   """
   start = time.monotonic()
   names = file_names(seeds)
@@ -158,17 +150,9 @@ def file_names(seeds):
 def mix(net, rows, cols, styles, label=None, noise='const', batch=None, **options):
   """Style mixing [S1 Fig. 3] -> uint8 [1+rows,1+cols,H,W,C].
 
-  Seeds of rows are on the left, of columns on top, mixed ones between.
-
-  Args:
-    net: a Sampler.
-    rows: seeds.
-    cols: seeds.
-    styles: slice of the ws that come from the column; the others are the row's, as is its noise.
-    label: one for all, or one for each row and then for each column.
-    noise: as of a call of `net`.
-    batch: as of a call of `net`.
-    **options: of `net.ws`.
+  Seeds of rows are on the left, of columns on top, mixed ones between. The slice `styles` of the ws
+  comes from the column; the others are the row's, as is its noise. label: one for all, or one for
+  each row and then for each column; options: of `net.ws`.
   """
   mapped = net.ws([*rows, *cols], label=label, **options)
   row_ws = mapped[: len(rows)]

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable
+from functools import partial
 import hashlib
 import pathlib
 import sys
@@ -56,10 +57,7 @@ def read_items(path: str, net: sampler.Sampler, out: pathlib.Path) -> list[Item]
   options = images.Options(*net.generator.synthesis.resolution, net.config.data.channels)
   items = []
   for name in names:
-
-    def load(file=root / name):
-      return images.convert(file.read_bytes(), options).pixels
-
+    load = partial(_load, root / name, options)
     try:
       items.append(Item(name.replace('/', '_'), str(root / name), load, image_hash(load())))
     except (images.Unusable, OSError) as e:
@@ -71,6 +69,10 @@ def read_items(path: str, net: sampler.Sampler, out: pathlib.Path) -> list[Item]
     print(f'left out: {line}', file=sys.stderr)
   names = result_names([item.name for item in items])
   return [item._replace(name=name) for item, name in zip(items, names)]
+
+
+def _load(file, options):
+  return images.convert(file.read_bytes(), options).pixels
 
 
 def image_hash(image: np.ndarray) -> str:

@@ -79,21 +79,11 @@ def main(_):
 def frames(
   net, seeds, count, space='w', loop=True, psi=1.0, cutoff=None, label=None, noise='const'
 ) -> Iterator[np.ndarray]:
-  """`count` frames of a path through the seeds of each cell: uint8 [rows*h,cols*w,C].
+  """`count` frames of a path through the seeds [rows,cols,K] of each cell: uint8 [rows*h,cols*w,C].
 
   The first frame shows the first seeds, as `net` makes them; without `loop` the last one the last.
-  Labels are blended. Noise 'random' is that of a cell's first seed throughout.
-
-  Args:
-    net: a Sampler.
-    seeds: [rows,cols,K].
-    count: frames, 2 or more.
-    space: one of ppl.SPACES.
-    loop: whether the last seed leads back to the first.
-    psi: this and the following: as of a call of `net`.
-    cutoff: see psi.
-    label: see psi.
-    noise: see psi.
+  Labels are blended. Noise 'random' is that of a cell's first seed throughout. The other arguments
+  are those of a call of `net`, a Sampler.
   """
   rows, cols, keys = seeds.shape
   cells = rows * cols
@@ -104,7 +94,7 @@ def frames(
   at = np.arange(count) * (keys / count) if loop else np.linspace(0, keys - 1, count)
   size = min(count, max(1, net.batch // cells))  # frames that are made at once
   noise_seeds = np.tile(seeds[..., 0].ravel(), size)
-  for part, kept in sampler.parts(count, size):
+  for part, shown in sampler.parts(count, size):
     key = at[part].astype(int)
     t = np.repeat((at[part] - key).astype(np.float32), cells)  # [size*cells]
     first = np.arange(cells) * keys  # of each cell
@@ -115,7 +105,7 @@ def frames(
     else:
       between = net.map(arc(z[a], z[b], t), ppl.lerp(c[a], c[b], t))
     made = net.images(net.truncate(between, psi, cutoff), noise, noise_seeds, size * cells)
-    for frame in made.reshape(size, cells, *made.shape[1:])[:kept]:
+    for frame in made.reshape(size, cells, *made.shape[1:])[:shown]:
       yield grids.image_grid(frame, cols)
 
 
