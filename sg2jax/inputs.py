@@ -51,6 +51,7 @@ def label_vectors(labels, given: Any, count: int) -> np.ndarray:
         f'classes {shown}: these are {array.size}; give one for all, or one for each of {count} '
         'seeds'
       )
+    # One class stands for all seeds.
     numbers = [class_number(labels, x) for x in array.ravel().tolist()]
     return np.eye(labels.c_dim, dtype=np.float32)[np.resize(numbers, count)]
   if not labels.one_hot and (array.dtype.kind == 'U' or not array.ndim):

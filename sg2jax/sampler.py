@@ -80,7 +80,8 @@ class Sampler(NamedTuple):
     """SHA-256, in hex, of all that decides about an image: network, stage, weights, noise maps."""
     g = self.config.g.to_dict()
     del g['remat']  # it changes no image
-    # side by side, as configurations of version 0.2 had them: hashes in files of results stay true
+    # Side by side, as configurations of version 0.2 had them: hashes in files of results that are
+    # there already stay true.
     g |= dataclasses.asdict(build.variant(self.config, 'g'))
     del g['variant']
     config = {'resolution': self.config.resolution, 'data': self.config.data.channels, 'g': g}
@@ -166,7 +167,7 @@ class Sampler(NamedTuple):
     if cutoff is not None and cutoff not in range(self.num_ws + 1):
       raise UsageError(f'cutoff={cutoff} must be a number of ws, from 0 to {self.num_ws}')
     ws = np.broadcast_to(w[:, None], (len(w), self.num_ws, w.shape[1]))
-    if psi == 1:
+    if psi == 1:  # to the last bit the network as it is; the formula would round
       return ws
     return np.asarray(truncate(ws, np.asarray(self.w_avg), np.float32(psi), cutoff))
 
@@ -202,6 +203,7 @@ def load(path) -> Sampler:
   paths.check_text(path)
   state, config = checkpoint.load(path)
   net = from_state(_workdir(path), config, state, read_labels(path, config['c_dim']))
+  # once, instead of at every call
   return net._replace(variables=jax.device_put(net.variables))
 
 
@@ -223,6 +225,7 @@ def from_state(workdir, config, state, labels: Labels | None = None) -> Sampler:
   step = int(fields['step'])
   nimg = int(fields['nimg'])
   generator, _ = build.networks(config, config.c_dim)
+  # A growing network is used as it was at this step: what lies above was never trained.
   growing = {}
   if config.get('grow') and config.grow.start_res:  # older runs don't have it
     growth = build.growth(config)
@@ -243,6 +246,7 @@ def read_labels(path, c_dim: int) -> Labels | None:
   """
   if not c_dim:
     return None
+  # that of a step first: it may have been copied from a run with other classes
   folders = (pathlib.Path(path).expanduser().absolute(), _workdir(path))
   file = next((place for folder in folders if (place := folder / FILE).exists()), None)
   if not file:
@@ -291,7 +295,7 @@ def _in_batches(step, variables, arrays, batch):
     raise UsageError(f'batch={batch} must be 1 or more')
   mesh = sharding.make_mesh()
   n = len(next(iter(arrays.values())))
-  size = -(-min(batch, n) // mesh.size) * mesh.size
+  size = -(-min(batch, n) // mesh.size) * mesh.size  # every device has as many
   variables = jax.device_put(variables, sharding.replicated(mesh))
   results = []
   for rows, count in parts(n, size):
@@ -300,7 +304,7 @@ def _in_batches(step, variables, arrays, batch):
   return np.concatenate(results)
 
 
-# Compiled once for equal arguments.
+# Compiled once for equal arguments: modules of Flax with equal fields are equal.
 
 
 @functools.lru_cache(32)
@@ -315,14 +319,17 @@ def _map_step(mesh, generator):
 @functools.lru_cache(32)
 def _images_step(mesh, generator, growing, noise):
   growing = dict(growing)
-  mode = 'none' if noise == 'none' else 'const'  # random noise is given as if it were constant
+  # Noise that is drawn is given as maps, one for each image: the mode 'random' would draw it from
+  # the place in the batch instead of from the seed.
+  mode = 'none' if noise == 'none' else 'const'
 
   def step(variables, batch):
     if noise == 'random':
       key = purpose_key(0, 'sampling')
       keys = jax.vmap(partial(jax.random.fold_in, key))(batch['number'])
       variables = variables | {'noise': draw_noise(variables['noise'], keys)}
-    # in TF32 the batch would show, and others' images would be other ones
+    # In TF32 the batch would show, and images would be other ones than those that NVIDIA's code
+    # makes of the same weights.
     with jax.default_matmul_precision('highest'):
       images = generator.apply(variables, batch['ws'], mode, method='synthesize', **growing)
     return to_uint8(resample.nearest(largest(images), 2 ** growing.get('stage', 0)))

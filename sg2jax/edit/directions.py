@@ -63,6 +63,7 @@ def _covariance(w):
   """Covariance [w_dim,w_dim] of w [N,w_dim], in float64."""
   w = np.asarray(w, np.float64)
   mean = w.mean(0)
+  # (Two arrays: one with its own transpose goes another way in BLAS, with other roundings.)
   return (w - mean).T @ (w - mean) / (len(w) - 1)
 
 
@@ -72,6 +73,7 @@ def _leading(matrix, covariance, layers, count):
   Of n and -n it is the one whose largest component is positive.
   """
   values, vectors = np.linalg.eigh(matrix)  # rising, in columns
+  # the largest first
   values = values[::-1][:count]
   vectors = vectors.T[::-1][:count]
   peaks = vectors[np.arange(len(vectors)), np.abs(vectors).argmax(1)]

@@ -204,6 +204,7 @@ def search_step(
     return (distances + noise_weight * penalty).sum(), distances
 
   grads, distances = jax.grad(loss, has_aux=True)(state.params)
+  # Adam's count is the step: a state that was saved needs none of its own.
   moments = optax.ScaleByAdamState(t, state.mu, state.nu)
   updates, moments = optax.scale_by_adam(0.9, 0.999, 1e-8).update(grads, moments)
   params = jax.tree.map(lambda x, update: x - lr * update, state.params, updates)
@@ -252,6 +253,7 @@ def _compiled(mesh, generator, growing, features, compare):
 
     return jax.jit(whole, out_shardings=sharding.batched(mesh), **options)
 
+  # The state is donated: it holds noise maps three times over, with both moments, for each image.
   return divided(prepare), divided(advance, donate_argnums=1), divided(inspect)
 
 
@@ -287,6 +289,7 @@ class Projector:
     self._mesh = sharding.make_mesh()
     mean, spread = statistics(net) if start is None else start
     self._rates = np.stack(rates(settings, spread)).astype(np.float32)
+    # One key for all images, so that what comes out doesn't depend on the place in the batch.
     key, noise_key = jax.random.split(purpose_key(settings.seed, 'projection'))
     constants = (net.variables, distance.params, key)
     self._constants = jax.device_put(constants, sharding.replicated(self._mesh))
@@ -295,6 +298,7 @@ class Projector:
       self._mesh, net.generator, growing, distance.features, distance.compare
     )
     targets = targets.astype(np.float32) / 127.5 - 1
+    # What is compared of the targets never changes, so it is computed once.
     self._target = prepare(self._constants, self._to_devices(targets))
     state = self._first(net, mean, noise_key)
     if saved:

@@ -54,6 +54,7 @@ def main(_):
     raise UsageError(f'--own has {len(seeds)} seeds, and rates need {LEAST} at least')
   for path in filter(None, (asked.reals, asked.images)):
     pictures.check_exists(path)
+  # ---- projections of each group, in a folder of its own
   with Stop() as stop:
     job = projections.read_job(stop)
     out = shared.out_folder(job.net, 'attribution')
@@ -62,6 +63,7 @@ def main(_):
       raise UsageError(
         f'--reals={asked.reals} has {len(reals)} pictures, and rates need {LEAST} at least'
       )
+    # drawn, and not the first: folders are often sorted by what they show
     chosen = np.sort(np.random.RandomState(asked.seed).permutation(len(reals))[: len(seeds)])
     groups = {'own': own_items(job.net, seeds), 'reals': [reals[i] for i in chosen]}
     if asked.images:
@@ -70,6 +72,7 @@ def main(_):
       name: projections.project_all(job, items, out / name, f'{GROUPS[name]}: ')
       for name, items in groups.items()
     }
+  # ---- what they say
   verdict = judge(documents) | {'about': job.about, 'seeds': seeds}
   files.write_atomic(out / 'attribution.json', json.dumps(verdict, indent=1))
   files.write_atomic(out / 'attribution.png', charts.png(draw(job, verdict, documents, out)))
@@ -146,6 +149,7 @@ def draw(job, verdict, documents, out):
   charts.plain(
     chart, 'y', 'images per bin of distance (line: threshold; triangles: images in question)'
   )
+  # ---- histograms, with bins of equal width on a logarithmic axis
   everything = np.concatenate(list(distances.values()))
   bins = np.geomspace(everything.min() / 1.05, everything.max() * 1.05, 33)
   for name, colour in zip(('own', 'reals'), charts.COLOURS):

@@ -47,6 +47,7 @@ def define_flags():
 
 def main(argv):
   """Checks, finds, draws, writes."""
+  # ---- what is asked
   asked = flags.FLAGS
   method = cli.choice(argv, 'METHOD', METHODS)
   net = sampler.load(asked.checkpoint)
@@ -58,7 +59,9 @@ def main(argv):
   sheets.check_size(net, asked.count * STEPS)
   out = shared.out_folder(net, 'directions')
 
+  # ---- directions, and the image moved along each
   ws = net.ws([asked.seed], asked.psi, label=label)[0]
+  # of seed 0 whatever --seed is: the same network has the same directions
   w = sampler.sample_w(net, SAMPLES, 0, label)
   if method == 'pca':
     moves = directions.pca(w, layers, asked.count)
@@ -68,6 +71,7 @@ def main(argv):
   moved = np.stack([direction.move(ws, amounts) for direction in moves])
   pictures = net.images(moved.reshape(-1, *ws.shape), seeds=[asked.seed] * asked.count * STEPS)
 
+  # ---- files
   stdevs = np.array([direction.stdev for direction in moves])
   arrays = files.npz(
     vectors=np.stack([direction.vector for direction in moves]),

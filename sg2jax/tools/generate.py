@@ -50,6 +50,7 @@ def define_flags():
 
 def main(argv):
   """Checks, makes, writes."""
+  # ---- what is asked, before anything is loaded
   asked = flags.FLAGS
   kind = cli.choice(argv, 'KIND', KINDS, 'images')
   if kind == 'images' and not asked.out and not asked.sheet:
@@ -65,6 +66,7 @@ def main(argv):
   out = cli.folder(asked.out) if asked.out else None
   sheet = cli.file(asked.sheet, ['.png'], 'sheet') if asked.sheet or kind != 'images' else None
 
+  # ---- what the network makes of it
   net = sampler.load(asked.checkpoint)
   seeds = asked.seeds
   cols = asked.cols if kind == 'mix' else []
@@ -79,6 +81,7 @@ def main(argv):
     }
     sheets.check_size(net, pictures[kind])
 
+  # ---- images
   options = {'cutoff': asked.cutoff, 'noise': asked.noise, 'batch': asked.batch or None}
   if kind == 'images':
     images(net, seeds, label, out, sheet, psi=psis[0], **options)
@@ -110,6 +113,7 @@ def images(net, seeds, label, out, sheet, batch=None, **options):
   def write(name, image):
     files.write_atomic(out / name, files.png(image))
 
+  # Threads deflate and write a batch while the device makes the next.
   with ThreadPoolExecutor() as pool, tqdm(total=len(seeds), unit=' images', disable=None) as bar:
     for rows, count in sampler.parts(len(seeds), batch):
       part = [seeds[i] for i in rows]
@@ -125,6 +129,7 @@ def images(net, seeds, label, out, sheet, batch=None, **options):
       bar.update(count)
     list(writing)
   if sheet:
+    # about square, but 8 in a row at least: a few images are read as a line
     cols = min(len(seeds), max(8, math.isqrt(len(seeds) - 1) + 1))
     pictures += [np.full_like(pictures[0], 255)] * (-len(pictures) % cols)
     pictures = np.stack(pictures).reshape(-1, cols, *pictures[0].shape)
@@ -154,6 +159,7 @@ def mix(net, rows, cols, styles, label=None, noise='const', batch=None, **option
   comes from the column; the others are the row's, as is its noise. label: one for all, or one for
   each row and then for each column; options: of `net.ws`.
   """
+  # all at once: psi and cutoff go for both
   mapped = net.ws([*rows, *cols], label=label, **options)
   row_ws = mapped[: len(rows)]
   col_ws = mapped[len(rows) :]

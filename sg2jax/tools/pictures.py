@@ -39,6 +39,7 @@ def read_items(path: str, net: sampler.Sampler, out: pathlib.Path) -> list[Item]
     be among them.
   """
   path = pathlib.Path(path).expanduser().absolute()
+  # Results among the pictures would be pictures of the next command.
   if path.is_dir():
     among = path in (out, *out.parents)
     listed = sources.listing(path)
@@ -87,6 +88,7 @@ def result_names(file_names: list[str]) -> list[str]:
   if that isn't enough, as for a/b.png and a_b.png, all but the first get a number.
   """
   names = [name.rpartition('.')[0] or name for name in file_names]
+  # A name that keeps its ending may clash in turn: cat.png with the stem of cat.png.gif.
   while True:
     owners = Counter(file for name in names for file in _files(name))
     clash = [any(owners[file] > 1 for file in _files(name)) for name in names]

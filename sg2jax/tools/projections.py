@@ -100,6 +100,7 @@ def read_job(stop: Stop, video: bool = False) -> Job:
   if asked.distance == 'lpips':
     distance = _lpips((height, width, channels), weights)
   settings = project.Settings(asked.steps, asked.space, asked.lr, asked.noise_weight, asked.seed)
+  # Whatever changes the result is in here, so that other results are never taken for these.
   about = {'network': net.hash(), 'distance': distance.name, 'weights': distance.hash}
   about |= settings._asdict()
   batch = asked.batch or max(1, min(MAX_IMAGES, MAX_PIXELS // (height * width)))
@@ -132,11 +133,13 @@ def project_all(job: Job, items: list[Item], out: pathlib.Path, label: str = '')
   Raises: UsageError if `out` holds other results of these names; Preempted, Interrupted.
   """
   by_name = {item.name: item for item in items}
+  # Two commands on one folder would take each other's states for their own.
   with locked(out, 'out'):
     documents = {item.name: _finished(out, item, job) for item in items}
     others = [d for d in _listed(out, job.about) if d['name'] not in documents]
     saved = _unfinished(out, job, items) if None in documents.values() else None
     while pending := [item for item in items if not documents[item.name]]:
+      # What was stopped goes on in the batch that it was in: neighbours show in the last bits.
       batch = [by_name[name] for name in saved['names']] if saved else pending[: job.batch]
       first = len(items) - len(pending) + 1
       last = first + len(batch) - 1
@@ -240,6 +243,7 @@ def _write(job, out, item, target, result, i):
     distance=result.distance[i],
     about=json.dumps({'about': job.about | {'target': item.hash}, 'document': document}),
   )
+  # The last of its files: where it is, the others are.
   files.write_atomic(out / f'{item.name}.npz', arrays)
   return document
 
@@ -268,6 +272,7 @@ def _unfinished(out, job, items):
   with contextlib.suppress(Exception):  # numpy and zipfile raise nearly anything on damaged files
     with np.load(out / '.unfinished.npz') as data:
       saved = dict(data)
+    # The pictures may have changed since, and others may be asked for now.
     hashes = {item.name: item.hash for item in items}
     same = saved['hashes'].tolist() == [hashes.get(name) for name in saved['names']]
     filmed = [(out / '.frames' / name / f'{0:07d}.png').exists() for name in saved['names']]

@@ -56,6 +56,7 @@ def write_sheet(
   h = tiles.shape[0] // pictures.shape[0]
   w = tiles.shape[1] / pictures.shape[1]
   if below:
+    # a blank line under each row of tiles
     tiles = tiles.reshape(-1, h, *tiles.shape[1:])  # [R,h,C*w,channels]
     tiles = np.pad(tiles, [(0, 0), (0, LINE), (0, 0), (0, 0)], constant_values=255)
     tiles = tiles.reshape(-1, *tiles.shape[2:])
@@ -66,9 +67,11 @@ def write_sheet(
   left = max([math.ceil(_width(font, name)) + 2 * MARGIN for name in rows], default=0)
   top = max([MARGIN + LINE * (name.count('\n') + 1) for name in cols], default=0)
 
+  # ---- the tiles on white
   sheet = np.full((top + tiles.shape[0], left + tiles.shape[1], tiles.shape[2]), 255, np.uint8)
   sheet[top:, left:] = tiles
   picture = Image.fromarray(sheet[..., 0] if sheet.shape[2] == 1 else sheet)
+  # ---- names
   draw = ImageDraw.Draw(picture)
   black = (0, 0, 0, 255) if sheet.shape[2] == 4 else 0
   for i, name in enumerate(rows):

@@ -50,6 +50,7 @@ def define_flags():
 
 def main(_):
   """Checks, makes, writes."""
+  # ---- what is asked, before anything is loaded
   asked = flags.FLAGS
   out = videos.check_file(asked.out, asked.fps)
   rows, cols = map(int, _GRID.fullmatch(asked.grid).groups())
@@ -67,6 +68,7 @@ def main(_):
     )
   count = round(seconds * asked.fps)
 
+  # ---- frames, made as the encoder takes them
   net = sampler.load(asked.checkpoint)
   label = shared.labels(net, seeds.size)
   pictures = frames(
@@ -89,10 +91,12 @@ def frames(
   cells = rows * cols
   z = net.z(seeds.ravel())
   c = net.c(seeds.ravel(), label)
+  # In w the ends are mapped once; in z every frame has a latent of its own to be mapped.
   w = net.map(z, c) if space == 'w' else None
   # where each frame is, in seeds from the first
   at = np.arange(count) * (keys / count) if loop else np.linspace(0, keys - 1, count)
-  size = min(count, max(1, net.batch // cells))  # frames that are made at once
+  # Frames that are made at once: as many images as fit the devices, but one frame at least.
+  size = min(count, max(1, net.batch // cells))
   noise_seeds = np.tile(seeds[..., 0].ravel(), size)
   for part, shown in sampler.parts(count, size):
     key = at[part].astype(int)
