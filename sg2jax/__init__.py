@@ -4,10 +4,16 @@ g = sg2jax.load('runs/quickstart')
 images = g(seeds=range(8), psi=0.7)  # uint8 [8,H,W,C]
 """
 
+import os
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+  from sg2jax.sampler import Sampler
+
 __version__ = '0.2.0'
 
 
-def load(path):
+def load(path: str | os.PathLike) -> 'Sampler':
   """The sampler.Sampler in a workdir (its newest checkpoint), or in one step of it.
 
   Raises: CheckpointError: there is no usable checkpoint at `path`.

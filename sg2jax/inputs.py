@@ -1,14 +1,17 @@
 """What people ask of a network - seeds, classes, label vectors - as checked numbers and arrays."""
 
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
+from sg2jax.data.labels import Labels
 from sg2jax.faults import UsageError
 
+Seeds = int | Iterable[int]
+LabelsLike = str | float | Sequence | np.ndarray  # of images, as people give them
 
-def check_seeds(seeds: int | Iterable[int]) -> list[int]:
+
+def check_seeds(seeds: Seeds) -> list[int]:
   """Seeds, or one, as a list. Raises UsageError for none, or another than integers in [0, 2^32)."""
   seeds = list(seeds) if hasattr(seeds, '__iter__') else [seeds]
   if not seeds or not all(0 <= s < 2**32 and s == int(s) for s in seeds):
@@ -16,8 +19,8 @@ def check_seeds(seeds: int | Iterable[int]) -> list[int]:
   return [int(s) for s in seeds]
 
 
-def class_number(labels, given: str | float) -> int:
-  """A class of a data.labels.Labels, by name or number; text may be either.
+def class_number(labels: Labels, given: str | float) -> int:
+  """A class by name or number; text may be either.
 
   Raises: UsageError, naming the choices.
   """
@@ -28,11 +31,11 @@ def class_number(labels, given: str | float) -> int:
   return int(given)
 
 
-def label_vectors(labels, given: Any, count: int) -> np.ndarray:
+def label_vectors(labels: Labels | None, given: LabelsLike, count: int) -> np.ndarray:
   """What people call labels -> float32 [count,c_dim].
 
   Args:
-    labels: data.labels.Labels of the network; None: it has none.
+    labels: of the network; None: it has none.
     given: as `sampler.Sampler.c` takes it, but not None.
     count: images that want a label.
 

@@ -6,27 +6,30 @@ images = g(seeds=range(8), psi=0.7)  # uint8 [8,H,W,C]
 What this imports is the light core of the package: no pictures, no data sets, no plots.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 import dataclasses
 import functools
 from functools import partial
 import hashlib
 import json
 import math
+import os
 import pathlib
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from ml_collections import ConfigDict
 import numpy as np
 
 from sg2jax import build, checkpoint, inputs, paths, resample, sharding
 from sg2jax.data.labels import FILE, Labels
 from sg2jax.faults import CheckpointError, UsageError
 from sg2jax.keys import purpose_key
+from sg2jax.models.generator import largest
 from sg2jax.models.layers import NOISE_MODES, draw_noise
 from sg2jax.models.mapping import broadcast, truncate
-from sg2jax.models.stylegan2 import largest
+from sg2jax.state import TrainState
 
 # Of images that a device makes, or looks at, at once: their number and their pixels, at most.
 MAX_IMAGES = 32
@@ -43,10 +46,10 @@ class Sampler(NamedTuple):
   """
 
   workdir: pathlib.Path  # of its run
-  config: Any  # of its run, a ConfigDict with `c_dim`
+  config: ConfigDict  # of its run, with `c_dim`
   step: int
   nimg: int
-  generator: Any  # a models.stylegan2.Generator
+  generator: Any  # a models.generator.Generator
   variables: dict  # {'params', 'noise'} of it
   growing: dict  # arguments `stage` and `alpha` of its synthesis; {} if it doesn't grow
   w_avg: Any  # moving average of w, [w_dim]
@@ -95,10 +98,10 @@ class Sampler(NamedTuple):
 
   def __call__(
     self,
-    seeds,
+    seeds: inputs.Seeds,
     psi: float = 1.0,
     cutoff: int | None = None,
-    label=None,
+    label: inputs.LabelsLike | None = None,
     noise: str = 'const',
     batch: int | None = None,
   ) -> np.ndarray:
@@ -119,13 +122,13 @@ class Sampler(NamedTuple):
     seeds = inputs.check_seeds(seeds)
     return self.images(self.ws(seeds, psi, cutoff, label, batch), noise, seeds, batch)
 
-  def z(self, seeds) -> np.ndarray:
+  def z(self, seeds: inputs.Seeds) -> np.ndarray:
     """Latents as NVIDIA's tools draw them, RandomState(seed).randn(z_dim): float32 [N,z_dim]."""
     z_dim = self.generator.mapping.z_dim
     drawn = [np.random.RandomState(seed).randn(z_dim) for seed in inputs.check_seeds(seeds)]
     return np.stack(drawn).astype(np.float32)
 
-  def c(self, seeds, label=None) -> np.ndarray:
+  def c(self, seeds: inputs.Seeds, label: inputs.LabelsLike | None = None) -> np.ndarray:
     """Labels of seeds: float32 [N,c_dim].
 
     Args:
@@ -148,19 +151,24 @@ class Sampler(NamedTuple):
     return np.concatenate(drawn)
 
   def ws(
-    self, seeds, psi: float = 1.0, cutoff: int | None = None, label=None, batch: int | None = None
+    self,
+    seeds: inputs.Seeds,
+    psi: float = 1.0,
+    cutoff: int | None = None,
+    label: inputs.LabelsLike | None = None,
+    batch: int | None = None,
   ) -> np.ndarray:
     """The mapped latents of seeds, truncated: float32 [N,num_ws,w_dim]. Arguments as of a call."""
     return self.truncate(self.map(self.z(seeds), self.c(seeds, label), batch), psi, cutoff)
 
-  def map(self, z, c=None, batch: int | None = None) -> np.ndarray:
+  def map(self, z: np.ndarray, c: np.ndarray | None = None, batch: int | None = None) -> np.ndarray:
     """z [N,z_dim], c [N,c_dim] (None: no labels) -> w, float32 [N,w_dim]."""
     if c is None:
       c = np.zeros((len(z), 0), np.float32)
     step = _map_step(sharding.make_mesh(), self.generator)
     return _in_batches(step, self.variables, {'z': z, 'c': c}, MAPPED if batch is None else batch)
 
-  def truncate(self, w, psi: float = 1.0, cutoff: int | None = None) -> np.ndarray:
+  def truncate(self, w: np.ndarray, psi: float = 1.0, cutoff: int | None = None) -> np.ndarray:
     """w [N,w_dim] -> ws, truncated: float32 [N,num_ws,w_dim]. Arguments as of a call."""
     if not abs(psi) <= MAX_PSI:  # NaN isn't, either
       raise UsageError(f'psi={psi} must be a number such as 0.7, within +-{MAX_PSI:g}')
@@ -171,7 +179,13 @@ class Sampler(NamedTuple):
       return ws
     return np.asarray(truncate(ws, np.asarray(self.w_avg), np.float32(psi), cutoff))
 
-  def images(self, ws, noise: str = 'const', seeds=None, batch: int | None = None) -> np.ndarray:
+  def images(
+    self,
+    ws: np.ndarray,
+    noise: str = 'const',
+    seeds: Sequence[int] | None = None,
+    batch: int | None = None,
+  ) -> np.ndarray:
     """ws [N,num_ws,w_dim] -> images uint8 [N,H,W,C], at full size while the network grows.
 
     seeds: [N], from which noise 'random' is drawn; None: 0 ... N-1; the others as of a call.
@@ -193,7 +207,7 @@ class Sampler(NamedTuple):
 # ---- where one comes from
 
 
-def load(path) -> Sampler:
+def load(path: str | os.PathLike) -> Sampler:
   """The Sampler in a checkpoint: a workdir, whose newest counts, or one step of it.
 
   Raises: CheckpointError as `checkpoint.load` and `read_labels` do; UsageError for an address, such
@@ -207,7 +221,12 @@ def load(path) -> Sampler:
   return net._replace(variables=jax.device_put(net.variables))
 
 
-def from_state(workdir, config, state, labels: Labels | None = None) -> Sampler:
+def from_state(
+  workdir: pathlib.Path,
+  config: ConfigDict | dict,
+  state: TrainState | dict,
+  labels: Labels | None = None,
+) -> Sampler:
   """The Sampler in a TrainState, or in one as a dict.
 
   Args:
@@ -237,7 +256,7 @@ def from_state(workdir, config, state, labels: Labels | None = None) -> Sampler:
   return Sampler(workdir, config, step, nimg, generator, variables, growing, w_avg, labels)
 
 
-def read_labels(path, c_dim: int) -> Labels | None:
+def read_labels(path: str | os.PathLike, c_dim: int) -> Labels | None:
   """The Labels of a run: a workdir or one step, which may have its own labels.json beside it.
 
   None without labels; unknown ones where no file says them: in older and imported runs.
@@ -274,7 +293,7 @@ def _workdir(path):
 # ---- batches
 
 
-def images_at_once(shape) -> int:
+def images_at_once(shape: Sequence[int]) -> int:
   """Images of a shape (H, W, ...) that a device makes or looks at at once, by their pixels."""
   return max(1, min(MAX_IMAGES, MAX_PIXELS // math.prod(shape[:2])))
 
@@ -347,7 +366,9 @@ def draw_labels(net: Sampler, count: int, key: np.random.RandomState) -> np.ndar
   return net.labels.draw(key, count)
 
 
-def sample_w(net: Sampler, count: int, seed: int, label=None) -> np.ndarray:
+def sample_w(
+  net: Sampler, count: int, seed: int, label: inputs.LabelsLike | None = None
+) -> np.ndarray:
   """w of latents of RandomState(seed): [count,w_dim], of the dtype of the weights.
 
   label: what `Sampler.c` takes; None: drawn at random where there are any.

@@ -18,8 +18,8 @@ import optax
 
 from sg2jax import resample, sampler, sharding
 from sg2jax.keys import purpose_key
+from sg2jax.models.generator import largest
 from sg2jax.models.layers import draw_noise
-from sg2jax.models.stylegan2 import largest
 from sg2jax.nets import vgg
 
 SPACES = ('w', 'w+')  # one w for all layers, or one for each [I2S]

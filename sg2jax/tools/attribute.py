@@ -1,4 +1,4 @@
-"""Attribution: was this image made by this network?
+"""Tells whether a network made an image, by how close its projection comes.
 
 python -m sg2jax.tools.attribute --checkpoint=RUN --reals=FOLDER [--images=FILE-OR-FOLDER]
 [--own=0-49] [--out=DIR]

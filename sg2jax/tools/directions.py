@@ -1,4 +1,4 @@
-"""Directions in w along which images change, found without labels, and a sheet of them.
+"""Finds directions in w along which images change, without labels, and shows them.
 
 python -m sg2jax.tools.directions METHOD --checkpoint=RUN [--out=DIR] [--layers=LO-HI]
 [--count=8] [--sigma=3] [--seed=0] ...

@@ -1,4 +1,4 @@
-"""Images of seeds, one by one or on sheets: mixed styles, several truncations.
+"""Makes images of seeds, one by one or on sheets: mixed styles, several truncations.
 
 python -m sg2jax.tools.generate [KIND] --checkpoint=RUN --seeds=0-31 [--out=DIR]
 [--sheet=FILE.png] [--psi=0.7] ...
@@ -141,7 +141,7 @@ def images(net, seeds, label, out, sheet, batch=None, **options):
   print(f'{len(seeds)} images in {report.duration(seconds)}, {rate} a second')
 
 
-def file_names(seeds):
+def file_names(seeds: list[int]) -> list[str]:
   """A PNG file for each seed, the second of a seed (with another label) with its count."""
   names = []
   counts = Counter()

@@ -1,4 +1,4 @@
-"""Projection: the point of the latent space whose image is nearest to a picture.
+"""Projects pictures: finds the point of the latent space whose image comes nearest to each.
 
 python -m sg2jax.tools.project --checkpoint=RUN --images=FILE-OR-FOLDER [--out=DIR]
 [--distance=pyramid] [--video]

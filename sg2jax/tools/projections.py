@@ -35,6 +35,9 @@ SAVE_SECONDS = 20
 FRAMES = 240  # of a video
 FPS = 24
 
+# What `define_flags` defines counts as the calling tool's own, so that its --help shows it.
+flags.disclaim_key_flags()
+
 
 class Job(NamedTuple):
   """How pictures are projected."""

@@ -1,4 +1,4 @@
-"""A video that moves through the images of seeds, one after another.
+"""Makes a video that moves through the images of seeds, one after another.
 
 python -m sg2jax.tools.video --checkpoint=RUN --seeds=0-7 --out=FILE.mp4|gif|webp [--grid=2x2]
 [--space=z] [--seconds=S] ...
