@@ -215,29 +215,6 @@ def choice(argv: list[str], name: str, choices: Collection[str], default: str | 
   return chosen
 
 
-def seeds(text: str, flag: str = 'seeds') -> list[int]:
-  """'0-3,100' -> [0, 1, 2, 3, 100]. Raises UsageError, naming the flag."""
-  found = []
-  for part in text.split(','):
-    match = re.fullmatch(r' *(\d{1,10})(?:-(\d{1,10}))? *', part)
-    first, last = (int(match[1]), int(match[2] or match[1])) if match else (0, -1)
-    if not first <= last < 2**32 or last - first >= 10**6:
-      raise faults.UsageError(
-        f'--{flag}={text}: {part.strip()!r} is no seed; give numbers in [0, 2^32) and ranges, as '
-        'in 0-31,100'
-      )
-    found += range(first, last + 1)
-  return found
-
-
-def check_checkpoint(path: str | None):
-  """Raises UsageError if no --checkpoint was named."""
-  if not path:
-    raise faults.UsageError(
-      '--checkpoint is missing; name a workdir, as in --checkpoint=runs/quickstart'
-    )
-
-
 def folder(path: str, flag: str = 'out') -> pathlib.Path:
   """The absolute path of a folder to write to, there or not. Raises UsageError, WriteError."""
   if not path:

@@ -1,28 +1,17 @@
-"""Contribution, droplets, phase: invariants, planted artefacts that must be found, and the command
-line.
-"""
+"""Contribution, droplets, phase: invariants, and planted artefacts that must be found."""
 
 from functools import lru_cache, partial
-import json
-import os
-import pathlib
-import subprocess
-import sys
 
-from flax import struct
 import jax
 import jax.numpy as jnp
 import numpy as np
-from PIL import Image
 import pytest
 
 from sg2jax import build
 from sg2jax.evaluation import artifacts
 from sg2jax.faults import UsageError
-from sg2jax.models.stylegan2 import largest
-from tests.runs import write_run
+from sg2jax.models.generator import largest
 
-ROOT = pathlib.Path(__file__).parent.parent
 pytestmark = pytest.mark.usefixtures('quick_compile')
 
 
@@ -302,129 +291,3 @@ def test_preferred_positions_are_found_and_only_at_their_period():
   assert artifacts.grid_preference(1 + (y % 4 == 1))[0] > 0.3  # shorter periods of 2^k are seen too
   with pytest.raises(ValueError, match='14'):
     artifacts.grid_preference(np.ones((14, 30)))
-
-
-# ---- The command line ----------------------------------------------------------------------------
-
-
-@struct.dataclass
-class State:
-  """What `analyze` reads of a TrainState."""
-
-  step: jax.Array
-  nimg: jax.Array
-  g_ema: dict
-  noise: dict
-
-
-def save(workdir, architecture, nimg=20_000, **fields):
-  config = tiny(architecture, **fields)
-  _, variables, _ = network(architecture)
-  state = State(jnp.int32(100), jnp.int32(nimg), variables['params'], variables['noise'])
-  return write_run(workdir, config.to_dict() | {'c_dim': 0}, state)
-
-
-def analyze(*args):
-  """A command, started."""
-  env = os.environ | {'JAX_PLATFORMS': 'cpu', 'JAX_DISABLE_MOST_OPTIMIZATIONS': '1'}
-  return subprocess.Popen(
-    [sys.executable, *args],
-    cwd=ROOT,
-    env=env,
-    text=True,
-    stdout=subprocess.PIPE,
-    stderr=subprocess.PIPE,
-  )
-
-
-ALL = """
-import json, sys
-from absl import flags
-from absl.testing import flagsaver
-from sg2jax.tools import analyze
-flags.FLAGS(sys.argv[:1])
-for kind, values in json.loads(sys.argv[1]).items():
-  with flagsaver.flagsaver(**values):
-    analyze.main(['analyze', kind])
-"""
-
-
-def test_all_kinds_and_what_is_refused(tmp_path):
-  """A growing network in the middle of its last fade beside a skip generator, which logged its
-  contributions.
-  """
-  skip = save(tmp_path / 'skip', 'skip')
-  grown = save(
-    tmp_path / 'grown',
-    'stylegan1',
-    nimg=5000,
-    **{'grow.start_res': 8, 'grow.hold_kimg': 4.0, 'grow.fade_kimg': 2.0, 'grow.repeats': 1},
-  )
-  (skip / 'metrics.jsonl').write_text(
-    ''.join(
-      json.dumps(
-        {
-          'step': s,
-          'nimg': 10_000 * s,
-          'contribution_b4': 0.5,
-          'contribution_b8': 0.25,
-          'contribution_b16': 0.25,
-        }
-      )
-      + '\n'
-      for s in (0, 1, 2, 3)
-    )
-    + '{"step": 4, "nim'
-  )
-  both = [str(skip), str(grown)]
-  refused = {
-    analyze('-m', 'sg2jax.tools.analyze', *args, f'--checkpoint={skip}'): said
-    for args, said in (
-      (('blobs',), 'KIND=blobs is unknown; choose from contribution, droplets, phase'),
-      (('phase', 'more'), "'more'"),
-    )
-  }
-  done = analyze(
-    '-c',
-    ALL,
-    json.dumps(
-      {
-        'phase': {'checkpoint': both, 'images': 64},
-        'droplets': {'checkpoint': both[1:], 'images': 3},
-        'contribution': {
-          'checkpoint': [f'{skip}/checkpoints/100'],
-          'images': 40,
-          'out': str(tmp_path / 'analysis'),
-        },
-      }
-    ),
-  )
-  printed, err = done.communicate()
-  assert done.returncode == 0, err
-  assert 'skip: skip, 20 kimg' in printed and 'grown: stylegan1, alpha 0.5, 5 kimg' in printed
-  documents = {}
-  for kind, folder in (('phase', skip), ('droplets', grown), ('contribution', tmp_path)):
-    document = json.loads((folder / 'analysis' / f'{kind}.json').read_text())
-    assert document['kind'] == kind
-    documents[kind] = document['networks']
-    with Image.open(folder / 'analysis' / f'{kind}.png') as picture:
-      assert picture.size[0] == 1200 and len(picture.getcolors(2**24)) > 50
-
-  a, b = documents['phase']
-  names = 'architecture', 'step', 'nimg', 'images', 'seed', 'noise_mode'
-  assert [a[k] for k in names] == ['skip', 100, 20_000, 64, 0, 'none']
-  assert [b[k] for k in names] == ['stylegan1', 100, 5000, 64, 0, 'none'] and (
-    b['stage'],
-    b['alpha'],
-  ) == (0, 0.5)
-  assert all(0 < o['fixed'] < 1 for o in a['octaves'] + b['octaves'])
-  (a,) = documents['droplets']
-  assert list(a['peak_to_median']) == [f'b{res}.conv{i}' for res in (4, 8, 16) for i in (0, 1)]
-  assert all(1 <= v['median'] <= v['p95'] <= v['max'] for v in a['peak_to_median'].values())
-  (a,) = documents['contribution']
-  assert list(a['share']) == ['b4', 'b8', 'b16'] and sum(a['share'].values()) == pytest.approx(1)
-  assert [row['kimg'] for row in a['logged']] == [0, 10, 20]  # up to the checkpoint
-
-  for command, said in refused.items():
-    _, err = command.communicate()
-    assert command.returncode == 2 and said in err and len(err.splitlines()) == 1

@@ -16,7 +16,7 @@ from sg2jax.faults import UsageError, WeightsError, WriteError
 from sg2jax.interop import arguments, names, read
 from sg2jax.interop.names import nhwc
 from sg2jax.interop.network_file import Net
-from sg2jax.models.stylegan2 import Generator
+from sg2jax.models.generator import Generator
 from sg2jax.tools import convert
 from tests.reference import cases_growing, cases_nets
 from tests.reference.check import Config, read_manifest
@@ -167,7 +167,7 @@ def test_pytorch_pickles_make_the_references_images_and_logits(g, d, tmp_path):
   file = tmp_path / 'network.pkl'
   modules = {name: module(net.kind, net.arrays, net.kwargs) for name, net in nets.items()}
   file.write_bytes(dumps(modules | {'augment_pipe': None}))
-  found = read.read(file)
+  found = read.read_network(file)
   close(images(found, arrays['z'], arrays.get('c')), nhwc(arrays['img']))
   assert found.config['g']['architecture'] == g.split('_')[0]
   assert set(found.report['unused']['G_ema']) == {
@@ -252,7 +252,7 @@ def test_attributes_say_what_runs_whatever_the_arguments_say(tmp_path):
       }
     )
   )
-  found = read.read(file).config['g']
+  found = read.read_network(file).config['g']
   assert (found['clamp'], found['fmap_base'], found['fmap_max']) == (256, 512, 32)
   assert found['variant'] == {'activation': 'relu'}
   positional = {'args': [32, 0, 32, 32, 3], 'synthesis_kwargs': {'conv_clamp': 128}}
@@ -397,7 +397,7 @@ def test_numbers_become_float32_and_must_be_finite(tmp_path):
   half = other(net, 'mapping.fc0.bias', np.float16)
   file = tmp_path / 'network.pkl'
   file.write_bytes(dumps({'G_ema': module('Generator', half.arrays, half.kwargs)}))
-  found = read.read(file)
+  found = read.read_network(file)
   assert {x.dtype for x in jax.tree.leaves(found.state)} == {
     np.dtype(np.float32),
     np.dtype(np.int32),
@@ -410,7 +410,7 @@ def test_numbers_become_float32_and_must_be_finite(tmp_path):
     odd = other(net, 'mapping.fc0.bias', change)
     file.write_bytes(dumps({'G_ema': module('Generator', odd.arrays, odd.kwargs)}))
     with pytest.raises(WeightsError, match=says):
-      read.read(file)
+      read.read_network(file)
 
 
 # ---- rosinality
@@ -486,7 +486,7 @@ def test_files_of_rosinality_are_the_same_networks(tmp_path):
   g, d = (rosinality(nets[name].arrays, name[0]) for name in ('G_ema', 'D'))
   file, latent = tmp_path / 'network.pt', g.pop('latent_avg')
   file.write_bytes(save_zip({'g_ema': stored(g), 'd': stored(d), 'latent_avg': Tensor(latent)}))
-  found = read.read(file)
+  found = read.read_network(file)
   same(found.state, expected.state)
   assert found.config == expected.config
   net = Net('rosinality', '', {}, g)
@@ -781,7 +781,7 @@ def test_tool(tmp_path, capsys):
 def test_files_that_are_none(tmp_path):
   file = tmp_path / 'network.pkl'
   with pytest.raises(WeightsError, match=f'cannot read {file}'):
-    read.read(file)
+    read.read_network(file)
   for data, says in (
     (tensorflow_file()[0][:-100], 'network.pkl is refused'),
     (b'', 'neither'),
@@ -797,4 +797,4 @@ def test_files_that_are_none(tmp_path):
   ):
     file.write_bytes(data)
     with pytest.raises(WeightsError, match=says):
-      read.read(file)
+      read.read_network(file)

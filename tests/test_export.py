@@ -99,7 +99,7 @@ def fresh(name, nimg=0):
   draws = np.random.RandomState(0)
   state = jax.tree.map(lambda x: np.asarray(draws.randn(*x.shape), np.float32), shapes)
   state = state.replace(step=np.int32(7), nimg=np.int32(nimg), g_opt={}, d_opt={})
-  return {k: getattr(state, k) for k in read.FIELDS}, json.loads(
+  return {k: getattr(state, k) for k in names.FIELDS}, json.loads(
     json.dumps(config.to_dict() | {'c_dim': c_dim})
   )
 
@@ -117,7 +117,7 @@ def written(folder, name, data, document):
 @pytest.mark.parametrize('name', NETWORKS)
 def test_safetensors_are_read_back_bit_for_bit(name, tmp_path):
   state, config = fresh(name, nimg=100)
-  found = read.read(written(tmp_path, 'net.safetensors', *write.safetensors(state, config)))
+  found = read.read_network(written(tmp_path, 'net.safetensors', *write.write_safetensors(state, config)))
   same(found.state, state)
   assert found.config == config and not found.report['initialised']
   if name == 'growing':
@@ -135,8 +135,8 @@ def test_safetensors_are_read_back_bit_for_bit(name, tmp_path):
 @pytest.mark.parametrize('name', ['skip', 'resnet with labels', 'oblong'])
 def test_nvidias_names_are_read_back_bit_for_bit(name, tmp_path):
   state, config = fresh(name)
-  data, document = write.nvidia(state, config)
-  found = read.read(written(tmp_path, 'net.npz', data, document))
+  data, document = write.write_nvidia(state, config)
+  found = read.read_network(written(tmp_path, 'net.npz', data, document))
   for part in ('g', 'd', 'g_ema', 'noise', 'w_avg'):
     same(found.state[part], state[part])
   pairs = zip(*(build.networks(build.complete(c), c['c_dim']) for c in (found.config, config)))
@@ -183,10 +183,10 @@ def test_names_and_filters_are_those_of_the_reference():
 
 def test_nvidia_has_no_growing_networks_and_no_least_width():
   with pytest.raises(UsageError, match='no architecture revised; use --format=safetensors'):
-    write.nvidia(*fresh('growing'))
+    write.write_nvidia(*fresh('growing'))
   state, config = fresh('skip')
   with pytest.raises(UsageError, match='no fmap_min=9; use --format=safetensors'):
-    write.nvidia(state, config | {'d': config['d'] | {'variant': {'fmap_min': 9}}})
+    write.write_nvidia(state, config | {'d': config['d'] | {'variant': {'fmap_min': 9}}})
 
 
 @pytest.mark.parametrize(
@@ -213,7 +213,7 @@ def test_widths_that_no_network_has(fields, said):
 
 def test_exports_without_their_json_or_changed_are_refused(tmp_path):
   state, config = fresh('skip')
-  data, document = write.safetensors(state, config)
+  data, document = write.write_safetensors(state, config)
   path = written(tmp_path, 'net.safetensors', data, document)
   beside = path.with_name(f'{path.name}.json')
   text = beside.read_text()
@@ -222,7 +222,7 @@ def test_exports_without_their_json_or_changed_are_refused(tmp_path):
     if content is not None:
       beside.write_text(content)
     with pytest.raises(WeightsError, match=says):
-      read.read(path)
+      read.read_network(path)
     beside.write_text(text)
 
   path.write_bytes(data[:-1] + b'?')
@@ -247,7 +247,7 @@ def test_exports_without_their_json_or_changed_are_refused(tmp_path):
   refused("'h', which belongs to no network")
   beside.unlink()
   with pytest.raises(WeightsError, match='it needs more.safetensors.json'):
-    read.read(path)
+    read.read_network(path)
 
 
 def saved(tmp_path, name, nimg=0):
@@ -263,7 +263,7 @@ import sys
 import jax
 from jax import export
 import numpy as np
-net = write.deserialize(open(sys.argv[1], 'rb').read())
+net = export.deserialize(open(sys.argv[1], 'rb').read())
 given = np.load(sys.argv[2])
 np.save(sys.argv[3], net.call(*(given[name] for name in given.files)))
 heavy = {'sg2jax', 'flax', 'optax', 'orbax', 'safetensors', 'ml_collections'}
@@ -281,7 +281,7 @@ def test_stablehlo_runs_in_a_process_that_imports_only_jax(name, nimg, tmp_path)
   net = net._replace(
     generator=net.generator.clone(synthesis=net.generator.synthesis.clone(num_bf16_res=0))
   )
-  data, document = write.stablehlo(net)
+  data, document = write.write_stablehlo(net)
   (tmp_path / 'net.stablehlo').write_bytes(data)
   z, c, psi = (
     net.z(range(5)),
@@ -321,7 +321,7 @@ def test_tools(tmp_path, capsys):
   tool(convert, source=tmp_path / 'run.safetensors', dest=tmp_path / 'back')
   assert [p.name for p in (tmp_path / 'back' / 'checkpoints').iterdir()] == ['7']
   found, _ = checkpoint.load(tmp_path / 'back')
-  same({name: found[name] for name in read.FIELDS}, state)
+  same({name: found[name] for name in names.FIELDS}, state)
   assert sampler.load(tmp_path / 'back').hash() == net.hash()
 
 
@@ -377,9 +377,9 @@ def test_a_network_of_config_f_at_full_width(tmp_path):
   state = jax.tree.map(
     lambda x: np.asarray(np.random.RandomState(0).randn(*x.shape), np.float32), shapes
   )
-  state = {k: getattr(state, k) for k in read.FIELDS}
+  state = {k: getattr(state, k) for k in names.FIELDS}
   net = sampler.from_state(tmp_path, config.to_dict() | {'c_dim': 0}, state)
-  data, _ = write.stablehlo(net)
+  data, _ = write.write_stablehlo(net)
   images = jax.export.deserialize(bytearray(data)).call(net.z([0]), np.float32(1))
   ours = net.generator.apply(net.variables, net.z([0]), np.zeros((1, 0)), noise_mode='const')
   assert np.abs(images - ours).max() < 1e-5 * np.abs(ours).max()

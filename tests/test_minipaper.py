@@ -15,11 +15,11 @@ import pytest
 from configs import minipaper as preset
 from configs import paper
 from sg2jax import build, faults
-from sg2jax.tools import minipaper
-from sg2jax.tools.minipaper import CELLS, plan, work
-
-ROOT = pathlib.Path(__file__).parent.parent
-
+from sg2jax.lab import minipaper, tables
+from sg2jax.lab.minipaper import plan, work
+from sg2jax.lab.tables import CELLS
+from sg2jax.tools import minipaper as tool
+from tests.runs import ROOT, call
 
 # ---- configurations
 
@@ -99,33 +99,20 @@ def test_plan_of_what_is_asked_for(tmp_path):
 
 
 @pytest.mark.parametrize(
-  'asked, said',
+  'args, said',
   [
-    ({'cells': ['a', 'g']}, 'cells=g is unknown; choose from a, b, c, d, e, f, msg, e:Gorig-Dorig'),
-    ({'cells': []}, 'cells'),
-    ({'seeds': 0}, 'seeds=0'),
-    ({'fields': ['batch']}, 'FIELD=VALUE'),
-    ({'fields': ['total_kimg=1']}, 'use --kimg'),
-    ({'fields': ['seed=1']}, 'use --seeds'),
+    ('', '--out is missing; as in python -m'),
+    ('--out=OUT --cells=a,g', '--cells=g is unknown; choose from a, b, c, d, e, f, msg, e:Gorig'),
+    ('--out=OUT --cells=', '--cells names none'),
+    ('--out=OUT --seeds=0', '--seeds=0: 0 is not'),
+    ('--out=OUT --set=batch', 'FIELD=VALUE'),
+    ('--out=OUT --set=total_kimg=1', 'use --kimg'),
+    ('--out=OUT --set=seed=1', 'use --seeds'),
   ],
 )
-def test_what_cannot_work_is_named(asked, said):
+def test_what_cannot_work_is_named(args, said, tmp_path):
   with pytest.raises(faults.UsageError, match=re.escape(said)):
-    plan(pathlib.Path('out'), **{'cells': ['e']} | asked)
-
-
-def test_command_line_ends_with_one_line_and_exit_code_2(tmp_path):
-  for flag, said in (
-    (f'--out={tmp_path / "out"}', 'choose from a, b'),
-    ('--seeds=1', '--out is missing'),
-  ):
-    run = subprocess.run(
-      [sys.executable, '-m', 'sg2jax.tools.minipaper', flag, '--cells=g'],
-      cwd=ROOT,
-      capture_output=True,
-      text=True,
-    )
-    assert run.returncode == 2 and said in run.stderr and len(run.stderr.splitlines()) == 1
+    call(tool, *args.replace('OUT', str(tmp_path / 'out')).split())
   assert not (tmp_path / 'out').exists()
 
 
@@ -176,7 +163,7 @@ class Lab:
   def __call__(self, out, cells, seeds=2):
     runs, settings = plan(out, cells, seeds, 3.0)
     minipaper.begin(out, settings)
-    save = lambda failed: minipaper.save(out, runs, settings, failed)
+    save = lambda failed: tables.save(out, runs, settings, failed)
     return work(runs, settings, self.stop, save, self.train, self.measure)
 
 
@@ -225,7 +212,7 @@ def test_metrics_of_networks_have_columns_once_all_runs_have_them(tmp_path):
 
 
 def test_spread_of_one_run_and_of_none():
-  assert minipaper.spread([{'x': 2.0}], 'x', 1) == '2.0' and minipaper.spread([], 'x') == '-'
+  assert tables.spread([{'x': 2.0}], 'x', 1) == '2.0' and tables.spread([], 'x') == '-'
 
 
 def test_failing_cell_is_named_and_the_others_go_on(tmp_path, capsys):

@@ -1,18 +1,18 @@
-"""python -m sg2jax.tools.export --checkpoint=RUN --dest=FILE
-[--format=safetensors|nvidia|stablehlo]
+"""Writes a trained network to one file that others can use.
 
-Writes a trained network to one file that others can use, and beside it FILE.<ending>.json, which
-says what it is:
+  python -m sg2jax.tools.export --checkpoint=RUN --dest=FILE [--format=safetensors|nvidia|stablehlo]
 
   safetensors  FILE.safetensors: all weights (G, its moving average, D), noise maps and w_avg under
-  our names. nvidia       FILE.npz: the same as state dicts of stylegan2-ada-pytorch (G., D.,
-  G_ema.), and its constructors' arguments. stablehlo    FILE.stablehlo: the generator as a module
-  of StableHLO: latents in, images out. Runs where jax and
-               flatbuffers are installed (CPU, CUDA, ROCm, TPU), without this package; the JSON file
-               has the line for it.
+               our names
+  nvidia       FILE.npz: the same as state dicts of stylegan2-ada-pytorch (G., D., G_ema.), and its
+               constructors' arguments
+  stablehlo    FILE.stablehlo: the generator as a module of StableHLO: latents in, images out. Runs
+               where jax and flatbuffers are installed (CPU, CUDA, ROCm, TPU), without this package;
+               the JSON file has the line for it
 
-The first two are read again by `python -m sg2jax.tools.convert`. DEST may be a folder; the file is
-then called after the run. Nothing is overwritten. docs/interop.md has the details.
+Beside it FILE.<ending>.json says what it is. `python -m sg2jax.tools.convert` reads the first two
+again. DEST may be a folder; the file is then called after the run. Nothing is overwritten.
+docs/interop.md has the details.
 """
 
 import hashlib
@@ -25,33 +25,32 @@ from sg2jax import checkpoint, cli, sampler
 from sg2jax.faults import UsageError
 from sg2jax.files import write_atomic
 from sg2jax.interop import write
+from sg2jax.tools import flags as shared
 
 SUFFIXES = {'safetensors': '.safetensors', 'nvidia': '.npz', 'stablehlo': '.stablehlo'}
 
 
 def define_flags():
-  """The command line. Not at import: tools have flags of the same names."""
-  flags.DEFINE_string(
-    'checkpoint', None, 'Workdir, whose newest checkpoint counts, or one step of it.'
-  )
+  """The command line."""
+  shared.define_checkpoint()
   flags.DEFINE_string('dest', None, 'File to write, or a folder for it.')
+  shared.define_required('dest', 'name a file or a folder to write to')
   flags.DEFINE_enum('format', 'safetensors', list(SUFFIXES), 'What to write.')
 
 
 def main(_):
   """Reads, converts, writes."""
-  asked = flags.FLAGS
-  cli.check_checkpoint(asked.checkpoint)
-  if not asked.dest:
-    raise UsageError('--dest is missing; name a file or a folder to write to')
-  name = pathlib.Path(asked.checkpoint).expanduser().absolute().name
-  path = destination(asked.dest, name, SUFFIXES[asked.format])
-  state, config = checkpoint.load(asked.checkpoint)
-  if asked.format == 'stablehlo':
-    data, document = write.stablehlo(sampler.from_state(path.parent, config, state))
+  args = flags.FLAGS
+  run = pathlib.Path(args.checkpoint).expanduser().absolute()
+  path = destination(args.dest, run.name, SUFFIXES[args.format])
+  state, config = checkpoint.load(args.checkpoint)
+  if args.format == 'safetensors':
+    data, document = write.write_safetensors(state, config)
+  elif args.format == 'nvidia':
+    data, document = write.write_nvidia(state, config)
   else:
-    data, document = getattr(write, asked.format)(state, config)
-  if labels := sampler.read_labels(asked.checkpoint, config['c_dim']):
+    data, document = write.write_stablehlo(sampler.from_state(path.parent, config, state))
+  if labels := sampler.read_labels(args.checkpoint, config['c_dim']):
     document['labels'] = json.loads(labels.to_json())
   document |= {
     'file': path.name,
@@ -64,14 +63,15 @@ def main(_):
   print(f'{path}: {len(data):,} bytes; {beside(path).name} says what it is')
 
 
-def beside(path):
+def beside(path: pathlib.Path) -> pathlib.Path:
   """The JSON file of an exported one: FILE.npz.json for FILE.npz."""
   return path.with_name(f'{path.name}.json')
 
 
-def destination(dest, name, suffix):
-  """The file to write: `dest`, or one of that name in it. Raises UsageError if it has another
-  suffix or is there.
+def destination(dest: str, name: str, suffix: str) -> pathlib.Path:
+  """The file to write: `dest`, or one of that name in it.
+
+  Raises UsageError if it has another suffix, or is there already.
   """
   path = pathlib.Path(dest).expanduser().absolute()
   if path.is_dir() or dest.endswith('/'):

@@ -1,0 +1,62 @@
+"""The data set that a network is measured against: that of its run, or another that fits."""
+
+import pathlib
+
+from sg2jax import build, data
+from sg2jax.data.labels import Labels
+from sg2jax.faults import DatasetError, UsageError
+from sg2jax.sampler import Sampler
+
+
+def load(net: Sampler, named: str = '', labels: bool = True):
+  """The data.Source of a folder or TFDS name, by default that of the network's run.
+
+  labels: whether they are read, and have to mean what the network's do.
+  Raises: DatasetError, UsageError: there is none, or it doesn't fit.
+  """
+  config = net.config
+  name = named or config.data.name
+  folder = config.data.dir
+  if not (name or folder):
+    raise UsageError(
+      f'{net.workdir} was imported and names no data set; name one, as in --data=DATA/mine'
+    )
+  if named.startswith(('/', '.', '~')) or named and pathlib.Path(named).exists():
+    name = ''
+    folder = named
+  source = data.load(
+    name, folder, build.resolution(config), config.data.channels, config.data.labels and labels
+  )
+  if labels and source.c_dim != config.c_dim:
+    raise UsageError(
+      f'--data={named}: its labels have {source.c_dim} components, and those of the run '
+      f'{config.c_dim}; use a data set with the same classes'
+    )
+  if labels and config.c_dim:
+    check_labels(net.labels, source.labels, source.place)
+  return source
+
+
+def check_labels(trained: Labels, measured: Labels, place: str):
+  """Raises DatasetError if labels mean something else than those trained on, if both say it."""
+  remedy = 'prepare it again with the classes of the run, in their order, or name another --data'
+  # Older and imported runs don't say what theirs mean; they look like classes without names.
+  said = trained.names or not trained.one_hot
+  if said and trained.one_hot != measured.one_hot:
+    raise DatasetError(
+      f'{place}: its labels are {_kind(measured)}, and those of the run {_kind(trained)}; {remedy}'
+    )
+  if not trained.names or not measured.names or trained.names == measured.names:
+    return
+  pairs = enumerate(zip(measured.names, trained.names))
+  i, (there, here) = next((i, pair) for i, pair in pairs if pair[0] != pair[1])
+  order = ''
+  if sorted(trained.names) == sorted(measured.names):
+    order = ' (the same names in another order)'
+  raise DatasetError(
+    f'{place}: its class {i} is {there}, and that of the run {here}{order}; {remedy}'
+  )
+
+
+def _kind(labels: Labels) -> str:
+  return 'classes' if labels.one_hot else 'vectors'

@@ -1,0 +1,170 @@
+"""How fast a configuration trains: the four steps and synthesis, timed interleaved."""
+
+from collections.abc import Callable
+import statistics
+import time
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from ml_collections import ConfigDict
+import numpy as np
+
+from sg2jax import build, sharding
+from sg2jax.models.sizes import block_sizes
+
+FULLY_GROWN = 10**12  # nimg
+CLASSES = 10  # where there are labels: as many as of digits and CIFAR-10
+
+
+def measure(config: ConfigDict, rounds: int) -> dict:
+  """All figures of a configuration, as JSON values: seconds, images/s, bytes, FLOP."""
+  mesh = sharding.make_mesh()
+  stage = build.growth(config).stage(FULLY_GROWN)
+  steps = build.steps(config, CLASSES if config.data.labels else 0, mesh, stage)
+  state = build.init_state(config, steps, sharding.replicated(mesh))
+  state_bytes = sum(x.nbytes for x in jax.tree.leaves(state))
+  flop = flop_per_image(config, state, steps)
+  batch, ws = _random_batch(config, steps, mesh)
+  key = jax.device_put(jax.random.key(0), sharding.replicated(mesh))
+
+  # ---- compile
+  compiled = {}
+  compile_seconds = {}
+  for name in steps.phases(0):
+    start = time.perf_counter()
+    step = sharding.jit_step(getattr(steps, name), mesh)
+    compiled[name] = step.lower(key, state, batch).compile()
+    compile_seconds[f'compile_{name}'] = time.perf_counter() - start
+
+  def synthesis(state, ws):
+    variables = {'params': state.g, 'noise': state.noise}
+    return steps.generator.apply(variables, ws[0], 'const', method='synthesize')
+
+  synthesize = jax.jit(synthesis).lower(state, ws).compile()
+  peak_dtype = jnp.bfloat16 if config.g.num_bf16_res else jnp.float32
+  matmul, matmul_flop = matmul_probe(peak_dtype)
+
+  # ---- time, interleaved: a machine that slows down slows all of them
+  seconds = {name: [] for name in (*compiled, 'synthesis', 'matmul')}
+  for i in range(rounds + 1):
+    for name in seconds:
+      start = time.perf_counter()
+      if name == 'synthesis':
+        jax.block_until_ready(synthesize(state, ws))
+      elif name == 'matmul':
+        jax.block_until_ready(matmul())
+      else:
+        state, aux = compiled[name](key, state, batch)
+        jax.block_until_ready((state, aux))
+      if i:  # the first is warm-up
+        seconds[name].append(time.perf_counter() - start)
+
+  # ---- figures
+  median = {name: statistics.median(times) for name, times in seconds.items()}
+  every = {'g': 1, 'd': 1, 'g_reg': steps.pl_interval, 'd_reg': steps.r1_interval}
+  lazy = sum(median[name] / every[name] for name in compiled)
+  eager = sum(median[name] for name in compiled)
+  flop_per_sec = flop['flop_lazy'] * stage.batch / lazy
+  peak = matmul_flop * mesh.size / min(seconds['matmul'])
+  device = jax.devices()[0]
+  return {
+    'device': device.device_kind,
+    'devices': mesh.size,
+    'jax': jax.__version__,
+    'resolution': list(build.resolution(config)),
+    'batch': stage.batch,
+    **{f'sec_{name}': median[name] for name in (*compiled, 'synthesis')},
+    'img_per_sec_lazy': stage.batch / lazy,
+    'img_per_sec_eager': stage.batch / eager,
+    'lazy_over_eager': eager / lazy,
+    'img_per_sec_synthesis': ws.shape[1] / median['synthesis'],
+    **compile_seconds,
+    'temp_bytes': max(c.memory_analysis().temp_size_in_bytes for c in compiled.values()),
+    'state_bytes': state_bytes,
+    'device_peak_bytes': (device.memory_stats() or {}).get('peak_bytes_in_use'),
+    **flop,
+    'flop_per_sec': flop_per_sec,
+    'peak_dtype': jnp.dtype(peak_dtype).name,
+    'peak_flop_per_sec': peak,
+    'share_of_peak': flop_per_sec / peak,
+  }
+
+
+def _random_batch(config, steps, mesh):
+  """A minibatch {'image': [R,M,H,W,C], 'label': [R,M,c_dim]}, and ws [R,M,num_ws,w_dim] of 0."""
+  batch = steps.stage.batch
+  micro = build.microbatch(config, batch)
+  shape = (batch // micro, micro)
+  size = (*build.resolution(config), config.data.channels)
+  images = np.random.default_rng(0).integers(0, 256, (*shape, *size), np.uint8)
+  labels = np.zeros((*shape, steps.generator.mapping.c_dim), np.float32)
+  ws = jnp.zeros((*shape, steps.generator.synthesis.num_ws, config.g.w_dim))
+  return (
+    sharding.to_global(mesh, {'image': images, 'label': labels}),
+    jax.device_put(ws, sharding.batched(mesh)),
+  )
+
+
+def matmul_probe(dtype) -> tuple[Callable[[], jax.Array], int]:
+  """A function that multiplies two square matrices on one device, and its FLOP."""
+  n = 1536 if jax.default_backend() == 'cpu' else 8192
+  x = jnp.ones((n, n), dtype)
+  multiply = jax.jit(lambda x: x @ x)
+  return lambda: multiply(x), 2 * n**3
+
+
+def flop_per_image(config: ConfigDict, state: Any, steps: Any) -> dict[str, float]:
+  """FLOP of one forward pass of G and D, and of an image trained lazily: weights times pixels."""
+  pixels = {f'b{max(s)}': s[0] * s[1] for s in block_sizes(build.resolution(config))}
+  # These layers work at a quarter of their block's pixels: before up-, after down-sampling.
+  g = _forward_flop(state.g, pixels, ('conv0', 'skip'))
+  d = _forward_flop(state.d, pixels, ('conv1', 'skip'))
+  lazy = 4 * g + 8 * d  # the step of G takes 3G + 2D, that of D takes G + 6D
+  if steps.pl_weight:
+    lazy += 6 * g / steps.pl_shrink / (steps.pl_interval or 1)
+  if steps.r1_gamma:
+    lazy += 6 * d / (steps.r1_interval or 1)
+  return {'flop_g': g, 'flop_d': d, 'flop_lazy': lazy}
+
+
+def _forward_flop(params, pixels, quartered):
+  total = 0
+  for path, w in jax.tree_util.tree_leaves_with_path(params):
+    names = [part.key for part in path]
+    if names[-1] != 'weight':
+      continue
+    times = 1
+    if w.ndim == 4:  # a convolution: at each pixel of its block
+      times = next((pixels[name] for name in names if name in pixels), 1)
+      if names[-2] in quartered:
+        times /= 4
+    total += 2 * w.size * times
+  return total
+
+
+def table(config: ConfigDict, r: dict) -> str:
+  """The figures of `measure`, for a person."""
+  times = []
+  for name in ('g', 'd', 'g_reg', 'd_reg', 'synthesis'):
+    seconds = r.get(f'sec_{name}')
+    times.append(f'{name} off' if seconds is None else f'{name} {seconds * 1e3:.1f} ms')
+  compile_time = sum(v for k, v in r.items() if k.startswith('compile_'))
+  memory = (
+    f'{r["state_bytes"] / 2**20:.0f} MiB state, {r["temp_bytes"] / 2**20:.0f} MiB temporaries of '
+    'the largest step'
+  )
+  if r['device_peak_bytes']:
+    memory += f', {r["device_peak_bytes"] / 2**30:.1f} GiB device peak'
+  lines = [
+    f'{r["devices"]} x {r["device"]}, jax {r["jax"]}, {r["resolution"][0]}x{r["resolution"][1]}, '
+    f'batch {r["batch"]}, fmap_base {config.g.fmap_base}, fmap_max {config.g.fmap_max}',
+    '  '.join(times),
+    f'training {r["img_per_sec_lazy"]:.2f} images/s lazily, {r["img_per_sec_eager"]:.2f} eagerly '
+    f'({r["lazy_over_eager"]:.2f}x); synthesis {r["img_per_sec_synthesis"]:.1f} images/s',
+    f'{r["flop_lazy"] / 1e9:.1f} GFLOP per image trained (forward G {r["flop_g"] / 1e9:.2f}, D '
+    f'{r["flop_d"] / 1e9:.2f}); {r["flop_per_sec"] / 1e9:.1f} GFLOP/s, {r["share_of_peak"]:.0%} '
+    f'of the {r["peak_dtype"]} matmul peak {r["peak_flop_per_sec"] / 1e9:.0f} GFLOP/s',
+    f'compiled in {compile_time:.0f} s; {memory}',
+  ]
+  return '\n'.join(lines)

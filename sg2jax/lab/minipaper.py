@@ -1,0 +1,255 @@
+"""The paper's comparison at small scale: a run for each cell and seed, trained and measured."""
+
+from collections.abc import Callable, Sequence
+import contextlib
+import json
+import pathlib
+import statistics
+import subprocess
+import sys
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from sg2jax import build, checkpoint, faults, pretrained, sampler, sharding
+from sg2jax.evaluation import measure, passes, protocols, reals
+from sg2jax.evaluation.ppl import path_length
+from sg2jax.files import write_atomic
+from sg2jax.lab.tables import CELLS, NETWORKS, PAIRS, Run, result
+
+OWN_FLAGS = {'seed': '--seeds', 'total_kimg': '--kimg', 'resolution': '--resolution'}
+# Exit codes that aren't about the cell but about the command, the data, the disk, a signal.
+ENDS = {
+  fault.code: fault
+  for fault in (
+    faults.UsageError,
+    faults.DatasetError,
+    faults.WriteError,
+    faults.Preempted,
+    faults.Interrupted,
+  )
+}
+PPL_PAIRS = 4096
+
+
+# ---- what is asked for
+
+
+def plan(
+  out: pathlib.Path,
+  cells: Sequence[str],
+  seeds: int = 2,
+  kimg: float = 30.0,
+  resolution: int = 32,
+  fields: Sequence[str] = (),
+) -> tuple[list[Run], dict]:
+  """The runs, all cells with a seed before the next, and the settings that they share.
+
+  Args:
+    out: folder of all runs.
+    cells: of CELLS; e is also called by its pair.
+    seeds: how many of each.
+    kimg: budget of a run.
+    resolution: pixels.
+    fields: 'FIELD=VALUE' of the configuration.
+
+  Raises: UsageError.
+  """
+  cells = [PAIRS['skip', 'resnet'] if cell == 'e:Gskip-Dresnet' else cell for cell in cells]
+  cells = list(dict.fromkeys(cells))
+  if unknown := [cell for cell in cells if cell not in CELLS]:
+    raise faults.UsageError(
+      f'--cells={",".join(unknown)} is unknown; choose from {", ".join(CELLS)}'
+    )
+  if not cells:
+    raise faults.UsageError(f'--cells names none; choose from {", ".join(CELLS)}')
+  values = {}
+  for text in fields:
+    field, equals, value = text.partition('=')
+    if field in OWN_FLAGS:
+      raise faults.UsageError(f'--set={text}: use {OWN_FLAGS[field]}')
+    if not equals:
+      raise faults.UsageError(f'--set={text}: must be FIELD=VALUE, such as --set=batch=32')
+    values[field] = value
+  runs = [
+    Run(cell, seed, out / cell.replace(':', '-') / f'seed{seed}')
+    for seed in range(seeds)
+    for cell in cells
+  ]
+  return runs, {'kimg': kimg, 'resolution': resolution, 'set': values}
+
+
+def begin(out: pathlib.Path, settings: dict):
+  """Writes <out>/settings.json. Raises UsageError if there are runs under other settings."""
+  path = out / 'settings.json'
+  if any(out.glob('*/seed*/checkpoints')):
+    try:
+      old = json.loads(path.read_text())
+    except (OSError, ValueError):
+      raise faults.UsageError(
+        f'{path} is not readable, but there are runs in {out}; use another --out'
+      ) from None
+    if old != settings:
+      raise faults.UsageError(
+        f'{out} holds runs with {json.dumps(old)}, not {json.dumps(settings)}; use another --out'
+      )
+  write_atomic(path, json.dumps(settings) + '\n')
+
+
+# ---- train
+
+
+def command(run: Run, settings: dict) -> list[str]:
+  """Command line of a run; it finds configs/ where the user stands, as sg2jax.main does."""
+  fields = {'seed': run.seed, 'total_kimg': settings['kimg'], **settings['set']}
+  return [
+    sys.executable,
+    '-m',
+    'sg2jax.main',
+    f'--config=configs/minipaper.py:{run.cell},{settings["resolution"]}',
+    f'--workdir={run.workdir}',
+    *[f'--config.{field}={value}' for field, value in fields.items()],
+  ]
+
+
+def start(command: list[str], stop: Any) -> int:
+  """Runs a command on this terminal -> its exit code; once `stop` is true it gets a SIGTERM."""
+  with subprocess.Popen(command) as process:
+    told = False
+    while True:
+      with contextlib.suppress(subprocess.TimeoutExpired):
+        return process.wait(0.2)
+      # Once: a second one would end it before it has saved.
+      if stop and not told:
+        process.terminate()
+        told = True
+
+
+def work(
+  runs: list[Run],
+  settings: dict,
+  stop: Any,
+  save: Callable[[dict], object],
+  train: Callable[[list[str], Any], int] = start,
+  measure: Callable[[Run], dict] | None = None,
+) -> dict[Run, int]:
+  """Trains and measures the runs without a result; {run: exit code} of those that failed.
+
+  Args:
+    runs: of `plan`.
+    settings: of `plan`.
+    stop: a signals.Stop.
+    save: takes what has failed so far, after each run.
+    train: runs a command; tests put a fake here.
+    measure: the result of a run; default: `measure_run`.
+
+  Raises: Preempted or Interrupted after a signal, and the Fault of an exit code that isn't about
+  the cell.
+  """
+  measure = measure or measure_run
+  failed = {}
+
+  def done():
+    return f'{sum(result(run) is not None for run in runs)} of {len(runs)} runs are done'
+
+  for i, run in enumerate(runs):
+    if result(run):
+      continue
+    if stop:
+      stop.leave(done())
+    print(f'[{i + 1}/{len(runs)}] {run}: {run.workdir}', flush=True)
+    code = train(command(run, settings), stop)
+    if stop:
+      stop.leave(done())
+    if code in ENDS:
+      raise ENDS[code](
+        f'{run} ended with exit code {code}, for the reason above; {done()}, and the same command '
+        'goes on'
+      )
+    if code:
+      failed[run] = code
+      print(
+        f'{run} failed with exit code {code}, for the reason above; going on with the others',
+        flush=True,
+      )
+    else:
+      try:
+        write_atomic(run.workdir / 'result.json', json.dumps(measure(run), indent=1) + '\n')
+      except passes.Stopped:
+        stop.leave(done())
+    save(failed)
+  return failed
+
+
+# ---- measure
+
+
+def measure_run(run: Run, stop: Any = ()) -> dict:
+  """All figures of a finished run, JSON values. Raises CheckpointError, UsageError."""
+  lines = (run.workdir / 'metrics.jsonl').read_text().splitlines()
+  # The others are of config.metrics.
+  ticks = [row for row in map(json.loads, lines) if 'sec_per_tick' in row]
+  state, config = checkpoint.load(run.workdir)
+  labels = sampler.read_labels(run.workdir, config['c_dim'])
+  net = sampler.from_state(run.workdir, config, state, labels)
+  _check_comparable(run, net, ticks)
+  seconds, rates = np.array([[row['sec_per_tick'], row['img_per_sec']] for row in ticks]).T
+  environment = json.loads((run.workdir / 'environment.json').read_text())[-1]
+  values = _of_networks(net, stop)
+  labels = sampler.draw_labels(net, PPL_PAIRS, np.random.RandomState(0))
+  return values | {
+    'cell': run.cell,
+    'seed': run.seed,
+    'kimg': net.nimg / 1000,
+    'minibatches': net.step,
+    'data': net.config.data.name or net.config.data.dir,
+    'swd': float(ticks[-1]['swd']),
+    'swd_start': float(ticks[0]['swd']),
+    'ppl_w_end_pixel_mse': path_length(net.generator, net.variables, pixel_distance, labels),
+    'ppl_pairs': PPL_PAIRS,
+    'img_per_sec': float((seconds * rates).sum() / seconds.sum()),
+    'img_per_sec_full_size': statistics.median(
+      row['img_per_sec'] for row in ticks if row['nimg'] and not row.get('lod')
+    ),
+    'train_seconds': float(seconds.sum()),
+    'parameters_g': sum(x.size for x in jax.tree.leaves(state['g'])),
+    'parameters_d': sum(x.size for x in jax.tree.leaves(state['d'])),
+    'device': environment['device'],
+    'git_commit': environment['git_commit'],
+  }
+
+
+def _check_comparable(run, net, ticks):
+  """Raises CheckpointError or UsageError for a run that says nothing about its cell."""
+  kimg = net.nimg / 1000
+  if kimg < net.config.total_kimg:
+    raise faults.CheckpointError(
+      f'{run}: the newest whole checkpoint is of {kimg:g} of {net.config.total_kimg:g} kimg; the '
+      'same command goes on'
+    )
+  if build.growth(net.config).lod(net.nimg):
+    raise faults.UsageError(
+      f'{run} has not grown to full size in {kimg:g} kimg; leave grow as it is, and use another '
+      '--out'
+    )
+  if 'swd' not in ticks[-1]:
+    raise faults.UsageError(f'{run} has no SWD; leave swd_images above 0, and use another --out')
+
+
+def _of_networks(net, stop):
+  """{name: value} of FID and PPL, as far as the weights of their networks are there."""
+  wanted = [protocols.parse(name) for name in NETWORKS]
+  wanted = [p for p in wanted if all(map(pretrained.find, p.weights))]
+  out = net.workdir / 'evaluation' / f'{net.step:08d}'
+  setting = measure.Setting(net, reals.load(net), sharding.make_mesh(), out, stop=stop)
+  values = {}
+  for document in measure.measure(wanted, setting):
+    values |= document['values']
+  return values
+
+
+def pixel_distance(a: jax.Array, b: jax.Array) -> jax.Array:
+  """Mean squared difference of pixels in [-1,1]: [N,H,W,C] x 2 -> [N]."""
+  return jnp.mean((a - b) ** 2, (1, 2, 3))

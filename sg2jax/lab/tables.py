@@ -1,0 +1,213 @@
+"""Tables and samples of the runs of `lab.minipaper`: mean, least and greatest over seeds."""
+
+import contextlib
+import json
+import pathlib
+import statistics
+from typing import NamedTuple
+
+from matplotlib.figure import Figure
+import numpy as np
+from PIL import Image
+
+from sg2jax import charts
+from sg2jax.files import write_atomic
+
+LADDER = {  # cells of Table 1
+  'a': 'A  StyleGAN',
+  'b': 'B  + weight demodulation',
+  'c': 'C  + lazy regularization',
+  'd': 'D  + path length reg.',
+  'e': 'E  no growing, G skip, D resnet',
+  'f': 'F  + large networks',
+  'msg': 'MSG-GAN, else as E',
+}
+ARCHITECTURES = ('orig', 'skip', 'resnet')
+# Cells of Table 2, by the architectures of G and D; config E is one of them.
+PAIRS = {(g, d): f'e:G{g}-D{d}' for g in ARCHITECTURES for d in ARCHITECTURES}
+PAIRS['skip', 'resnet'] = 'e'
+CELLS = list(dict.fromkeys([*LADDER, *PAIRS.values()]))
+# Measured where the weights are, and their columns.
+NETWORKS = {'fid10k_full': 'FID', 'ppl2_4k_wend': 'PPL'}
+NOTES = """\
+SWD: sliced Wasserstein distance x 1000 to the real images, of the moving average of the weights.
+It is not FID. PPL_W of pixels: path length in W at the end points, eps 1e-4, with the mean squared
+difference of pixels for a distance: not LPIPS, so not a PPL as published. FID (fid10k_full) and PPL
+(ppl2_4k_wend) are there if the weights of their networks were found (python -m
+sg2jax.tools.fetch_weights). images/s: in training, without compilation and snapshots; growing cells
+train faster while small. A run that met a non-finite number is counted as failed (exit 4).
+"""
+
+
+class Run(NamedTuple):
+  """One cell with one seed."""
+
+  cell: str
+  seed: int
+  workdir: pathlib.Path
+
+  def __str__(self):
+    return f'{self.cell}, seed {self.seed}'
+
+
+class Cell(NamedTuple):
+  """The runs of a cell.
+
+  Attributes:
+    runs: what was measured of those that are done.
+    failed: {'seed 0': 'exit 4'}.
+    asked: how many were asked for.
+  """
+
+  runs: list[dict]
+  failed: dict[str, str]
+  asked: int
+
+
+def result(run: Run) -> dict | None:
+  """What was measured of a finished run, or None."""
+  with contextlib.suppress(OSError, ValueError):
+    return json.loads((run.workdir / 'result.json').read_text())
+
+
+def save(out: pathlib.Path, runs: list[Run], settings: dict, failed: dict[Run, int]) -> bool:
+  """Writes table.md, table.json and samples.png of the runs with a result. False without any."""
+  cells = {}
+  for name in CELLS:
+    asked = [run for run in runs if run.cell == name]
+    measured = list(filter(None, map(result, asked)))
+    codes = {f'seed {run.seed}': f'exit {failed[run]}' for run in asked if run in failed}
+    if asked:
+      cells[name] = Cell(measured, codes, len(asked))
+  if not any(cell.runs for cell in cells.values()):
+    return False
+  document = {
+    'settings': settings,
+    'cells': {name: cell._asdict() for name, cell in cells.items()},
+  }
+  write_atomic(out / 'table.json', json.dumps(document, indent=1) + '\n')
+  write_atomic(out / 'table.md', tables(cells, settings))
+  write_atomic(out / 'samples.png', samples(runs))
+  return True
+
+
+# ---- tables
+
+
+def tables(cells: dict[str, Cell], settings: dict) -> str:
+  """Markdown of the ladder, then of the grid; only with the cells that were asked for."""
+  measured = [run for cell in cells.values() for run in cell.runs]
+  fields = ''.join(f', {field}={value}' for field, value in settings['set'].items())
+  data, devices = (
+    ', '.join(sorted({str(run[key]) for run in measured})) for key in ('data', 'device')
+  )
+  text = [
+    f'{data} at {settings["resolution"]} px, {settings["kimg"]:g} kimg a run{fields}; {devices}; '
+    'mean [least, greatest] over seeds',
+    '',
+  ]
+  # Those of networks only if all runs have them: else some cells couldn't be compared.
+  quality = {'swd': ('SWD', 1), 'ppl_w_end_pixel_mse': ('PPL_W of pixels', None)}
+  for name, title in NETWORKS.items():
+    if all(name in run for run in measured):
+      quality[name] = (title, 1)
+  if any(name in LADDER for name in cells):
+    text += ['Table 1', '', *markdown(_ladder(cells, quality)), '']
+  if any(name in cells for name in PAIRS.values() if name != 'e'):
+    titles = '; '.join(title for title, _ in quality.values())
+    text += [f'Table 2: {titles}; seeds', '', *markdown(_grid(cells, quality)), '']
+  return '\n'.join([*text, NOTES])
+
+
+def _ladder(cells, quality):
+  """Rows of Table 1."""
+  titles = [title for title, _ in quality.values()]
+  speed = ['images/s', 'at full size', 'seconds']
+  rows = [['configuration', 'seeds', *titles, *speed, 'parameters G', 'D']]
+  for name, cell in cells.items():
+    if name in LADDER:
+      rows.append(
+        [
+          LADDER[name],
+          seeds(cell),
+          *(spread(cell.runs, key, digits) for key, (_, digits) in quality.items()),
+          spread(cell.runs, 'img_per_sec', 0),
+          spread(cell.runs, 'img_per_sec_full_size', 0),
+          spread(cell.runs, 'train_seconds', 0),
+          *(spread(cell.runs[:1], f'parameters_{net}', 0) for net in 'gd'),
+        ]
+      )
+  return rows
+
+
+def _grid(cells, quality):
+  """Rows of Table 2: an architecture of G each, a column for each of D."""
+  rows = [['', *(f'D {d}' for d in ARCHITECTURES)]]
+  for g in ARCHITECTURES:
+    row = [f'G {g}']
+    for d in ARCHITECTURES:
+      cell = cells.get(PAIRS[g, d])
+      text = ''
+      if cell:
+        values = [spread(cell.runs, key, digits) for key, (_, digits) in quality.items()]
+        text = '; '.join([*values, seeds(cell)])
+      row.append(text)
+    rows.append(row)
+  return rows
+
+
+def spread(runs: list[dict], name: str, digits: int | None = None) -> str:
+  """'mean [least, greatest]' of a number over runs; 'mean' of one run; '-' without any.
+
+  digits: behind the point; None: three that count.
+  """
+  values = [run[name] for run in runs]
+  if not values:
+    return '-'
+  spec = '.3g' if digits is None else f'.{digits}f'
+  mean = format(statistics.fmean(values), spec)
+  if len(values) == 1:
+    return mean
+  return f'{mean} [{min(values):{spec}}, {max(values):{spec}}]'
+
+
+def seeds(cell: Cell) -> str:
+  """How many runs there are, out of how many if some are missing, and why."""
+  count = f'{len(cell.runs)}'
+  if len(cell.runs) != cell.asked:
+    count += f' of {cell.asked}'
+  return count + ''.join(f', {seed}: {why}' for seed, why in cell.failed.items())
+
+
+def markdown(rows: list[list[str]]) -> list[str]:
+  """Lines of a table, the heading first; its columns line up in a terminal, too."""
+  widths = [max(map(len, column)) for column in zip(*rows)]
+  lines = []
+  for row in rows:
+    cells = [text.ljust(width) for text, width in zip(row, widths)]
+    lines.append(f'| {" | ".join(cells)} |')
+  lines.insert(1, '|' + '|'.join('-' * (width + 2) for width in widths) + '|')
+  return lines
+
+
+# ---- samples
+
+
+def samples(runs: list[Run]) -> bytes:
+  """PNG of real images, and the upper half of the last grid of each cell, of its first seed."""
+  shown = {}
+  for run in sorted(runs, key=lambda run: CELLS.index(run.cell)):
+    if result(run) and run.cell not in shown:
+      images = run.workdir / 'images'
+      shown.setdefault('real images', images / 'reals.png')
+      shown[run.cell] = max(images.glob('fakes_*.png'))
+  rows = -(-len(shown) // 3)
+  figure = Figure((12, 2.3 * rows), dpi=120, layout='constrained')
+  for i, (name, path) in enumerate(shown.items()):
+    with Image.open(path) as image:
+      grid = np.asarray(image.convert('RGB'))
+    axes = figure.add_subplot(rows, 3, i + 1)
+    axes.imshow(grid[: len(grid) // 2])
+    axes.set_title(LADDER.get(name, name), loc='left', size=10)
+    axes.axis('off')
+  return charts.png(figure)
