@@ -147,7 +147,7 @@ def test_classes_of_images(net, named_run, tmp_path, capsys):
     (['--class=bird'], 'bird.*cat, dog, 0'),
     (['--class=cat,dog'], 'these are 2; .* each of 3 seeds'),
     (['--class='], 'choose from cat, dog, 0'),
-    (['--label=1,0'], r'vectors \[3,3\]'),
+    (['--label=1,0'], r'vectors \[1,3\]'),
     (['--label=1,0,nan'], 'finite'),
     (['--label=cat'], '--label=cat: must be numbers'),
     (['--label=1,0,0;0,0'], 'must be numbers'),

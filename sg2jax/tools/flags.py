@@ -253,13 +253,13 @@ def labels(net: Sampler, count: int) -> list[str] | np.ndarray | None:
   if text is not None and vectors is not None:
     raise UsageError(f'--class={text} and --label: give one of them')
   if text is None:
-    net.c(range(count), vectors)  # raises what is wrong with them
+    _check_labels(net, vectors, count)
     return vectors
   known = net.labels.names if net.labels else ()
   names = [text]
   if text not in known:  # names may hold commas, and blanks at their ends
     names = [name if name in known else name.strip() for name in text.split(',')]
-  net.c(range(count), names)
+  _check_labels(net, names, count)
   counts = list(net.labels.class_counts().items())
   for given in dict.fromkeys(names):
     name, images = counts[inputs.class_number(net.labels, given)]
@@ -270,6 +270,11 @@ def labels(net: Sampler, count: int) -> list[str] | np.ndarray | None:
         file=sys.stderr,
       )
   return names
+
+
+def _check_labels(net, labels, count):
+  """Raises UsageError where `Sampler.c` would, but holds no label for each of a million seeds."""
+  net.c(range(count if len(labels) > 1 else 1), labels)
 
 
 def ws_range(net: Sampler, name: str) -> slice:
