@@ -293,10 +293,11 @@ def test_a_video_that_is_interrupted_is_not_there(tmp_path, error):
 
 def test_a_video_that_cannot_be_encoded_is_not_there(tmp_path, monkeypatch):
   path = tmp_path / 'x.mp4'
-  with monkeypatch.context() as patch:
-    patch.setattr(imageio_ffmpeg, 'get_ffmpeg_exe', lambda: '/bin/false')
-    with pytest.raises(WriteError, match='x.mp4: the encoder ended with 1'):
-      videos.write_video(path, pictures((64, 64, 3), 200), 10)
+  for program, code in (('/bin/false', 1), ('/bin/true', 0)):  # it gives up before the last frame
+    with monkeypatch.context() as patch:
+      patch.setattr(imageio_ffmpeg, 'get_ffmpeg_exe', lambda program=program: program)
+      with pytest.raises(WriteError, match=f'x.mp4: the encoder ended with {code}'):
+        videos.write_video(path, pictures((64, 64, 3), 200), 10)
   monkeypatch.setitem(videos.ENCODERS, '.mp4', '-c:v nothing')
   with pytest.raises(WriteError, match='x.mp4: the encoder ended with .*: '):
     videos.write_video(path, pictures((64, 64, 3)), 10)

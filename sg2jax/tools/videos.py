@@ -58,11 +58,9 @@ def write_video(path: str | os.PathLike, frames: Iterable[np.ndarray], fps: floa
   with files.writing(path), tempfile.TemporaryFile() as log:
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
-      code = _encode(command, itertools.chain([first], frames), log)
-      if code:
-        log.seek(0)
-        said = log.read().decode(errors='replace').strip().splitlines()[-1:]
-        raise WriteError(': '.join([f'cannot write {path}: the encoder ended with {code}', *said]))
+      failed = _encode(command, itertools.chain([first], frames), log)
+      if failed:
+        raise WriteError(f'cannot write {path}: {failed}')
       with open(temporary, 'rb') as f:
         os.fsync(f.fileno())
       os.replace(temporary, path)
@@ -71,23 +69,30 @@ def write_video(path: str | os.PathLike, frames: Iterable[np.ndarray], fps: floa
 
 
 def _encode(command, frames, log):
-  """Runs the encoder on frames; its exit code. What it says goes to the file `log`.
+  """Runs the encoder on frames -> why it failed, or ''. What it says goes to the file `log`.
 
   Not imageio_ffmpeg.write_frames: it doesn't tell how the encoder ended, so that a file that a full
   disk cut short would pass.
   """
   # in a process group of its own: Ctrl-C is ours to handle
   options = {'stdin': subprocess.PIPE, 'stdout': log, 'stderr': log, 'process_group': 0}
+  whole = False
   with contextlib.suppress(BrokenPipeError), subprocess.Popen(command, **options) as encoder:
     try:
       for frame in frames:
         encoder.stdin.write(frame.tobytes())
+      encoder.stdin.close()
+      whole = True
     except BrokenPipeError:
-      raise  # it gave up by itself, and its code says why
+      raise  # it gave up by itself, and is waited for
     except BaseException:
       encoder.kill()
       raise
-  return encoder.returncode
+  if whole and encoder.returncode == 0:
+    return ''
+  log.seek(0)
+  last = log.read().decode(errors='replace').strip().splitlines()[-1:]
+  return ': '.join([f'the encoder ended with {encoder.returncode}', *last])
 
 
 def _command(shape, suffix, fps, path):
