@@ -295,6 +295,9 @@ def test_precision_and_recall_of_constructed_sets():
   assert shares(both, line + [0.01, 0]) == (1, 0.5)  # fakes of one mode out of two
   collapsed = np.tile([[0.5, 0]], (8, 1)) + np.arange(8)[:, None] * [1e-4, 0]
   assert shares(line, collapsed) == (1, pytest.approx(1 / 21))
+  # the edge of a ball belongs to it: 4 is as far from 3 as 2 is
+  found = neighbors.precision_recall(np.arange(4.0)[:, None], np.array([[4.0], [9]]), k=1)
+  assert found.in_reals.tolist() == [True, False]
 
 
 def test_neighbours_that_cannot_be_are_refused():

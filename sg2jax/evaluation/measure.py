@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import contextlib
 import json
 import pathlib
+import shutil
 import time
 from typing import Any, NamedTuple
 
@@ -314,9 +315,9 @@ class Evaluation:
     return files.png(grids.readable_grid(both, cols=8))
 
   def remove_fakes(self) -> None:
-    """Deletes the passes over fakes."""
-    if jax.process_index() == 0:
-      passes.remove(self._partial, self._fakes)
+    """Deletes the passes over fakes, also those that a command which was killed has left."""
+    if jax.process_index() == 0 and self._fakes:
+      shutil.rmtree(self._partial, ignore_errors=True)
 
 
 def _describe(source):

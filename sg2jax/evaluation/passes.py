@@ -13,7 +13,7 @@ loses the pass that it was computing, and no other. A folder that isn't what it 
 with a warning and computed anew. Of several processes all compute, the first one writes.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 import contextlib
 import errno
 import hashlib
@@ -97,15 +97,6 @@ def run(
         for _ in batches:
           pass
   return found
-
-
-def remove(root: pathlib.Path, keys: Iterable[str]) -> None:
-  """Deletes passes, and the folder of passes if no other is in it."""
-  for key in keys:
-    shutil.rmtree(root / key, ignore_errors=True)
-    (root / f'{key}.lock').unlink(missing_ok=True)
-  with contextlib.suppress(OSError):
-    root.rmdir()
 
 
 @contextlib.contextmanager

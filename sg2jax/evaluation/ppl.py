@@ -20,9 +20,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from sg2jax.models.generator import largest
 from sg2jax.models.layers import draw_noise
 from sg2jax.models.mapping import broadcast
-from sg2jax.models.stylegan2 import largest
 
 EPS = 1e-4
 SIZE = 256  # px, at which LPIPS looks
