@@ -1,5 +1,4 @@
-"""When a number stops being finite: the minibatch is saved with the state that it met, and can be
-computed again.
+"""When a number stops being finite: its minibatch is saved, and can be computed again.
 
 Inside the steps the first loss or gradient that isn't finite halts the state (steps._apply): no
 parameter, moment, average or counter changes any more, whatever is computed until the host looks at
@@ -13,103 +12,79 @@ import math
 import pathlib
 import shlex
 import shutil
+from typing import Any, NoReturn
 
 import jax
 import numpy as np
 
-from sg2jax import build, checkpoint, data, files, sharding
+from sg2jax import build, checkpoint, checks, data, files, sharding
+from sg2jax import stage as stage_lib
 from sg2jax import state as state_lib
 from sg2jax.checkpoint import Checkpoints
 from sg2jax.faults import CheckpointError, DatasetError, NonFiniteError, UsageError, WriteError
-from sg2jax.keys import purpose_key
-from sg2jax.steps import PHASES, suspects
+from sg2jax.stage import TrainStage
+from sg2jax.state import TrainState
+from sg2jax.steps import PHASES, checked_names
 from sg2jax.workdir import flat
 
 REMEDY = (
   'Lower the learning rate or raise loss.r1_gamma; with bfloat16 set g.clamp and d.clamp to 256'
 )
 SHOWN = 20  # arrays that `replay` lists at most
+IMAGES_SHOWN = 16
 
 
-def batches(config, stage, images, nimg):
-  """The minibatches of a stage from stream position `nimg` on, as `data.batches`; images: a Source
-  at the stage's size.
-  """
-  return data.batches(
-    images,
-    batch=stage.batch,
-    microbatch=build.microbatch(config, stage.batch),
-    seed=config.seed,
-    mirror=config.data.mirror,
-    nimg=nimg,
-    process_index=jax.process_index(),
-    process_count=jax.process_count(),
-  )
+# ---- the run ends
 
 
-def halt(workdir, config, steps, compiled, state, key, images, mesh, checkpoints):
+def halt(
+  stage: TrainStage, state: TrainState, workdir: pathlib.Path, checkpoints: Checkpoints
+) -> NoReturn:
   """Saves the minibatch that halted `state` and raises the NonFiniteError.
 
   Args:
+    stage: that the run is in.
+    state: halted; it is used up.
     workdir: of the run; WORKDIR/nonfinite is replaced.
-    config: its configuration.
-    steps: the TrainSteps of its stage.
-    compiled: {phase: the compiled step}.
-    state: the halted TrainState; it is used up.
-    key: of training.
-    images: the data.Source that was trained on, at the size of the stage.
-    mesh: what the work is divided over.
-    checkpoints: the Checkpoints of the run; one of them may still be being written.
+    checkpoints: of the run; one of them may still be being written.
 
   Raises:
     NonFiniteError: always.
   """
-  step, phase = _fault(state.fault)
+  step, phase = _fault(state)
   folder = pathlib.Path(workdir) / 'nonfinite'
-  place = folder / f'{step}-{phase}.json'
-  first = _first(state, steps.stage, phase)
-  found = {
-    'step': step,
-    'phase': phase,
-    'nimg': first,
-    'batch': steps.stage.batch,
-    'microbatch': build.microbatch(config, steps.stage.batch),
-    'seed': config.seed,
-    'key': _words(key),
-    'images': _indices(config, images, first, steps.stage.batch),
-    'data': {'name': repr(images), 'place': images.place},
-    'devices': mesh.size,
-    'config': config.to_dict(),
-    'state': f'checkpoints/{int(state.step)}',
-  }
-  failure, before = None, 'what was saved before is sound'
+  file = folder / f'{step}-{phase}.json'
+  document = _document(stage, state)
+  # Why the run ends matters more than what can't be written, which is only added to it.
+  before = 'what was saved before is sound'
   try:
     checkpoints.wait()
-  except WriteError as e:  # raised when the run closes them, it would hide why the run ends
+  except WriteError as e:
     before = f'the last checkpoint before is lost: {e}'
+  failure = None
   try:
     if jax.process_index() == 0:
       _clear(folder)
-    with contextlib.closing(Checkpoints(folder, keep=1, meta={})) as keeper:
-      keeper.save(state)
-  except WriteError as e:  # why the run ends matters more than that this could not be kept
+    with contextlib.closing(Checkpoints(folder, keep=1, meta={})) as place:
+      place.save(state)
+  except WriteError as e:
     failure = e
-  numbers, array = _again(config, steps, compiled[phase], state, key, images, mesh, phase)
+  numbers, array = compute_again(stage, state, phase)
   try:
     if not failure and jax.process_index() == 0:
-      text = json.dumps(found | {'array': array, 'numbers': numbers}, indent=1) + '\n'
-      files.write_atomic(place, text)
+      document |= {'array': array, 'numbers': numbers}
+      files.write_atomic(file, json.dumps(document, indent=1) + '\n')
       # so that the state can be loaded as any other
-      values = found['config'] | {'c_dim': images.c_dim}
-      files.write_atomic(folder / 'config.json', json.dumps(values) + '\n')
+      config = document['config'] | {'c_dim': stage.images.c_dim}
+      files.write_atomic(folder / 'config.json', json.dumps(config) + '\n')
   except WriteError as e:
     failure = e
   what = f'{array} is not finite'
   if array is None:
     what = 'a number was not finite, but is when computed once more: suspect the device'
   saved = (
-    f'The batch, its key and the state are in {place}: the same command with '
-    f'--replay={shlex.quote(str(place))} shows the numbers again'
+    f'The batch, its key and the state are in {file}: the same command with '
+    f'--replay={shlex.quote(str(file))} shows the numbers again'
   )
   if failure:
     saved = f'The batch could not be saved for --replay: {failure}'
@@ -119,19 +94,95 @@ def halt(workdir, config, steps, compiled, state, key, images, mesh, checkpoints
   )
 
 
+def _document(stage, state):
+  """What the file for --replay holds, without what is computed again: JSON values."""
+  step, phase = _fault(state)
+  first = _first_position(stage, state, phase)
+  return {
+    'step': step,
+    'phase': phase,
+    'nimg': first,
+    'batch': stage.batch,
+    'microbatch': stage.microbatch,
+    'seed': stage.config.seed,
+    'key': _words(stage.key),
+    'images': indices(stage, first),
+    'data': {'name': repr(stage.images), 'place': stage.images.place},
+    'devices': stage.mesh.size,
+    'config': stage.config.to_dict(),
+    'state': f'checkpoints/{int(state.step)}',
+  }
+
+
 def _clear(folder):
-  """Removes what an earlier halt left; the folder itself may be a link, or one where nothing can be
-  removed.
-  """
+  """Removes what an earlier halt left, not the folder itself: it may be a link."""
   shutil.rmtree(folder / 'checkpoints', ignore_errors=True)
   for old in folder.glob('*.json') if folder.is_dir() else []:
     with contextlib.suppress(OSError):
       old.unlink()
 
 
-def replay(config, file):
-  """Computes the phase of a minibatch that `halt` saved once more, and prints the numbers of then
-  and of now.
+# ---- the same minibatch once more
+
+
+def compute_again(
+  stage: TrainStage, state: TrainState, phase: str
+) -> tuple[dict[str, float | str], str | None]:
+  """Runs a phase on the halted state, which is used up.
+
+  Returns:
+    {name: number, of arrays their squared norm; as JSON values}, and the first name whose number
+    isn't finite, or None.
+  """
+  first = _first_position(stage, state, phase)
+  no_fault = jax.device_put(state_lib.NO_FAULT, sharding.replicated(stage.mesh))
+  state = state.replace(fault=no_fault)
+  with contextlib.closing(stage.minibatches(first)) as minibatches:
+    batch = sharding.to_global(stage.mesh, next(minibatches))
+  state, aux = stage.functions[phase](stage.key, state, batch)
+  names = checked_names(phase, state, aux)
+  aux = jax.device_get(aux)
+  squares = aux.pop(f'grad_squares_{phase}')
+  numbers = {name: _number(x) for name, x in aux.items()}
+  # The arrays come first among the names; what follows has a number of its own.
+  numbers |= {f'|grad {name}|^2': _number(x) for name, x in zip(names, squares, strict=False)}
+  _, failed_phase, place = jax.device_get(state.fault)
+  return numbers, names[place] if failed_phase >= 0 else None
+
+
+def indices(stage: TrainStage, first: int) -> list[int]:
+  """Where in the data set the images of the minibatch at stream position `first` are."""
+  stream = data.stream(range(len(stage.images)), seed=stage.config.seed, mirror=False)
+  return [int(stream[first + i]) for i in range(stage.batch)]
+
+
+def _fault(state):
+  """(step, phase) of the first number that wasn't finite."""
+  step, phase, _ = map(int, jax.device_get(state.fault))
+  return step, PHASES[phase]
+
+
+def _first_position(stage, state, phase):
+  """Stream position of the first image; d_reg comes after the clock has moved on."""
+  return int(state.nimg) - (stage.batch if phase == 'd_reg' else 0)
+
+
+def _words(key):
+  """A random key as a list of whole numbers."""
+  return jax.device_get(jax.random.key_data(key)).tolist()
+
+
+def _number(x):
+  """A float32 as a number of JSON that is read back bit for bit, or as text where JSON has none."""
+  x = float(np.float32(x))
+  return x if math.isfinite(x) else str(x)
+
+
+# ---- --replay
+
+
+def replay(config: Any, file: str | pathlib.Path) -> None:
+  """Computes the minibatch that `halt` saved once more; prints the numbers of then and of now.
 
   config may differ from the run's, to try a remedy; how is printed.
 
@@ -142,52 +193,23 @@ def replay(config, file):
     DatasetError: the data set isn't that of the run.
   """
   file = pathlib.Path(file).expanduser()
-  saved = _read(file)
-  build.check(config)
-  build.check_devices(config, jax.devices())
-  source = data.load(
-    config.data.name,
-    config.data.dir,
-    build.resolution(config),
-    config.data.channels,
-    config.data.labels,
-  )
-  then, now = flat(saved['config']), flat(json.loads(json.dumps(config.to_dict())))
-  growth, mesh = build.growth(config), sharding.make_mesh()
-  stage = growth.stage(growth.last_check(saved['step'], saved['nimg']))
-  images = data.Shrunk(source, 2**stage.level) if stage.level else source
-  if repr(images) != saved['data']['name']:
-    raise DatasetError(
-      f'--replay={file}: it is of {saved["data"]["name"]} in {saved["data"]["place"]}, '
-      f'and this is {images!r}; give the data set of that run'
-    )
-  steps, same = build.steps(config, source.c_dim, mesh, stage), sharding.replicated(mesh)
-  like = jax.eval_shape(lambda: build.init_state(config, steps, None))
-  like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=same), like)
-  state = checkpoint.restore(file.parent / saved['state'], like)
-  if jax.device_get(state.fault).tolist()[:2] != [saved['step'], PHASES.index(saved['phase'])]:
-    raise CheckpointError(
-      f'--replay={file}: the state beside it is of another minibatch; copy the whole folder'
-    )
-  phase, key = saved['phase'], jax.device_put(purpose_key(config.seed, 'training'), same)
-  first = _first(state, stage, phase)
-  here = [first, _indices(config, images, first, stage.batch), _words(key), config.data.mirror]
-  if here != [saved['nimg'], saved['images'], saved['key'], then.get('data.mirror')]:
-    raise UsageError(
-      f'--replay={file}: seed, batch, data.mirror or the growing of this configuration '
-      'make another minibatch; leave them as they were in that run'
-    )
-  step = sharding.jit_step(getattr(steps, phase), mesh)
-  last = saved['nimg'] + stage.batch
+  saved = read(file)
+  stage, state = _restore(config, saved, file)
+  phase = saved['phase']
+  images = ', '.join(map(str, saved['images'][:IMAGES_SHOWN]))
+  if len(saved['images']) > IMAGES_SHOWN:
+    images += f' ... ({len(saved["images"])} in all)'
   print(
-    f'step {saved["step"]}, phase {phase}: images {saved["nimg"]} to {last} of the run, '
-    f'in the data set {_few(saved["images"])}; key {saved["key"]}'
+    f'step {saved["step"]}, phase {phase}: images {saved["nimg"]} to {saved["nimg"] + stage.batch} '
+    f'of the run, in the data set {images}; key {saved["key"]}'
   )
+  then = flat(saved['config'])
+  now = flat(json.loads(json.dumps(config.to_dict())))
   for name in sorted(now.keys() & then.keys()):
-    if json.dumps(now[name]) != json.dumps(then[name]):
+    if now[name] != then[name]:
       print(f'  {name}: {then[name]} then, {now[name]} now')
-  numbers, array = _again(config, steps, step, state, key, images, mesh, phase)
-  _compare(saved['numbers'], numbers)
+  numbers, array = compute_again(stage, state, phase)
+  _print_numbers(saved['numbers'], numbers)
   if array:
     raise NonFiniteError(
       f'step {saved["step"]}, phase {phase}: {array} is not finite; then it was {saved["array"]}. '
@@ -196,69 +218,60 @@ def replay(config, file):
   print('all numbers are finite now')
 
 
-def _fault(fault):
-  """(step, phase) of state.fault."""
-  step, phase, _ = map(int, jax.device_get(fault))
-  return step, PHASES[phase]
+def _restore(config, saved, file):
+  """The (TrainStage, halted TrainState) of the minibatch that was saved; raises as `replay`."""
+  checks.check(config)
+  checks.check_devices(config, jax.devices())
+  source = build.dataset(config)
+  mesh = sharding.make_mesh()
+  growth_stage = build.growth(config).current_stage(saved['step'], saved['nimg'])
+  stage = stage_lib.create(config, source, mesh, growth_stage)
+  if repr(stage.images) != saved['data']['name']:
+    raise DatasetError(
+      f'--replay={file}: it is of {saved["data"]["name"]} in {saved["data"]["place"]}, '
+      f'and this is {stage.images!r}; give the data set of that run'
+    )
+  like = build.abstract_state(config, source.c_dim, sharding.replicated(mesh))
+  state = checkpoint.restore(file.parent / saved['state'], like)
+  if _fault(state) != (saved['step'], saved['phase']):
+    raise CheckpointError(
+      f'--replay={file}: the state beside it is of another minibatch; copy the whole folder'
+    )
+  first = _first_position(stage, state, saved['phase'])
+  here = [first, indices(stage, first), _words(stage.key), config.data.mirror]
+  then = [saved['nimg'], saved['images'], saved['key'], flat(saved['config']).get('data.mirror')]
+  if here != then:
+    raise UsageError(
+      f'--replay={file}: seed, batch, data.mirror or the growing of this configuration '
+      'make another minibatch; leave them as they were in that run'
+    )
+  return stage, state
 
 
-def _first(state, stage, phase):
-  """Stream position of the first image of the minibatch; d_reg comes after the clock has moved
-  on.
-  """
-  return int(state.nimg) - (stage.batch if phase == 'd_reg' else 0)
+def read(file: pathlib.Path) -> dict[str, Any]:
+  """What `halt` wrote. Raises UsageError if it isn't that."""
 
+  def is_whole(x):
+    return type(x) is int and x >= 0
 
-def _indices(config, images, first, count):
-  """Where in the data set the images of these stream positions are."""
-  places = data.stream(range(len(images)), seed=config.seed, mirror=False)
-  return [int(places[first + k]) for k in range(count)]
+  def are_whole(x):
+    return isinstance(x, list) and all(map(is_whole, x))
 
-
-def _words(key):
-  """A random key as a list of whole numbers."""
-  return jax.device_get(jax.random.key_data(key)).tolist()
-
-
-def _again(config, steps, step, state, key, images, mesh, phase):
-  """Runs the phase on the halted state -> ({name: number, of arrays their squared norm, JSON-safe},
-  first bad name or None).
-  """
-  first = _first(state, steps.stage, phase)
-  state = state.replace(fault=jax.device_put(state_lib.NO_FAULT, sharding.replicated(mesh)))
-  with contextlib.closing(batches(config, steps.stage, images, first)) as stream:
-    batch = sharding.to_global(mesh, next(stream))
-  state, aux = step(key, state, batch)
-  names, aux = suspects(phase, state, aux), jax.device_get(aux)
-  squares = aux.pop(f'grad_squares_{phase}')
-  numbers = {name: _number(x) for name, x in aux.items()}
-  numbers |= {f'|grad {name}|^2': _number(x) for name, x in zip(names, squares, strict=False)}
-  found = jax.device_get(state.fault)
-  return numbers, names[found[2]] if found[1] >= 0 else None
-
-
-def _number(x):
-  """A float32 as a number of JSON that is read back bit for bit, or as text where JSON has none."""
-  x = float(np.float32(x))
-  return x if math.isfinite(x) else str(x)
-
-
-def _read(file):
-  """What `halt` wrote."""
-  whole = lambda x: type(x) is int and x >= 0
-  right = {
-    **dict.fromkeys(('step', 'nimg'), whole),
-    'array': lambda x: x is None or isinstance(x, str),
-    'state': lambda x: isinstance(x, str),
-    **dict.fromkeys(('config', 'numbers'), lambda x: isinstance(x, dict)),
-    **dict.fromkeys(('images', 'key'), lambda x: isinstance(x, list) and all(map(whole, x))),
-    'phase': lambda x: x in PHASES,
-    'data': lambda x: isinstance(x, dict) and {'name', 'place'} <= x.keys(),
-  }
   try:
     saved = json.loads(file.read_text())
-    wrong = [name for name, check in right.items() if not check(saved.get(name))]
-    if wrong:
+    right = {
+      'step': is_whole(saved.get('step')),
+      'nimg': is_whole(saved.get('nimg')),
+      'phase': saved.get('phase') in PHASES,
+      'array': isinstance(saved.get('array', 0), str | None),
+      'state': isinstance(saved.get('state'), str),
+      'config': isinstance(saved.get('config'), dict),
+      'numbers': isinstance(saved.get('numbers'), dict),
+      'images': are_whole(saved.get('images')),
+      'key': are_whole(saved.get('key')),
+      'data': isinstance(saved.get('data'), dict) and {'name', 'place'} <= saved['data'].keys(),
+    }
+    if wrong := [name for name, ok in right.items() if not ok]:
       raise ValueError(f'wrong or missing: {", ".join(wrong)}')
     return saved
   except (OSError, ValueError, AttributeError, RecursionError) as e:
@@ -268,24 +281,16 @@ def _read(file):
     ) from None
 
 
-def _few(indices, most=16):
-  text = ', '.join(map(str, indices[:most]))
-  return f'{text} ... ({len(indices)} in all)' if len(indices) > most else text
-
-
-def _compare(then, now):
-  """Prints the numbers: all that are not of arrays, and of the arrays those that aren't finite,
-  then or now.
-  """
-  arrays = [
-    name
-    for name in now
-    if name.startswith('|grad ') and isinstance(now[name], str) | isinstance(then.get(name), str)
-  ]
-  rows = [name for name in now if not name.startswith('|grad ')] + arrays[:SHOWN]
+def _print_numbers(then, now):
+  """All that are not of arrays, and of the arrays those that aren't finite, then or now."""
+  of_arrays = [name for name in now if name.startswith('|grad ')]
+  rows = [name for name in now if name not in of_arrays]
+  # JSON has no number for what isn't finite: it is text.
+  bad = [x for x in of_arrays if isinstance(now[x], str) or isinstance(then.get(x), str)]
+  rows += bad[:SHOWN]
   width = max(map(len, rows))
   print(f'{"":<{width}}  {"then":>22}  {"now":>22}')
   for name in rows:
     print(f'{name:<{width}}  {then.get(name, "-")!s:>22}  {now[name]!s:>22}')
-  if len(arrays) > SHOWN:
-    print(f'... and {len(arrays) - SHOWN} more arrays whose gradient is not finite')
+  if len(bad) > SHOWN:
+    print(f'... and {len(bad) - SHOWN} more arrays whose gradient is not finite')

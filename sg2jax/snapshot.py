@@ -1,33 +1,53 @@
-"""What a run shows of itself at a snapshot: the grid of fixed latents, SWD, and the metrics that
-are due.
-"""
+"""What a run shows of itself: the grid of fixed latents, SWD, and the metrics that are due."""
+
+from collections.abc import Callable
+import pathlib
+from typing import Any
 
 import jax
+from jax.sharding import Mesh
 import numpy as np
 
 from sg2jax import build, data, files, grids, resample, sharding
 from sg2jax.evaluation import artifacts, measure, passes, protocols
 from sg2jax.evaluation.features import SWD_SIDE
-from sg2jax.evaluation.swd import swd
+from sg2jax.evaluation.swd import PATCH, swd
+from sg2jax.models.generator import largest
 from sg2jax.models.mapping import broadcast
-from sg2jax.models.stylegan2 import largest
 from sg2jax.sampler import from_state, images_at_once, to_uint8
+from sg2jax.signals import Stop
+from sg2jax.state import TrainState
+from sg2jax.steps import TrainSteps
 
 GRID = 64  # fixed latents shown in every snapshot, at most
 
 
 class Snapshot:
-  """Grid of fixed latents and SWD of the EMA generator against reals that don't change; all from
-  the seed.
+  """Looks at the EMA generator, always with the same latents and against the same reals.
+
+  `compile_sampler` comes first, and again in each stage of growth.
   """
 
-  def __init__(self, workdir, config, source, mesh, log, stop):
-    self.workdir, self.config, self.source = (
-      workdir,
-      config.to_dict() | {'c_dim': source.c_dim},
-      source,
-    )
-    self.log, self.seed, self.stop, self.mesh = log, config.seed, stop, mesh
+  def __init__(
+    self, workdir: pathlib.Path, config: Any, source: Any, mesh: Mesh, log: Any, stop: Stop
+  ):
+    """Draws the latents from the seed and reads the reals, of which only small ones stay in memory.
+
+    Args:
+      workdir: of the run.
+      config: of the run.
+      source: data.Source of the reals.
+      mesh: that the work is divided over.
+      log: report.Report for the grids.
+      stop: true after a signal, which ends all work here but that of the last snapshot.
+    """
+    self.workdir = workdir
+    self.config = config.to_dict() | {'c_dim': source.c_dim}
+    self.source = source
+    self.mesh = mesh
+    self.log = log
+    self.stop = stop
+    self.sample = None  # (state, z [1,N,z_dim], c [1,N,c_dim]) -> images, contributions
     # On a device never more images at once than in training, which its memory is known to be enough
     # for.
     micro = min(build.microbatch(config, batch) for batch in build.batches(config))
@@ -35,118 +55,145 @@ class Snapshot:
     rows, self.cols = grids.grid_shape(*source.shape[:2], GRID)
     self.shown = rows * self.cols
     self.factor = -(-max(source.shape[:2]) // SWD_SIDE)
-    # SWD takes 7x7 patches
-    compare = config.swd_images if min(source.shape[:2]) // self.factor >= 7 else 0
-    count = max(min(self.shown, len(source)), min(compare, len(source)))
+    compared = config.swd_images if min(source.shape[:2]) // self.factor >= PATCH else 0
+    count = min(max(self.shown, compared), len(source))
     self.order = np.random.default_rng([config.seed, 0]).permutation(len(source))[:count].tolist()
-    self.small_reals, labels = [], []
+    labels = []
+    self.small_reals = []
     for i in self.order:
       sample = source[i]
       labels.append(sample['label'])
-      if compare:
+      if compared:
         self.small_reals.append(data.shrink(sample['image'], self.factor))
     self.labels = np.stack(labels)
     self.z = np.random.RandomState(config.seed).randn(max(count, self.shown), config.g.z_dim)
 
-  def reals(self, name, step):
+  def compile_sampler(self, steps: TrainSteps) -> None:
+    """Takes the images of this stage of growth from now on."""
+    same = sharding.replicated(self.mesh)
+    divided = sharding.batched(self.mesh)
+    self.sample = jax.jit(
+      sample_function(steps), in_shardings=(same, divided, divided), out_shardings=same
+    )
+
+  def write_reals(self, name: str, step: int) -> None:
     """Writes as many real images as a grid has places, or as there are."""
     images = np.stack([self.source[i]['image'] for i in self.order[: self.shown]])
     self.log.images(name, images, step, min(self.cols, len(images)))
 
-  def enter(self, steps):
-    """Takes the images of this stage from now on, and with several torgb layers what each
-    contributes [S2 Fig. 8].
+  def take(self, state: TrainState, last: bool = False) -> dict[str, float]:
+    """Writes the grid, and compares.
+
+    Args:
+      state: its g_ema is looked at.
+      last: a signal doesn't stop it: a finished run would lack it for ever.
+
+    Returns:
+      {'contribution_b4', ..., 'swd', 'swd_<level>'}, less what doesn't apply or was stopped.
     """
-    generator, parts = steps.generator, steps.generator.synthesis.architecture in artifacts.PARTS
 
-    def sample(state, z, c):
-      variables = {'params': state.g_ema, 'noise': state.noise}
-      # as everything that makes images to be looked at
-      with jax.default_matmul_precision('highest'):
-        ws = broadcast(
-          generator.apply(variables, z[0], c[0], method='map'), generator.synthesis.num_ws
-        )
-        images = generator.apply(
-          variables, ws, 'const', steps.stage.level, steps.alpha(state), method='synthesize'
-        )
-        images = resample.nearest(largest(images), 2**steps.stage.level)
-        return to_uint8(images), artifacts.contribution(generator, variables, ws) if parts else {}
-
-    same = sharding.replicated(self.mesh)
-    self.sample = jax.jit(
-      sample, in_shardings=(same, *[sharding.batched(self.mesh)] * 2), out_shardings=same
-    )
-
-  def __call__(self, state, last=False):
-    """Writes the grid; returns {'contribution_b4', ..., 'swd', 'swd_<level>'}, less what doesn't
-    apply or was stopped.
-
-    The last one isn't stopped by a signal: a finished run would lack it for ever.
-    """
-    dtype, stop, grid, fakes, parts = state.pl_mean.dtype, () if last else self.stop, [], [], []
-
-    def tick():
-      if stop:
+    def check_stop():
+      if self.stop and not last:
         raise passes.Stopped
 
-    for first in range(0, len(self.z), self.batch):
-      if stop:
-        return {}
-      part = np.arange(first, first + self.batch)
-      z, c = (x[part % len(x)][None].astype(dtype) for x in (self.z, self.labels))
-      images, shares = jax.device_get(self.sample(state, z, c))
-      if first < self.shown:
-        grid.append(images[: self.shown - first])
-      parts.append(shares)
+    metrics = {}
+    try:
+      shown, fakes, shares = self._images(state, check_stop)
+      self.log.images(f'fakes_{int(state.nimg) // 1000:06d}', shown, int(state.step), self.cols)
+      for name in sorted(shares[0], key=artifacts.resolution):
+        metrics[f'contribution_{name}'] = np.mean([float(part[name]) for part in shares])
       if self.small_reals:
-        fakes.append(data.shrink(images, self.factor))
-    self.log.images(
-      f'fakes_{int(state.nimg) // 1000:06d}', np.concatenate(grid), int(state.step), self.cols
-    )
-    metrics = {
-      f'contribution_{name}': np.mean([float(shares[name]) for shares in parts])
-      for name in sorted(parts[0], key=artifacts.resolution)
-    }
-    if self.small_reals:
-      compared = np.stack(self.small_reals), np.concatenate(fakes)[: len(self.small_reals)]
-      try:
-        levels = swd(*compared, self.seed, tick)
-      except passes.Stopped:
-        levels = {}
-      metrics |= {'swd' if k == 'mean' else f'swd_{k}': v for k, v in levels.items()}
+        reals = np.stack(self.small_reals)
+        levels = swd(reals, fakes[: len(reals)], self.config['seed'], check_stop)
+        for level, value in levels.items():
+          metrics['swd' if level == 'mean' else f'swd_{level}'] = value
+    except passes.Stopped:
+      pass
     return metrics
 
-  def plan(self, step):
-    """Notes that config.metrics are to be measured at this step; a run that is resumed there begins
-    with it.
-    """
-    if self.config['metrics']:
-      files.write_atomic(self.pending(step), '')
+  def _images(self, state, check_stop):
+    """Of the latents: (images of the grid, all images small or None, contributions by batch)."""
+    dtype = state.pl_mean.dtype
+    shown = []
+    small = []
+    shares = []
+    for first in range(0, len(self.z), self.batch):
+      check_stop()
+      # The last batch is filled up, and labels and latents may be fewer: both repeat.
+      places = np.arange(first, first + self.batch)
+      z = self.z[places % len(self.z)][None].astype(dtype)
+      c = self.labels[places % len(self.labels)][None].astype(dtype)
+      images, share = jax.device_get(self.sample(state, z, c))
+      shares.append(share)
+      if first < self.shown:
+        shown.append(images[: self.shown - first])
+      if self.small_reals:
+        small.append(data.shrink(images, self.factor))
+    return np.concatenate(shown), np.concatenate(small) if small else None, shares
 
-  def pending(self, step):
-    """The note of `plan`."""
+  # ---- metrics of config.metrics, which may take longer than a checkpoint
+
+  def metrics_note(self, step: int) -> pathlib.Path:
+    """The file that is there while metrics of this step are due; a resumed run begins with them."""
     return self.workdir / 'evaluation' / f'{step:08d}' / '.due'
 
-  def measure(self, state):
-    """Measures config.metrics of this state into <workdir>/evaluation/<step> and the log, unless a
-    signal comes.
-    """
-    net = from_state(self.workdir, self.config, state, self.source.labels)
-    note, found = self.pending(net.step), {}
+  def metrics_due(self, step: int) -> bool:
+    """Whether config.metrics are still to be measured at this step."""
+    return self.metrics_note(step).exists()
+
+  def note_metrics_due(self, step: int) -> None:
+    """Makes `metrics_due` true, also for a process that resumes this run."""
+    if self.config['metrics']:
+      files.write_atomic(self.metrics_note(step), '')
+
+  def measure_metrics(self, state: TrainState) -> None:
+    """Measures config.metrics into WORKDIR/evaluation/<step> and the log, unless a signal comes."""
+    sampler = from_state(self.workdir, self.config, state, self.source.labels)
+    note = self.metrics_note(sampler.step)
     wanted = [protocols.parse(name) for name in self.config['metrics']]
-    left = [p.name for p in wanted if p.kind == 'ppl' and net.grows]
-    if left:
-      self.log.say(f'{", ".join(left)}: left out while the network grows')
+    too_early = [p.name for p in wanted if p.kind == 'ppl' and sampler.grows]
+    if too_early:
+      self.log.say(f'{", ".join(too_early)}: left out while the network grows')
+    setting = measure.Setting(
+      sampler,
+      self.source,
+      self.mesh,
+      note.parent,
+      seed=self.config['seed'],
+      batch=self.batch,
+      stop=self.stop,
+    )
+    values = {}
     try:
-      for document in measure.measure(
-        [p for p in wanted if p.name not in left],
-        measure.Setting(
-          net, self.source, self.mesh, note.parent, self.seed, self.batch, stop=self.stop
-        ),
-      ):
-        found |= document['values']
+      for document in measure.measure([p for p in wanted if p.name not in too_early], setting):
+        values |= document['values']
     except passes.Stopped:
       return
-    if found:
-      self.log.values(net.step, net.nimg, found)
+    if values:
+      self.log.values(sampler.step, sampler.nimg, values)
     note.unlink(missing_ok=True)
+
+
+def sample_function(steps: TrainSteps) -> Callable:
+  """(state, z [1,N,z_dim], c [1,N,c_dim]) -> uint8 images [N,H,W,C], {block: its contribution}.
+
+  Of networks with several torgb layers, what each contributes to the picture [S2 Fig. 8].
+  """
+  generator = steps.generator
+  level = steps.stage.level
+  has_parts = generator.synthesis.architecture in artifacts.PARTS
+
+  def sample(state, z, c):
+    variables = {'params': state.g_ema, 'noise': state.noise}
+    # as everything that makes images to be looked at
+    with jax.default_matmul_precision('highest'):
+      w = generator.apply(variables, z[0], c[0], method='map')
+      ws = broadcast(w, generator.synthesis.num_ws)
+      images = generator.apply(
+        variables, ws, 'const', level, steps.alpha(state), method='synthesize'
+      )
+      images = resample.nearest(largest(images), 2**level)
+      shares = artifacts.contribution(generator, variables, ws) if has_parts else {}
+      return to_uint8(images), shares
+
+  return sample

@@ -28,8 +28,8 @@ import jax.numpy as jnp
 import optax
 
 from sg2jax import losses, resample, schedule
+from sg2jax.models.generator import largest
 from sg2jax.models.mapping import broadcast
-from sg2jax.models.stylegan2 import largest
 from sg2jax.state import TrainState
 
 # In the order of a minibatch: g_reg follows g as both are of one Adam, d sees the generator after
@@ -50,8 +50,8 @@ class Averages(NamedTuple):
 class TrainSteps:
   """Networks, optimizers and constants of training (of one stage of growth); methods are steps."""
 
-  generator: Any  # models.stylegan2.Generator
-  discriminator: Any  # models.stylegan2.Discriminator
+  generator: Any  # models.generator.Generator
+  discriminator: Any  # models.discriminator.Discriminator
   g_tx: optax.GradientTransformation  # of g and g_reg
   d_tx: optax.GradientTransformation  # of d and d_reg
   r1_gamma: float  # weight of R1; 0: none

@@ -11,7 +11,7 @@ import optax
 import pytest
 
 from configs import custom, default
-from sg2jax import build, checkpoint, sampler
+from sg2jax import build, checkpoint, checks, sampler
 from sg2jax import state as state_lib
 from sg2jax.data.labels import Labels
 from sg2jax.faults import UsageError, WeightsError
@@ -89,7 +89,7 @@ def fresh(name, nimg=0):
   fields, c_dim = NETWORKS[name]
   config = default.get_config()
   config.update_from_flattened_dict(TINY | fields)
-  build.check(config)
+  checks.check(config)
   shapes = jax.eval_shape(
     lambda key: state_lib.create_train_state(
       key, *build.networks(config, c_dim), optax.identity(), optax.identity()
@@ -208,7 +208,7 @@ def test_widths_that_no_network_has(fields, said):
   config = default.get_config()
   config.update_from_flattened_dict(TINY | fields)
   with pytest.raises(UsageError, match=said):
-    build.check(config)
+    checks.check(config)
 
 
 def test_exports_without_their_json_or_changed_are_refused(tmp_path):

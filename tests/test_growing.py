@@ -16,9 +16,11 @@ import numpy as np
 import pytest
 
 from configs import paper
-from sg2jax import build, data, ops, schedule, state
+from sg2jax import build, checks, data, resample, schedule, state
+from sg2jax.models.discriminator import Discriminator
+from sg2jax.models.generator import Generator, Synthesis
 from sg2jax.models.mapping import Mapping
-from sg2jax.models.stylegan2 import GROWING, Discriminator, Generator, Synthesis
+from sg2jax.models.sizes import GROWING
 from tests.runs import content, finish, log, start
 
 LADDER = [*'abcdef', 'msg'] + [
@@ -63,8 +65,10 @@ def test_alpha_0_and_1_continue_the_stages_below_and_above(quick_compile, archit
     np.testing.assert_array_equal(logits, judge(images, None))
     if stage == 2:
       break
-    half = ops.half(images)
-    assert jnp.abs(synthesize(0.0, stage) - ops.nearest(synthesize(1.0, stage + 1))).max() < 1e-5
+    half = resample.half(images)
+    assert (
+      jnp.abs(synthesize(0.0, stage) - resample.nearest(synthesize(1.0, stage + 1))).max() < 1e-5
+    )
     assert jnp.abs(judge(images, 0.0) - judge(half, 1.0)).max() < 1e-5
     # linear in between
     assert jnp.abs(synthesize(0.5, stage) - (whole + synthesize(0.0, stage)) / 2).max() < 1e-5
@@ -156,18 +160,18 @@ def test_gradients_are_those_of_full_size_images(quick_compile):
   )
   clock = types.SimpleNamespace(step=jnp.int32(0), nimg=jnp.int32(0), pl_mean=jnp.zeros(()))
   full = lambda x: losses.r1_penalty(
-    lambda img: d.apply(vd, ops.half(ops.half(img)), None, 1.0), x
+    lambda img: d.apply(vd, resample.half(resample.half(img)), None, 1.0), x
   )[0]
   _, (_, aux) = jax.jit(
     lambda x: steps._r1_loss(clock, vd['params'], (), {'reals': x, 'real_c': None})
   )(small)
-  np.testing.assert_allclose(jax.jit(full)(ops.nearest(small, 4)).mean(), aux['r1'], rtol=1e-4)
+  np.testing.assert_allclose(jax.jit(full)(resample.nearest(small, 4)).mean(), aux['r1'], rtol=1e-4)
   ws, noise = (
     jax.random.normal(jax.random.key(1), (4, 6, 8)),
     jax.random.normal(jax.random.key(3), (4, 16, 16, 3)),
   )
   native = noise.reshape(4, 4, 4, 4, 4, 3).sum((2, 4)) / 4
-  synthesize = lambda factor, ws: ops.nearest(
+  synthesize = lambda factor, ws: resample.nearest(
     g.apply(vg, ws, 'const', 2, 1.0, method='synthesize'), factor
   )
   lengths = [
@@ -193,13 +197,14 @@ def test_alpha_follows_the_level_of_detail_and_is_looked_at_every_few_minibatche
   assert first == (200 if not fade else math.floor(1000 * hold) + 1)
 
 
-def test_look_remembers_where_the_schedule_was_looked_at_last():
+def test_stage_and_last_check_of_a_run_between_two_checks():
   growth = schedule.Growth(64, 3, 0.1, 0.3, 5, 1e-3, 1e-3, batches=((8, 40), (16, 20)), repeats=4)
   nimg = seen = 0
   for step in range(200):
     if step % 4 == 0:
       seen = nimg
-    assert growth.last_check(step, nimg) == seen
+    stage = growth.current_stage(step, nimg)
+    assert stage == growth.stage(seen) and growth.last_check(stage, step, nimg) == seen
     nimg += growth.stage(seen).batch
   assert growth.stage(seen).level == 0
 
@@ -243,7 +248,7 @@ TABLE_1 = {  # architectures, gamma, r1_interval, pl_interval, pl_weight, fmap_b
 def test_paper_configurations(cell):
   c = paper.get_config(cell)
   c.data.dir = '-'
-  build.check(c)
+  checks.check(c)
   g, d, *rest = TABLE_1[cell.split(':')[0]]
   if ':' in cell:
     g, d = re.fullmatch('e:G(.*)-D(.*)', cell).groups()
@@ -318,7 +323,7 @@ def test_msg_judges_every_resolution(quick_compile):
   assert all((jnp.abs(x) > 0).mean() > 0.9 for x in grads)
   real = images[-1]
   np.testing.assert_array_equal(
-    d.apply(vd, real), d.apply(vd, (ops.half(ops.half(real)), ops.half(real), real))
+    d.apply(vd, real), d.apply(vd, (resample.half(resample.half(real)), resample.half(real), real))
   )
 
   def judged(params):
@@ -333,7 +338,7 @@ def test_msg_judges_every_resolution(quick_compile):
 # ---- data
 
 
-def test_shrunk_source(tmp_path):
+def test_shrunk_source(tmp_path, monkeypatch):
   source = data.load('digits', str(tmp_path), (16, 16), 1, True)
   small = data.Shrunk(source, 4)
   assert small.shape == (4, 4, 1) and len(small) == len(source)
@@ -351,13 +356,9 @@ def test_shrunk_source(tmp_path):
   stream = data.batches(small, batch=4, microbatch=4, seed=0, mirror=False, nimg=9)
   whole = data.batches(source, batch=4, microbatch=4, seed=0, mirror=False, nimg=9)
   np.testing.assert_array_equal(next(stream)['image'], data.shrink(next(whole)['image'], 4))
-  small.MEMORY, large = 0, data.Shrunk
-  large.MEMORY, kept = 10, large.MEMORY
-  try:
-    frugal = large(source, 4)
-    assert frugal[7]['image'].shape == (4, 4, 1) and not frugal._kept
-  finally:
-    large.MEMORY = kept
+  monkeypatch.setattr(data.Shrunk, 'MAX_BYTES', 10)
+  frugal = data.Shrunk(source, 4)
+  assert frugal[7]['image'].shape == (4, 4, 1) and not frugal._cache
 
 
 # ---- runs

@@ -23,7 +23,7 @@ FLOORS = (
   ('steps',),
   ('cli', 'data', 'environment', 'event_files', 'locks', 'manifest'),
   ('build', 'checkpoint', 'inputs', 'report'),
-  ('sampler', 'pretrained'),
+  ('checks', 'pretrained', 'sampler'),
   ('evaluation', 'edit', 'interop.read'),
   ('stage', 'workdir', 'interop.write'),
   ('init_from', 'nonfinite', 'snapshot'),
@@ -86,13 +86,13 @@ def test_configs_and_package_do_not_know_each_other():
   'name', [p.stem for p in (ROOT / 'configs').glob('*.py') if p.stem not in ('__init__', 'default')]
 )
 def test_presets_are_small_and_pass_the_checks(name):
-  from sg2jax import build
+  from sg2jax import build, checks
 
   module = importlib.import_module(f'configs.{name}')
   assert '--config=configs/' in module.__doc__
   config = module.get_config()
   config.data.dir = 'somewhere'
-  build.check(config)
+  checks.check(config)
   generator, discriminator = build.networks(config, 3 if config.data.labels else 0)
   assert generator.synthesis.resolution == discriminator.resolution == build.resolution(config)
 
@@ -151,13 +151,13 @@ REVISED = {'g.architecture': 'revised', 'd.architecture': 'revised', 'grow.start
 )
 def test_bad_values_name_the_field_and_the_remedy(fields, said):
   from configs import default
-  from sg2jax import build
+  from sg2jax import checks
   from sg2jax.faults import UsageError
 
   config = default.get_config()
   config.update_from_flattened_dict({'data.dir': 'somewhere'} | fields)
   with pytest.raises(UsageError) as e:
-    build.check(config)
+    checks.check(config)
   assert said in str(e.value)
 
 

@@ -14,7 +14,7 @@ import pytest
 
 from configs import minipaper as preset
 from configs import paper
-from sg2jax import build, faults
+from sg2jax import build, checks, faults
 from sg2jax.lab import minipaper, tables
 from sg2jax.lab.minipaper import plan, work
 from sg2jax.lab.tables import CELLS
@@ -28,7 +28,7 @@ from tests.runs import ROOT, call
 @pytest.mark.parametrize('side', [16, 32, 64])
 def test_every_cell_is_the_papers_scaled_down(cell, side):
   c, whole = preset.get_config(f'{cell},{side}'), paper.get_config(cell)
-  build.check(c)
+  checks.check(c)
   generator, discriminator = build.networks(c, 0)
   assert generator.synthesis.resolution == discriminator.resolution == (side, side)
   assert (c.g.architecture, c.d.architecture) == (whole.g.architecture, whole.d.architecture)
@@ -74,19 +74,11 @@ def test_unknown_cell_of_the_preset_is_refused():
 
 
 def test_plan_of_what_is_asked_for(tmp_path):
-  runs, settings = plan(
-    tmp_path,
-    ['e:Gorig-Dorig', 'e', 'e:Gskip-Dresnet'],
-    kimg=2.0,
-    fields=['data.dir=a=b', 'batch=8'],
-  )
-  assert [(run.cell, run.seed) for run in runs] == [
-    ('e:Gorig-Dorig', 0),
-    ('e', 0),
-    ('e:Gorig-Dorig', 1),
-    ('e', 1),
-  ]
+  runs = plan(tmp_path, ['e:Gorig-Dorig', 'e', 'e:Gskip-Dresnet'], 2)
+  pair = 'e:Gorig-Dorig'
+  assert [(run.cell, run.seed) for run in runs] == [(pair, 0), ('e', 0), (pair, 1), ('e', 1)]
   assert runs[2].workdir == tmp_path / 'e-Gorig-Dorig' / 'seed1'
+  settings = minipaper.shared_settings(2.0, 32, ['data.dir=a=b', 'batch=8'])
   command = minipaper.command(runs[2], settings)
   assert command[3] == '--config=configs/minipaper.py:e:Gorig-Dorig,32'
   assert command[5:] == [
@@ -95,7 +87,7 @@ def test_plan_of_what_is_asked_for(tmp_path):
     '--config.data.dir=a=b',
     '--config.batch=8',
   ]
-  assert len({run.workdir for run in plan(tmp_path, CELLS)[0]}) == 30
+  assert len({run.workdir for run in plan(tmp_path, CELLS, 2)}) == 30
 
 
 @pytest.mark.parametrize(
@@ -161,7 +153,8 @@ class Lab:
     )
 
   def __call__(self, out, cells, seeds=2):
-    runs, settings = plan(out, cells, seeds, 3.0)
+    runs = plan(out, cells, seeds)
+    settings = minipaper.shared_settings(3.0, 32, [])
     minipaper.begin(out, settings)
     save = lambda failed: tables.save(out, runs, settings, failed)
     return work(runs, settings, self.stop, save, self.train, self.measure)

@@ -11,13 +11,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sg2jax.models import stylegan2
+from sg2jax.models.discriminator import Discriminator, DiscriminatorBlock
+from sg2jax.models.generator import Generator, Synthesis, SynthesisBlock
 from sg2jax.models.layers import Conv, SynthesisLayer, ToRGB
 from sg2jax.models.mapping import Mapping
-from sg2jax.models.stylegan2 import Discriminator, Generator, Synthesis, block_sizes, fmaps
+from sg2jax.models.sizes import ARCHITECTURES, block_dtypes, block_sizes, fmaps
 
 pytestmark = pytest.mark.usefixtures('quick_compile')
-ARCHITECTURES = stylegan2.ARCHITECTURES
+ARCHITECTURES = ARCHITECTURES
 
 
 def make(resolution=(8, 8), channels=3, architecture='skip', c_dim=0, mapping_layers=1, **options):
@@ -283,8 +284,8 @@ def test_bfloat16_blocks_agree_and_end_in_float32(architecture):
       g.clone(synthesis=g.synthesis.clone(num_bf16_res=bits)),
       d.clone(num_bf16_res=bits),
     )
-    blocks = captured(low_g, stylegan2.SynthesisBlock, params, z(), c, noise_mode='const')
-    d_blocks = captured(low_d, stylegan2.DiscriminatorBlock, d_params, x)
+    blocks = captured(low_g, SynthesisBlock, params, z(), c, noise_mode='const')
+    d_blocks = captured(low_d, DiscriminatorBlock, d_params, x)
     return (
       low_g.apply(params, z(), c, noise_mode='const'),
       low_d.apply(d_params, x),
@@ -304,7 +305,7 @@ def test_bfloat16_blocks_agree_and_end_in_float32(architecture):
 
 
 def test_first_block_is_never_bfloat16():
-  assert stylegan2._dtypes(block_sizes((16, 16)), 99) == [None, jnp.bfloat16, jnp.bfloat16]
+  assert block_dtypes(block_sizes((16, 16)), 99) == [None, jnp.bfloat16, jnp.bfloat16]
 
 
 # which normalizes after it

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from sg2jax.evaluation.ppl import distances, path_length, trimmed, view
-from sg2jax.models import stylegan2
+from sg2jax.models.generator import Generator, Synthesis
 from sg2jax.models.mapping import Mapping
 
 
@@ -131,7 +131,7 @@ def test_each_pair_has_noise_of_its_own_at_both_ends(linear):
 
 
 def test_a_generator_with_noise_of_its_own_for_each_pair(quick_compile):
-  net = stylegan2.Generator(Mapping(4, 0, 4, 1), stylegan2.Synthesis((8, 8), 1, 16, 4, 'orig'))
+  net = Generator(Mapping(4, 0, 4, 1), Synthesis((8, 8), 1, 16, 4, 'orig'))
   variables = jax.jit(net.init)(jax.random.key(0), jnp.zeros((1, 4)), jnp.zeros((1, 0)))
   # so that noise has strength
   variables = variables | {'params': jax.tree.map(lambda x: x + 0.1, variables['params'])}

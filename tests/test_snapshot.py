@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from configs import custom, default
-from sg2jax import build, sharding, snapshot
+from sg2jax import build, checks, sharding, snapshot
 from sg2jax.snapshot import Snapshot
 
 
@@ -77,7 +77,7 @@ def made(config, source, devices=1):
 )
 def test_never_more_images_at_once_than_pixels_and_training_allow(fields, devices, at_once):
   config = config_of(**fields)
-  build.check(config)
+  checks.check(config)
   assert made(config, Source((*build.resolution(config), 1)), devices).batch == at_once
 
 
@@ -96,10 +96,10 @@ def test_grids_have_the_images_that_fit_and_no_others_are_made(size, count, show
   config = config_of(resolution=size, batch=4)
   snap = made(config, Source((*size, 1), count))
   snap.sample = lambda state, z, c: (np.zeros((len(z[0]), *size, 1), np.uint8), {})
-  assert snap(types.SimpleNamespace(pl_mean=np.float32(0), nimg=7000, step=3)) == {}
+  assert snap.take(types.SimpleNamespace(pl_mean=np.float32(0), nimg=7000, step=3)) == {}
   images, step, cols = snap.log.grids['fakes_000007']
   assert ((len(images), cols), step, len(snap.z)) == (shown, 3, latents)
-  snap.reals('reals', 0)
+  snap.write_reals('reals', 0)
   images, step, cols = snap.log.grids['reals']
   assert ((len(images), cols), step) == (reals, 0)
 
@@ -114,7 +114,7 @@ def test_more_images_for_swd_are_made_but_not_kept():
     return np.zeros((len(z[0]), 1024, 1024, 1), np.uint8), {}
 
   snap.sample = sample
-  metrics = snap(types.SimpleNamespace(pl_mean=np.float32(0), nimg=0, step=0), last=True)
+  metrics = snap.take(types.SimpleNamespace(pl_mean=np.float32(0), nimg=0, step=0), last=True)
   assert made_at == [4] * 20 and 'swd' in metrics
   assert len(snap.log.grids['fakes_000000'][0]) == 16
 
@@ -139,7 +139,7 @@ def programs(config, batch=None):
   steps, shape = build.steps(config, 0, mesh), (*build.resolution(config), 3)
   state = jax.eval_shape(lambda: build.init_state(config, steps, None))
   snap = Snapshot('-', config, Source(shape), mesh, Log(), ())
-  snap.enter(steps)
+  snap.compile_sampler(steps)
   array = jax.ShapeDtypeStruct
   images = {
     'image': array((1, config.batch, *shape), np.uint8),

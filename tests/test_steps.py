@@ -1,9 +1,7 @@
-"""The four updates where the reference trajectories say nothing: draws, keys, global batch,
-guards.
-"""
+"""The four updates where the reference trajectories say nothing: draws, keys, halting."""
 
 import dataclasses
-from functools import cache, partial
+from functools import cache
 
 import jax
 import jax.numpy as jnp
@@ -11,10 +9,11 @@ import numpy as np
 import pytest
 
 from configs import default
-from sg2jax import build, losses, schedule, state
+from sg2jax import build, checks, losses, schedule, state
 from sg2jax import steps as steps_lib
+from sg2jax.models.discriminator import Discriminator
+from sg2jax.models.generator import Generator, Synthesis
 from sg2jax.models.mapping import Mapping
-from sg2jax.models.stylegan2 import Discriminator, Generator, Synthesis
 from sg2jax.steps import TrainSteps
 
 pytestmark = pytest.mark.usefixtures('quick_compile')
@@ -38,19 +37,20 @@ def make(**changes):
     pl_shrink=2,
     mixing_prob=0.9,
     ema_kimg=0.01,
-    ema_rampup=None,
+    ema_rampup=0.05,
   )
   return dataclasses.replace(steps, **changes)
 
 
-@cache
-def initial():
+@jax.jit
+def create(key):
   steps = make()
-  return jax.jit(
-    lambda key: state.create_train_state(
-      key, steps.generator, steps.discriminator, steps.g_tx, steps.d_tx
-    )
-  )(jax.random.key(0))
+  return state.create_train_state(key, steps.generator, steps.discriminator, steps.g_tx, steps.d_tx)
+
+
+@cache
+def initial(seed=0):
+  return create(jax.random.key(seed))
 
 
 def batch(rounds=2, micro=4):
@@ -105,7 +105,8 @@ def test_a_net_and_its_regularizer_share_one_optimizer_state():
   assert int(s.g_opt[0].count) == 2 and int(s.d_opt[0].count) == 0
 
 
-def test_due():
+@pytest.mark.smoke
+def test_phases_of_a_minibatch():
   steps = make()
   assert steps.phases(0) == ['g', 'g_reg', 'd', 'd_reg'] and steps.phases(1) == ['g', 'd']
   assert steps.phases(4) == ['g', 'g_reg', 'd'] and steps.phases(32) == ['g', 'g_reg', 'd', 'd_reg']
@@ -116,20 +117,15 @@ def test_due():
 
 
 def test_ema_follows_the_global_batch_and_the_clock_before_it():
-  start = initial().replace(
-    g_ema=jax.tree.map(jnp.zeros_like, initial().g), nimg=jnp.asarray(100, jnp.int32)
-  )
-  s, _ = run('d')(KEY, start, batch())
-  beta = 0.5 ** (8 / 10)  # 2 rounds of 4 images, half-life ema_kimg * 1000
-  jax.tree.map(
-    lambda e, p: np.testing.assert_allclose(e, (1 - beta) * p, rtol=1e-5), s.g_ema, start.g
-  )
-  assert int(s.nimg) == 108 and int(s.step) == 1
-  s, _ = run('d', ema_rampup=0.05)(KEY, start, batch())
-  beta = 0.5 ** (8 / 5)  # 100 * 0.05 images
-  jax.tree.map(
-    lambda e, p: np.testing.assert_allclose(e, (1 - beta) * p, rtol=1e-5), s.g_ema, start.g
-  )
+  for nimg, half_life in ((1000, 10), (100, 5)):  # ema_kimg * 1000; nimg * ema_rampup
+    start = initial().replace(
+      g_ema=jax.tree.map(jnp.zeros_like, initial().g), nimg=jnp.asarray(nimg, jnp.int32)
+    )
+    s, _ = run('d')(KEY, start, batch())
+    beta = 0.5 ** (8 / half_life)  # 2 rounds of 4 images
+    for e, p in zip(jax.tree.leaves(s.g_ema), jax.tree.leaves(start.g), strict=True):
+      np.testing.assert_allclose(e, (1 - beta) * p, rtol=1e-5)
+    assert (int(s.nimg), int(s.step)) == (nimg + 8, 1)
 
 
 def test_ema_with_ramp_starts_as_a_copy():
@@ -140,20 +136,18 @@ def test_ema_with_ramp_starts_as_a_copy():
 # ---- draws
 
 
-def draws(step=0, name='g', rounds=2, micro=4, **changes):
-  fn = {'g': 'draw', 'g_reg': 'draw_pl', 'd': 'draw'}[name]
-  key = jax.random.fold_in(jax.random.fold_in(KEY, step), 'g g_reg d'.split().index(name))
-  return getattr(make(**changes), fn)(key, batch(rounds, micro))
+def draws(step=0, phase='g', rounds=2, micro=4, **changes):
+  steps = make(**changes)
+  key = steps_lib._phase_key(KEY, initial().replace(step=step), phase)
+  return (steps.draw_pl if phase == 'g_reg' else steps.draw)(key, batch(rounds, micro))
 
 
 def test_no_key_is_used_twice():
-  """Every latent of two minibatches, three phases, mixing included, is another one; every round has
-  its noise key.
-  """
-  found = [draws(step, name) for step in (0, 1) for name in ('g', 'g_reg', 'd')]
-  latents = np.concatenate([np.reshape(z, (-1, 4)) for x in found for z in (x['z'], x['mix']['z'])])
+  """Latents of two minibatches and three phases all differ, and so do the noise keys of rounds."""
+  drawn = [draws(step, phase) for step in (0, 1) for phase in ('g', 'g_reg', 'd')]
+  latents = np.concatenate([np.reshape(z, (-1, 4)) for x in drawn for z in (x['z'], x['mix']['z'])])
   assert len(np.unique(latents.round(5), axis=0)) == len(latents) == 2 * 2 * (8 + 4 + 8)
-  keys = np.concatenate([jax.random.key_data(x['noise']) for x in found])
+  keys = np.concatenate([jax.random.key_data(x['noise']) for x in drawn])
   assert len(np.unique(keys, axis=0)) == len(keys) == 12
 
 
@@ -190,7 +184,7 @@ def test_style_mixing():
 
 
 def test_path_length_uses_part_of_each_microbatch():
-  x = draws(name='g_reg')
+  x = draws(phase='g_reg')
   assert x['z'].shape == (2, 2, 4) and x['pl'].shape == (2, 2, 8, 4, 1)
   np.testing.assert_array_equal(x['c'], batch()['label'][:, :2])
 
@@ -199,9 +193,7 @@ def test_path_length_uses_part_of_each_microbatch():
 
 
 def test_path_noise_is_divided_by_the_pixels_only():
-  """A linear generator: img[n] = sum_l ws[n,l] . A_l; lengths by hand for N = 3, 2x5 pixels, 2
-  channels.
-  """
+  """Of a linear generator: img[n] = sum_l ws[n,l] . A_l, N = 3, 2x5 pixels, 2 channels."""
   rng = np.random.default_rng(0)
   a, ws, noise = (
     rng.normal(size=(4, 6, 2, 5, 2)),
@@ -303,9 +295,7 @@ def test_a_step_with_a_gradient_that_is_not_finite_changes_no_weight(name):
 
 
 def test_an_update_that_overflows_halts_before_it_is_applied():
-  """Its loss and gradients are finite: only the minibatch after it would tell, and a checkpoint may
-  lie between them.
-  """
+  """Its loss and gradients are finite: only the minibatch after it would tell."""
   params = {'a': {'w': jnp.ones(3)}, 'b': {'w': jnp.ones(2)}}
   grads = {'a': {'w': jnp.zeros(3)}, 'b': {'w': jnp.full(2, 0.1)}}
 
@@ -349,7 +339,7 @@ def test_an_update_that_overflows_halts_before_it_is_applied():
 def test_updates_are_checked_where_they_can_overflow(fields, checked):
   config = default.get_config()
   config.update_from_flattened_dict({'data.dir': '-', 'resolution': 16} | fields)
-  build.check(config)
+  checks.check(config)
   assert build.steps(config, 0, None).check_updates == checked
 
 
@@ -364,15 +354,6 @@ def test_initial_state():
     x.dtype == jnp.float32
     for x in jax.tree.leaves((s.g, s.d, s.g_ema, s.noise, s.w_avg, s.pl_mean))
   )
-  steps = make()
-  other = jax.jit(
-    partial(
-      state.create_train_state,
-      generator=steps.generator,
-      discriminator=steps.discriminator,
-      g_tx=steps.g_tx,
-      d_tx=steps.d_tx,
-    )
-  )(jax.random.key(5))
+  other = initial(5)
   assert not np.array_equal(s.g['synthesis']['b4']['const'], other.g['synthesis']['b4']['const'])
   assert not np.array_equal(s.d['b4']['fc']['weight'], other.d['b4']['fc']['weight'])

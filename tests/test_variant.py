@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from configs import default
-from sg2jax import build, sampler, workdir
+from sg2jax import build, checks, sampler, workdir
 from sg2jax.faults import UsageError
 from sg2jax.models.variant import DiscriminatorVariant, Variant
 from tests.runs import write_run
@@ -115,4 +115,4 @@ def test_what_no_network_has_is_refused_by_name(fields, said):
   config = default.get_config()
   config.update_from_flattened_dict(SMALL | fields)
   with pytest.raises(UsageError, match=said):
-    build.check(config)
+    checks.check(config)

@@ -22,35 +22,21 @@ FRAMES = 32  # on a path
 
 
 class Measured(NamedTuple):
-  """Of one network.
+  """Of one network."""
 
-  Attributes:
-    numbers: JSON values.
-    table: lines for people.
-    pictures: what the figure shows besides the numbers.
-  """
-
-  numbers: dict
-  table: str
-  pictures: Any = None
+  numbers: dict  # JSON values
+  table: str  # lines for people
+  pictures: Any = None  # what the figure shows besides the numbers
 
 
 class Kind(NamedTuple):
-  """An artefact.
+  """An artefact."""
 
-  Attributes:
-    images: by default.
-    measure: (net, images, seed) -> Measured.
-    draw: (titles, [Measured, ...], caption) -> Figure.
-    unit: what `images` counts.
-    noise: noise_mode of the images.
-  """
-
-  images: int
-  measure: Callable
-  draw: Callable
-  unit: str = 'images'
-  noise: str = 'const'
+  images: int  # by default
+  measure: Callable  # (net, images, seed) -> Measured
+  draw: Callable  # (titles, [Measured, ...], caption) -> Figure
+  unit: str = 'images'  # what `images` counts
+  noise: str = 'const'  # noise_mode of the images
 
 
 def check_images(kind: str, images: int):

@@ -1,7 +1,10 @@
-"""Layers with equalized learning rate: parameters are stored as N(0,1) (over lr_mul) and scaled at
-run time [S1 App. C].
+"""Layers with equalized learning rate [S1 App. C].
+
+Parameters are stored as N(0,1) (over lr_mul) and scaled at run time: the steps of Adam do not
+depend on the size of gradients, and so change all weights equally fast for their size.
 """
 
+from collections.abc import Sequence
 import math
 from typing import Any
 
@@ -13,12 +16,19 @@ import jax.numpy as jnp
 from sg2jax import conv, ops, resample
 
 NOISE_MODES = ('const', 'random', 'none')
+RSQRT2 = math.sqrt(0.5)  # gain of each of two sums of equal variance, whose sum keeps it
+
+
+def activate(x, b, activation: str, gain: float = 1, clamp: float | None = None, dtype=None):
+  """clamp(act(x + b)) * gain, act with the gain that keeps the variance. x: [...,C], b: [C]."""
+  if clamp is not None:
+    clamp = clamp * gain
+  gain = ops.ACTIVATIONS[activation][1] * gain
+  return ops.bias_act(x, b, activation, gain=gain, clamp=clamp, dtype=dtype)
 
 
 class Dense(nn.Module):
-  """act(x @ (weight * lr_mul / sqrt(in)) + bias * lr_mul * bias_gain). x: [N,in] ->
-  [N,features].
-  """
+  """act(x @ (weight * lr_mul / sqrt(in)) + bias * lr_mul * bias_gain): [N,in] -> [N,features]."""
 
   features: int
   activation: str = 'linear'
@@ -29,23 +39,24 @@ class Dense(nn.Module):
 
   @nn.compact
   def __call__(self, x):
-    init = nn.initializers.normal(1 / self.lr_mul)
-    w = self.param('weight', init, (x.shape[-1], self.features))
-    x = jnp.dot(x, w * (self.lr_mul / math.sqrt(x.shape[-1])), precision=lax.Precision.HIGHEST)
-    b = None
+    shape = (x.shape[-1], self.features)
+    weight = self.param('weight', nn.initializers.normal(1 / self.lr_mul), shape)
+    weight = weight * (self.lr_mul / math.sqrt(shape[0]))
+    # In full precision on every machine: w and the styles scale everything that comes after.
+    x = jnp.dot(x, weight, precision=lax.Precision.HIGHEST)  # [N,features]
+    bias = None
     if self.use_bias:
-      b = self.param('bias', nn.initializers.constant(self.bias_init), (self.features,)) * (
-        self.lr_mul * self.bias_gain
-      )
-    return ops.bias_act(x, b, self.activation)
+      bias = self.param('bias', nn.initializers.constant(self.bias_init), (self.features,))
+      bias = bias * (self.lr_mul * self.bias_gain)
+    return ops.bias_act(x, bias, self.activation)
 
 
 class Conv(nn.Module):
-  """Convolution, bias, activation. x: [N,H,W,I] -> [N,H/down,W/down,features]; gain scales result
-  and clamp.
+  """Convolution, bias, activation: [N,H,W,I] -> [N,H*up/down,W*up/down,features].
 
-  mean: down-samples as StyleGAN does, by filter, convolution and 2x2 mean, instead of filter and
-  strided convolution.
+  gain: of the result, its clamp included.
+  mean: whether it down-samples as StyleGAN does, by filter, convolution and 2x2 mean, instead of
+  filter and strided convolution.
   """
 
   features: int
@@ -63,81 +74,90 @@ class Conv(nn.Module):
   @nn.compact
   def __call__(self, x):
     shape = (self.kernel, self.kernel, x.shape[-1], self.features)
-    w = self.param('weight', nn.initializers.normal(1), shape) / math.sqrt(math.prod(shape[:3]))
-    b = (
-      self.param('bias', nn.initializers.zeros, (self.features,)) * self.bias_gain
-      if self.use_bias
-      else None
-    )
-    if self.mean:
-      x = conv.conv2d_mean(resample.filter2d(x, resample.setup_filter(self.taps)), w)
+    weight = self.param('weight', nn.initializers.normal(1), shape) / math.sqrt(fan_in(shape))
+    bias = None
+    if self.use_bias:
+      bias = self.param('bias', nn.initializers.zeros, (self.features,)) * self.bias_gain
+    if self.mean and self.down == 2:
+      x = resample.filter2d(x, resample.setup_filter(self.taps))  # [N,H,W,I]
+      x = conv.conv2d_mean(x, weight)  # [N,H/2,W/2,features]
     else:
+      # A correlation, but a true convolution where it enlarges: so are weights in NVIDIA's files.
       x = conv.conv2d_resample(
         x,
-        w,
+        weight,
         taps=self.taps,
         up=self.up,
         down=self.down,
         padding=self.kernel // 2,
         flip_weight=self.up == 1,
-      )
-    return ops.bias_act(
-      x,
-      b,
-      self.activation,
-      gain=ops.ACTIVATIONS[self.activation][1] * self.gain,
-      clamp=self.clamp and self.clamp * self.gain,
-    )
+      )  # [N,H*up/down,W*up/down,features]
+    return activate(x, bias, self.activation, self.gain, self.clamp)
 
 
-def scaled_noise(layer, mode, batch, size, channels=()):
-  """strength * noise of a layer, [N|1,H,W,1] or with a strength per channel [N|1,H,W,C]; None in
-  mode 'none'.
+def fan_in(shape: Sequence[int]) -> int:
+  """Number of products in each sum of a convolution with weights of this shape, [k,k,I,O]."""
+  return math.prod(shape[:3])
 
-  Noise [H,W] lives in the collection 'noise' (mode 'const'; a buffer [N,H,W,1] is taken as
-  per-sample noise), or is drawn per sample from the rng 'noise' (mode 'random'). To be called in
-  the layer's compact method.
-  Raises: ValueError for another mode.
+
+def scaled_noise(
+  layer: nn.Module, mode: str, batch: int, size: tuple[int, int], channels: tuple[int, ...] = ()
+) -> jax.Array | None:
+  """strength * noise of a layer, in whose compact method it is called. None in mode 'none'.
+
+  Args:
+    layer: gets a parameter noise_strength, and noise_const [H,W] in the collection 'noise'.
+    mode: 'const' takes noise_const, or, if it is a buffer [N,H,W,1], the noise of each sample;
+      'random' draws for each sample from the rng 'noise'.
+    batch: N.
+    size: (H, W).
+    channels: (C,) for a strength per channel, () for one of all.
+
+  Returns:
+    [N,H,W,1 or C], with an N of 1 for noise that all samples share.
+
+  Raises:
+    ValueError: there is no such mode.
   """
   if mode not in NOISE_MODES:
     raise ValueError(f'noise_mode={mode!r} is unknown; choose from {", ".join(NOISE_MODES)}')
-  const = layer.variable(
-    'noise',
-    'noise_const',
-    lambda: jnp.asarray(nn.initializers.normal(1)(layer.make_rng('params'), size)),
-  )
+
+  def draw_const():
+    return jnp.asarray(nn.initializers.normal(1)(layer.make_rng('params'), size))
+
+  # Both exist whatever the mode, so that all modes have the same parameters.
+  const = layer.variable('noise', 'noise_const', draw_const).value
   strength = layer.param('noise_strength', nn.initializers.zeros, channels)
   if mode == 'none':
     return None
   if mode == 'random':
-    return (
-      nn.initializers.normal(1)(layer.make_rng('noise'), (batch, *size, 1), strength.dtype)
-      * strength
-    )
-  return (const.value if const.value.ndim == 4 else const.value[None, :, :, None]) * strength
+    shape = (batch, *size, 1)
+    return nn.initializers.normal(1)(layer.make_rng('noise'), shape, strength.dtype) * strength
+  if const.ndim == 2:
+    const = const[None, :, :, None]  # [1,H,W,1]
+  return const * strength
 
 
-def draw_noise(noise, keys):
-  """Noise of its own for each sample: collection 'noise' and keys [N] -> the collection with
-  buffers [N,H,W,1], for 'const'.
+def draw_noise(noise: Any, keys: jax.Array) -> Any:
+  """The collection 'noise' with buffers [N,H,W,1] for mode 'const', drawn by keys [N].
 
-  What a sample gets follows from its key alone, so neither the batch nor the number of devices
-  shows.
+  What a sample gets follows from its key alone: neither the batch nor the number of devices shows.
   """
   leaves, tree = jax.tree.flatten(noise)
-  draw = jax.vmap(
-    lambda key: [
-      jax.random.normal(jax.random.fold_in(key, i), (*x.shape, 1), x.dtype)
-      for i, x in enumerate(leaves)
-    ]
-  )
-  return jax.tree.unflatten(tree, draw(keys))
+
+  def draw(key):
+    def of_layer(i, x):
+      return jax.random.normal(jax.random.fold_in(key, i), (*x.shape, 1), x.dtype)
+
+    return [of_layer(i, x) for i, x in enumerate(leaves)]
+
+  return jax.tree.unflatten(tree, jax.vmap(draw)(keys))
 
 
 class SynthesisLayer(nn.Module):
-  """Modulated 3x3 convolution, noise, bias, activation [S2 Fig. 2d]. x: [N,H,W,I], w: [N,w_dim] ->
-  [N,H*up,W*up,features].
+  """Modulated 3x3 convolution, noise, bias, activation [S2 Fig. 2d].
 
+  x: [N,H,W,I], w: [N,w_dim] -> [N,H*up,W*up,features].
   equalized: weights are scaled by 1/sqrt(fan-in) first, as in S2's own code; after demodulation
   only its epsilon tells.
   """
@@ -153,12 +173,14 @@ class SynthesisLayer(nn.Module):
 
   @nn.compact
   def __call__(self, x, w, noise_mode):
-    styles = Dense(x.shape[-1], bias_init=1, name='affine')(w)
+    styles = Dense(x.shape[-1], bias_init=1, name='affine')(w)  # [N,I]
     weight = self.param('weight', nn.initializers.normal(1), (3, 3, x.shape[-1], self.features))
     if self.equalized:
-      weight = weight / math.sqrt(math.prod(weight.shape[:3]))
-    hw = (x.shape[1] * self.up, x.shape[2] * self.up)
-    noise = scaled_noise(self, noise_mode, x.shape[0], hw) if self.use_noise else None
+      weight = weight / math.sqrt(fan_in(weight.shape))
+    noise = None
+    if self.use_noise:
+      size = (x.shape[1] * self.up, x.shape[2] * self.up)
+      noise = scaled_noise(self, noise_mode, x.shape[0], size)  # [N|1,H*up,W*up,1]
     y = conv.modulated_conv2d(
       x,
       weight,
@@ -167,23 +189,17 @@ class SynthesisLayer(nn.Module):
       taps=self.taps,
       up=self.up,
       padding=1,
-      flip_weight=self.up == 1,
+      flip_weight=self.up == 1,  # see Conv
       dtype=ops.full_precision(x).dtype,
-    )
-    b = self.param('bias', nn.initializers.zeros, (self.features,))
-    return ops.bias_act(
-      y,
-      b,
-      self.activation,
-      gain=ops.ACTIVATIONS[self.activation][1] * self.gain,
-      clamp=self.clamp and self.clamp * self.gain,
-      dtype=x.dtype,
-    )
+    )  # [N,H*up,W*up,features]; in float32 up to here, so that it is rounded once
+    bias = self.param('bias', nn.initializers.zeros, (self.features,))
+    return activate(y, bias, self.activation, self.gain, self.clamp, x.dtype)
 
 
 class ToRGB(nn.Module):
-  """Modulated 1x1 convolution without demodulation [S2 Fig. 7]. x: [N,H,W,I], w: [N,w_dim] ->
-  float32 [N,H,W,channels].
+  """Modulated 1x1 convolution without demodulation [S2 Fig. 7].
+
+  x: [N,H,W,I], w: [N,w_dim] -> float32 [N,H,W,channels].
   """
 
   channels: int
@@ -191,15 +207,22 @@ class ToRGB(nn.Module):
 
   @nn.compact
   def __call__(self, x, w):
-    styles = Dense(x.shape[-1], bias_init=1, name='affine')(w) / math.sqrt(x.shape[-1])
-    weight = self.param('weight', nn.initializers.normal(1), (1, 1, x.shape[-1], self.channels))
-    b = self.param('bias', nn.initializers.zeros, (self.channels,))
-    x = conv.modulated_conv2d(
-      x, weight, styles, demodulate=False, dtype=ops.full_precision(x).dtype
-    )
-    return ops.bias_act(x, b, 'linear', clamp=self.clamp)
+    shape = (1, 1, x.shape[-1], self.channels)
+    # As nothing demodulates, the fan-in is in the styles.
+    styles = Dense(x.shape[-1], bias_init=1, name='affine')(w) / math.sqrt(fan_in(shape))  # [N,I]
+    weight = self.param('weight', nn.initializers.normal(1), shape)
+    bias = self.param('bias', nn.initializers.zeros, (self.channels,))
+    dtype = ops.full_precision(x).dtype
+    x = conv.modulated_conv2d(x, weight, styles, demodulate=False, dtype=dtype)  # [N,H,W,channels]
+    return ops.bias_act(x, bias, 'linear', clamp=self.clamp)
 
 
-def cast(x, dtype: Any):
+def cast(x: jax.Array, dtype: Any) -> jax.Array:
   """x in `dtype`; None is full precision."""
   return ops.full_precision(x) if dtype is None else x.astype(dtype)
+
+
+def fade(new: jax.Array, old: jax.Array, alpha) -> jax.Array:
+  """From old (alpha 0) to new (alpha 1; then exactly new, in every bit), in new's dtype."""
+  wide = ops.full_precision(new)
+  return (wide + (old - wide) * (1 - alpha)).astype(new.dtype)

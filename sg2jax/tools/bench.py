@@ -20,7 +20,7 @@ import pathlib
 from absl import flags
 import jax
 
-from sg2jax import build, cli, files
+from sg2jax import checks, cli, files
 from sg2jax.lab import bench
 from sg2jax.tools import flags as shared
 
@@ -38,8 +38,8 @@ def main(_):
   config = args.config
   if not config.data.name:
     config.data.name = 'random'  # no data set is read
-  build.check(config)
-  build.check_devices(config, jax.devices())
+  checks.check(config)
+  checks.check_devices(config, jax.devices())
   result = bench.measure(config, args.rounds)
   print(bench.table(config, result))
   if args.json:

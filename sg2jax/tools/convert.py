@@ -20,6 +20,8 @@ generate, video, project, evaluate and training take it. It gets
 docs/interop.md has the details.
 """
 
+from collections.abc import Iterator
+import contextlib
 import hashlib
 import json
 import os
@@ -28,7 +30,6 @@ import shutil
 
 from absl import flags
 import jax
-import numpy as np
 
 import sg2jax
 from sg2jax import cli, files, grids, paths, sampler
@@ -77,7 +78,16 @@ def main(_):
       'jax': jax.__version__,
     },
   }
-  write(dest, imported, certificate, image, labels)
+  with whole(dest) as folder:
+    checkpoints = Checkpoints(folder, keep=1, meta={'data_hash': '', 'config': imported.config})
+    checkpoints.save(TrainState(**imported.state, g_opt={}, d_opt={}))
+    checkpoints.close()
+    config = json.dumps(imported.config, indent=2, sort_keys=True) + '\n'
+    files.write_atomic(folder / 'config.json', config)
+    if labels:
+      files.write_atomic(folder / FILE, labels.to_json())
+    files.write_atomic(folder / 'import.json', json.dumps(certificate, indent=1) + '\n')
+    files.write_atomic(folder / 'test.png', files.png(grids.readable_grid(image[None])))
   print(f'{dest}: {net.config.g.architecture}, images of {" x ".join(map(str, image.shape))}')
   for name, text in imported.report['initialised'].items():
     print(f'  {name}: {text}')
@@ -108,42 +118,17 @@ def labels_beside(source: str, imported: Imported) -> Labels | None:
   return labels
 
 
-def write(
-  dest: pathlib.Path,
-  imported: Imported,
-  certificate: dict,
-  image: np.ndarray,
-  labels: Labels | None = None,
-):
-  """Makes `dest` as a whole: under another name, then renamed. Raises WriteError.
-
-  Args:
-    dest: the workdir to be; empty or not there.
-    imported: the network.
-    certificate: JSON values, what import.json says.
-    image: uint8 [H,W,C], the test image.
-    labels: what its labels mean, if that is known.
-  """
-  partial = dest.with_name(f'.{dest.name}.{os.getpid()}')
-  config = imported.config
+@contextlib.contextmanager
+def whole(dest: pathlib.Path) -> Iterator[pathlib.Path]:
+  """A folder that is called `dest` once all is in it, and is gone otherwise. Raises WriteError."""
+  folder = dest.with_name(f'.{dest.name}.{os.getpid()}')
   try:
-    checkpoints = Checkpoints(partial, keep=1, meta={'data_hash': '', 'config': config})
-    try:
-      checkpoints.save(TrainState(**imported.state, g_opt={}, d_opt={}))
-    finally:
-      checkpoints.close()
-    config_json = json.dumps(config, indent=2, sort_keys=True) + '\n'
-    files.write_atomic(partial / 'config.json', config_json)
-    if labels:
-      files.write_atomic(partial / FILE, labels.to_json())
-    files.write_atomic(partial / 'import.json', json.dumps(certificate, indent=1) + '\n')
-    files.write_atomic(partial / 'test.png', files.png(grids.readable_grid(image[None])))
-    try:
-      os.replace(partial, dest)
-    except OSError as e:
-      raise WriteError(f'cannot write {dest}: {e.strerror}; name another folder') from e
+    yield folder
+    os.replace(folder, dest)
+  except OSError as e:
+    raise WriteError(f'cannot write {dest}: {e.strerror}; name another folder') from e
   finally:
-    shutil.rmtree(partial, ignore_errors=True)
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 if __name__ == '__main__':

@@ -12,7 +12,7 @@ from sg2jax import build
 from sg2jax.interop import names, read
 from sg2jax.interop.network_file import Net
 from sg2jax.models.mapping import broadcast, truncate
-from sg2jax.models.stylegan2 import block_sizes, fmaps
+from sg2jax.models.sizes import block_sizes, fmaps
 from tests.reference.cases_growing import KINDS
 from tests.reference.cases_nets import _IMAGE, _truncation, _variant
 from tests.reference.check import jit

@@ -1,6 +1,4 @@
-"""Reference cases of the feature networks, whose weights are drawn by the rules that the manifest
-writes out.
-"""
+"""Reference cases of the feature networks; weights are drawn by rules that the manifest has."""
 
 import re
 
@@ -77,10 +75,9 @@ def inception_v3_fid(sub):
   dtype = jnp.zeros(()).dtype
   arrays = inception_arrays(sub.common['weight_rule'], sub.common['state_dict'])
   for name, samples in sub.under('weights_check/').items():
-    array, count = name.rsplit('_', 1)
-    check_weights(
-      arrays[array].ravel()[:5] if count == 'first5' else arrays[array].ravel()[-5:], samples
-    )
+    array, which = name.rsplit('_', 1)
+    part = slice(5) if which == 'first5' else slice(-5, None)
+    check_weights(arrays[array].ravel()[part], samples)
   images = nhwc(sub.given['images_uint8'])
   sub.config.expect('images', [len(images), 3, *images.shape[1:3]])
   params = inception.params({k: v.astype(dtype) for k, v in arrays.items()})
@@ -99,24 +96,22 @@ def inception_v3_fid(sub):
 def _resize(sub):
   y = inception.tf1_resize(jnp.asarray(nhwc(sub.given['x'])), *sub.config['output_size'])
   stored = sub.config['stored']
-  rows, columns = (
-    (1, 1) if stored == 'full' else map(int, parse(r'every (\d+)\w+ row, (\d+)\w+ column', stored))
-  )
+  rows = columns = 1
+  if stored != 'full':
+    rows, columns = map(int, parse(r'every (\d+)\w+ row, (\d+)\w+ column', stored))
   return {'y': nchw(y[:, ::rows, ::columns])}
 
 
 def vgg_arrays(rule, tapped):
   """{torchvision's name: float32 array}."""
   seed, channels, gain, bias = parse(VGG_RULE, rule)
-  r, arrays, place, inputs, block, layer, last = (
-    np.random.RandomState(int(seed)),
-    {},
-    0,
-    3,
-    1,
-    0,
-    [],
-  )
+  r = np.random.RandomState(int(seed))
+  arrays = {}
+  place = 0  # in torchvision's `features`
+  inputs = 3
+  block = 1
+  layer = 0
+  last = []  # layers of the blocks before
   for width in channels.split(','):
     if width == 'M':
       last.append(f'relu{block}_{layer}')
@@ -136,9 +131,8 @@ def vgg_arrays(rule, tapped):
 def _scaled(network, params, x):
   """What the first convolution sees: its output where it copies its input."""
   probe = jax.tree.map(jnp.zeros_like, params)
-  probe['vgg']['conv1_1']['kernel'] = (
-    probe['vgg']['conv1_1']['kernel'].at[1, 1, [0, 1, 2], [0, 1, 2]].set(1)
-  )
+  first = probe['vgg']['conv1_1']
+  first['kernel'] = first['kernel'].at[1, 1, [0, 1, 2], [0, 1, 2]].set(1)
   return _activations(network, probe, x, x)['conv1_1'][..., :3]
 
 
@@ -164,7 +158,8 @@ def lpips(sub):
   }
   params = vgg.lpips_params({k: v.astype(dtype) for k, v in arrays.items()}, heads)
   x0, x1 = nhwc(given['x0']), nhwc(given['x1'])
-  network, count = vgg.lpips_network(dtype), len(heads)
+  network = vgg.lpips_network(dtype)
+  count = len(heads)
 
   def with_heads(params, x0, x1, scale):  # scale: function of layer and weights
     lins = {f'lins_{i}': {'kernel': scale(i, params[f'lins_{i}']['kernel'])} for i in range(count)}

@@ -11,7 +11,8 @@ import numpy as np
 
 from sg2jax import resample, sampler
 from sg2jax.edit import project
-from sg2jax.models.stylegan2 import block_sizes, largest
+from sg2jax.models.generator import largest
+from sg2jax.models.sizes import block_sizes
 from tests.reference.cases_nets import read_generator
 from tests.reference.check import jit
 from tests.reference.names import load, nhwc

@@ -15,10 +15,11 @@ import numpy as np
 from sg2jax import ops, resample, schedule
 from sg2jax import state as state_lib
 from sg2jax.data import shrink
-from sg2jax.models.layers import SynthesisLayer
+from sg2jax.models.discriminator import Discriminator
+from sg2jax.models.generator import Generator, Synthesis
+from sg2jax.models.layers import RSQRT2, SynthesisLayer
 from sg2jax.models.mapping import Mapping, broadcast, truncate
 from sg2jax.models.stylegan1 import TAPS, StyleLayer
-from sg2jax.models.stylegan2 import HALF, Discriminator, Generator, Synthesis
 from sg2jax.models.variant import DiscriminatorVariant, Variant
 from sg2jax.steps import OBJECTIVE, TrainSteps, _apply
 from tests.reference.cases_nets import read_stddev
@@ -105,7 +106,7 @@ def read_generator(options, text):
     variant=Variant(**variant),
     activation=act,
     joint=True,
-    bias_gain=HALF if adain else 1,
+    bias_gain=RSQRT2 if adain else 1,
   )
   net = Synthesis(
     img_channels=options['num_channels'],

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from sg2jax.evaluation import neighbors, ppl, scores
-from sg2jax.models.stylegan2 import block_sizes
+from sg2jax.models.sizes import block_sizes
 from tests.reference.cases_nets import _labels, read_generator
 from tests.reference.check import jit
 from tests.reference.names import load
@@ -22,17 +22,18 @@ def _frechet(config, given):
 
 
 def _statistics(config, given):
-  moments, x = scores.Moments(given['x'].shape[1]), given['x'][: config['max_items']]
+  moments = scores.Moments(given['x'].shape[1])
+  x = given['x'][: config['max_items']]
   for i in range(0, len(x), config['batches_of']):
     moments.add(x[i : i + config['batches_of']])
   return {'mean': moments.mean, 'cov': moments.cov(), 'cov_unbiased_N_minus_1': moments.cov(ddof=1)}
 
 
 def _kid(config, given):
-  real, fake = given['real_features'], given['gen_features']
-  drawn = scores.kid_subsets(
-    len(real), len(fake), 0, config['num_subsets'], config['max_subset_size']
-  )
+  real = given['real_features']
+  fake = given['gen_features']
+  sizes = config['num_subsets'], config['max_subset_size']
+  drawn = scores.kid_subsets(len(real), len(fake), 0, *sizes)
   subsets = given['real_subset_indices'], given['gen_subset_indices']
   config.expect('feature_dim', real.shape[1])
   config.expect('subset_size_m', drawn[0].shape[1])
@@ -61,8 +62,8 @@ def _precision_recall(config, given):
 
 def _interpolation(config, given):
   a, b, t = (jnp.asarray(given[name]) for name in 'abt')
-  # the manifest has it in words
-  ws = [jnp.repeat(x[:, None], config.get('num_ws', 3), 1) for x in (a, b)]
+  num_ws = config.get('num_ws', 3)  # the manifest has it in words
+  ws = [jnp.repeat(x[:, None], num_ws, 1) for x in (a, b)]
   results = {}
   for name, at in ('t', t), ('t_plus_eps', t + config['epsilon']):
     results |= {f'slerp_{name}': ppl.slerp(a, b, at), f'lerp_w_{name}': ppl.lerp(*ws, at)}

@@ -8,9 +8,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sg2jax.models import stylegan2
+from sg2jax.models.discriminator import Discriminator, DiscriminatorBlock
+from sg2jax.models.generator import Generator, Synthesis, SynthesisBlock
 from sg2jax.models.mapping import Mapping, broadcast, truncate
-from sg2jax.models.stylegan2 import block_sizes, fmaps
+from sg2jax.models.sizes import block_sizes, fmaps
 from sg2jax.models.variant import DiscriminatorVariant, Variant
 from sg2jax.steps import TrainSteps
 from tests.reference.check import jit
@@ -67,7 +68,7 @@ def _check_channels(config, sizes, fmap_base, fmap_max):
 
 
 def read_generator(config):
-  """Their generator config -> (stylegan2.Generator, w_avg_beta)."""
+  """Their generator config -> (Generator, w_avg_beta)."""
   options = config.sub('synthesis_kwargs')
   options.ignore(*PRECISION)
   mapping, beta = read_mapping(
@@ -78,7 +79,7 @@ def read_generator(config):
     taps=tuple(options.get('resample_filter', (1, 3, 3, 1))),
     activation=options.get('activation', 'lrelu'),
   )
-  net = stylegan2.Synthesis(
+  net = Synthesis(
     _size(config),
     config['img_channels'],
     options.get('channel_base', 32768) / 2,
@@ -90,7 +91,7 @@ def read_generator(config):
   )
   _check_channels(config, block_sizes(net.resolution), net.fmap_base, net.fmap_max)
   config.expect('num_ws', net.num_ws)
-  return stylegan2.Generator(mapping, net), beta
+  return Generator(mapping, net), beta
 
 
 def read_stddev(*configs, prefix='mbstd_'):
@@ -130,7 +131,7 @@ def read_discriminator(config):
     mbstd_num_channels=channels,
     **_mapping_fields(mapping),
   )
-  net = stylegan2.Discriminator(
+  net = Discriminator(
     _size(config),
     config.get('channel_base', 32768) / 2,
     config.get('channel_max', 512),
@@ -266,7 +267,7 @@ def generator(sub):
         ws,
         mode,
         method='synthesize',
-        capture_intermediates=lambda m, _: isinstance(m, stylegan2.SynthesisBlock),
+        capture_intermediates=lambda m, _: isinstance(m, SynthesisBlock),
         mutable=['intermediates'],
       )
       return img, _blocks(captured['intermediates']['synthesis'])
@@ -308,7 +309,7 @@ def discriminator(sub):
 
   def outputs(clamp, wanted):
     module = net.clone(clamp=clamp)
-    layers = (stylegan2.DiscriminatorBlock, Mapping, stylegan2.Discriminator)
+    layers = (DiscriminatorBlock, Mapping, Discriminator)
 
     def function(img):
       logits, captured = module.apply(

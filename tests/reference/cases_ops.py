@@ -196,7 +196,7 @@ def minibatch_stddev(sub):
   config, given = sub.config, sub.given
   config.expect('batch', len(given['x']))
   group, channels = read_stddev(config, prefix='')
-  # where there is none, as in sg2jax.models.stylegan2, nothing is called
+  # where there is none, as in sg2jax.models.discriminator, nothing is called
   function = (
     partial(ops.minibatch_stddev, group_size=group, num_channels=channels)
     if channels

@@ -12,7 +12,7 @@ import optax
 
 from sg2jax import losses, schedule
 from sg2jax import state as state_lib
-from sg2jax.models.stylegan2 import block_sizes
+from sg2jax.models.sizes import block_sizes
 from sg2jax.steps import TrainSteps
 from tests.reference.cases_nets import read_discriminator, read_generator
 from tests.reference.check import jit

@@ -1,0 +1,280 @@
+"""What is wrong with a configuration, before anything starts: the value and the remedy."""
+
+from collections.abc import Callable, Sequence
+import dataclasses
+import math
+from typing import Any
+
+import jax
+
+from sg2jax import build, ops
+from sg2jax.build import Config
+from sg2jax.faults import UsageError
+from sg2jax.models.sizes import ARCHITECTURES, GROWING, block_sizes, fmaps, image_side_layers
+
+# What each field must be by itself: (rule, test, fields). `net.` stands for `g.` and for `d.`.
+RULES: list[tuple[str, Callable[[Any], bool], str]] = [
+  (
+    'must be a finite number above 0',
+    lambda v: math.isfinite(v) and v > 0,
+    'total_kimg tick_kimg snapshot_kimg metrics_kimg opt.g_lr opt.d_lr opt.eps ema.kimg '
+    'net.variant.mapping_lr_mul',
+  ),
+  (
+    'must be a finite number, 0 or more',
+    lambda v: math.isfinite(v) and v >= 0,
+    'loss.r1_gamma loss.pl_weight opt.lr_rampup_kimg ema.rampup net.clamp '
+    'grow.hold_kimg grow.fade_kimg',
+  ),
+  (
+    'must lie in [0, 1]',
+    lambda v: 0 <= v <= 1,
+    'loss.mixing_prob loss.pl_decay',
+  ),
+  (
+    'must lie in [0, 1)',
+    lambda v: 0 <= v < 1,
+    'opt.beta1 opt.beta2',
+  ),
+  (
+    'must be less than 2^32',
+    lambda v: v < 2**32,
+    'seed',
+  ),
+  (
+    'must be 1 or more',
+    lambda v: v >= 1,
+    'batch keep data.channels g.z_dim g.w_dim g.mapping_layers net.fmap_base net.fmap_max '
+    'net.variant.fmap_min d.mbstd_group_size loss.pl_shrink grow.repeats',
+  ),
+  (
+    'must be 0 or more',
+    lambda v: v >= 0,
+    'microbatch seed swd_images net.num_bf16_res d.mapping_layers d.freeze_layers '
+    'loss.r1_interval loss.pl_interval grow.start_res net.variant.layer_features '
+    'net.variant.embed_features d.variant.cmap_dim d.variant.mbstd_num_channels',
+  ),
+  (
+    'must be finite numbers whose sum is not 0, such as (1, 3, 3, 1)',
+    lambda v: len(v) > 0 and all(math.isfinite(tap) for tap in v) and sum(v) != 0,
+    'net.variant.taps',
+  ),
+]
+# The fields that name something, and what they may name.
+CHOICES: dict[str, Sequence[str]] = {
+  'g.architecture': ARCHITECTURES,
+  'd.architecture': ARCHITECTURES,
+  'g.variant.activation': tuple(ops.ACTIVATIONS),
+  'd.variant.activation': tuple(ops.ACTIVATIONS),
+  'opt.formulation': ('pytorch', 'tensorflow'),
+  'precision': ('default', 'high', 'highest'),
+  'device': ('gpu', 'tpu', 'accelerator', 'cpu', ''),
+}
+
+
+def check(config: Config) -> None:
+  """Looks at all that can be known without data and devices. Starts and creates nothing.
+
+  Raises:
+    UsageError: with the value that is wrong, and the remedy.
+  """
+  sizes = _sizes(config)
+  for net in build.VARIANTS:
+    record = build.variant(config, net)
+    for field in dataclasses.fields(record):
+      if field.name in config[net]:
+        raise UsageError(
+          f'--config.{net}.{field.name}: it is a field of {net}.variant; set it there'
+        )
+  _check_fields(build.spell_out(config))
+  _check_networks(config, sizes)
+  if not config.data.name and not config.data.dir:
+    raise UsageError(
+      "--config.data.dir='' names no data set: give the directory that "
+      '`python -m sg2jax.tools.prepare` wrote, or --config.data.name=digits'
+    )
+  _check_growth(config, sizes)
+  _check_batches(config)
+
+
+def _need(is_good, name, value, rule):
+  if not is_good:
+    raise UsageError(f'--config.{name}={value} {rule}')
+
+
+def _sizes(config):
+  """Sizes of the blocks of config.resolution."""
+  try:
+    sides = build.resolution(config)
+    if len(sides) != 2 or not all(isinstance(side, int) for side in sides):
+      raise TypeError('must be a whole number of pixels, or (height, width)')
+    return block_sizes(sides)
+  except (ValueError, TypeError) as e:
+    raise UsageError(f'--config.resolution={config.resolution}: {e}') from None
+
+
+def _names(fields):
+  """The names in a string, those of both networks for `net.`."""
+  names = []
+  for name in fields.split():
+    if name.startswith('net.'):
+      names += [name.replace('net', net, 1) for net in build.VARIANTS]
+    else:
+      names.append(name)
+  return names
+
+
+def _check_fields(tree):
+  """The RULES and CHOICES, of a configuration as a dict."""
+
+  def value_of(name):
+    value = tree
+    for part in name.split('.'):
+      value = value[part]
+    return value
+
+  for rule, test, fields in RULES:
+    for name in _names(fields):
+      try:
+        is_good = test(value_of(name))
+      except TypeError:  # the fields of a Variant may be of any type
+        is_good = False
+      _need(is_good, name, value_of(name), rule)
+  for name, choices in CHOICES.items():
+    words = [choice for choice in choices if choice]
+    rule = f'is unknown; choose from {", ".join(words)}'
+    if '' in choices:
+      rule += ', or leave it empty'
+    _need(value_of(name) in choices, name, value_of(name), rule)
+
+
+def _check_networks(config, sizes):
+  """What the fields of the networks must be together."""
+  g = config.g.architecture
+  d = config.d.architecture
+  if (g == 'msg') != (d == 'msg'):
+    raise UsageError(
+      f'--config.d.architecture={d} does not fit g.architecture={g}: msg needs msg in both'
+    )
+  variant = build.variant(config, 'd')
+  if variant.embed_features and not config.d.mapping_layers:
+    raise UsageError(
+      f'--config.d.variant.embed_features={variant.embed_features} needs d.mapping_layers of 1 or '
+      'more; use 0'
+    )
+  if variant.mbstd_num_channels:
+    width = fmaps(max(sizes[0]), config.d.fmap_base, config.d.fmap_max, variant.fmap_min)
+    _need(
+      width % variant.mbstd_num_channels == 0,
+      'd.variant.mbstd_num_channels',
+      variant.mbstd_num_channels,
+      f'must divide the {width} feature maps of the last block; use 1',
+    )
+  most = len(image_side_layers(d, sizes))
+  _need(
+    config.d.freeze_layers <= most,
+    'd.freeze_layers',
+    config.d.freeze_layers,
+    f'must be at most {most}, which is all layers before the last block',
+  )
+
+
+def _check_growth(config, sizes):
+  """The fields of config.grow, and the architectures that can grow."""
+  grow = config.grow
+  _check_pairs('batch', grow.batch, 'whole number', int)
+  _check_pairs('lr', grow.lr, 'number', (int, float))
+  if not grow.start_res:
+    return
+  starts = [4 << i for i in range(len(sizes))]
+  _need(
+    grow.start_res in starts,
+    'grow.start_res',
+    grow.start_res,
+    f'must be one of {", ".join(map(str, starts))}, or 0',
+  )
+  _need(
+    grow.hold_kimg + grow.fade_kimg > 0,
+    'grow.hold_kimg',
+    grow.hold_kimg,
+    'and grow.fade_kimg=0 leave no time to grow',
+  )
+  for net in build.VARIANTS:
+    _need(
+      config[net].architecture in GROWING,
+      f'{net}.architecture',
+      config[net].architecture,
+      f'cannot grow; use {" or ".join(GROWING)}, or set grow.start_res=0',
+    )
+
+
+def _check_pairs(name, pairs, what, kind):
+  """config.grow.batch or config.grow.lr: ((pixels, value), ...)."""
+
+  def is_good(pair):
+    if not isinstance(pair, (tuple, list)) or len(pair) != 2:
+      return False
+    side, value = pair
+    return isinstance(side, int) and isinstance(value, kind) and 0 < value < math.inf
+
+  _need(
+    all(is_good(pair) for pair in pairs),
+    f'grow.{name}',
+    pairs,
+    f'must be pairs of pixels and a {what} above 0, such as ((8, 256), (16, 128))',
+  )
+
+
+def _check_batches(config):
+  """What a minibatch, its rounds and its minibatch-stddev groups are divided into."""
+  for batch, name in build.batches(config).items():
+    micro = build.microbatch(config, batch)
+    _need(
+      batch % micro == 0,
+      name,
+      batch,
+      f'must be a multiple of microbatch={micro}; try {math.ceil(batch / micro) * micro}',
+    )
+    divisors = {}
+    if build.variant(config, 'd').mbstd_num_channels:
+      divisors['mbstd_group_size'] = min(config.d.mbstd_group_size, micro)
+    if config.loss.pl_weight:
+      divisors['pl_shrink'] = config.loss.pl_shrink
+    for divisor, n in divisors.items():
+      _check_multiple(config, name, micro, n, f'{divisor}={n}')
+
+
+def _check_multiple(config, name, micro, n, what):
+  """The images of a round, of a batch that the field `name` says."""
+  name = 'microbatch' if config.microbatch else name
+  below = micro // n * n
+  near = f'{below} or {below + n}' if below else f'{n}'
+  _need(micro % n == 0, name, micro, f'must be a multiple of {what}; try {near}')
+
+
+def check_devices(config: Config, devices: Sequence[jax.Device]) -> None:
+  """Whether the devices are of the kind that was asked for, and divide the batch.
+
+  Raises:
+    UsageError: with both, and the remedy.
+  """
+  kind = devices[0].platform
+  n = len(devices)
+  kinds = {
+    '': (kind,),
+    'gpu': ('gpu', 'cuda', 'rocm'),
+    'tpu': ('tpu',),
+    'cpu': ('cpu',),
+  }
+  if config.device == 'accelerator':
+    is_good = kind != 'cpu'
+  else:
+    is_good = kind in kinds[config.device]
+  if not is_good:
+    raise UsageError(
+      f'--config.device={config.device}, but JAX sees only {n} {kind} device(s); install the JAX '
+      'build for your accelerator (pip install "jax[cuda13]" or "jax[tpu]"), or say '
+      '--config.device=cpu'
+    )
+  for batch, name in build.batches(config).items():
+    _check_multiple(config, name, build.microbatch(config, batch), n, f'the {n} devices')

@@ -1,0 +1,221 @@
+"""Discriminators [S2 Fig. 7], from the image down to one number.
+
+The architectures differ in what a block does (two classes), in how the image of a lower resolution
+is joined to the features from above, and in which blocks have a fromrgb.
+"""
+
+from collections.abc import Callable
+from functools import partial
+import math
+from typing import Any
+
+from flax import linen as nn
+import jax.numpy as jnp
+
+from sg2jax import ops, resample
+from sg2jax.models.layers import RSQRT2, Conv, Dense, cast, fade
+from sg2jax.models.mapping import Mapping
+from sg2jax.models.sizes import (
+  GROWING,
+  Size,
+  block_dtypes,
+  block_sizes,
+  fmaps,
+  image_blocks,
+  newest_block,
+)
+from sg2jax.models.stylegan1 import TAPS
+from sg2jax.models.variant import DiscriminatorVariant
+
+
+def _add(x, y, alpha):
+  return x + y
+
+
+def _concatenate(x, y, alpha):
+  return jnp.concatenate([x, y], axis=-1)
+
+
+# How features from above x [N,H,W,C] and those of this resolution's image y [N,H,W,C] are joined.
+# The others never have both, unless they grow: then the upper part is faded in.
+JOINS = {'skip': _add, 'msg': _concatenate}
+
+
+class DiscriminatorBlock(nn.Module):
+  """fromrgb where there is an image, conv0, conv1 (down x2).
+
+  conv: makes a layer of (feature maps, side of its kernel). join: see JOINS. dtype: of all of it,
+  None: full precision.
+  """
+
+  features: int
+  out_features: int
+  conv: Callable
+  join: Callable
+  dtype: Any
+
+  @nn.compact
+  def __call__(self, x, img, alpha):
+    """x [N,H,W,I] or None, img [N,H,W,C] or None -> [N,H/2,W/2,out_features]."""
+    if x is not None:
+      x = cast(x, self.dtype)
+    if img is not None:
+      y = self.conv(self.features, 1, name='fromrgb')(cast(img, self.dtype))  # [N,H,W,features]
+      x = y if x is None else self.join(x, y, alpha)
+    return self.body(x)
+
+  def body(self, x):
+    """[N,H,W,I] -> [N,H/2,W/2,out_features]."""
+    x = self.conv(self.features, 3, name='conv0')(x)  # [N,H,W,features]
+    return self.conv(self.out_features, 3, down=2, name='conv1')(x)
+
+
+class ResidualDiscriminatorBlock(DiscriminatorBlock):
+  """resnet: a 1x1 convolution around conv0 and conv1 [S2 Fig. 7c], each sum of half variance."""
+
+  def body(self, x):
+    """[N,H,W,I] -> [N,H/2,W/2,out_features]."""
+    around = partial(self.conv, activation='linear', use_bias=False, gain=RSQRT2, clamp=None)
+    skip = around(self.out_features, 1, down=2, name='skip')(x)
+    x = self.conv(self.features, 3, name='conv0')(x)  # [N,H,W,features]
+    x = self.conv(self.out_features, 3, down=2, gain=RSQRT2, name='conv1')(x)
+    return skip + x
+
+
+class DiscriminatorEpilogue(nn.Module):
+  """The last block: fromrgb where there is an image, minibatch stddev, conv 3x3, two dense layers.
+
+  All of it is in float32. stddev: [N,H,W,C] -> [N,H,W,C+F], or None.
+  """
+
+  features: int
+  hidden: int
+  out: int
+  conv: Callable
+  dense: Callable
+  join: Callable
+  stddev: Callable | None
+
+  @nn.compact
+  def __call__(self, x, img, alpha):
+    """x [N,h0,w0,I] or None, img [N,h0,w0,C] or None -> [N,out]."""
+    if x is not None:
+      x = ops.full_precision(x)
+    if img is not None:
+      fromrgb = self.conv(self.features, 1, clamp=None, name='fromrgb')
+      y = fromrgb(ops.full_precision(img))  # [N,h0,w0,features]
+      x = y if x is None else self.join(x, y, alpha)
+    if self.stddev:
+      x = self.stddev(x)  # [N,h0,w0,I+F]
+    x = self.conv(self.features, 3, name='conv')(x)  # [N,h0,w0,features]
+    x = x.reshape(x.shape[0], -1)  # [N,h0*w0*features]; imports put NVIDIA's C,H,W in this order
+    x = self.dense(self.hidden, name='fc')(x)  # [N,hidden]
+    return Dense(self.out, name='out')(x)
+
+
+class Discriminator(nn.Module):
+  """image [N,H,W,C], label [N,c_dim] -> logits [N,1], float32.
+
+  The size of the image says at which stage a growing network is. msg takes a tuple of images,
+  smallest first; one image stands for its own pyramid of 2x2 means.
+  """
+
+  resolution: Size
+  fmap_base: float
+  fmap_max: int
+  c_dim: int = 0
+  architecture: str = 'resnet'
+  num_bf16_res: int = 0
+  clamp: float | None = None
+  mbstd_group_size: int | None = 4
+  mapping_layers: int = 8
+  remat: bool = False
+  variant: DiscriminatorVariant = DiscriminatorVariant()
+
+  @nn.compact
+  def __call__(self, img, c=None, alpha=None):
+    sizes = block_sizes(self.resolution)
+    widths = [self._fmaps(max(size)) for size in sizes]
+    names = [f'b{max(size)}' for size in sizes]
+    dtypes = block_dtypes(sizes, self.num_bf16_res)
+    images = dict(enumerate(img)) if isinstance(img, tuple) else self._pyramid(img, sizes, alpha)
+    if self.is_initializing():
+      alpha = 1.0  # lower images are there, too, and something has to be said
+    conv = self._conv()
+    join = JOINS.get(self.architecture, fade)
+    is_residual = self.architecture == 'resnet'
+    block = ResidualDiscriminatorBlock if is_residual else DiscriminatorBlock
+    if self.remat:
+      block = nn.remat(block)
+
+    x = None
+    for i in range(max(images), 0, -1):
+      parts = dict(conv=conv, join=join, dtype=dtypes[i], name=names[i])
+      x = block(widths[i], widths[i - 1], **parts)(x, images.get(i), alpha)  # [N,h/2,w/2,C]
+
+    grows = self.architecture in GROWING
+    cmap_dim = (self.variant.cmap_dim or widths[0]) if self.c_dim else 1
+    x = DiscriminatorEpilogue(
+      widths[0],
+      hidden=self._fmaps(2) if grows else widths[0],  # configs A-D count on to 2 px here
+      out=max(self.c_dim, 1) if grows else cmap_dim,
+      conv=conv,
+      dense=partial(Dense, activation=self.variant.activation, bias_gain=self._bias_gain()),
+      join=join,
+      stddev=self._stddev(),
+      name=names[0],
+    )(x, images.get(0), alpha)  # [N,out]
+
+    if not self.c_dim:
+      return x
+    if grows:  # a logit for each class [as S2's code]
+      return jnp.sum(x * c, axis=1, keepdims=True)
+    # projection: the product with the mapped label [Miyato and Koyama 2018; ADA]
+    mapping = Mapping(0, self.c_dim, cmap_dim, self.mapping_layers, self.variant, name='mapping')
+    return jnp.sum(x * mapping(None, c), axis=1, keepdims=True) / math.sqrt(cmap_dim)
+
+  def _fmaps(self, res):
+    return fmaps(res, self.fmap_base, self.fmap_max, self.variant.fmap_min)
+
+  def _bias_gain(self):
+    """Of config A, where the gain sqrt(2) is in the weights, and biases don't have it."""
+    return RSQRT2 if self.architecture == 'stylegan1' else 1
+
+  def _conv(self):
+    """Makes a convolution of (feature maps, side of its kernel)."""
+    adain = self.architecture == 'stylegan1'
+    return partial(
+      Conv,
+      activation=self.variant.activation,
+      clamp=self.clamp,
+      taps=TAPS if adain else self.variant.taps,
+      bias_gain=self._bias_gain(),
+      mean=adain,
+    )
+
+  def _stddev(self):
+    """The minibatch stddev, or None."""
+    if not self.variant.mbstd_num_channels:
+      return None
+    return partial(
+      ops.minibatch_stddev,
+      group_size=self.mbstd_group_size,
+      num_channels=self.variant.mbstd_num_channels,
+    )
+
+  def _pyramid(self, img, sizes, alpha):
+    """{index of a block: the image [N,h,w,C] that its fromrgb gets}."""
+    if img.shape[1:3] not in sizes:
+      raise ValueError(f'images of {img.shape[1]}x{img.shape[2]} are none of the sizes {sizes}')
+    stage = len(sizes) - 1 - sizes.index(img.shape[1:3])
+    newest = newest_block(stage, sizes, self.architecture)
+    shrink = resample.half
+    if self.architecture == 'skip':
+      f = resample.setup_filter(self.variant.taps, separable=True)
+      shrink = partial(resample.downsample2d, f=f)
+    fading = alpha is not None
+    below = image_blocks(newest, self.architecture, fading, self.is_initializing())[:-1]
+    images = {newest: img}
+    for i in reversed(below):
+      images[i] = shrink(images[i + 1])  # [N,h/2,w/2,C]
+    return images

@@ -1,0 +1,241 @@
+"""Generators: mapping network and synthesis network [S2 Fig. 7; S1 Fig. 1b].
+
+The architectures differ in their layers (`Synthesis._layer`), in what a block does with them (the
+three classes of blocks), and in which blocks have a torgb.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+from flax import linen as nn
+import jax
+from jax import lax
+import jax.numpy as jnp
+
+from sg2jax import ops, resample
+from sg2jax.models.layers import RSQRT2, Conv, SynthesisLayer, ToRGB, cast, fade
+from sg2jax.models.mapping import Mapping, broadcast, truncate
+from sg2jax.models.sizes import (
+  Size,
+  block_dtypes,
+  block_sizes,
+  fmaps,
+  image_blocks,
+  newest_block,
+)
+from sg2jax.models.stylegan1 import StyleLayer
+from sg2jax.models.variant import Variant
+
+
+class SynthesisBlock(nn.Module):
+  """conv0 (up x2), conv1 and, where an image leaves, torgb: orig, skip, msg, revised.
+
+  The first block has no conv0; it starts from a learned constant [S1 Fig. 1b].
+
+  size: (height, width) of the result. layer: makes conv0 and conv1 of a number of feature maps.
+  torgb: makes torgb, None: no image leaves here. dtype: of the features, None: full precision.
+  taps: filter by which a lower image, or the block's input, gets twice as large.
+  """
+
+  size: Size
+  features: int
+  first: bool
+  layer: Callable
+  torgb: Callable | None
+  dtype: Any
+  taps: tuple
+
+  @nn.compact
+  def __call__(self, x, img, ws, noise_mode):
+    """x [N,h,w,I], img [N,h,w,C] or None, ws: w [N,w_dim] of conv0, conv1, torgb -> (x, img) at 2x.
+
+    The first block takes x None, and makes both at its own size.
+    """
+    if self.first:
+      x = self.start(ws, noise_mode)  # [N,h0,w0,features]
+    else:
+      x = self.body(cast(x, self.dtype), ws, noise_mode)  # [N,2h,2w,features]
+    if img is not None:
+      f = resample.setup_filter(self.taps, separable=True)
+      img = resample.upsample2d(img, f)  # [N,2h,2w,C]
+    if self.torgb:
+      # Images are summed in float32: bfloat16 has 8 bits, no more than the picture itself.
+      rgb = ops.full_precision(self.pixels(x, ws[2]))
+      img = rgb if img is None else img + rgb
+    return x, img
+
+  def constant(self, batch, init):
+    """The learned constant for each sample: [N,h0,w0,features]."""
+    const = self.param('const', init, (*self.size, self.features))
+    return jnp.broadcast_to(const, (batch, *const.shape))
+
+  def start(self, ws, noise_mode):
+    """What the first block does: ws -> [N,h0,w0,features]."""
+    x = self.constant(ws[1].shape[0], nn.initializers.normal(1))
+    return self.layer(self.features, name='conv1')(x, ws[1], noise_mode)
+
+  def body(self, x, ws, noise_mode):
+    """What all others do: [N,h,w,I] -> [N,2h,2w,features]."""
+    x = self.layer(self.features, up=2, name='conv0')(x, ws[0], noise_mode)
+    return self.layer(self.features, name='conv1')(x, ws[1], noise_mode)
+
+  def pixels(self, x, w):
+    """[N,H,W,features], w [N,w_dim] -> [N,H,W,C]."""
+    return self.torgb(name='torgb')(x, w)
+
+
+class ResidualSynthesisBlock(SynthesisBlock):
+  """resnet: a 1x1 convolution around conv0 and conv1 [S2 Fig. 7c].
+
+  Each of the two sums has half the variance, so that their sum has the block's [S2 4.1].
+  """
+
+  def body(self, x, ws, noise_mode):
+    """[N,h,w,I] -> [N,2h,2w,features]."""
+    around = partial(Conv, activation='linear', up=2, use_bias=False, gain=RSQRT2, taps=self.taps)
+    skip = around(self.features, 1, name='skip')(x)
+    x = self.layer(self.features, up=2, name='conv0')(x, ws[0], noise_mode)
+    x = self.layer(self.features, gain=RSQRT2, name='conv1')(x, ws[1], noise_mode)
+    return skip + x
+
+
+class StyleBlock(SynthesisBlock):
+  """stylegan1: the constant starts at 1 and gets noise, bias and style; torgb has no style."""
+
+  def start(self, ws, noise_mode):
+    """ws -> [N,h0,w0,features]."""
+    x = self.constant(ws[0].shape[0], nn.initializers.ones)
+    x = self.layer(self.features, convolve=False, name='conv0')(x, ws[0], noise_mode)
+    return self.layer(self.features, name='conv1')(x, ws[1], noise_mode)
+
+  def pixels(self, x, w):
+    """[N,H,W,features], w unused -> [N,H,W,C]."""
+    return self.torgb(name='torgb')(x)
+
+
+BLOCKS = {'resnet': ResidualSynthesisBlock, 'stylegan1': StyleBlock}  # others: SynthesisBlock
+
+
+class Synthesis(nn.Module):
+  """ws [N,num_ws,w_dim] -> image [N,H,W,C], float32, nominally in [-1,1].
+
+  The image has the size of the stage; msg gives the images of all resolutions, smallest first.
+  num_ws is two per block for every architecture. ws of stages that aren't there yet are ignored.
+  """
+
+  resolution: Size
+  img_channels: int
+  fmap_base: float
+  fmap_max: int
+  architecture: str = 'skip'
+  num_bf16_res: int = 0
+  clamp: float | None = None
+  use_noise: bool = True
+  remat: bool = False
+  variant: Variant = Variant()
+
+  @property
+  def num_ws(self) -> int:
+    """Number of style inputs: two per block."""
+    return 2 * len(block_sizes(self.resolution))
+
+  @nn.compact
+  def __call__(self, ws, noise_mode='random', stage=0, alpha=None):
+    sizes = block_sizes(self.resolution)
+    newest = newest_block(stage, sizes, self.architecture)
+    with_image = image_blocks(newest, self.architecture, alpha is not None, self.is_initializing())
+    dtypes = block_dtypes(sizes, self.num_bf16_res)
+    # Static slices: an index array would be a gather, with a scatter-add behind it in every block.
+    styles = [lax.index_in_dim(ws, j, 1, keepdims=False) for j in range(ws.shape[1])]  # [N,w_dim]
+    block = BLOCKS.get(self.architecture, SynthesisBlock)
+    if self.remat:
+      block = nn.remat(block, static_argnums=(4,))  # noise_mode is a string
+    x = None
+    images = []
+    for i in range(newest + 1):
+      res = max(sizes[i])
+      x, img = block(
+        size=sizes[i],
+        features=fmaps(res, self.fmap_base, self.fmap_max, self.variant.fmap_min),
+        first=i == 0,
+        layer=self._layer(),
+        torgb=self._torgb() if i in with_image else None,
+        dtype=dtypes[i],
+        taps=self.variant.taps,
+        name=f'b{res}',
+      )(
+        x,
+        images[-1] if images and self.architecture == 'skip' else None,
+        [styles[j] for j in self._style_indices(i)],
+        noise_mode,
+      )  # [N,h,w,features], [N,h,w,C] or None
+      images.append(img)
+    if self.architecture == 'msg':
+      return tuple(images)
+    if alpha is None or newest == 0:
+      return images[-1]
+    return fade(images[-1], resample.nearest(images[-2]), alpha)
+
+  def _layer(self):
+    """Makes conv0 and conv1 of a number of feature maps."""
+    if self.architecture == 'stylegan1':
+      return partial(StyleLayer, clamp=self.clamp, use_noise=self.use_noise)
+    return partial(
+      SynthesisLayer,
+      activation=self.variant.activation,
+      clamp=self.clamp,
+      taps=self.variant.taps,
+      use_noise=self.use_noise,
+      equalized=self.architecture == 'revised',
+    )
+
+  def _torgb(self):
+    """Makes torgb."""
+    if self.architecture == 'stylegan1':
+      return partial(Conv, self.img_channels, 1, 'linear', clamp=self.clamp)
+    return partial(ToRGB, self.img_channels, self.clamp)
+
+  def _style_indices(self, i):
+    """Which of ws the conv0, conv1 and torgb of block i take.
+
+    The constant of stylegan1 has a style, its torgb has none: two a block. In the others the
+    constant has none, so torgb takes the w of the next block's conv0, in NVIDIA's order: when
+    styles are mixed from there on, the image and the features above it change together.
+    """
+    if self.architecture == 'stylegan1':
+      return 2 * i, 2 * i + 1, 2 * i + 1
+    return max(2 * i - 1, 0), 2 * i, 2 * i + 1
+
+
+class Generator(nn.Module):
+  """mapping + synthesis. The three methods are what training and sampling need."""
+
+  mapping: Mapping
+  synthesis: Synthesis
+
+  def __call__(
+    self, z, c, w_avg=None, psi=1.0, cutoff=None, noise_mode='random', stage=0, alpha=None
+  ):
+    """z [N,z_dim], c [N,c_dim] -> image [N,H,W,C], enlarged to that size while growing.
+
+    With w_avg [w_dim], the first `cutoff` ws are truncated towards it by psi.
+    """
+    ws = broadcast(self.mapping(z, c), self.synthesis.num_ws)  # [N,num_ws,w_dim]
+    if w_avg is not None:
+      ws = truncate(ws, w_avg, psi, cutoff)
+    img = largest(self.synthesis(ws, noise_mode, stage, alpha))  # [N,H/2^stage,W/2^stage,C]
+    return resample.nearest(img, 2**stage)
+
+  def map(self, z, c):
+    """z [N,z_dim], c [N,c_dim] -> w [N,w_dim]."""
+    return self.mapping(z, c)
+
+  def synthesize(self, ws, noise_mode='random', stage=0, alpha=None):
+    """ws [N,num_ws,w_dim] -> what the discriminator takes: an image, or msg's tuple of them."""
+    return self.synthesis(ws, noise_mode, stage, alpha)
+
+
+def largest(images: jax.Array | tuple[jax.Array, ...]) -> jax.Array:
+  """The full-size one of what a generator makes."""
+  return images[-1] if isinstance(images, tuple) else images
