@@ -117,7 +117,9 @@ def written(folder, name, data, document):
 @pytest.mark.parametrize('name', NETWORKS)
 def test_safetensors_are_read_back_bit_for_bit(name, tmp_path):
   state, config = fresh(name, nimg=100)
-  found = read.read_network(written(tmp_path, 'net.safetensors', *write.write_safetensors(state, config)))
+  found = read.read_network(
+    written(tmp_path, 'net.safetensors', *write.write_safetensors(state, config))
+  )
   same(found.state, state)
   assert found.config == config and not found.report['initialised']
   if name == 'growing':

@@ -441,7 +441,7 @@ def other_files():
 def test_downloads_that_went_wrong_are_called_by_name(tmp_path, name):
   content, said = other_files()[name]
   (tmp_path / 'network.pkl').write_bytes(content)
-  for function in (read.read, pretrained.read):
+  for function in (read.read_network, pretrained.read):
     with pytest.raises(WeightsError) as e:
       function(tmp_path / 'network.pkl')
     text = str(e.value)
@@ -456,7 +456,7 @@ def test_downloads_that_went_wrong_are_called_by_name(tmp_path, name):
 def test_a_pickle_that_was_cut_off_is_to_be_downloaded_again(tmp_path):
   (tmp_path / 'network.pkl').write_bytes(pickle.dumps({'G_ema': [list(range(300))]}, 4)[:-100])
   with pytest.raises(WeightsError, match='cut off.*download it again'):
-    read.read(tmp_path / 'network.pkl')
+    read.read_network(tmp_path / 'network.pkl')
   for name in ('network.safetensors', 'network.npz'):
     content = safetensors.save({'a': np.zeros(3)}) if name.endswith('s') else None
     if content is None:
@@ -464,6 +464,6 @@ def test_a_pickle_that_was_cut_off_is_to_be_downloaded_again(tmp_path):
     else:
       (tmp_path / name).write_bytes(content)
     with pytest.raises(WeightsError, match=f'needs {name}.json.* of other programs'):
-      read.read(tmp_path / name)
+      read.read_network(tmp_path / name)
   with pytest.raises(WeightsError, match='file of safetensors'):
     pretrained.read(tmp_path / 'network.safetensors')

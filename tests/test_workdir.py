@@ -17,7 +17,7 @@ import optax
 import pytest
 
 from configs import default
-from sg2jax import build, files, init_from, locks, report, state, train, workdir
+from sg2jax import build, environment, files, init_from, locks, report, state, train, workdir
 from sg2jax.data.labels import Labels
 from sg2jax.faults import CheckpointError, UsageError, WeightsError
 from sg2jax.interop import write
@@ -210,7 +210,7 @@ def test_a_run_starts_from_an_export_and_says_so(begin, tmp_path, capsys):
   config = config_of()
   made = state_of(config)
   document = config.to_dict() | {'c_dim': 0}
-  data, beside = write.safetensors(vars(made), json.loads(json.dumps(document)))
+  data, beside = write.write_safetensors(vars(made), json.loads(json.dumps(document)))
   files.write_atomic(tmp_path / 'net.safetensors', data)
   digest = hashlib.sha256(data).hexdigest()
   (tmp_path / 'net.safetensors.json').write_text(json.dumps(beside | {'sha256': digest}))
@@ -287,7 +287,9 @@ def resumed(place, source=None, **fields):
   """A workdir whose run has a checkpoint, and was started by `save_run`."""
   source = source or Source()
   config = config_of()
-  report.save_run(place, config.to_dict() | workdir.data_values(source) | fields, source.labels)
+  environment.save_run(
+    place, config.to_dict() | workdir.data_values(source) | fields, source.labels
+  )
   (place / 'checkpoints/10').mkdir(parents=True)
   return place
 

@@ -1,0 +1,209 @@
+"""The architecture of a network of others, as fields of our configuration.
+
+Sizes follow from its parameters, in our names and layouts; the rest from its arguments.
+"""
+
+import re
+from typing import NamedTuple
+
+from sg2jax.interop.network_file import Net
+from sg2jax.models.sizes import fmaps
+
+
+class Architecture(NamedTuple):
+  """What the parameters of a network say.
+
+  Attributes:
+    image: {'resolution', 'channels', 'c_dim'}.
+    fields: of config.g or config.d, those of its variant among them.
+    widths: {side of a block: its feature maps}.
+  """
+
+  image: dict
+  fields: dict
+  widths: dict
+
+
+def growing(net: Net) -> str:
+  """The growing architecture of a TensorFlow network of configs A-D, or ''."""
+  if net.format != 'tensorflow':
+    return ''
+  if net.kind == 'D_basic' or '4x4/Dense1/weight' in net.arrays:
+    return 'stylegan1'
+  if any('/StyleMod/' in name for name in net.arrays):
+    return 'stylegan1'
+  kinds = {net.kind, net.kwargs.get('synthesis_func')}  # the latter of a generator without parts
+  return 'revised' if kinds & {'G_synthesis_stylegan_revised', 'D_stylegan'} else ''
+
+
+def of_generator(params: dict, grows: str) -> Architecture:
+  """Of a generator's parameters; grows: what `growing` says."""
+  mapping = params['mapping']
+  blocks = _blocks(params['synthesis'])
+  first = blocks[0][1]
+  height, width = (side << len(blocks) - 1 for side in first['const'].shape[:2])
+  w_dim = first['conv1']['affine']['weight'].shape[0]
+  inputs, hidden = mapping['fc0']['weight'].shape
+  layers = sum(bool(re.fullmatch(r'fc\d+', name)) for name in mapping)
+  c_dim, features = 0, 0
+  if 'embed' in mapping:
+    if not grows and not isinstance(mapping['embed'], dict):
+      raise ValueError(
+        'mapping/LabelConcat: labels as before stylegan2-ada are supported for configs A-D only'
+      )
+    c_dim, features = (mapping['embed'] if grows else mapping['embed']['weight']).shape
+  fields = {
+    'architecture': grows or _kind(blocks, 'torgb'),
+    'z_dim': inputs - features,
+    'w_dim': w_dim,
+    'mapping_layers': layers,
+    'layer_features': 0 if layers == 1 else _unless(w_dim, hidden),
+    'embed_features': 0 if grows else _unless(w_dim, features),
+    'noise': 'noise_strength' in first['conv1'],
+  }
+  image = {
+    'resolution': height if height == width else [height, width],
+    'channels': blocks[-1][1]['torgb']['weight'].shape[-1],
+    'c_dim': c_dim,
+  }
+  return Architecture(image, fields, {side: b['conv1']['bias'].shape[0] for side, b in blocks})
+
+
+def of_discriminator(params: dict, grows: str, image: dict) -> Architecture:
+  """Of a discriminator's parameters; image: the generator's, whose resolution shapes must have."""
+  mapping = params.get('mapping', {})
+  blocks = _blocks(params)
+  side, last = blocks[0]
+  widths = {side: last['conv']['weight'].shape[-1]}
+  widths |= {side: block['conv0']['weight'].shape[-1] for side, block in blocks[1:]}
+  c_dim = mapping['embed']['weight'].shape[0] if mapping else 0
+  cmap_dim = last['out']['weight'].shape[1] if c_dim else 0
+  if grows:
+    widths[2] = last['fc']['weight'].shape[1]  # see Discriminator.hidden
+    c_dim = image['c_dim']
+  layers = sum(name != 'embed' for name in mapping)
+  embed = mapping['embed']['weight'].shape[1] if mapping else cmap_dim
+  hidden = mapping['fc0']['weight'].shape[1] if layers > 1 else cmap_dim
+  fields = {
+    'architecture': grows or _kind(blocks, 'fromrgb'),
+    'mapping_layers': layers,
+    'cmap_dim': _unless(widths[side], cmap_dim),
+    'embed_features': _unless(cmap_dim, embed),
+    'layer_features': _unless(cmap_dim, hidden),
+    'mbstd_num_channels': last['conv']['weight'].shape[2] - widths[side],
+  }
+  channels = blocks[-1][1]['fromrgb']['weight'].shape[2]
+  return Architecture(image | {'channels': channels, 'c_dim': c_dim}, fields, widths)
+
+
+def _blocks(tree):
+  """[(side, block)], smallest first."""
+  return sorted((int(name[1:]), b) for name, b in tree.items() if re.fullmatch(r'b\d{1,5}', name))
+
+
+def _kind(blocks, image_layer):
+  """Which architecture blocks have, by their layers; image_layer: torgb or fromrgb."""
+  if len(blocks) == 1:
+    return 'orig'
+  if 'skip' in blocks[-1][1]:
+    return 'resnet'
+  return 'skip' if image_layer in blocks[0][1] else 'orig'
+
+
+def _unless(default, size):
+  """A size as configurations say it, with 0 for the default."""
+  return 0 if size == default else size
+
+
+def options(
+  name: str, format_: str, architecture: Architecture, given: dict, grows: str = ''
+) -> dict:
+  """What the parameters don't say: fields of config.g or, for the name 'D', of config.d.
+
+  Args:
+    name: of the network in its file, for messages.
+    format_: of the file, as Net.format.
+    architecture: what the parameters say.
+    given: fields that the arguments say.
+    grows: as of `growing`.
+
+  Raises:
+    ValueError: no configuration of ours says it.
+  """
+  given = dict(given)
+  activation = given.get('activation', 'lrelu')
+  if grows:
+    given.pop('architecture', None)
+  if grows == 'stylegan1' and activation != 'lrelu':
+    raise ValueError(f'{name}: nonlinearity={activation}: networks of config A have lrelu here')
+  if format_ == 'pytorch' and given.pop('epilogue_activation', 'lrelu') != activation:
+    raise ValueError(f'{name}: the activation of its epilogue is another than that of its blocks')
+  fields = {
+    # What their networks have where no argument says it.
+    'mapping_lr_mul': 0.1 if (name, format_) == ('D', 'tensorflow') else 0.01,
+    'num_bf16_res': 0,
+    'remat': False,
+  }
+  if name == 'D':
+    fields |= {'mbstd_group_size': 4, 'freeze_layers': 0}
+  return fields | given | _fmaps(name, architecture.widths, given)
+
+
+def _fmaps(name, widths, given):
+  """fmap_base and fmap_max: those given if they fit, or any that do."""
+  base = given.get('fmap_base', 0)
+  most = given.get('fmap_max', 512)
+  least = given.get('fmap_min', 1)
+
+  def fits():
+    return all(fmaps(side, base, most, least) == width for side, width in widths.items())
+
+  if not fits():
+    # Widths that are held up by fmap_min say nothing of the base.
+    base = max((side * n for side, n in widths.items() if n > least), default=2 * least) / 2
+    most = max(widths.values())
+  if not fits():
+    raise ValueError(
+      f'{name}: numbers of feature maps {widths} are not max(min(2 fmap_base / side, fmap_max), '
+      f'{least}) for any fmap_base and fmap_max'
+    )
+  return {'fmap_base': int(base) if base == int(base) else base, 'fmap_max': int(most)}
+
+
+def configuration(image: dict, g: dict, d: dict) -> dict:
+  """What of a run's configuration a network needs.
+
+  Args:
+    image: as of Architecture.
+    g: config.g.
+    d: config.d; {}: there is no discriminator.
+  """
+  if not d:
+    shared = ('fmap_base', 'fmap_max', 'fmap_min', 'clamp')
+    given = {name: g[name] for name in shared if name in g}
+    d = {'architecture': 'resnet', 'mapping_layers': 8}
+    d |= options('D', 'pytorch', Architecture({}, {}, {}), given)
+  return {
+    'resolution': image['resolution'],
+    'seed': 0,
+    'c_dim': image['c_dim'],
+    'data_hash': '',
+    'metrics': [],
+    'data': {
+      'name': '',
+      'dir': '',
+      'channels': image['channels'],
+      'labels': image['c_dim'] > 0,
+      'mirror': False,
+    },
+    'grow': {
+      'start_res': 0,
+      'hold_kimg': 600.0,
+      'fade_kimg': 600.0,
+      'batch': [],
+      'lr': [],
+      'repeats': 4,
+    },
+    'g': g,
+    'd': d,
+  }
