@@ -61,44 +61,30 @@ class Inception(nn.Module):
       nn.Conv(features, kernel, stride, padding, precision=lax.Precision.HIGHEST, name=name)(x)
     )
 
-  def _chain(self, x, *layers):
-    for layer in layers:
-      x = self._conv(x, *layer)
+  def _chain(self, x, name, *layers):
+    """Convolutions name_1, name_2 ...; each layer: (features, kernel, stride, padding)."""
+    for i, layer in enumerate(layers, 1):
+      x = self._conv(x, f'{name}_{i}', *layer)
     return x
 
   def _mixed_5(self, x, name, features):  # [N,35,35,C]
     a = self._conv(x, f'{name}.branch1x1', 64)
-    b = self._chain(x, (f'{name}.branch5x5_1', 48), (f'{name}.branch5x5_2', 64, (5, 5)))
-    c = self._chain(
-      x,
-      (f'{name}.branch3x3dbl_1', 64),
-      (f'{name}.branch3x3dbl_2', 96, (3, 3)),
-      (f'{name}.branch3x3dbl_3', 96, (3, 3)),
-    )
+    b = self._chain(x, f'{name}.branch5x5', (48,), (64, (5, 5)))
+    c = self._chain(x, f'{name}.branch3x3dbl', (64,), (96, (3, 3)), (96, (3, 3)))
     return _join(a, b, c, self._conv(_mean_pool(x), f'{name}.branch_pool', features))
 
   def _mixed_6(self, x, name, inner):  # [N,17,17,768]
+    flat = (inner, (1, 7))
+    tall = (inner, (7, 1))
     a = self._conv(x, f'{name}.branch1x1', 192)
-    b = self._chain(
-      x,
-      (f'{name}.branch7x7_1', inner),
-      (f'{name}.branch7x7_2', inner, (1, 7)),
-      (f'{name}.branch7x7_3', 192, (7, 1)),
-    )
-    c = self._chain(
-      x,
-      (f'{name}.branch7x7dbl_1', inner),
-      (f'{name}.branch7x7dbl_2', inner, (7, 1)),
-      (f'{name}.branch7x7dbl_3', inner, (1, 7)),
-      (f'{name}.branch7x7dbl_4', inner, (7, 1)),
-      (f'{name}.branch7x7dbl_5', 192, (1, 7)),
-    )
+    b = self._chain(x, f'{name}.branch7x7', (inner,), flat, (192, (7, 1)))
+    c = self._chain(x, f'{name}.branch7x7dbl', (inner,), tall, flat, tall, (192, (1, 7)))
     return _join(a, b, c, self._conv(_mean_pool(x), f'{name}.branch_pool', 192))
 
   def _mixed_7(self, x, name, pooled):  # [N,8,8,C]
     a = self._conv(x, f'{name}.branch1x1', 320)
     b = self._conv(x, f'{name}.branch3x3_1', 384)
-    c = self._chain(x, (f'{name}.branch3x3dbl_1', 448), (f'{name}.branch3x3dbl_2', 384, (3, 3)))
+    c = self._chain(x, f'{name}.branch3x3dbl', (448,), (384, (3, 3)))
     return _join(
       a,
       self._conv(b, f'{name}.branch3x3_2a', 384, (1, 3)),
@@ -111,44 +97,34 @@ class Inception(nn.Module):
   @nn.compact
   def __call__(self, images):
     dtype = jnp.result_type(jnp.float32, *jax.tree.leaves(self.variables))
+    halve = ((3, 3), 2, 'VALID')
     out = {}
-    halve = (2, 'VALID')  # stride and padding
+
     # ---- stem
     x = (tf1_resize(images.astype(dtype), 299, 299) - 128) / 128  # [N,299,299,3]
-    x = self._chain(
-      x,
-      ('Conv2d_1a_3x3', 32, (3, 3), *halve),
-      ('Conv2d_2a_3x3', 32, (3, 3), 1, 'VALID'),
-      ('Conv2d_2b_3x3', 64, (3, 3)),
-    )  # [N,147,147,64]
+    x = self._conv(x, 'Conv2d_1a_3x3', 32, *halve)
+    x = self._conv(x, 'Conv2d_2a_3x3', 32, (3, 3), padding='VALID')
+    x = self._conv(x, 'Conv2d_2b_3x3', 64, (3, 3))  # [N,147,147,64]
     x = nn.max_pool(x, (3, 3), (2, 2))  # [N,73,73,64]
     out['64'] = x.mean((1, 2))
-    x = self._chain(x, ('Conv2d_3b_1x1', 80), ('Conv2d_4a_3x3', 192, (3, 3), 1, 'VALID'))
+    x = self._conv(x, 'Conv2d_3b_1x1', 80)
+    x = self._conv(x, 'Conv2d_4a_3x3', 192, (3, 3), padding='VALID')
     x = nn.max_pool(x, (3, 3), (2, 2))  # [N,35,35,192]
     out['192'] = x.mean((1, 2))
+
     # ---- 35x35, then 17x17
     for name, features in (('Mixed_5b', 32), ('Mixed_5c', 64), ('Mixed_5d', 64)):
       x = self._mixed_5(x, name, features)
-    a = self._conv(x, 'Mixed_6a.branch3x3', 384, (3, 3), *halve)
-    b = self._chain(
-      x,
-      ('Mixed_6a.branch3x3dbl_1', 64),
-      ('Mixed_6a.branch3x3dbl_2', 96, (3, 3)),
-      ('Mixed_6a.branch3x3dbl_3', 96, (3, 3), *halve),
-    )
+    a = self._conv(x, 'Mixed_6a.branch3x3', 384, *halve)
+    b = self._chain(x, 'Mixed_6a.branch3x3dbl', (64,), (96, (3, 3)), (96, *halve))
     x = _join(a, b, nn.max_pool(x, (3, 3), (2, 2)))  # [N,17,17,768]
     for name, inner in (('Mixed_6b', 128), ('Mixed_6c', 160), ('Mixed_6d', 160), ('Mixed_6e', 192)):
       x = self._mixed_6(x, name, inner)
     out['768'] = x.mean((1, 2))
+
     # ---- 8x8, then logits
-    a = self._chain(x, ('Mixed_7a.branch3x3_1', 192), ('Mixed_7a.branch3x3_2', 320, (3, 3), *halve))
-    b = self._chain(
-      x,
-      ('Mixed_7a.branch7x7x3_1', 192),
-      ('Mixed_7a.branch7x7x3_2', 192, (1, 7)),
-      ('Mixed_7a.branch7x7x3_3', 192, (7, 1)),
-      ('Mixed_7a.branch7x7x3_4', 192, (3, 3), *halve),
-    )
+    a = self._chain(x, 'Mixed_7a.branch3x3', (192,), (320, *halve))
+    b = self._chain(x, 'Mixed_7a.branch7x7x3', (192,), (192, (1, 7)), (192, (7, 1)), (192, *halve))
     x = _join(a, b, nn.max_pool(x, (3, 3), (2, 2)))  # [N,8,8,1280]
     x = self._mixed_7(x, 'Mixed_7b', _mean_pool(x))
     x = self._mixed_7(x, 'Mixed_7c', nn.max_pool(x, (3, 3), padding='SAME'))  # [N,8,8,2048]
