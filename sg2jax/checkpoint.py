@@ -1,15 +1,13 @@
 """Save, restore the latest whole checkpoint, read weights: orbax items sealed by a manifest.
 
-A checkpoint is WORKDIR/checkpoints/<step>/ with `state/`, an orbax PyTree item, and `manifest.json`
-(size and SHA-256 of every file; names, shapes and dtypes of the leaves). Leaves are stored as host
-arrays, one uncompressed file each: equal states are equal bytes, on any number of devices. It is
-built as <step>.tmp and renamed once the manifest is on disk, so a directory named by a number is
-whole, or was damaged later. For local and mounted file systems.
+A checkpoint is WORKDIR/checkpoints/<step>/ with `state/`, an orbax PyTree item, and manifest.json.
+Leaves are stored as host arrays, one uncompressed file each: equal states are equal bytes, on any
+number of devices. It is built as <step>.tmp and renamed once the manifest is on disk, so a
+directory named by a number is whole, or was damaged later. For local and mounted file systems.
 """
 
 import contextlib
 import errno
-import hashlib
 import json
 import math
 import os
@@ -17,6 +15,7 @@ import pathlib
 import re
 import shutil
 import threading
+from typing import Any
 
 from absl import logging
 import jax
@@ -27,31 +26,27 @@ import orbax.checkpoint as ocp
 from sg2jax import files
 from sg2jax import state as state_lib
 from sg2jax.faults import CheckpointError, UsageError, WriteError
+from sg2jax.manifest import FORMAT, Damaged, fsync, read_manifest, seal, verify
 
-# 1: of version 0.1, whose states lack state.LATER_FIELDS and whose random numbers came from other
-# keys
-FORMAT = 2
 _STEP = re.compile(r'(0|[1-9][0-9]*)(\.tmp|\.damaged-[0-9]+)?')
 
 # Orbax says the first at every save without OCDBT, which is meant (OCDBT's file names are random);
 # the others are tracebacks of an error that reaches the user as a WriteError.
 _NOISE = ('Skipping merge of OCDBT', 'Handler Commit operations', '_SignalingThread.run() raised')
-logging.get_absl_logger().addFilter(lambda r: not any(n in r.getMessage() for n in _NOISE))
-
-
-class _Damaged(Exception):
-  """Why a directory is not a whole checkpoint; names the file."""
+logging.get_absl_logger().addFilter(
+  lambda record: not any(noise in record.getMessage() for noise in _NOISE)
+)
 
 
 class Checkpoints:
   """The checkpoints of one run. To be closed (`contextlib.closing`), or a save in flight is lost.
 
   Every process makes the same calls; process 0 alone seals, renames and deletes.
-  `restored` is the manifest of what `restore_latest` found; None if it found nothing or wasn't
-  called.
+  `restored` is the manifest of what `restore_latest` restored; None if there was nothing or it
+  wasn't called.
   """
 
-  def __init__(self, workdir, *, keep: int, meta: dict):
+  def __init__(self, workdir: str | os.PathLike, *, keep: int, meta: dict[str, Any]):
     """Removes what a killed process left half written (`<step>.tmp`); creates nothing.
 
     Args:
@@ -70,11 +65,13 @@ class Checkpoints:
     self._checkpointer = ocp.AsyncCheckpointer(
       ocp.PyTreeCheckpointHandler(use_ocdbt=False, use_compression=False)
     )
-    self._thread = self._error = self.restored = None
+    self._thread = None
+    self._error = None
+    self.restored = None
     self._scores = {}  # step -> score or None; a step without a readable manifest is never deleted
     for step in _steps(self._root):
-      with contextlib.suppress(_Damaged):
-        manifest = _manifest(self._root / str(step))
+      with contextlib.suppress(Damaged):
+        manifest = read_manifest(self._root / str(step))
         # A score against other pictures can't be compared, and would keep its checkpoint for ever.
         same = manifest['meta'].get('data_hash') == self._meta.get('data_hash')
         self._scores[step] = manifest['score'] if same else None
@@ -82,7 +79,9 @@ class Checkpoints:
       for step in _steps(self._root, '.tmp'):
         shutil.rmtree(self._root / f'{step}.tmp', ignore_errors=True)
 
-  def save(self, state, *, score: float | None = None):
+  # ---- save
+
+  def save(self, state: Any, *, score: float | None = None) -> None:
     """Copies `state` to the host and writes it in the background; a step saved before is skipped.
 
     The buffers of `state` may be donated as soon as this returns.
@@ -96,15 +95,17 @@ class Checkpoints:
     """
     self.wait()
     host = jax.device_get(state)  # orbax deep-copies host arrays before its save() returns
-    step, named = int(host.step), _named(host)
+    step = int(host.step)
     if step in self._scores:
       return
+    leaves = _named(host)
     # Per leaf a directory, a .zarray and the last block of the data; a block has 4096 bytes.
-    size = sum(x.nbytes + 3 * 4096 for x in named.values())
-    if (free := files.free_bytes(self._root)) < 3 * size:
+    size = sum(x.nbytes + 3 * 4096 for x in leaves.values())
+    free = files.free_bytes(self._root)
+    if free < 3 * size:
       logging.warning(
-        '%s: %d bytes free, not enough for three more checkpoints of '
-        '%d bytes; make room before the disk is full',
+        '%s: %d bytes free, not enough for three more checkpoints of %d bytes; make room before '
+        'the disk is full',
         self._root,
         free,
         size,
@@ -114,11 +115,11 @@ class Checkpoints:
       'step': step,
       'meta': self._meta,
       'score': float(score) if score is not None and math.isfinite(score) else None,
-      'leaves': {name: [str(x.dtype), list(x.shape)] for name, x in named.items()},
+      'leaves': {name: [str(x.dtype), list(x.shape)] for name, x in leaves.items()},
     }
     partial = self._root / f'{step}.tmp'
     try:
-      if free < size:  # orbax would find out too, noisily
+      if free < size:  # orbax would notice, too, but noisily
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
       if jax.process_index() == 0:
         shutil.rmtree(partial, ignore_errors=True)
@@ -130,35 +131,39 @@ class Checkpoints:
     self._thread.start()
 
   def _finish(self, partial, manifest, size):
-    """In a thread: waits for orbax, seals, renames, deletes what is no longer kept."""
+    """In a thread: waits for orbax, seals, renames, deletes what need not stay."""
     step = manifest['step']
     try:
       self._checkpointer.wait_until_finished()
       if jax.process_index() == 0:
-        _seal(partial, manifest)
+        seal(partial, manifest)
         final = self._root / str(step)
         if final.exists():
           _set_aside(final, f'{final} is in the way of a new checkpoint')
         os.rename(partial, final)
-        _fsync(self._root)
+        fsync(self._root)
       self._scores[step] = manifest['score']
-      self._prune()
+      self._delete_others()
     except Exception as e:  # noqa: BLE001 - whatever it is, wait() has to raise it
       self._error = self._write_error(step, size, e)
       self._error.__cause__ = e
       shutil.rmtree(partial, ignore_errors=True)
 
-  def _prune(self):
-    kept = set(sorted(self._scores)[-self._keep :])
-    if scored := [(score, -step) for step, score in self._scores.items() if score is not None]:
-      kept.add(-min(scored)[1])
-    for step in self._scores.keys() - kept:
+  def _delete_others(self):
+    """Leaves the newest `keep` checkpoints and the best."""
+    stay = set(sorted(self._scores)[-self._keep :])
+    scored = [(score, -step) for step, score in self._scores.items() if score is not None]
+    if scored:
+      _, negative_step = min(scored)  # of equal scores, the newest
+      stay.add(-negative_step)
+    for step in self._scores.keys() - stay:
       del self._scores[step]
       if jax.process_index() == 0:
-        gone = self._root / f'{step}.tmp'
+        # Renamed first: killed half-way, it isn't a damaged checkpoint.
+        partial = self._root / f'{step}.tmp'
         with contextlib.suppress(OSError):  # one checkpoint too many is no failure
-          os.rename(self._root / str(step), gone)  # killed half-way, it isn't a damaged checkpoint
-        shutil.rmtree(gone, ignore_errors=True)
+          os.rename(self._root / str(step), partial)
+        shutil.rmtree(partial, ignore_errors=True)
 
   def _write_error(self, step, size, error):
     return WriteError(
@@ -167,23 +172,26 @@ class Checkpoints:
       'intact; make room, then run the same command again'
     )
 
-  def wait(self):
+  def wait(self) -> None:
     """Returns when the save in flight is whole on disk; raises its WriteError, once, if not."""
     if self._thread is not None:
       self._thread.join()
       self._thread = None
-    error, self._error = self._error, None
+    error = self._error
+    self._error = None
     if error is not None:
       raise error
 
-  def close(self):
+  def close(self) -> None:
     """`wait`, then the end of orbax's threads."""
     try:
       self.wait()
     finally:
       self._checkpointer.close()
 
-  def restore_latest(self, like):
+  # ---- restore
+
+  def restore_latest(self, like: Any) -> Any:
     """The newest whole checkpoint, bit for bit, sharded as `like`; None if there never was one.
 
     Damaged ones met on the way are named in a warning and renamed to <step>.damaged-<n>.
@@ -197,7 +205,11 @@ class Checkpoints:
       CheckpointError: some were there but none is whole; format too new; leaves unlike `like`'s.
     """
     self.wait()
-    step, bad = _newest(self._root, set_aside=True) if jax.process_index() == 0 else (None, [])
+    step = None
+    bad = []
+    if jax.process_index() == 0:
+      step, bad = _newest(self._root, set_aside=True)
+    # The others may see the files of a network file system late, or not at all.
     step = int(multihost_utils.broadcast_one_to_all(np.int32(-1 if step is None else step)))
     self._scores = {s: score for s, score in self._scores.items() if s <= step}
     if bad and step < 0:
@@ -207,17 +219,20 @@ class Checkpoints:
       )
     if step < 0:
       return None
-    self.restored = _manifest(self._root / str(step))
+    self.restored = read_manifest(self._root / str(step))
     return _restore_like(self._root / str(step), like)
 
 
-def begun(workdir) -> bool:
+# ---- reading, without a run
+
+
+def begun(workdir: str | os.PathLike) -> bool:
   """Whether `workdir` holds a checkpoint, be it a damaged one; half-written ones don't count."""
   root = pathlib.Path(workdir) / 'checkpoints'
   return bool(_steps(root) or _steps(root, '.damaged-'))
 
 
-def find(path) -> pathlib.Path:
+def find(path: str | os.PathLike) -> pathlib.Path:
   """The directory of a whole, verified checkpoint: the newest of a workdir, or `path` itself.
 
   Raises:
@@ -226,8 +241,8 @@ def find(path) -> pathlib.Path:
   path = pathlib.Path(path).expanduser().absolute()
   if (path / 'state').exists() or (path / 'manifest.json').exists():
     try:
-      _verify(path)
-    except _Damaged as e:
+      verify(path)
+    except Damaged as e:
       raise CheckpointError(f'damaged checkpoint: {e}. Use another step') from e
     return path
   root = path / 'checkpoints' if (path / 'checkpoints').is_dir() else path
@@ -240,55 +255,59 @@ def find(path) -> pathlib.Path:
   return root / str(step)
 
 
-def load(path) -> tuple[dict, dict]:
+def load(path: str | os.PathLike) -> tuple[dict, dict]:
   """State (nested dicts and lists of numpy arrays) and configuration of what `find(path)` finds.
 
   Raises:
     CheckpointError: as `find` and `configuration`.
   """
   step = find(path)
-  return _restore(step), configuration(step)
+  return read_state(step), configuration(step)
 
 
-def restore(path, like):
-  """The checkpoint that `find(path)` finds with the structure and the shardings of `like`, as
-  `Checkpoints.restore_latest`.
+def restore(path: str | os.PathLike, like: Any) -> Any:
+  """What `find(path)` finds, with structure and shardings of `like` as in `restore_latest`.
 
-  Raises: CheckpointError: as `find`; or its leaves are unlike those of `like`.
+  Raises:
+    CheckpointError: as `find`; or its leaves are unlike those of `like`.
   """
   return _restore_like(find(path), like)
 
 
-def configuration(step) -> dict:
-  """The configuration of a result of `find`: the config.json beside its `state/`, or else the
-  workdir's.
+def configuration(step: pathlib.Path) -> dict:
+  """The configuration of a result of `find`: config.json beside its state, or else the workdir's.
 
   Raises:
     CheckpointError: it can't be read.
   """
-  places = [step / 'config.json', step.parent.parent / 'config.json']
+  own = step / 'config.json'
+  of_run = step.parent.parent / 'config.json'
   try:
-    return json.loads((places[0] if places[0].exists() else places[1]).read_text())
+    return json.loads((own if own.exists() else of_run).read_text())
   except (OSError, ValueError) as e:
     raise CheckpointError(
-      f'{step} has no readable configuration in {places[0]} or {places[1]}: {_one_line(e)}. Copy '
-      'it from the run'
+      f'{step} has no readable configuration in {own} or {of_run}: {_one_line(e)}. Copy it from '
+      'the run'
     ) from e
 
 
-def _restore(step):
+def read_state(step: pathlib.Path) -> dict:
+  """The state in the directory of a checkpoint as nested dicts and lists of numpy arrays."""
   with ocp.Checkpointer(ocp.PyTreeCheckpointHandler(use_ocdbt=False)) as checkpointer:
     return checkpointer.restore(step / 'state', args=ocp.args.PyTreeRestore())
 
 
 def _restore_like(step, like):
   """The tree at `step` with the structure and shardings of `like`."""
-  manifest = _manifest(step)
-  there = {k: f'{dtype}{shape}' for k, (dtype, shape) in manifest['leaves'].items()}
-  here = {k: f'{x.dtype}{list(x.shape)}' for k, x in _named(like).items()}
-  younger = state_lib.LATER_FIELDS.items() if manifest['format'] < FORMAT else ()
-  added = {k: np.asarray(x) for k, x in younger if k in here and k not in there}
-  there |= {k: f'{x.dtype}{list(x.shape)}' for k, x in added.items()}
+  manifest = read_manifest(step)
+  there = {name: f'{dtype}{shape}' for name, (dtype, shape) in manifest['leaves'].items()}
+  here = {name: f'{x.dtype}{list(x.shape)}' for name, x in _named(like).items()}
+  added = {}
+  if manifest['format'] < FORMAT:
+    for name, value in state_lib.LATER_FIELDS.items():
+      if name in here and name not in there:
+        added[name] = np.asarray(value)
+        there[name] = f'{added[name].dtype}{list(added[name].shape)}'
   for name in [*here, *there]:
     if here.get(name) != there.get(name):
       raise CheckpointError(
@@ -296,15 +315,19 @@ def _restore_like(step, like):
         f'there, {here.get(name, "missing")} here. Use the configuration it was trained with '
         f'({step.parent.parent}/config.json) or another workdir'
       )
-  values = _named(_restore(step)) | added
+  values = _named(read_state(step)) | added
 
   def place(path, leaf):
-    value, sharding = values[_name(path)], getattr(leaf, 'sharding', None)
+    value = values[_name(path)]
+    sharding = getattr(leaf, 'sharding', None)
     if sharding is None:
       return value
     return jax.make_array_from_callback(value.shape, sharding, lambda index: value[index])
 
   return jax.tree_util.tree_map_with_path(place, like)
+
+
+# ---- directories
 
 
 def _newest(root, *, set_aside):
@@ -315,10 +338,11 @@ def _newest(root, *, set_aside):
       logging.warning('%s is not a checkpoint; ignored', entry)
   for step in reversed(_steps(root)):
     try:
-      if (holds := _verify(root / str(step))['step']) != step:
-        raise _Damaged(f'{root / str(step)} holds step {holds}')
+      there = verify(root / str(step))['step']
+      if there != step:
+        raise Damaged(f'{root / str(step)} holds step {there}')
       return step, bad
-    except _Damaged as e:
+    except Damaged as e:
       bad.append(str(e))
       if set_aside:
         _set_aside(root / str(step), e)
@@ -329,79 +353,19 @@ def _newest(root, *, set_aside):
 
 def _steps(root, suffix=''):
   """Ascending step numbers of the entries of `root` whose name is a number and `suffix`..."""
-  names = [_STEP.fullmatch(p.name) for p in root.iterdir()] if root.is_dir() else []
+  names = [_STEP.fullmatch(path.name) for path in root.iterdir()] if root.is_dir() else []
   return sorted(int(m[1]) for m in names if m and (m[2] or '').rstrip('0123456789') == suffix)
 
 
 def _set_aside(path, reason):
-  n = next(n for n in range(10**6) if not path.with_name(f'{path.name}.damaged-{n}').exists())
-  os.rename(path, aside := path.with_name(f'{path.name}.damaged-{n}'))
+  n = 0
+  while (aside := path.with_name(f'{path.name}.damaged-{n}')).exists():
+    n += 1
+  os.rename(path, aside)
   logging.warning('%s; checkpoint not used, set aside as %s', reason, aside)
 
 
-def _seal(step, manifest):
-  """Syncs the files under `step` and writes their manifest; equal states get equal bytes."""
-  times = step / 'state' / '_CHECKPOINT_METADATA'
-  times.write_text(re.sub(r'(_timestamp_nsecs": )\d+', r'\g<1>0', times.read_text()))
-  # Orbax puts the path that it wrote to in here.
-  (step / 'state' / 'commit_success.txt').write_text('Checkpoint commit was successful\n')
-  digests = {}
-  for path in sorted(step.rglob('*')):
-    _fsync(path)
-    if path.is_file():
-      digests[str(path.relative_to(step))] = [path.stat().st_size, files.sha256(path)]
-  (step / 'manifest.json').write_text(_encode(manifest | {'files': digests}))
-  _fsync(step / 'manifest.json')
-  _fsync(step)
-
-
-def _verify(step):
-  """The manifest of a whole checkpoint; _Damaged names the first file that isn't as written."""
-  manifest = _manifest(step)
-  for name, (size, sha256) in manifest['files'].items():
-    path = step / name
-    try:
-      if (there := path.stat().st_size) != size:
-        raise _Damaged(f'{path} has {there} bytes instead of {size}')
-      if files.sha256(path) != sha256:
-        raise _Damaged(f'{path} is not what was written (SHA-256 differs)')
-    except OSError as e:
-      raise _Damaged(f'{path}: {e.strerror}') from e
-  return manifest
-
-
-def _manifest(step):
-  """manifest.json; _Damaged if a byte of it changed, CheckpointError if it is from the future."""
-  path = step / 'manifest.json'
-  try:
-    text = path.read_bytes().decode()
-    manifest = json.loads(text)
-    del manifest['sha256']
-  except OSError as e:
-    raise _Damaged(f'{path}: {e.strerror}') from e
-  except (ValueError, KeyError, TypeError) as e:
-    raise _Damaged(f'{path} is not a manifest') from e
-  if _encode(manifest) != text:
-    raise _Damaged(f'{path} is not what was written (SHA-256 differs)')
-  if manifest['format'] > FORMAT:
-    raise CheckpointError(
-      f'{step} has checkpoint format {manifest["format"]}; this code reads '
-      f'formats up to {FORMAT}: update sg2jax'
-    )
-  return manifest
-
-
-def _encode(manifest):
-  digest = hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
-  return json.dumps(manifest | {'sha256': digest}, sort_keys=True, indent=1) + '\n'
-
-
-def _fsync(path):
-  fd = os.open(path, os.O_RDONLY)
-  try:
-    os.fsync(fd)
-  finally:
-    os.close(fd)
+# ---- leaves
 
 
 def _name(path):

@@ -21,6 +21,7 @@ import orbax.checkpoint as ocp
 import pytest
 
 from sg2jax import checkpoint, files
+from sg2jax import manifest as manifest_lib
 from sg2jax.checkpoint import Checkpoints
 from sg2jax.faults import CheckpointError, UsageError, WriteError
 
@@ -246,7 +247,7 @@ def rewrite(step, **fields):
   path = step / 'manifest.json'
   manifest = json.loads(path.read_text())
   del manifest['sha256']
-  path.write_text(checkpoint._encode(manifest | fields))
+  path.write_text(manifest_lib.encode(manifest | fields))
 
 
 def test_leaves_younger_than_the_format_have_their_defaults(workdir, monkeypatch):
@@ -254,7 +255,7 @@ def test_leaves_younger_than_the_format_have_their_defaults(workdir, monkeypatch
   not.
   """
   monkeypatch.setattr(
-    checkpoint.state_lib, 'YOUNGER', {'fault': np.int32([7, 0, 0])}, raising=False
+    checkpoint.state_lib, 'LATER_FIELDS', {'fault': np.int32([7, 0, 0])}
   )
   here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
   like = Younger(**vars(state_at(0)), fault=jax.ShapeDtypeStruct((3,), np.int32, sharding=here))
@@ -345,7 +346,7 @@ def test_no_manifest_no_checkpoint_and_the_next_save_says_so(workdir, monkeypatc
 
   with opened(workdir) as checkpoints:
     with monkeypatch.context() as m:
-      m.setattr(checkpoint, '_seal', full)
+      m.setattr(checkpoint, 'seal', full)
       checkpoints.save(state_at(3))
       checkpoints._thread.join()
     with pytest.raises(WriteError, match='No space left'):
@@ -386,7 +387,7 @@ def donation(workdir, sharding):
         state = update(state)
       jax.block_until_ready(state)
       checkpoints.wait()
-      tree = checkpoint._restore(workdir / f'checkpoints/{expected}')
+      tree = checkpoint.read_state(workdir / f'checkpoints/{expected}')
       for i in range(24):
         assert (tree['g'][f'w{i}'] == i + expected).all(), (i, expected)
 

@@ -12,6 +12,7 @@ import pytest
 from configs import default
 from sg2jax import checkpoint, nonfinite, schedule
 from sg2jax.faults import NonFiniteError, UsageError, WriteError
+from sg2jax.stage import TrainStage
 from sg2jax.state import TrainState
 
 
@@ -34,10 +35,17 @@ class Running:
 
 
 @pytest.fixture
-def halt(monkeypatch):
-  monkeypatch.setattr(nonfinite, '_again', lambda *_: ({'loss_d': 'nan'}, 'd.b4.out.bias'))
+def stage():
   config = default.get_config()
   config.update_from_flattened_dict({'data.dir': '-', 'batch': 4})
+  steps = types.SimpleNamespace(stage=schedule.GrowthStage(0, 4))
+  mesh = types.SimpleNamespace(size=1)
+  return TrainStage(config, mesh, jax.random.key(0), Images(), steps, {})
+
+
+@pytest.fixture
+def halt(monkeypatch, stage):
+  monkeypatch.setattr(nonfinite, 'compute_again', lambda *_: ({'loss_d': 'nan'}, 'd.b4.out.bias'))
 
   def call(workdir, weight=0.0, error=None):
     state = TrainState(
@@ -49,19 +57,8 @@ def halt(monkeypatch):
       pl_mean=np.float32(0),
       fault=np.array([3, 2, 0], np.int32),
     )
-    steps = types.SimpleNamespace(stage=schedule.GrowthStage(0, 4))
     with pytest.raises(NonFiniteError) as e:
-      nonfinite.halt(
-        workdir,
-        config,
-        steps,
-        {'d': None},
-        state,
-        jax.random.key(0),
-        Images(),
-        types.SimpleNamespace(size=1),
-        Running(error),
-      )
+      nonfinite.halt(stage, state, workdir, Running(error))
     assert 'step 3, phase d: d.b4.out.bias is not finite' in str(e.value) and '\n' not in str(
       e.value
     )
@@ -70,13 +67,14 @@ def halt(monkeypatch):
   return call
 
 
-def test_a_checkpoint_that_fails_at_the_same_time_does_not_hide_why_the_run_ends(halt, tmp_path):
+def test_a_checkpoint_that_fails_at_the_same_time_does_not_hide_why_the_run_ends(
+  halt, stage, tmp_path
+):
   assert 'saved before is sound' in halt(tmp_path)
   said = halt(tmp_path, error=WriteError('no room'))
   assert 'the last checkpoint before is lost: no room' in said and '--replay=' in said
-  assert nonfinite._read(tmp_path / 'nonfinite/3-d.json')['images'] == nonfinite._indices(
-    default.get_config(), Images(), 12, 4
-  )
+  saved = nonfinite.read(tmp_path / 'nonfinite/3-d.json')
+  assert saved['images'] == nonfinite.indices(stage, 12)
 
 
 def test_no_place_for_the_minibatch(halt, tmp_path):
@@ -91,7 +89,7 @@ def test_what_an_earlier_halt_left_is_replaced_also_behind_a_link(halt, tmp_path
     (tmp_path / 'elsewhere/2-g.json').write_text('{}')
     halt(tmp_path, weight)
     assert (
-      checkpoint._restore(tmp_path / 'elsewhere/checkpoints/3')['g']['w'].tolist() == [weight] * 2
+      checkpoint.read_state(tmp_path / 'elsewhere/checkpoints/3')['g']['w'].tolist() == [weight] * 2
     )
     assert sorted(p.name for p in (tmp_path / 'elsewhere').glob('*.json')) == [
       '3-d.json',
@@ -137,10 +135,10 @@ GOOD = {
 def test_fields_that_are_not_what_a_run_writes(tmp_path, change):
   file, name = tmp_path / 'a.json', next(iter(change))
   file.write_text(json.dumps(GOOD))
-  assert nonfinite._read(file) == GOOD
+  assert nonfinite.read(file) == GOOD
   file.write_text(json.dumps(GOOD | change))
   with pytest.raises(UsageError, match=f'--replay=.*wrong or missing: {name}'):
-    nonfinite._read(file)
+    nonfinite.read(file)
 
 
 @pytest.mark.parametrize(
@@ -149,4 +147,4 @@ def test_fields_that_are_not_what_a_run_writes(tmp_path, change):
 def test_files_that_are_none(tmp_path, content):
   (tmp_path / 'a.json').write_bytes(content)
   with pytest.raises(UsageError, match='--replay='):
-    nonfinite._read(tmp_path / 'a.json')
+    nonfinite.read(tmp_path / 'a.json')

@@ -8,13 +8,14 @@ import pty
 import re
 import subprocess
 import sys
+import termios
 import types
 
 import numpy as np
 from PIL import Image
 import pytest
 
-from sg2jax import faults, files, grids, report
+from sg2jax import environment, faults, files, grids, report
 from sg2jax.data.labels import Labels
 
 ROOT = report.pathlib.Path(__file__).resolve().parents[1]
@@ -263,7 +264,7 @@ def test_other_processes_write_nothing(tmp_path, monkeypatch, capsys):
   log.images('reals', np.zeros([1, 8, 8, 3], np.uint8), 1)
   log.say('x')
   log.close()
-  report.save_run(tmp_path / 'run', {})
+  environment.save_run(tmp_path / 'run', {})
   assert not (tmp_path / 'run').exists() and not capsys.readouterr().out
 
 
@@ -300,7 +301,7 @@ def test_png(tmp_path, channels, mode, size, factor):
 
 def test_save_run(tmp_path):
   for batch in (8, 16):
-    report.save_run(tmp_path / 'run', {'z': 1, 'batch': batch, 'data': {'name': 'digits'}})
+    environment.save_run(tmp_path / 'run', {'z': 1, 'batch': batch, 'data': {'name': 'digits'}})
   config = (tmp_path / 'run' / 'config.json').read_text()
   assert json.loads(config) == {'z': 1, 'batch': 16, 'data': {'name': 'digits'}}
   assert config.index('"batch"') < config.index('"z"')
@@ -311,10 +312,10 @@ def test_save_run(tmp_path):
 
 def test_save_run_keeps_labels_and_what_changed(tmp_path):
   labels = Labels.of_classes(('cat', 'dog'), [3, 0])
-  report.save_run(tmp_path, {}, labels, ['microbatch: 0 there, 4 here'])
+  environment.save_run(tmp_path, {}, labels, ['microbatch: 0 there, 4 here'])
   kept = Labels.from_json((tmp_path / 'labels.json').read_text())
   assert kept.names == labels.names and kept.class_counts() == {'cat': 3, 'dog': 0}
-  report.save_run(tmp_path, {})  # started again before anything was trained, without labels
+  environment.save_run(tmp_path, {})  # started again before anything was trained, without labels
   starts = json.loads((tmp_path / 'environment.json').read_text())
   assert [s.get('changes') for s in starts] == [['microbatch: 0 there, 4 here'], None]
   assert not (tmp_path / 'labels.json').exists()
@@ -322,7 +323,7 @@ def test_save_run_keeps_labels_and_what_changed(tmp_path):
 
 def test_failing_file_system_is_a_write_error(tmp_path, monkeypatch):
   (tmp_path / 'file').write_text('')
-  for act in (lambda d: report.Report(d, 0, 4), lambda d: report.save_run(d, {})):
+  for act in (lambda d: report.Report(d, 0, 4), lambda d: environment.save_run(d, {})):
     with pytest.raises(faults.WriteError, match=r'file.run.*bytes are free'):
       act(tmp_path / 'file' / 'run')
   log = report.Report(tmp_path, 0, 4)
@@ -348,11 +349,19 @@ def test_progress_bar_only_on_a_terminal(tmp_path, monkeypatch, capsys):
   log.progress(1000)
   assert capsys.readouterr().err == ''
   master, slave = pty.openpty()
+  os.set_blocking(master, False)
+  termios.tcsetwinsize(slave, (24, 80))
   monkeypatch.setattr(sys, 'stderr', os.fdopen(slave, 'w'))
+  log = report.Report(tmp_path, 0, 4)
   for _ in range(5):
     log.progress(1000)
   shown = os.read(master, 1000).decode()
   assert shown.count('\r') == 1 and '25%' in shown and '1.0/4 kimg' in shown
+  log.say('a line')
+  assert capsys.readouterr().out == 'a line\n'
+  assert os.read(master, 1000).decode().startswith('\r   ')  # the bar made room for it
+  log.progress(5000)  # the last minibatch may go beyond the end
+  log.close()
 
 
 @pytest.mark.parametrize(

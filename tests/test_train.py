@@ -157,7 +157,7 @@ def test_a_tick_is_fetched_in_one_transfer(monkeypatch):
   import numpy as np
 
   from sg2jax.state import NO_FAULT
-  from sg2jax.train import Tally
+  from sg2jax.tally import Tally
 
   fetched = []
   get = jax.device_get
@@ -269,9 +269,13 @@ def test_a_run_starts_from_the_weights_of_another(home, whole, tmp_path):
   assert 0 < near < 0.01 and int(new['nimg']) == 8  # one step of Adam away, with a clock of its own
   out, _ = finish(start(home, tmp_path / 'a', init_from=whole[0], **fields | {'total_kimg': 0.024}))
   assert 'resuming at step 2' in out and 'arrays copied' not in out
-  _, err = finish(start(home, tmp_path / 'b', init_from=whole[0], **{'g.taps': (1, 2, 1)}), 2)
+  _, err = finish(
+    start(home, tmp_path / 'b', init_from=whole[0], **{'g.variant': "{'taps': (1, 2, 1)}"}), 2
+  )
   assert (
-    '--config.g.taps=[1, 2, 1]' in err and '[1, 3, 3, 1]' in err and not (tmp_path / 'b').exists()
+    '--config.g.variant.taps=[1, 2, 1]' in err
+    and '[1, 3, 3, 1]' in err
+    and not (tmp_path / 'b').exists()
   )
 
 
@@ -286,8 +290,8 @@ def as_version_0_1(workdir, step):
   from tests.test_checkpoint import rewrite
 
   place = workdir / 'checkpoints' / str(step)
-  tree, meta = checkpoint.load(place)[0], checkpoint._manifest(place)['meta']
-  tree = {name: value for name, value in tree.items() if name not in state.YOUNGER}
+  tree, meta = checkpoint.load(place)[0], checkpoint.read_manifest(place)['meta']
+  tree = {name: value for name, value in tree.items() if name not in state.LATER_FIELDS}
   old = flax.struct.dataclass(type('Old', (), {'__annotations__': dict.fromkeys(tree, object)}))(
     **tree
   )

@@ -1,0 +1,113 @@
+"""A stage of growth in training: its images, its steps, its minibatches.
+
+What a run trains in and what a replay of one minibatch computes. A run that doesn't grow has one.
+"""
+
+from collections.abc import Callable, Iterator
+from concurrent import futures
+import dataclasses
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+import numpy as np
+
+from sg2jax import build, data, sharding
+from sg2jax.keys import purpose_key
+from sg2jax.schedule import GrowthStage
+from sg2jax.signals import Stop
+from sg2jax.state import TrainState
+from sg2jax.steps import PHASES, TrainSteps
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainStage:
+  """All that the minibatches of a stage are computed from, but the state.
+
+  Attributes:
+    config: of the run.
+    mesh: that the work is divided over.
+    key: of training, the same for all stages.
+    images: a data.Source at the size of the stage.
+    steps: the four updates.
+    functions: {phase: the jitted step, (key, state, batch) -> (state, aux)}.
+  """
+
+  config: Any
+  mesh: Mesh
+  key: jax.Array
+  images: Any
+  steps: TrainSteps
+  functions: dict[str, Callable]
+
+  @property
+  def batch(self) -> int:
+    """Images per minibatch."""
+    return self.steps.stage.batch
+
+  @property
+  def microbatch(self) -> int:
+    """Images per round of gradient accumulation."""
+    return build.microbatch(self.config, self.batch)
+
+  def minibatches(self, nimg: int) -> Iterator[dict[str, np.ndarray]]:
+    """The endless minibatches from stream position `nimg` on, as `data.batches`; to be closed."""
+    return data.batches(
+      self.images,
+      batch=self.batch,
+      microbatch=self.microbatch,
+      seed=self.config.seed,
+      mirror=self.config.data.mirror,
+      nimg=nimg,
+      process_index=jax.process_index(),
+      process_count=jax.process_count(),
+    )
+
+
+def create(config: Any, source: Any, mesh: Mesh, growth_stage: GrowthStage) -> TrainStage:
+  """The TrainStage of a configuration; its functions compile when they are first called."""
+  steps = build.steps(config, source.c_dim, mesh, growth_stage)
+  if growth_stage.level:
+    source = data.Shrunk(source, 2**growth_stage.level)
+  return TrainStage(
+    config=config,
+    mesh=mesh,
+    key=jax.device_put(purpose_key(config.seed, 'training'), sharding.replicated(mesh)),
+    images=source,
+    steps=steps,
+    functions={phase: sharding.jit_step(getattr(steps, phase), mesh) for phase in PHASES},
+  )
+
+
+def compiled(stage: TrainStage, state: TrainState, stop: Stop) -> TrainStage:
+  """The stage with its functions compiled, side by side. Leaves the process if a signal comes."""
+  batch_spec = batch_shapes(stage, state)
+  key_spec = jax.eval_shape(lambda: jax.random.key(0))
+
+  def compile_one(function):
+    return function.lower(key_spec, state, batch_spec).compile()
+
+  pool = futures.ThreadPoolExecutor(4)
+  # The path length takes longest to compile: first, so that it isn't left alone at the end.
+  longest_first = sorted(stage.steps.phases(0), key=('g_reg', 'g', 'd', 'd_reg').index)
+  jobs = {phase: pool.submit(compile_one, stage.functions[phase]) for phase in longest_first}
+  while futures.wait(jobs.values(), timeout=0.2, return_when=futures.FIRST_EXCEPTION).not_done:
+    # Compilation can't be interrupted, and nothing new has been computed that could be lost.
+    if stop:
+      stop.leave('stopped while compiling; nothing to save', hard=True)
+    if any(job.done() and job.exception() for job in jobs.values()):
+      break
+  functions = {phase: job.result() for phase, job in jobs.items()}
+  return dataclasses.replace(stage, functions=functions)
+
+
+def batch_shapes(stage: TrainStage, state: TrainState) -> dict[str, jax.ShapeDtypeStruct]:
+  """A minibatch of the stage as shapes: image [R,M,H,W,C], label [R,M,c_dim]."""
+  rounds = (stage.batch // stage.microbatch, stage.microbatch)
+  place = sharding.batched(stage.mesh)
+  return {
+    'image': jax.ShapeDtypeStruct((*rounds, *stage.images.shape), np.uint8, sharding=place),
+    'label': jax.ShapeDtypeStruct(
+      (*rounds, stage.images.c_dim), state.pl_mean.dtype, sharding=place
+    ),
+  }
