@@ -6,11 +6,11 @@ calls). Nothing in a file is run, see `interop`.
 """
 
 import contextlib
-import dataclasses
 import hashlib
 import http.client
 import os
 import pathlib
+from typing import NamedTuple
 import urllib.request
 
 import numpy as np
@@ -25,34 +25,23 @@ CHUNK = 2**20  # bytes of a download
 TIMEOUT = 30  # seconds without a byte
 
 
-@dataclasses.dataclass(frozen=True)
-class File:
-  """A file as its author published it.
-
-  Attributes:
-    name: of the file.
-    bytes: size.
-    sha256: hexadecimal.
-    urls: https addresses of the same bytes.
-    what: what it is, and what for.
-    licence: its licence.
-  """
+class File(NamedTuple):
+  """A file as its author published it."""
 
   name: str
   bytes: int
-  sha256: str
-  urls: tuple[str, ...]
-  what: str
+  sha256: str  # hexadecimal
+  urls: tuple[str, ...]  # https addresses of the same bytes
+  what: str  # what it is, and what for
   licence: str
 
 
-@dataclasses.dataclass(frozen=True)
-class Identity:
-  """What was loaded: where from, its sha256 (hexadecimal), whether that is the published file's."""
+class Identity(NamedTuple):
+  """What was loaded."""
 
   path: str
-  sha256: str
-  known: bool
+  sha256: str  # hexadecimal
+  known: bool  # whether that is the published file's
 
 
 # Sizes and hashes as several independent projects record them. Two names carry the first 8 digits,

@@ -133,7 +133,7 @@ def test_unknown_names_are_refused(name):
 
 def test_latents_belong_to_the_number_of_a_fake(setting):
   def draw(numbers):
-    return features.latents(setting.sampler, setting.source, 5, np.array(numbers))
+    return features.latents(setting._replace(seed=5), np.array(numbers))
 
   one = draw(range(250, 270))
   other = draw([600, 262, 3])
@@ -150,7 +150,7 @@ def test_latents_belong_to_the_number_of_a_fake(setting):
 
 def test_fakes_have_noise_of_their_own_and_are_never_normalised(setting, monkeypatch):
   def show(numbers, seed=0):
-    return features.fake_images(setting.sampler, setting.source, setting.mesh, seed, numbers)
+    return features.fake_images(setting._replace(seed=seed), numbers)
 
   few = show([3])
   many = show([0, 1, 2, 3])
@@ -171,16 +171,17 @@ def test_fakes_have_noise_of_their_own_and_are_never_normalised(setting, monkeyp
 
 def test_reals_full_or_as_training_draws_them(setting):
   source = setting.source
-  raw = features.Detector('raw', '', True, '', {}, lambda _, images: {'raw': images})
+  raw = features.Detector('raw', '', True, '', {}, lambda _, images: {'pixels': images})
 
-  def look(**options):
-    places = np.array([5, 0, 7])
-    job = features.reals_pass(source, setting.mesh, raw, 'raw', places, **options)
-    return job.compute(0, 3, 4)['raw']
+  def look(name):
+    s = setting._replace(seed=4)
+    job = features.reals_pass(s, protocols.parse(name), source, raw, np.array([5, 0, 7]))
+    return job.compute(0, 3, 4)['pixels']
 
-  np.testing.assert_array_equal(look(), [source[i]['image'] for i in (5, 0, 7)])
+  full = look('pixelfd1k_full')
+  np.testing.assert_array_equal(full, [source[i]['image'] for i in (5, 0, 7)])
   stream = data.stream(source, seed=4, mirror=True)
-  np.testing.assert_array_equal(look(training=(4, True)), [stream[i]['image'] for i in (5, 0, 7)])
+  np.testing.assert_array_equal(look('pixelfd1k'), [stream[i]['image'] for i in (5, 0, 7)])
   batch = next(data.batches(source, batch=8, microbatch=8, seed=4, mirror=True, nimg=0))['image'][0]
   np.testing.assert_array_equal(stream[7]['image'], batch[7])
 
@@ -206,10 +207,12 @@ def test_networks_take_grey_and_rgb_only():
 def test_reals_are_found_by_content_not_by_place(setting, tmp_path):
   """A second copy of the data set uses the cache; the same place with other images doesn't."""
   detector = features.load('pixels', setting.source.shape)
+  plain = setting.sampler.config.copy_and_resolve_references()
+  plain.data.mirror = False
 
-  def key(source, detector=detector, **options):
-    places = np.arange(9)
-    return features.reals_pass(source, setting.mesh, detector, 'pixels', places, **options).key
+  def key(source, name='pixelfd1k_full', detector=detector, **changes):
+    s = setting._replace(**changes)
+    return features.reals_pass(s, protocols.parse(name), source, detector, np.arange(9)).key
 
   copy = data.load('digits', str(tmp_path / 'elsewhere'), (16, 16), 1, True)
   assert copy.place != setting.source.place and key(copy) == key(setting.source)
@@ -217,12 +220,13 @@ def test_reals_are_found_by_content_not_by_place(setting, tmp_path):
   others = [
     key(copy),
     key(setting.source),
-    key(setting.source, detector._replace(hash='of other weights')),
-    key(setting.source, training=(0, True)),
-    key(setting.source, training=(1, True)),
-    key(setting.source, training=(0, False)),
+    key(setting.source, 'pixelnn1k'),  # rows, not moments
+    key(setting.source, detector=detector._replace(hash='of other weights')),
+    key(setting.source, 'pixelfd1k'),
+    key(setting.source, 'pixelfd1k', seed=1),
+    key(setting.source, 'pixelfd1k', sampler=setting.sampler._replace(config=plain)),
   ]
-  assert len(set(others)) == 6
+  assert len(set(others)) == 7
 
 
 @pytest.mark.parametrize(
@@ -425,7 +429,7 @@ def test_a_signal_loses_the_pass_that_is_computed_and_no_other(
   drawn = []
 
   def latents(*args):
-    drawn.append(args[3][0])
+    drawn.append(args[1][0])
     if len(drawn) == 6:
       os.kill(os.getpid(), signal.SIGTERM)
     return draw(*args)
@@ -586,9 +590,9 @@ def networks(tmp_path_factory):
   """Flags for weights of all networks, drawn at random, by the rules of the vectors."""
   folder = tmp_path_factory.mktemp('weights')
   random = np.random.default_rng(0)
-  cases = {case['id']: case['config'] for case in read_manifest(ROOT / 'tests' / 'reference')}
-  inception = cases['inception_v3_fid']
-  lpips = cases['lpips']
+  cases = {case['id']: case for case in read_manifest(ROOT / 'tests' / 'reference')}
+  inception = cases['inception_v3_fid']['config']
+  lpips = cases['lpips']['config']
   heads = {
     f'lin{i}.model.1.weight': random.random((1, width, 1, 1), np.float32)
     for i, width in enumerate((64, 128, 256, 512, 512))

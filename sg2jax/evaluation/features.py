@@ -12,6 +12,7 @@ from functools import partial
 import hashlib
 from importlib import util
 import os
+import pathlib
 from typing import Any, NamedTuple
 
 import jax
@@ -22,7 +23,7 @@ import numpy as np
 from sg2jax import data, pretrained, sharding
 from sg2jax.build import networks
 from sg2jax.evaluation import ppl
-from sg2jax.evaluation.passes import Pass
+from sg2jax.evaluation.passes import Pass, Stopped
 from sg2jax.evaluation.protocols import WEIGHTS, Protocol
 from sg2jax.faults import UsageError, WeightsError
 from sg2jax.keys import purpose_key
@@ -35,27 +36,50 @@ SWD_SIDE = 128  # px, longer side of what swd sees; larger images would take hou
 BLOCK = 256  # latents that are drawn at once
 PAIRS = 4  # path lengths that are computed at once, at most
 
+
+class Setting(NamedTuple):
+  """What is measured, and how."""
+
+  sampler: Sampler
+  source: Any  # a data.Source of reals
+  mesh: Mesh
+  out: pathlib.Path  # folder of results, and of passes over fakes until all is measured
+  seed: int = 0  # of latents, labels, noise and subsets
+  batch: int = 0  # images at once, over all devices; 0: what suits their size
+  holdout: Any = None  # a data.Source of reals that weren't trained on, or None
+  explicit: dict[str, str] = {}  # {name: path} of weights that aren't in their place
+  stop: Any = ()  # true after a signal
+
+  @property
+  def at_once(self) -> int:
+    """Images at once, over all devices."""
+    return self.batch or images_at_once(self.source.shape) * self.mesh.size
+
+  def check_stop(self) -> None:
+    """For long work on the host: raises Stopped after a signal."""
+    if self.stop:
+      raise Stopped
+
+  def training_order(self, p: Protocol) -> dict[str, Any] | None:
+    """Seed and mirror of the order of training, in which a protocol takes reals, if it does."""
+    if p.full:
+      return None
+    return {'seed': self.seed, 'mirror': bool(self.sampler.config.data.mirror)}
+
+
 # ---- detectors: what looks at images
 
 
 class Detector(NamedTuple):
-  """What looks at images.
-
-  Attributes:
-    name: of `load`.
-    hash: SHA-256 of its weights, '' without.
-    known: whether they are the ones that the metric is defined with.
-    resize: how it brings images to its size.
-    params: its parameters.
-    apply: (params, uint8 [N,H,W,C]) -> {output: [N,...]}; of lpips (params, two images [N,H,W,C] in
-      [-1,1]) -> distance [N].
-  """
+  """What looks at images."""
 
   name: str
-  hash: str
-  known: bool
-  resize: str
+  hash: str  # SHA-256 of its weights, '' without
+  known: bool  # whether they are the ones that the metric is defined with
+  resize: str  # how it brings images to its size
   params: Any
+  # (params, uint8 [N,H,W,C]) -> {output: [N,...]}; of lpips (params, two images [N,H,W,C] in
+  # [-1,1]) -> distance [N]
   apply: Callable
 
 
@@ -165,7 +189,7 @@ def _shrinking(name, factor):
 
 
 def _share(mesh, first, n, size, group=1):
-  """Numbers of n images from `first` on, of which this process computes some.
+  """Those of the n images from `first` on that this process computes.
 
   They are repeated up to `size`, or up to whole groups on every device: so the last batch is as
   large as the others, and isn't compiled for itself.
@@ -199,46 +223,36 @@ def _reals_step(mesh, apply, output):
 
 
 def reals_pass(
-  source: Any,
-  mesh: Mesh,
-  detector: Detector,
-  output: str,
-  places: np.ndarray,
-  moments: bool = False,
-  training: tuple[int, bool] | None = None,
+  s: Setting, p: Protocol, source: Any, detector: Detector, places: np.ndarray
 ) -> Pass:
-  """The Pass of one output of a detector over reals.
+  """The Pass of a detector over reals at `places`, of what a protocol compares.
 
-  Args:
-    source: a data.Source.
-    mesh: devices.
-    detector: what looks at them.
-    output: what is kept of it.
-    places: int [N], in the data set, or in the order of training.
-    moments: keeps mean and covariance only.
-    training: (seed, mirror) of the order of training.
+  source: a data.Source; places: int [N], in it, or in the order of training.
   """
-  samples = data.stream(source, seed=training[0], mirror=training[1]) if training else source
+  output = p.of_kind.output
+  moments = p.of_kind.reals == 'moments'
+  training = s.training_order(p)
+  samples = data.stream(source, **training) if training else source
   about = {
     'images': 'reals',
     'data': source.hash,
     'shape': list(source.shape),
     'count': len(places),
     'places': hashlib.sha256(np.asarray(places, np.int64).tobytes()).hexdigest(),
-    'training': training and {'seed': training[0], 'mirror': training[1]},
+    'training': training,
     'detector': [detector.name, detector.hash],
     'resize': detector.resize,
     'output': output,
     'moments': moments,
   }
-  look = _on_devices(mesh, _reals_step(mesh, detector.apply, output), detector.params)
+  look = _on_devices(s.mesh, _reals_step(s.mesh, detector.apply, output), detector.params)
   pool = futures.ThreadPoolExecutor(min(16, os.cpu_count() or 1))
 
   def read(number):
     return samples[int(places[number])]['image']
 
   def compute(first, n, size):
-    images = np.stack(list(pool.map(read, _share(mesh, first, n, size))))
+    images = np.stack(list(pool.map(read, _share(s.mesh, first, n, size))))
     return look(n, {'image': images[None]})
 
   return Pass(about, len(places), compute, (output,) if moments else ())
@@ -247,9 +261,7 @@ def reals_pass(
 # ---- fakes
 
 
-def latents(
-  sampler: Sampler, source: Any, seed: int, numbers: np.ndarray, kind: int = 0
-) -> dict[str, np.ndarray]:
+def latents(s: Setting, numbers: np.ndarray, kind: int = 0) -> dict[str, np.ndarray]:
   """What fakes are made of, by their numbers [n].
 
   z and z1 [1,n,z_dim], t [1,n] in [0,1), label [1,n,c_dim], number [1,n]. They are drawn in
@@ -259,12 +271,14 @@ def latents(
   blocks = np.unique(numbers // BLOCK)
   drawn = []
   for block in blocks:
-    random = np.random.default_rng([seed, kind, int(block)])
-    z, z1 = random.standard_normal((2, BLOCK, sampler.generator.mapping.z_dim), np.float32)
-    drawn.append((z, z1, random.random(BLOCK, np.float32), random.integers(0, len(source), BLOCK)))
+    random = np.random.default_rng([s.seed, kind, int(block)])
+    z, z1 = random.standard_normal((2, BLOCK, s.sampler.generator.mapping.z_dim), np.float32)
+    drawn.append(
+      (z, z1, random.random(BLOCK, np.float32), random.integers(0, len(s.source), BLOCK))
+    )
   rows = np.searchsorted(blocks, numbers // BLOCK) * BLOCK + numbers % BLOCK
   z, z1, t, places = (np.concatenate(parts)[rows][None] for parts in zip(*drawn))
-  label = np.stack([source.label(int(i)) for i in places[0]])[None]
+  label = np.stack([s.source.label(int(i)) for i in places[0]])[None]
   return {'z': z, 'z1': z1, 't': t, 'label': label, 'number': numbers[None].astype(np.int32)}
 
 
@@ -297,55 +311,46 @@ def _fakes_step(mesh, generator, growing, seed, looks):
   return sharding.jit_each(step, mesh, 2)
 
 
-def _look_at_fakes(sampler, mesh, seed, detectors):
-  growing = tuple(sampler.growing.items())
+def _look_at_fakes(s, detectors):
+  growing = tuple(s.sampler.growing.items())
   looks = tuple((d.name, d.apply) for d in detectors)
-  step = _fakes_step(mesh, sampler.generator, growing, seed, looks)
-  return _on_devices(mesh, step, sampler.variables, {d.name: d.params for d in detectors})
+  step = _fakes_step(s.mesh, s.sampler.generator, growing, s.seed, looks)
+  return _on_devices(s.mesh, step, s.sampler.variables, {d.name: d.params for d in detectors})
 
 
-def _about_fakes(sampler, source, count, seed):
+def _about_fakes(s, count):
   return {
     'images': 'fakes',
-    'generator': sampler.hash(),
+    'generator': s.sampler.hash(),
     'count': count,
-    'seed': seed,
-    'labels': source.hash if sampler.config.c_dim else None,
+    'seed': s.seed,
+    'labels': s.source.hash if s.sampler.config.c_dim else None,
   }
 
 
-def fakes_pass(
-  sampler: Sampler, source: Any, mesh: Mesh, detectors: list[Detector], count: int, seed: int
-) -> Pass:
+def fakes_pass(s: Setting, detectors: list[Detector], count: int) -> Pass:
   """The Pass of detectors over `count` fakes: no truncation, noise of its own for each."""
-  look = _look_at_fakes(sampler, mesh, seed, detectors)
+  look = _look_at_fakes(s, detectors)
 
   def compute(first, n, size):
-    return look(n, latents(sampler, source, seed, _share(mesh, first, n, size)))
+    return look(n, latents(s, _share(s.mesh, first, n, size)))
 
-  about = _about_fakes(sampler, source, count, seed) | {
-    'detectors': sorted([d.name, d.hash, d.resize] for d in detectors)
-  }
+  about = _about_fakes(s, count)
+  about['detectors'] = sorted([d.name, d.hash, d.resize] for d in detectors)
   return Pass(about, count, compute)
 
 
-def fake_images(
-  sampler: Sampler, source: Any, mesh: Mesh, seed: int, numbers: np.ndarray
-) -> np.ndarray:
+def fake_images(s: Setting, numbers: np.ndarray) -> np.ndarray:
   """The fakes with these numbers, uint8 [N,H,W,C]."""
-  here = np.asarray(numbers)[_share(mesh, 0, len(numbers), len(numbers))]
-  drawn = latents(sampler, source, seed, here)
-  return np.asarray(_look_at_fakes(sampler, mesh, seed, ())(len(numbers), drawn)['image'])
+  here = np.asarray(numbers)[_share(s.mesh, 0, len(numbers), len(numbers))]
+  return np.asarray(_look_at_fakes(s, ())(len(numbers), latents(s, here))['image'])
 
 
 # ---- pairs of fakes
 
 
 def pairs_at_once(shape: Sequence[int]) -> int:
-  """Path lengths of images of `shape` that are computed at once, whatever the batch.
-
-  Their number is fixed because they feel the last bits of float32.
-  """
+  """Path lengths computed at once, whatever the batch: they feel the last bits of float32."""
   return min(PAIRS, max(1, images_at_once(shape) // 2))
 
 
@@ -376,23 +381,18 @@ def _ppl_step(mesh, generator, distance, protocol, seed):
   return sharding.jit_each(step, mesh, 2)
 
 
-def ppl_pass(
-  sampler: Sampler, source: Any, mesh: Mesh, distance: Detector, protocol: Protocol, seed: int
-) -> Pass:
+def ppl_pass(s: Setting, p: Protocol, distance: Detector) -> Pass:
   """The Pass of perceptual path lengths [pairs]. distance: the Detector 'lpips'."""
-  config = sampler.config.copy_and_resolve_references()
+  config = s.sampler.config.copy_and_resolve_references()
   config.g.num_bf16_res = 0  # a step of 1e-4 is lost in bfloat16
   generator = networks(config, config.c_dim)[0]
-  step = _ppl_step(mesh, generator, distance.apply, protocol, seed)
-  look = _on_devices(mesh, step, sampler.variables, distance.params)
+  step = _ppl_step(s.mesh, generator, distance.apply, p, s.seed)
+  look = _on_devices(s.mesh, step, s.sampler.variables, distance.params)
   pairs = pairs_at_once(generator.synthesis.resolution)
 
   def compute(first, n, size):
-    numbers = _share(mesh, first, n, size, pairs)
-    return look(n, latents(sampler, source, seed, numbers, kind=1))
+    return look(n, latents(s, _share(s.mesh, first, n, size, pairs), kind=1))
 
-  about = _about_fakes(sampler, source, protocol.count, seed) | {
-    'ppl': [protocol.crop, protocol.space, protocol.sampling],
-    'distance': distance.hash,
-  }
-  return Pass(about, protocol.count, compute)
+  about = _about_fakes(s, p.count)
+  about |= {'ppl': [p.crop, p.space, p.sampling], 'distance': distance.hash}
+  return Pass(about, p.count, compute)

@@ -7,62 +7,23 @@ has the function that makes numbers of them.
 from collections.abc import Iterator
 import contextlib
 import json
-import pathlib
 import shutil
 import time
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
-from jax.sharding import Mesh
 import numpy as np
 
 from sg2jax import __version__, files, grids, paths, pretrained
 from sg2jax.evaluation import features, passes, scores
-from sg2jax.evaluation.features import Detector
+from sg2jax.evaluation.features import Detector, Setting
 from sg2jax.evaluation.protocols import Protocol
 from sg2jax.evaluation.scores import Features, Result
 from sg2jax.evaluation.swd import PATCH
 from sg2jax.faults import DatasetError, UsageError
-from sg2jax.sampler import Sampler, images_at_once
 
 FORMAT = 2  # of a result, and of what is computed: one of another format is measured again
 LPIPS_SIDE = 16  # px, the least that VGG16 halves four times; cropped, images are half as large
-
-
-class Setting(NamedTuple):
-  """What is measured, and how.
-
-  Attributes:
-    sampler: the generator.
-    source: a data.Source of reals.
-    mesh: devices.
-    out: folder of results, and of passes over fakes until all is measured.
-    seed: of latents, labels, noise and subsets.
-    batch: images at once, over all devices; 0: what suits their size.
-    holdout: a data.Source of reals that weren't trained on, or None.
-    explicit: {name: path} of weights that aren't in their place.
-    stop: true after a signal.
-  """
-
-  sampler: Sampler
-  source: Any
-  mesh: Mesh
-  out: pathlib.Path
-  seed: int = 0
-  batch: int = 0
-  holdout: Any = None
-  explicit: dict[str, str] = {}
-  stop: Any = ()
-
-  @property
-  def at_once(self) -> int:
-    """Images at once, over all devices."""
-    return self.batch or images_at_once(self.source.shape) * self.mesh.size
-
-  def check_stop(self) -> None:
-    """For long work on the host: raises Stopped after a signal."""
-    if self.stop:
-      raise passes.Stopped
 
 
 # ---- what can be measured
@@ -106,11 +67,6 @@ def load(protocols: list[Protocol], source: Any, explicit: dict[str, str]) -> di
 def count(p: Protocol, s: Setting) -> int:
   """Fakes of a protocol; swd takes no more than there are reals."""
   return min(p.count, len(s.source)) if p.kind == 'swd' else p.count
-
-
-def mirrored(p: Protocol, s: Setting) -> bool:
-  """Whether the reals of a protocol are mirrored at random."""
-  return not p.full and bool(s.sampler.config.data.mirror)
 
 
 def population(p: Protocol, s: Setting) -> np.ndarray:
@@ -228,9 +184,10 @@ class Evaluation:
     """All that a result depends on, as JSON values."""
     s = self.setting
     detector = self.detectors[p.of_kind.detector]
+    training = s.training_order(p)
     return {
       'format': FORMAT,
-      'data': _describe(s.source) | {'mirrored': mirrored(p, s)},
+      'data': _describe(s.source) | {'mirrored': bool(training and training['mirror'])},
       'holdout': s.holdout and _describe(s.holdout),
       'detector': {
         'name': detector.name,
@@ -268,15 +225,7 @@ class Evaluation:
     """Features of reals, or their Moments, from a pass that stays in the cache."""
     s = self.setting
     detector = self.detectors[p.of_kind.detector]
-    job = features.reals_pass(
-      source,
-      s.mesh,
-      detector,
-      p.of_kind.output,
-      places,
-      moments=p.of_kind.reals == 'moments',
-      training=None if p.full else (s.seed, mirrored(p, s)),
-    )
+    job = features.reals_pass(s, p, source, detector, places)
     root = paths.cache() / 'reals'
     outputs = passes.run(job, root, s.at_once, s.stop, f'reals: {detector.name}')
     return outputs and outputs[p.of_kind.output]
@@ -285,13 +234,12 @@ class Evaluation:
     """Features of fakes, from a pass by all detectors that look at so many; of ppl, lengths."""
     s = self.setting
     if p.kind == 'ppl':
-      distance = self.detectors['lpips']
-      job = features.ppl_pass(s.sampler, s.source, s.mesh, distance, p, s.seed)
+      job = features.ppl_pass(s, p, self.detectors['lpips'])
       label = f'pairs: {p.name}'
     else:
       others = [q for q in self.protocols if q.kind != 'ppl' and count(q, s) == count(p, s)]
       looks = [self.detectors[name] for name in sorted({q.of_kind.detector for q in others})]
-      job = features.fakes_pass(s.sampler, s.source, s.mesh, looks, count(p, s), s.seed)
+      job = features.fakes_pass(s, looks, count(p, s))
       label = f'fakes: {", ".join(d.name for d in looks)}'
     if jax.process_index() == 0 and not self._fakes:
       # One process at a time, because the first to end removes the passes.
@@ -305,9 +253,7 @@ class Evaluation:
     """PNG of the fakes that are closest to reals, each with its real to the right."""
     s = self.setting
     numbers = result.notes['closest_fakes'] if result else [0] * scores.SHOWN
-    fakes = features.fake_images(
-      s.sampler, s.source, s.mesh, s.seed, passes.agree(np.array(numbers))
-    )
+    fakes = features.fake_images(s, passes.agree(np.array(numbers)))
     if not result:
       return None
     reals = np.stack([s.source[i]['image'] for i in result.notes['their_reals']])

@@ -70,23 +70,14 @@ def _kth_square(rows, k, origin, tick):
 
 
 class PrecisionRecall(NamedTuple):
-  """Precision and recall, and what they are made of.
-
-  Attributes:
-    precision: share of in_reals.
-    recall: share of in_fakes.
-    in_reals: bool [F], fakes within the reals' manifold.
-    in_fakes: bool [R], reals within the fakes' manifold.
-    real_kth: float64 [R], radii of the reals' manifold.
-    fake_kth: float64 [F], radii of the fakes' manifold.
-  """
+  """Precision and recall, and what they are made of."""
 
   precision: float
   recall: float
-  in_reals: np.ndarray
-  in_fakes: np.ndarray
-  real_kth: np.ndarray
-  fake_kth: np.ndarray
+  in_reals: np.ndarray  # bool [F], fakes within the reals' manifold; precision is their share
+  in_fakes: np.ndarray  # bool [R], reals within the fakes' manifold; recall is their share
+  real_kth: np.ndarray  # float64 [R], radii of the reals' manifold
+  fake_kth: np.ndarray  # float64 [F], radii of the fakes' manifold
 
 
 def precision_recall(

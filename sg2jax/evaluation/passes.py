@@ -42,20 +42,14 @@ class Stopped(Exception):
 
 
 class Pass(NamedTuple):
-  """What is to be computed of `total` images.
+  """What is to be computed of `total` images."""
 
-  Attributes:
-    about: all that the result depends on, as JSON values.
-    total: number of images.
-    compute: (first, n, size) -> {output: array [n,...]}; called in order by every process, with a
-      size >= n that is the same each time.
-    moments: outputs of which only mean and covariance are kept.
-  """
-
-  about: dict
+  about: dict  # all that the result depends on, as JSON values
   total: int
+  # (first, n, size) -> {output: array [n,...]}; called in order by every process, with a size >= n
+  # that is the same each time
   compute: Callable[[int, int, int], dict]
-  moments: tuple[str, ...] = ()
+  moments: tuple[str, ...] = ()  # outputs of which only mean and covariance are kept
 
   @property
   def key(self) -> str:

@@ -39,27 +39,16 @@ WEIGHTS = {'inception': ('inception',), 'vgg16': ('vgg16',), 'lpips': ('vgg16', 
 
 
 class Kind(NamedTuple):
-  """What all metrics of a kind have in common.
+  """What all metrics of a kind have in common."""
 
-  Attributes:
-    pattern: regular expression of their names; its groups are read by `parse`.
-    example: a name.
-    detector: what looks at the images, as in `features.load`.
-    output: which of the detector's outputs is compared.
-    count: images, where the name has no number.
-    least: images without which it can't be computed, fakes and reals.
-    reals: what is kept of reals, 'rows' or 'moments'; '' if none are looked at.
-    max_reals: of protocols that take all reals; None: no end.
-  """
-
-  pattern: str
-  example: str
-  detector: str
-  output: str
-  count: int | None = None
-  least: int = 1
-  reals: str = 'rows'
-  max_reals: int | None = None
+  pattern: str  # regular expression of their names; its groups are read by `parse`
+  example: str  # a name
+  detector: str  # what looks at the images, as in `features.load`
+  output: str  # which of the detector's outputs is compared
+  count: int | None = None  # images, where the name has no number
+  least: int = 1  # images without which it can't be computed, fakes and reals
+  reals: str = 'rows'  # what is kept of reals, 'rows' or 'moments'; '' if none are looked at
+  max_reals: int | None = None  # of protocols that take all reals; None: no end
 
 
 KINDS = {
@@ -85,25 +74,15 @@ KINDS = {
 
 
 class Protocol(NamedTuple):
-  """What a metric's name says.
-
-  Attributes:
-    name: the name.
-    kind: key of KINDS.
-    count: fakes, or pairs of latents.
-    full: all reals, once each, not mirrored; or else `count` as training draws them.
-    crop: of ppl: only the middle of the image.
-    space: of ppl: 'z' or 'w'.
-    sampling: of ppl: 'full' or 'end'.
-  """
+  """What a metric's name says."""
 
   name: str
-  kind: str
-  count: int
-  full: bool
-  crop: bool = False
-  space: str = ''
-  sampling: str = ''
+  kind: str  # key of KINDS
+  count: int  # fakes, or pairs of latents
+  full: bool  # all reals, once each, not mirrored; or else `count` as training draws them
+  crop: bool = False  # of ppl: only the middle of the image
+  space: str = ''  # of ppl: 'z' or 'w'
+  sampling: str = ''  # of ppl: 'full' or 'end'
 
   @property
   def of_kind(self) -> Kind:

@@ -238,37 +238,22 @@ def inception_scores(probs: np.ndarray, splits: int = SPLITS) -> np.ndarray:
 
 
 class Features(NamedTuple):
-  """What a metric compares. On processes but the first, its arrays of features are None.
+  """What a metric compares. On processes but the first, its arrays of features are None."""
 
-  Attributes:
-    fakes: [N,D]; of ppl, lengths [N].
-    reals: [M,D], or their Moments.
-    places: int [M], of these reals: in the data set, or in the order of training.
-    population: number of reals of which these were taken.
-    holdout: [L,D], of reals that weren't trained on, if there are any.
-  """
-
-  fakes: Any
-  reals: Any = None
-  places: np.ndarray = np.arange(0)
-  population: int = 0
-  holdout: Any = None
+  fakes: Any  # [N,D]; of ppl, lengths [N]
+  reals: Any = None  # [M,D], or their Moments
+  places: np.ndarray = np.arange(0)  # int [M], of these reals: in the data set, or in training
+  population: int = 0  # number of reals of which these were taken
+  holdout: Any = None  # [L,D], of reals that weren't trained on, if there are any
 
 
 class Result(NamedTuple):
-  """What a metric says.
-
-  Attributes:
-    values: {name: float}.
-    intervals: {name: [low, high]}, 95 %.
-    covers: what the intervals are about.
-    notes: what else there is to say, JSON values.
-  """
+  """What a metric says."""
 
   values: dict[str, float]
-  intervals: dict[str, list[float]]
-  covers: str
-  notes: dict[str, Any] = {}
+  intervals: dict[str, list[float]]  # {name: [low, high]}, 95 %
+  covers: str  # what the intervals are about
+  notes: dict[str, Any] = {}  # what else there is to say, JSON values
 
 
 def _interval(value, each, seed):
