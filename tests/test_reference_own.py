@@ -1,6 +1,4 @@
-"""Kinds of reference case that the public folders lack, with vectors of our own from an independent
-computation.
-"""
+"""Kinds of reference case that the public folders lack, with vectors computed independently."""
 
 import json
 import pathlib
@@ -10,7 +8,7 @@ import pytest
 
 from tests.reference import cases_train
 from tests.reference.__main__ import CASES, main
-from tests.reference.check import Given, kind_of, read_manifest, run_case
+from tests.reference.check import Given, kind_of, only, read_manifest, run_case
 from tests.test_reference_growing import abridge
 
 FOLDER = pathlib.Path(__file__).parent / 'reference_own'
@@ -20,11 +18,7 @@ LONG = ('training_trajectory', 'losses_ad', 'growing_trajectory')
 
 
 def one(case, sub):
-  """A copy of a case with one of its sub-cases."""
-  case = json.loads(json.dumps(case))
-  case['subcases'] = {sub: case['subcases'][sub]}
-  case['arrays'] = {key: info for key, info in case['arrays'].items() if key.split('/')[0] == sub}
-  return case
+  return only(case, {sub: '.*'})
 
 
 def written(case, folder, **more):
@@ -36,9 +30,7 @@ def written(case, folder, **more):
 
 
 def passes_but_for_strangers(case, sub, folder):
-  """Runs a sub-case with a field, a given and an expected array that nobody knows: they fail by
-  name, and nothing else does.
-  """
+  """Runs a sub-case with a field and arrays that nobody knows: they, and nothing else, fail."""
   strangers = {f'{sub}/incense': np.zeros(3, np.float32), f'{sub}/aura': np.zeros(3)}
   case['subcases'][sub]['config']['palmistry'] = True
   case['arrays'] |= {
@@ -175,9 +167,7 @@ def test_trajectory_that_must_fail(change, says, tmp_path):
 
 
 def test_draws_called_after_their_phase():
-  """<phase>/z and so on are the same as one array for all phases; the path length takes the first
-  images of each round.
-  """
+  """<phase>/z ... are the same as one array for all; path lengths take a round's first images."""
   z, c, noise = (
     np.random.randn(3, 2, 4, 5),
     np.random.randn(3, 2, 4, 1),

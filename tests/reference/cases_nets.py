@@ -318,7 +318,7 @@ def discriminator(sub):
         c,
         mutable=['intermediates'],
         capture_intermediates=lambda m, method: (
-          isinstance(m, layers) and method in ('__call__', '_images')
+          isinstance(m, layers) and method in ('__call__', '_pyramid')
         ),
       )
       return logits, captured['intermediates']
@@ -330,7 +330,7 @@ def discriminator(sub):
         results['cmap'] = captured['mapping']['__call__'][0]
       for i, size in enumerate(block_sizes(net.resolution)):
         if i:
-          block, images = f'b{max(size)}', captured['_images'][0]
+          block, images = f'b{max(size)}', captured['_pyramid'][0]
           results[f'block/{block}/x'] = jnp.moveaxis(captured[block]['__call__'][0], -1, 1)
           if i - 1 in images:  # theirs leave a block with the image of the next
             results[f'block/{block}/img'] = jnp.moveaxis(images[i - 1], -1, 1)

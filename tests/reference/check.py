@@ -186,6 +186,26 @@ def read_manifest(folder):
   return manifest['cases']
 
 
+def only(case, keep):
+  """A copy of a case with some of its sub-cases, or with some of their expected arrays.
+
+  keep: {sub-case id: pattern of the expected arrays' names that stay}.
+  """
+  case = json.loads(json.dumps(case))
+  everything = case['subcases']
+  case['subcases'] = {sub: everything[sub] for sub in keep}
+
+  def stays(key):
+    sub, _, name = key.partition('/')
+    if sub not in everything:
+      return True  # shared by all
+    is_expected = case['arrays'][key]['role'] == 'expected'
+    return sub in keep and (not is_expected or re.fullmatch(keep[sub], name))
+
+  case['arrays'] = {key: info for key, info in case['arrays'].items() if stays(key)}
+  return case
+
+
 def _split(case):
   """{sub-case id: [(array name within it, key)]}, the shared keys, and the expected keys that
   belong to no sub-case.
