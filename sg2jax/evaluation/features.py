@@ -245,7 +245,7 @@ def reals_pass(
     'output': output,
     'moments': moments,
   }
-  look = _on_devices(s.mesh, _reals_step(s.mesh, detector.apply, output), detector.params)
+  outputs = _on_devices(s.mesh, _reals_step(s.mesh, detector.apply, output), detector.params)
   pool = futures.ThreadPoolExecutor(min(16, os.cpu_count() or 1))
 
   def read(number):
@@ -253,7 +253,7 @@ def reals_pass(
 
   def compute(first, n, size):
     images = np.stack(list(pool.map(read, _share(s.mesh, first, n, size))))
-    return look(n, {'image': images[None]})
+    return outputs(n, {'image': images[None]})
 
   return Pass(about, len(places), compute, (output,) if moments else ())
 
@@ -288,8 +288,8 @@ def _keys(seed, numbers):
 
 
 @functools.lru_cache
-def _fakes_step(mesh, generator, growing, seed, looks):
-  """looks: (name, apply) of detectors; none: the images themselves."""
+def _fakes_step(mesh, generator, growing, seed, applies):
+  """applies: (name, apply) of detectors; none: the images themselves."""
 
   def step(variables, params, batch):
     noise = draw_noise(variables['noise'], _keys(seed, batch['number']))
@@ -303,18 +303,18 @@ def _fakes_step(mesh, generator, growing, seed, looks):
           **dict(growing),
         )
       )
-      outputs = {} if looks else {'image': images}
-      for name, apply in looks:
+      outputs = {} if applies else {'image': images}
+      for name, apply in applies:
         outputs |= apply(params[name], images)
     return outputs
 
   return sharding.jit_each(step, mesh, 2)
 
 
-def _look_at_fakes(s, detectors):
+def _outputs_of_fakes(s, detectors):
   growing = tuple(s.sampler.growing.items())
-  looks = tuple((d.name, d.apply) for d in detectors)
-  step = _fakes_step(s.mesh, s.sampler.generator, growing, s.seed, looks)
+  applies = tuple((d.name, d.apply) for d in detectors)
+  step = _fakes_step(s.mesh, s.sampler.generator, growing, s.seed, applies)
   return _on_devices(s.mesh, step, s.sampler.variables, {d.name: d.params for d in detectors})
 
 
@@ -330,10 +330,10 @@ def _about_fakes(s, count):
 
 def fakes_pass(s: Setting, detectors: list[Detector], count: int) -> Pass:
   """The Pass of detectors over `count` fakes: no truncation, noise of its own for each."""
-  look = _look_at_fakes(s, detectors)
+  outputs = _outputs_of_fakes(s, detectors)
 
   def compute(first, n, size):
-    return look(n, latents(s, _share(s.mesh, first, n, size)))
+    return outputs(n, latents(s, _share(s.mesh, first, n, size)))
 
   about = _about_fakes(s, count)
   about['detectors'] = sorted([d.name, d.hash, d.resize] for d in detectors)
@@ -343,7 +343,7 @@ def fakes_pass(s: Setting, detectors: list[Detector], count: int) -> Pass:
 def fake_images(s: Setting, numbers: np.ndarray) -> np.ndarray:
   """The fakes with these numbers, uint8 [N,H,W,C]."""
   here = np.asarray(numbers)[_share(s.mesh, 0, len(numbers), len(numbers))]
-  return np.asarray(_look_at_fakes(s, ())(len(numbers), latents(s, here))['image'])
+  return np.asarray(_outputs_of_fakes(s, ())(len(numbers), latents(s, here))['image'])
 
 
 # ---- pairs of fakes
@@ -387,11 +387,11 @@ def ppl_pass(s: Setting, p: Protocol, distance: Detector) -> Pass:
   config.g.num_bf16_res = 0  # a step of 1e-4 is lost in bfloat16
   generator = networks(config, config.c_dim)[0]
   step = _ppl_step(s.mesh, generator, distance.apply, p, s.seed)
-  look = _on_devices(s.mesh, step, s.sampler.variables, distance.params)
+  outputs = _on_devices(s.mesh, step, s.sampler.variables, distance.params)
   pairs = pairs_at_once(generator.synthesis.resolution)
 
   def compute(first, n, size):
-    return look(n, latents(s, _share(s.mesh, first, n, size, pairs), kind=1))
+    return outputs(n, latents(s, _share(s.mesh, first, n, size, pairs), kind=1))
 
   about = _about_fakes(s, p.count)
   about |= {'ppl': [p.crop, p.space, p.sampling], 'distance': distance.hash}

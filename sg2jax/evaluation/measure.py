@@ -213,13 +213,13 @@ class Evaluation:
     if not p.of_kind.reals:
       return Features(self.fakes(p))
     everyone = population(p, s)
-    looked_at = places(p, s, everyone)
-    reals = self.reals(p, s.source, looked_at)
+    chosen = places(p, s, everyone)
+    reals = self.reals(p, s.source, chosen)
     fakes = self.fakes(p)
     holdout = None
     if s.holdout and p.kind in ('nn', 'pixelnn'):
       holdout = self.reals(p, s.holdout, np.arange(len(s.holdout)))
-    return Features(fakes, reals, looked_at, len(everyone), holdout)
+    return Features(fakes, reals, chosen, len(everyone), holdout)
 
   def reals(self, p: Protocol, source: Any, places: np.ndarray) -> Any:
     """Features of reals, or their Moments, from a pass that stays in the cache."""
@@ -238,9 +238,9 @@ class Evaluation:
       label = f'pairs: {p.name}'
     else:
       others = [q for q in self.protocols if q.kind != 'ppl' and count(q, s) == count(p, s)]
-      looks = [self.detectors[name] for name in sorted({q.of_kind.detector for q in others})]
-      job = features.fakes_pass(s, looks, count(p, s))
-      label = f'fakes: {", ".join(d.name for d in looks)}'
+      detectors = [self.detectors[name] for name in sorted({q.of_kind.detector for q in others})]
+      job = features.fakes_pass(s, detectors, count(p, s))
+      label = f'fakes: {", ".join(d.name for d in detectors)}'
     if jax.process_index() == 0 and not self._fakes:
       # One process at a time, because the first to end removes the passes.
       self._stack.enter_context(passes.hold(s.out / '.lock', s.out, s.stop))

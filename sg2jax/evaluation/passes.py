@@ -77,20 +77,20 @@ def run(
   Raises: Stopped; WriteError.
   """
   folder = pathlib.Path(root) / job.key
-  found = None
+  outputs = None
   with contextlib.ExitStack() as stack:
     if jax.process_index() == 0:
       stack.enter_context(hold(folder.with_name(f'{job.key}.lock'), folder, stop))
-      found = _read(folder, job.about)
-    if not agree(found is not None):
+      outputs = _read(folder, job.about)
+    if not agree(outputs is not None):
       batches = _compute(job, batch, stop, label)
       if jax.process_index() == 0:
         _write(folder, job, batches)
-        found = _read(folder, job.about)
+        outputs = _read(folder, job.about)
       else:
         for _ in batches:
           pass
-  return found
+  return outputs
 
 
 @contextlib.contextmanager
@@ -104,7 +104,7 @@ def hold(lock: pathlib.Path, folder: pathlib.Path, stop: Any) -> Iterator[None]:
     try:
       with files.writing(lock):
         lock.parent.mkdir(parents=True, exist_ok=True)
-        held = locks.acquire(lock)
+        file = locks.acquire(lock)
       break
     except locks.Held as e:
       if stop:
@@ -113,7 +113,7 @@ def hold(lock: pathlib.Path, folder: pathlib.Path, stop: Any) -> Iterator[None]:
         print(f'waiting for another process that computes {folder}: {e}', file=sys.stderr)
       told = True
       time.sleep(0.5)
-  with held:
+  with file:
     yield
 
 
