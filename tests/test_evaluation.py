@@ -21,7 +21,7 @@ import pytest
 from configs import quickstart
 from sg2jax import build, data, sampler, sharding
 from sg2jax.data.labels import Labels
-from sg2jax.evaluation import features, measure, protocols, reals, scores
+from sg2jax.evaluation import features, measure, passes, protocols, reals, scores
 from sg2jax.faults import (
   CheckpointError,
   DatasetError,
@@ -320,6 +320,19 @@ def test_metrics_without_networks(setting):
   assert values(['swd_0.2k'], setting._replace(seed=1))['swd_0.2k'] > 0
   path.write_text('{"torn')
   assert values(['swd_0.2k'], setting)['swd_0.2k'] == found['swd_0.2k']
+
+
+def test_one_process_at_a_time_measures_into_a_folder(setting, tmp_path):
+  class AfterReals:
+    """A signal that comes when the pass over reals is whole."""
+
+    def __bool__(self):
+      return bool(list(tmp_path.glob('cache/reals/*/about.json')))
+
+  with passes.hold(setting.out / '.lock', setting.out, ()), pytest.raises(passes.Stopped):
+    values(['pixelfd0.1k_full'], setting._replace(stop=AfterReals()))
+  assert [path.name for path in setting.out.iterdir()] == ['.lock']
+  assert values(['pixelfd0.1k_full'], setting)
 
 
 def test_reals_of_a_protocol(setting):
