@@ -37,34 +37,24 @@ PPL_PAIRS = 4096
 # ---- what is asked for
 
 
-def plan(
-  out: pathlib.Path,
-  cells: Sequence[str],
-  seeds: int = 2,
-  kimg: float = 30.0,
-  resolution: int = 32,
-  fields: Sequence[str] = (),
-) -> tuple[list[Run], dict]:
-  """The runs, all cells with a seed before the next, and the settings that they share.
-
-  Args:
-    out: folder of all runs.
-    cells: of CELLS; e is also called by its pair.
-    seeds: how many of each.
-    kimg: budget of a run.
-    resolution: pixels.
-    fields: 'FIELD=VALUE' of the configuration.
-
-  Raises: UsageError.
-  """
+def plan(out: pathlib.Path, cells: Sequence[str], seeds: int) -> list[Run]:
+  """The runs of cells, all with a seed before the next. Raises UsageError for unknown ones."""
+  # e is also called by its pair.
   cells = [PAIRS['skip', 'resnet'] if cell == 'e:Gskip-Dresnet' else cell for cell in cells]
   cells = list(dict.fromkeys(cells))
-  if unknown := [cell for cell in cells if cell not in CELLS]:
-    raise faults.UsageError(
-      f'--cells={",".join(unknown)} is unknown; choose from {", ".join(CELLS)}'
-    )
-  if not cells:
-    raise faults.UsageError(f'--cells names none; choose from {", ".join(CELLS)}')
+  if not cells or any(cell not in CELLS for cell in cells):
+    unknown = [cell for cell in cells if cell not in CELLS]
+    problem = f'--cells={",".join(unknown)} is unknown' if cells else '--cells names none'
+    raise faults.UsageError(f'{problem}; choose from {", ".join(CELLS)}')
+  return [
+    Run(cell, seed, out / cell.replace(':', '-') / f'seed{seed}')
+    for seed in range(seeds)
+    for cell in cells
+  ]
+
+
+def shared_settings(kimg: float, resolution: int, fields: Sequence[str]) -> dict:
+  """What all runs have in common, JSON values; fields: 'FIELD=VALUE'. Raises UsageError."""
   values = {}
   for text in fields:
     field, equals, value = text.partition('=')
@@ -73,12 +63,7 @@ def plan(
     if not equals:
       raise faults.UsageError(f'--set={text}: must be FIELD=VALUE, such as --set=batch=32')
     values[field] = value
-  runs = [
-    Run(cell, seed, out / cell.replace(':', '-') / f'seed{seed}')
-    for seed in range(seeds)
-    for cell in cells
-  ]
-  return runs, {'kimg': kimg, 'resolution': resolution, 'set': values}
+  return {'kimg': kimg, 'resolution': resolution, 'set': values}
 
 
 def begin(out: pathlib.Path, settings: dict):
@@ -240,7 +225,7 @@ def _check_comparable(run, net, ticks):
 
 def _of_networks(net, stop):
   """{name: value} of FID and PPL, as far as the weights of their networks are there."""
-  wanted = [protocols.parse(name) for name in NETWORKS]
+  wanted = [protocols.parse(name) for name, _, _ in NETWORKS]
   wanted = [p for p in wanted if all(map(pretrained.find, p.weights))]
   out = net.workdir / 'evaluation' / f'{net.step:08d}'
   setting = measure.Setting(net, reals.load(net), sharding.make_mesh(), out, stop=stop)

@@ -27,8 +27,16 @@ ARCHITECTURES = ('orig', 'skip', 'resnet')
 PAIRS = {(g, d): f'e:G{g}-D{d}' for g in ARCHITECTURES for d in ARCHITECTURES}
 PAIRS['skip', 'resnet'] = 'e'
 CELLS = list(dict.fromkeys([*LADDER, *PAIRS.values()]))
-# Measured where the weights are, and their columns.
-NETWORKS = {'fid10k_full': 'FID', 'ppl2_4k_wend': 'PPL'}
+# (name in a result, title, digits behind the point; None: three that count)
+QUALITY = (('swd', 'SWD', 1), ('ppl_w_end_pixel_mse', 'PPL_W of pixels', None))
+NETWORKS = (('fid10k_full', 'FID', 1), ('ppl2_4k_wend', 'PPL', 1))  # where the weights are
+COST = (
+  ('img_per_sec', 'images/s', 0),
+  ('img_per_sec_full_size', 'at full size', 0),
+  ('train_seconds', 'seconds', 0),
+  ('parameters_g', 'parameters G', 0),
+  ('parameters_d', 'D', 0),
+)
 NOTES = """\
 SWD: sliced Wasserstein distance x 1000 to the real images, of the moving average of the weights.
 It is not FID. PPL_W of pixels: path length in W at the end points, eps 1e-4, with the mean squared
@@ -51,17 +59,11 @@ class Run(NamedTuple):
 
 
 class Cell(NamedTuple):
-  """The runs of a cell.
+  """The runs of a cell."""
 
-  Attributes:
-    runs: what was measured of those that are done.
-    failed: {'seed 0': 'exit 4'}.
-    asked: how many were asked for.
-  """
-
-  runs: list[dict]
-  failed: dict[str, str]
-  asked: int
+  runs: list[dict]  # what was measured of those that are done
+  failed: dict[str, str]  # {'seed 0': 'exit 4'}
+  asked: int  # how many were asked for
 
 
 def result(run: Run) -> dict | None:
@@ -107,66 +109,40 @@ def tables(cells: dict[str, Cell], settings: dict) -> str:
     '',
   ]
   # Those of networks only if all runs have them: else some cells couldn't be compared.
-  quality = {'swd': ('SWD', 1), 'ppl_w_end_pixel_mse': ('PPL_W of pixels', None)}
-  for name, title in NETWORKS.items():
-    if all(name in run for run in measured):
-      quality[name] = (title, 1)
-  if any(name in LADDER for name in cells):
-    text += ['Table 1', '', *markdown(_ladder(cells, quality)), '']
+  complete = [column for column in NETWORKS if all(column[0] in run for run in measured)]
+  quality = [*QUALITY, *complete]
+  titles = [title for _, title, _ in quality]
+  ladder = [
+    [LADDER[name], seeds(cell), *spreads(cell, [*quality, *COST])]
+    for name, cell in cells.items()
+    if name in LADDER
+  ]
+  if ladder:
+    heading = ['configuration', 'seeds', *titles, *(title for _, title, _ in COST)]
+    text += ['Table 1', '', *markdown([heading, *ladder]), '']
   if any(name in cells for name in PAIRS.values() if name != 'e'):
-    titles = '; '.join(title for title, _ in quality.values())
-    text += [f'Table 2: {titles}; seeds', '', *markdown(_grid(cells, quality)), '']
+    grid = [['', *(f'D {d}' for d in ARCHITECTURES)]]
+    for g in ARCHITECTURES:
+      row = [cells.get(PAIRS[g, d]) for d in ARCHITECTURES]  # None: it wasn't asked for
+      texts = ['; '.join([*spreads(cell, quality), seeds(cell)]) if cell else '' for cell in row]
+      grid.append([f'G {g}', *texts])
+    text += [f'Table 2: {"; ".join(titles)}; seeds', '', *markdown(grid), '']
   return '\n'.join([*text, NOTES])
 
 
-def _ladder(cells, quality):
-  """Rows of Table 1."""
-  titles = [title for title, _ in quality.values()]
-  speed = ['images/s', 'at full size', 'seconds']
-  rows = [['configuration', 'seeds', *titles, *speed, 'parameters G', 'D']]
-  for name, cell in cells.items():
-    if name in LADDER:
-      rows.append(
-        [
-          LADDER[name],
-          seeds(cell),
-          *(spread(cell.runs, key, digits) for key, (_, digits) in quality.items()),
-          spread(cell.runs, 'img_per_sec', 0),
-          spread(cell.runs, 'img_per_sec_full_size', 0),
-          spread(cell.runs, 'train_seconds', 0),
-          *(spread(cell.runs[:1], f'parameters_{net}', 0) for net in 'gd'),
-        ]
-      )
-  return rows
-
-
-def _grid(cells, quality):
-  """Rows of Table 2: an architecture of G each, a column for each of D."""
-  rows = [['', *(f'D {d}' for d in ARCHITECTURES)]]
-  for g in ARCHITECTURES:
-    row = [f'G {g}']
-    for d in ARCHITECTURES:
-      cell = cells.get(PAIRS[g, d])
-      text = ''
-      if cell:
-        values = [spread(cell.runs, key, digits) for key, (_, digits) in quality.items()]
-        text = '; '.join([*values, seeds(cell)])
-      row.append(text)
-    rows.append(row)
-  return rows
+def spreads(cell: Cell, columns) -> list[str]:
+  """`spread` of each of some columns."""
+  return [spread(cell.runs, name, digits) for name, _, digits in columns]
 
 
 def spread(runs: list[dict], name: str, digits: int | None = None) -> str:
-  """'mean [least, greatest]' of a number over runs; 'mean' of one run; '-' without any.
-
-  digits: behind the point; None: three that count.
-  """
+  """'mean [least, greatest]' of a number over runs; 'mean' if they agree; '-' without any."""
   values = [run[name] for run in runs]
   if not values:
     return '-'
   spec = '.3g' if digits is None else f'.{digits}f'
   mean = format(statistics.fmean(values), spec)
-  if len(values) == 1:
+  if min(values) == max(values):
     return mean
   return f'{mean} [{min(values):{spec}}, {max(values):{spec}}]'
 

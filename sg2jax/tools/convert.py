@@ -4,7 +4,7 @@
 
 FILE is one of
 
-  a TensorFlow pickle of stylegan2 or stylegan2-ada (configs A to F), with G, D and Gs or one of them
+  a pickle of stylegan2 or stylegan2-ada for TensorFlow (configs A to F), with G, D and Gs or one
   a pickle of stylegan2-ada-pytorch, or of a StyleGAN2 from stylegan3's repository
   a .pt of rosinality's stylegan2-pytorch
   a .safetensors or .npz that `python -m sg2jax.tools.export` wrote, with its .json beside it
@@ -14,7 +14,7 @@ that would make other images here is refused, with the reason. DIR must not exis
 generate, video, project, evaluate and training take it. It gets
 
   config.json, checkpoints/  the run
-  import.json                the certificate: what was in FILE, what was missing and computed, hashes
+  import.json                the certificate: what was in FILE, missing, computed; hashes
   test.png                   the image of seed 0
 
 docs/interop.md has the details.
@@ -79,9 +79,9 @@ def main(_):
     },
   }
   with whole(dest) as folder:
-    checkpoints = Checkpoints(folder, keep=1, meta={'data_hash': '', 'config': imported.config})
-    checkpoints.save(TrainState(**imported.state, g_opt={}, d_opt={}))
-    checkpoints.close()
+    meta = {'data_hash': '', 'config': imported.config}
+    with contextlib.closing(Checkpoints(folder, keep=1, meta=meta)) as checkpoints:
+      checkpoints.save(TrainState(**imported.state, g_opt={}, d_opt={}))
     config = json.dumps(imported.config, indent=2, sort_keys=True) + '\n'
     files.write_atomic(folder / 'config.json', config)
     if labels:

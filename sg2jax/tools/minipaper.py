@@ -45,7 +45,8 @@ def main(_):
   args = flags.FLAGS
   paths.check_text(args.out, f'--out={args.out}')
   out = pathlib.Path(args.out)
-  runs, settings = minipaper.plan(out, args.cells, args.seeds, args.kimg, args.resolution, args.set)
+  runs = minipaper.plan(out, args.cells, args.seeds)
+  settings = minipaper.shared_settings(args.kimg, args.resolution, args.set)
   minipaper.begin(out, settings)
   # Of this process, which measures; the accelerator is for training.
   jax.config.update('jax_platforms', 'cpu')
