@@ -1,6 +1,4 @@
-"""Where things are: addresses that are no paths, and the one folder for all that can be made or
-fetched again.
-"""
+"""Where things are: paths and what is none, and the one folder for all that can be made again."""
 
 import functools
 import os
@@ -27,9 +25,10 @@ _REMEDIES = {
 }
 
 
-def check_local(text, said=''):
-  """Raises UsageError if `text` is an address (gs://, s3://, https:// ...) or NAME=ADDRESS, or in a
-  home folder that nobody knows. said: how it was given.
+def check_local(text: object, said: str = '') -> None:
+  """Raises UsageError if `text` is an address (gs://, https:// ...) or in an unknown home folder.
+
+  Also if it is NAME=ADDRESS; what is no text passes. said: how it was given.
   """
   if not isinstance(text, (str, bytes, os.PathLike)):
     return
@@ -47,10 +46,12 @@ def check_local(text, said=''):
     )
 
 
-def check_text(path, said=''):
-  """Raises UsageError if the whole path of a run has bytes that are no text: the library that reads
-  checkpoints can't.
+def check_text(path: str | bytes | os.PathLike, said: str = '') -> None:
+  """Raises UsageError if the whole path of a run has bytes that are no text.
+
+  The library that reads and writes checkpoints can't do with such a one. said: how it was given.
   """
+  # Python decodes such bytes to these code points, which no text has.
   if any('\ud800' <= char <= '\udfff' for char in os.path.abspath(os.fsdecode(path))):
     raise faults.UsageError(
       f'{said or path}: this path has bytes that are no UTF-8, as the library that reads and '
@@ -59,12 +60,15 @@ def check_text(path, said=''):
 
 
 def cache() -> pathlib.Path:
-  """The folder for what can be made or fetched again: $SG2JAX_CACHE or ~/.cache/sg2jax; the
-  system's temporary one where there is no home folder, or it can't be written to.
+  """The folder for what can be made or fetched again: $SG2JAX_CACHE or ~/.cache/sg2jax.
 
-  Raises: UsageError: the variable holds an address.
+  The system's temporary one where there is no home folder, or it can't be written to.
+
+  Raises:
+    UsageError: the variable holds an address.
   """
-  if own := os.environ.get(VARIABLE):
+  own = os.environ.get(VARIABLE)
+  if own:
     check_local(own, f'{VARIABLE}={own}')
     return pathlib.Path(os.path.expanduser(own)).absolute()
   place = home_cache()
@@ -86,15 +90,14 @@ def _writable(place):
 @functools.lru_cache
 def _temporary():
   """A folder of this user alone: compiled code is read from it."""
-  place = (
-    pathlib.Path(tempfile.gettempdir())
-    / f'sg2jax-{os.getuid() if hasattr(os, "getuid") else "cache"}'
-  )
+  user = os.getuid() if hasattr(os, 'getuid') else None  # Windows has none
+  place = pathlib.Path(tempfile.gettempdir()) / f'sg2jax-{"cache" if user is None else user}'
   try:
     place.mkdir(mode=0o700, exist_ok=True)
+    # Anybody may have made it before, to have us run what they put there.
     found = place.lstat()
-    own = not hasattr(os, 'getuid') or found.st_uid == os.getuid()
-    if not stat.S_ISDIR(found.st_mode) or not own or found.st_mode & 0o022:
+    is_own = user is None or found.st_uid == user
+    if not stat.S_ISDIR(found.st_mode) or not is_own or found.st_mode & 0o022:
       raise OSError
   except OSError:
     place = pathlib.Path(tempfile.mkdtemp(prefix='sg2jax-'))  # for this process

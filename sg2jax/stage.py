@@ -67,6 +67,7 @@ class TrainStage:
 def create(config: Any, source: Any, mesh: Mesh, growth_stage: GrowthStage) -> TrainStage:
   """The TrainStage of a configuration; its functions compile when they are first called."""
   steps = build.steps(config, source.c_dim, mesh, growth_stage)
+  # Reals are shrunk on the host, by boxes: the steps never see the full size.
   if growth_stage.level:
     source = data.Shrunk(source, 2**growth_stage.level)
   return TrainStage(
@@ -87,6 +88,7 @@ def compiled(stage: TrainStage, state: TrainState, stop: Stop) -> TrainStage:
   def compile_one(function):
     return function.lower(key_spec, state, batch_spec).compile()
 
+  # In threads: XLA compiles outside the GIL.
   pool = futures.ThreadPoolExecutor(4)
   # The path length takes longest to compile: first, so that it isn't left alone at the end.
   longest_first = sorted(stage.steps.phases(0), key=('g_reg', 'g', 'd', 'd_reg').index)

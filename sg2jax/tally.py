@@ -26,7 +26,8 @@ class Tally:
   def fetch(self, state: TrainState) -> dict[str, float] | None:
     """{name: mean}; None if `state` is halted. Waits for the device."""
     phases = sorted(self._sums)
-    # One transfer: each costs a round trip to the device, however small it is.
+    # One transfer: each costs a round trip to the device, however small it is. So the integers of
+    # the fault travel beside the bits of the floats.
     packed = jax.device_get(_pack([self._sums[phase] for phase in phases], state.fault))
     fault = packed[:3]
     sums = packed[3:].view(np.float32)

@@ -61,7 +61,7 @@ def train(config: Any, workdir: str | pathlib.Path) -> None:
 
   Raises: the Faults of faults.py, each with its exit code; nothing that was saved is lost.
   """
-  # ---- what can be refused before a device starts
+  # ---- what can be refused before a device starts, which takes seconds to minutes
   locks.module()
   checks.check(config)
   wanted = [protocols.parse(name) for name in config.metrics]
@@ -91,7 +91,8 @@ def train(config: Any, workdir: str | pathlib.Path) -> None:
     values |= data_values(source)
 
     # ---- from here on, files are written
-    # The other ones of several processes write nothing, and the folder is one for all.
+    # The other ones of several processes write nothing, and the folder is one for all. Compared
+    # once more: another run may have begun there, and now the data set is known.
     with locks.locked(workdir) if jax.process_index() == 0 else contextlib.nullcontext():
       changes = check_workdir(values, workdir, source.labels)
       save_run(workdir, values, source.labels, changes)
@@ -108,7 +109,7 @@ def restore_and_train(
   origin: init_from.Origin | None = None,
   changes: list[str] = (),
 ) -> None:
-  """Everything after the checks: restore, then stage by stage of growth compile and train.
+  """Everything after the checks: restores, or begins, and trains.
 
   Args:
     config: of the run.
@@ -138,6 +139,7 @@ def restore_and_train(
     for text in changes:
       log.say(f'another than so far: {text}')
     if not is_new:
+      # Another microbatch changes what Adam's moments are of.
       batch = growth.current_stage(step, nimg).batch
       state = resume(config, batch, state, checkpoints.restored, mesh, log)
     elif origin:
@@ -150,16 +152,23 @@ def restore_and_train(
     if snapshot.metrics_due(step):
       snapshot.measure_metrics(state)
 
-    # ---- train
     run = Run(config, workdir, source, mesh, growth, checkpoints, log, snapshot, stop)
-    while not stop and not run.is_finished(step, nimg):
-      state = train_stage(run, state)
-      step = int(state.step)
-      nimg = int(state.nimg)
-    if not run.is_finished(step, nimg) or snapshot.metrics_due(step):
-      saved = f'saved step {step} ({nimg / 1000:g} kimg)'
-      stop.leave(saved if step else 'stopped before the first minibatch')
+    train_stages(run, state)
     log.say(hint(workdir))
+
+
+def train_stages(run: Run, state: TrainState) -> None:
+  """Trains stage by stage to total_kimg; raises Preempted or Interrupted if a signal comes."""
+  step = int(state.step)
+  nimg = int(state.nimg)
+  while not run.stop and not run.is_finished(step, nimg):
+    state = train_stage(run, state)
+    step = int(state.step)
+    nimg = int(state.nimg)
+  # A signal that came after the last minibatch matters only to metrics of the end.
+  if not run.is_finished(step, nimg) or run.snapshot.metrics_due(step):
+    saved = f'saved step {step} ({nimg / 1000:g} kimg)'
+    run.stop.leave(saved if step else 'stopped before the first minibatch')
 
 
 def train_stage(run: Run, state: TrainState) -> TrainState:
@@ -173,10 +182,17 @@ def train_stage(run: Run, state: TrainState) -> TrainState:
   run.log.say(f'{size}, batch {stage.batch}: compiled in {time.monotonic() - start:.0f} s')
   run.snapshot.compile_sampler(stage.steps)
   if not step:
+    # A picture to compare with before the first minute is over, and a row at 0 in every curve.
     run.snapshot.write_reals('reals', 0)
     run.log.tick(0, 0, run.snapshot.take(state), 0, 0)
   with contextlib.closing(stage.minibatches(nimg)) as minibatches:
-    return loop(run, stage, state, minibatches)
+    state = loop(run, stage, state, minibatches)
+  if run.stop and not run.is_finished(int(state.step), int(state.nimg)):
+    if state_lib.halted(state):  # in the minibatches since the last tick
+      nonfinite.halt(stage, state, run.workdir, run.checkpoints)
+    run.checkpoints.save(state)
+  run.checkpoints.wait()
+  return state
 
 
 def loop(run: Run, stage: TrainStage, state: TrainState, minibatches) -> TrainState:
@@ -237,12 +253,6 @@ def loop(run: Run, stage: TrainStage, state: TrainState, minibatches) -> TrainSt
     tally = Tally()
     tick_start = time.monotonic()
     tick_nimg = nimg
-  # ---- end of the stage, or a signal
-  if run.stop and not run.is_finished(step, nimg):
-    if state_lib.halted(state):
-      nonfinite.halt(stage, state, run.workdir, run.checkpoints)
-    run.checkpoints.save(state)
-  run.checkpoints.wait()
   return state
 
 

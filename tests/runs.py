@@ -1,16 +1,14 @@
-"""Whole runs of `python -m sg2jax.main` as a user starts them, and workdirs with a network that
-nobody trained.
-"""
+"""Whole runs as a user starts them, tools in this process, and workdirs that nobody trained."""
 
 import json
 import os
 import pathlib
 import subprocess
 import sys
-import time
 
 from absl.testing import flagsaver
 
+from configs import quickstart
 from sg2jax import cli
 from tests.reference.check import compiler_options
 
@@ -30,7 +28,7 @@ TINY = dict(
     'g.mapping_layers': 1,
     'd.mapping_layers': 1,
     'data.mirror': True,
-    'metrics': '()',
+    'metrics': (),
   },
 )
 LAST = 32  # total_kimg / batch
@@ -48,9 +46,17 @@ def xla_flags():
   return ' '.join(f'--{name}={str(value).lower()}' for name, value in compiler_options().items())
 
 
+def configuration(home, **fields):
+  """The configuration of `start`, for a run in this process."""
+  config = quickstart.get_config()
+  config.update_from_flattened_dict({'data.dir': str(home / 'data')} | TINY | fields)
+  return config
+
+
 def start(home, workdir, config='quickstart.py', devices=1, replay=None, **fields):
-  """The running process of `sg2jax.main` on a tiny network and so many devices. Fields are
-  --config.<name>.
+  """The running process of `sg2jax.main` on a tiny network and so many devices.
+
+  Fields are --config.<name>. What it compiles is shared, see conftest.py.
   """
   command = [
     sys.executable,
@@ -60,26 +66,33 @@ def start(home, workdir, config='quickstart.py', devices=1, replay=None, **field
     f'--workdir={workdir}',
   ]
   command += [f'--config.{k}={v}' for k, v in ({'data.dir': home / 'data'} | TINY | fields).items()]
-  command += [f'--replay={replay}'] if replay else []
-  # Of several devices each needs a thread while they wait for each other.
-  several = (
-    f'--xla_force_host_platform_device_count={devices} --xla_cpu_multi_thread_eigen=false '
-    if devices > 1
-    else ''
-  )
+  if replay:
+    command.append(f'--replay={replay}')
+  several = ''
+  if devices > 1:
+    # Each needs a thread while they wait for each other.
+    several = (
+      f'--xla_force_host_platform_device_count={devices} --xla_cpu_multi_thread_eigen=false '
+    )
   env = os.environ | {
-    'JAX_COMPILATION_CACHE_DIR': str(home / 'cache'),
     'JAX_PLATFORMS': 'cpu',
     # compiles five times as fast
     'JAX_DISABLE_MOST_OPTIMIZATIONS': '1',
     'XLA_FLAGS': several + xla_flags(),
-    'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0.2',
     'PYTHONPATH': str(home / 'poison'),
     'SG2JAX_CACHE': str(home / 'sg2jax'),
   }
   return subprocess.Popen(
     command, cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
   )
+
+
+def wait_for(process, text):
+  """Reads the output of a process up to the line with a text."""
+  line = process.stdout.readline()
+  while text not in line:
+    assert line, process.stderr.read()
+    line = process.stdout.readline()
 
 
 def finish(process, code=0, timeout=300):
@@ -106,23 +119,6 @@ def log(workdir):
     }
     for line in lines
   ]
-
-
-def kill_and_resume(home, workdir, delays, **fields):
-  """Starts a run as often as there are delays and kills it so long after compilation, every third
-  time after its start.
-  """
-  for i, delay in enumerate(delays):
-    process = start(home, workdir, **fields)
-    line = process.stdout.readline()
-    while i % 3 and 'compiled' not in line:
-      line = process.stdout.readline()
-      assert line, process.stderr.read()
-    time.sleep(delay)
-    assert process.poll() is None, 'the run ended before it could be killed'
-    process.kill()
-    process.communicate()
-  return finish(start(home, workdir, **fields))
 
 
 def write_run(workdir, config, state):

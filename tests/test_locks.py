@@ -24,6 +24,18 @@ def test_the_second_one_is_told_who_has_it(tmp_path):
     assert path.read_text().startswith(f'{os.getpid()} on ') and len(path.read_text()) < 100
 
 
+def test_a_folder_in_use_names_its_process(tmp_path):
+  said = f'--out=.*run is in use by process {os.getpid()} on'
+  with locks.locked(tmp_path / 'run', 'out'):
+    with pytest.raises(faults.UsageError, match=said), locks.locked(tmp_path / 'run', 'out'):
+      pass
+  with locks.locked(tmp_path / 'run'):  # it was released
+    assert (tmp_path / 'run/.lock').exists()
+  (tmp_path / 'file').write_text('')
+  with pytest.raises(faults.WriteError), locks.locked(tmp_path / 'file'):
+    pass
+
+
 @pytest.mark.parametrize('number', [errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL])
 def test_a_file_system_without_locks_is_not_one_in_use(tmp_path, monkeypatch, caplog, number):
   def refuse(*_):

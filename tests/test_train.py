@@ -1,92 +1,134 @@
-"""The run as a user starts it: subprocesses of `python -m sg2jax.main` on a tiny network, and what
-interrupts them.
-"""
+"""The run as a user starts it, on a tiny network, and what interrupts it."""
 
+import contextlib
 import json
-import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
 import time
+import types
 
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
 from PIL import Image
 import pytest
 
-from tests.runs import LAST, ROOT, content, finish, kill_and_resume, log, start
+from configs import default
+from sg2jax import build, checkpoint, main, sharding, state, train
+from sg2jax.faults import Fault
+from sg2jax.tally import Tally
+from sg2jax.tools import prepare
+from tests.runs import LAST, ROOT, TINY, call, configuration, content, finish, log, start, wait_for
+from tests.test_checkpoint import rewrite
 
-MEASURED = {'metrics': "('pixelfd0.1k_full',)", 'metrics_kimg': 0.128}
+# Options that the default leaves out, together, and metrics that are measured on the way.
+OPTIONS = {
+  'resolution': (8, 12),
+  'microbatch': 4,
+  'g.num_bf16_res': 1,
+  'd.num_bf16_res': 1,
+  'g.remat': True,
+  'd.remat': True,
+  'g.clamp': 256.0,
+  'd.clamp': 256.0,
+  'g.architecture': 'resnet',
+  'd.architecture': 'skip',
+  'ema.rampup': 0.05,
+  'metrics': ('pixelfd0.1k_full',),
+  'metrics_kimg': 0.128,
+}
 
 
-@pytest.fixture(scope='session')
+@pytest.fixture(scope='module')
 def whole(home, tmp_path_factory):
-  """A run that nothing interrupted."""
+  """A run that nothing interrupted, and what it said."""
   workdir = tmp_path_factory.mktemp('whole')
-  out, err = finish(start(home, workdir, **MEASURED))
+  out, err = finish(start(home, workdir, **OPTIONS))
   assert 'Traceback' not in err
   return workdir, out
 
 
 def test_run_leaves_what_scripts_rely_on(whole):
   workdir, out = whole
+  assert '8x12x1, 10 label components' in out and 'img/s' in out and 'compiled in' in out
   lines = log(workdir)
   assert [line['step'] for line in lines if 'swd' in line] == list(range(0, LAST + 1, 4))
   assert all(line['nimg'] == 8 * line['step'] for line in lines)
   assert {'loss_g', 'loss_d', 'pl_length', 'r1', 'swd'} <= set().union(*lines)
   assert [line['step'] for line in lines if 'pixelfd0.1k_full' in line] == [16, LAST]
-  result = json.loads(
-    (workdir / 'evaluation' / f'{LAST:08d}' / 'pixelfd0.1k_full.json').read_text()
-  )
-  assert result['values'] == {'pixelfd0.1k_full': lines[-1]['pixelfd0.1k_full']}
-  assert (
-    Image.open(workdir / 'images' / 'reals.png').size
-    == Image.open(workdir / 'images' / 'fakes_000000.png').size
-  )
+  result = workdir / 'evaluation' / f'{LAST:08d}' / 'pixelfd0.1k_full.json'
+  assert json.loads(result.read_text())['values'] == {
+    'pixelfd0.1k_full': lines[-1]['pixelfd0.1k_full']
+  }
+  sizes = [Image.open(workdir / f'images/{name}.png').size for name in ('reals', 'fakes_000000')]
+  assert sizes[0] == sizes[1]
   assert json.loads((workdir / 'config.json').read_text())['loss']['r1_gamma'] == 0.05
-  assert (workdir / 'checkpoints' / str(LAST) / 'state').is_dir() and list(
-    (workdir / 'tensorboard').iterdir()
-  )
-  assert 'img/s' in out and 'compiled in' in out
+  assert (workdir / 'checkpoints' / str(LAST) / 'state').is_dir()
+  assert list((workdir / 'tensorboard').iterdir())
 
 
-def test_finished_run_starts_and_ends_at_once(home, whole):
+def test_finished_run_starts_and_ends_at_once(home, whole, capsys):
   before = content(whole[0])
-  finish(start(home, whole[0]))
+  train.train(configuration(home, **OPTIONS), whole[0])
   assert content(whole[0]) == before
+  said = capsys.readouterr().out
+  assert f'resuming at step {LAST}' in said and 'done: ' in said and 'compiled' not in said
 
 
-def test_killed_run_ends_with_the_same_bytes(home, whole, tmp_path):
-  draw = random.Random(1)
-  kill_and_resume(home, tmp_path / 'run', [draw.uniform(0, 0.6) for _ in range(2)], **MEASURED)
-  assert content(tmp_path / 'run') == content(whole[0])
-  assert log(tmp_path / 'run') == log(whole[0])
+def test_a_run_killed_and_preempted_ends_with_the_same_bytes(home, whole, tmp_path):
+  killed = start(home, tmp_path, **OPTIONS)
+  wait_for(killed, 'tick 1 ')
+  time.sleep(random.Random(1).uniform(0, 0.1))
+  assert killed.poll() is None, 'the run ended before it could be killed'
+  killed.kill()
+  killed.communicate()
+
+  preempted = start(home, tmp_path, **OPTIONS)
+  wait_for(preempted, 'tick 3 ')
+  preempted.send_signal(signal.SIGTERM)
+  _, err = finish(preempted, 75, timeout=30)
+  assert 'saved step' in err and len(err.splitlines()) == 1
+  last_saved = max(int(p.name) for p in (tmp_path / 'checkpoints').iterdir())
+  assert 12 <= last_saved < LAST
+  # No tick was lost or logged twice by the kill.
+  assert log(tmp_path)[:4] == log(whole[0])[:4]
+
+  out, _ = finish(start(home, tmp_path, **OPTIONS))
+  assert f'resuming at step {last_saved}' in out
+  assert content(tmp_path) == content(whole[0])
+  assert log(tmp_path)[-1] == log(whole[0])[-1]
 
 
 @pytest.mark.slow
 def test_run_killed_twenty_times_ends_with_the_same_bytes(home, tmp_path):
-  draw, longer = random.Random(2), {'total_kimg': 6.144, 'snapshot_kimg': 0.128, 'tick_kimg': 0.128}
+  draw = random.Random(2)
+  longer = {'total_kimg': 6.144, 'snapshot_kimg': 0.128, 'tick_kimg': 0.128}
   finish(start(home, tmp_path / 'whole', **longer))
-  kill_and_resume(home, tmp_path / 'run', [draw.uniform(0, 3) for _ in range(20)], **longer)
+  for i in range(20):
+    process = start(home, tmp_path / 'run', **longer)
+    if i % 3:  # every third time it may not have compiled yet
+      wait_for(process, 'compiled')
+    time.sleep(draw.uniform(0, 3))
+    assert process.poll() is None, 'the run ended before it could be killed'
+    process.kill()
+    process.communicate()
+  finish(start(home, tmp_path / 'run', **longer))
   assert content(tmp_path / 'run', 768) == content(tmp_path / 'whole', 768)
   assert log(tmp_path / 'run') == log(tmp_path / 'whole')
 
 
-@pytest.mark.parametrize(
-  'number, code', [(signal.SIGTERM, 75), pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow)]
-)
-def test_signal_saves_the_last_step_and_the_run_goes_on(home, whole, tmp_path, number, code):
+@pytest.mark.slow
+def test_ctrl_c_saves_the_last_step(home, tmp_path):
   process = start(home, tmp_path, snapshot_kimg=10)
-  while 'tick 1' not in process.stdout.readline():
-    assert process.poll() is None
-  process.send_signal(number)
-  _, err = finish(process, code, timeout=30)
+  wait_for(process, 'tick 1 ')
+  process.send_signal(signal.SIGINT)
+  _, err = finish(process, 130, timeout=30)
   assert 'saved step' in err and len(err.splitlines()) == 1
-  assert sorted(int(p.name) for p in (tmp_path / 'checkpoints').iterdir())[-1] >= 8
-  if number == signal.SIGINT:
-    return  # from here on it is the same
-  finish(start(home, tmp_path, snapshot_kimg=10))
-  state = lambda files: {k: v for k, v in files.items() if k.startswith('state')}
-  assert state(content(tmp_path)) == state(content(whole[0]))
+  assert max(int(p.name) for p in (tmp_path / 'checkpoints').iterdir()) >= 8
 
 
 @pytest.mark.slow
@@ -110,8 +152,8 @@ def test_signal_while_measuring_saves(home, tmp_path):
 
 def test_signal_while_compiling_leaves_at_once(home, tmp_path):
   process = start(home, tmp_path, **{'g.fmap_base': 80})  # not in the compile cache
-  process.stdout.readline()
-  time.sleep(2)
+  wait_for(process, 'starting from scratch')
+  time.sleep(1)
   process.send_signal(signal.SIGTERM)
   began = time.monotonic()
   _, err = finish(process, 75)
@@ -139,93 +181,58 @@ def test_second_run_in_a_workdir_and_another_configuration_are_refused(home, who
     ({'data.name': '', 'data.dir': '/nowhere'}, 3, 'sg2jax.tools.prepare'),
     ({'device': 'gpu'}, 2, 'jax[cuda'),
     ({'data.channels': 5}, 3, 'data.channels=1'),
-    ({'metrics': "('fid50k_full',)"}, 7, 'fetch_weights inception'),
-    ({'metrics': "('swd',)"}, 2, 'swd is logged'),
+    ({'metrics': ('fid50k_full',)}, 7, 'fetch_weights inception'),
+    ({'metrics': ('swd',)}, 2, 'swd is logged'),
     ({'init_from': '/nowhere'}, 6, '/nowhere'),
     ({'d.freeze_layers': 8}, 2, 'at most 4'),
   ],
 )
-def test_bad_input_is_one_line_and_creates_nothing(home, tmp_path, fields, code, said):
-  _, err = finish(start(home, tmp_path / 'run', **fields), code)
-  assert said in err and 'Traceback' not in err
+def test_bad_input_says_what_and_creates_nothing(home, tmp_path, monkeypatch, fields, code, said):
+  monkeypatch.setenv('SG2JAX_CACHE', str(home / 'sg2jax'))
+  fields = {'data.dir': home / 'data'} | TINY | fields
+  flags = [f'--config.{name}={value}' for name, value in fields.items()]
+  with pytest.raises(Fault) as e:
+    call(main, '--config=configs/quickstart.py', f'--workdir={tmp_path / "run"}', *flags)
+  assert e.value.code == code and said in str(e.value)
+  assert not (tmp_path / 'run').exists()
+
+
+@pytest.mark.parametrize(
+  'config, said', [('configs/custom.py:0', 'RESOLUTION'), ('configs/paper.py:g', 'e:Gskip-Dresnet')]
+)
+def test_unknown_configurations_name_the_choices(tmp_path, config, said):
+  with pytest.raises(Fault, match=said) as e:
+    call(main, f'--config={config}', f'--workdir={tmp_path / "run"}')
+  assert e.value.code == 2
+
+
+def test_an_error_is_one_line_and_an_exit_code(tmp_path):
+  command = ['--config=configs/nope.py', f'--workdir={tmp_path / "run"}']
+  run = subprocess.run(
+    [sys.executable, '-m', 'sg2jax.main', *command], cwd=ROOT, capture_output=True, text=True
+  )
+  assert run.returncode == 2 and 'no file' in run.stderr and len(run.stderr.splitlines()) == 1
   assert not (tmp_path / 'run').exists()
 
 
 def test_a_tick_is_fetched_in_one_transfer(monkeypatch):
-  import jax
-  import jax.numpy as jnp
-  import numpy as np
-
-  from sg2jax.state import NO_FAULT
-  from sg2jax.tally import Tally
-
   fetched = []
   get = jax.device_get
   monkeypatch.setattr(
     jax, 'device_get', lambda tree: fetched.append(len(jax.tree.leaves(tree))) or get(tree)
   )
-  tally, state = Tally(), type('State', (), {'fault': jnp.asarray(NO_FAULT)})
+  tally = Tally()
+  running = types.SimpleNamespace(fault=jnp.asarray(state.NO_FAULT))
   for i in range(100):
     tally.add(
       'd', {'loss_d': jnp.float32(i), 'grad_norm_d': jnp.float32(2), 'grad_squares_d': jnp.ones(3)}
     )
     if i % 16 == 0:
       tally.add('d_reg', {'r1': jnp.float32(i + 1)})
-  assert tally.fetch(state) == {'loss_d': 49.5, 'grad_norm_d': 2, 'r1': 49}
+  assert tally.fetch(running) == {'loss_d': 49.5, 'grad_norm_d': 2, 'r1': 49}
   assert fetched == [1]
-  state.fault = jnp.array([-1, 3, 0], np.int32)
-  assert tally.fetch(state) is None
-
-
-@pytest.mark.parametrize(
-  'config, said',
-  [
-    ('configs/nope.py', 'no file'),
-    ('configs/custom.py:0', 'RESOLUTION'),
-    ('configs/paper.py:g', 'e:Gskip-Dresnet'),
-  ],
-)
-def test_unknown_configuration_is_one_line(tmp_path, config, said):
-  run = subprocess.run(
-    [sys.executable, '-m', 'sg2jax.main', f'--config={config}', f'--workdir={tmp_path / "run"}'],
-    cwd=ROOT,
-    env=os.environ | {'JAX_PLATFORMS': 'cpu'},
-    capture_output=True,
-    text=True,
-  )
-  assert run.returncode == 2 and said in run.stderr and len(run.stderr.splitlines()) == 1, (
-    run.stderr
-  )
-  assert not (tmp_path / 'run').exists()
-
-
-def test_rectangular_accumulated_bf16_run(home, tmp_path):
-  """The options that the tiny run leaves out, together: height x width, microbatch, bfloat16,
-  remat, orig/skip.
-  """
-  out, _ = finish(
-    start(
-      home,
-      tmp_path,
-      **{
-        'resolution': '(8, 12)',
-        'microbatch': 4,
-        'g.num_bf16_res': 1,
-        'd.num_bf16_res': 1,
-        'g.remat': True,
-        'd.remat': True,
-        'g.clamp': 256,
-        'd.clamp': 256,
-        'g.architecture': 'resnet',
-        'd.architecture': 'skip',
-        'data.labels': False,
-        'ema.rampup': 0.05,
-        'total_kimg': 0.064,
-      },
-    )
-  )
-  assert '8x12x1, 0 label components' in out
-  assert log(tmp_path)[-1]['step'] == 8
+  running.fault = jnp.array([-1, 3, 0], np.int32)
+  assert tally.fetch(running) is None
 
 
 @pytest.mark.slow  # in the suite tests/test_workdir.py has it, without whole runs
@@ -233,8 +240,6 @@ def test_a_run_starts_from_the_weights_of_another(home, whole, tmp_path):
   """Without labels and with the upper layers of D frozen; what doesn't fit is listed and drawn as
   in a run of its own.
   """
-  from sg2jax import checkpoint
-
   fields = {
     'data.labels': False,
     'd.freeze_layers': 4,
@@ -281,14 +286,6 @@ def test_a_run_starts_from_the_weights_of_another(home, whole, tmp_path):
 
 def as_version_0_1(workdir, step):
   """Makes the checkpoint of a step one of format 1, whose states lack what is younger."""
-  import contextlib
-  import shutil
-
-  import flax.struct
-
-  from sg2jax import checkpoint, state
-  from tests.test_checkpoint import rewrite
-
   place = workdir / 'checkpoints' / str(step)
   tree, meta = checkpoint.load(place)[0], checkpoint.read_manifest(place)['meta']
   tree = {name: value for name, value in tree.items() if name not in state.LATER_FIELDS}
@@ -303,9 +300,6 @@ def as_version_0_1(workdir, step):
 
 @pytest.mark.slow
 def test_a_run_goes_on_with_other_rounds_other_pictures_and_from_version_0_1(home, tmp_path):
-  import numpy as np
-  from PIL import Image
-
   run, fields = tmp_path / "it's a run", {'data.labels': False, 'total_kimg': 0.032}
   out, _ = finish(start(home, run, **fields))
   assert f"--checkpoint='{tmp_path}/it'\"'\"'s a run'" in out
@@ -316,20 +310,8 @@ def test_a_run_goes_on_with_other_rounds_other_pictures_and_from_version_0_1(hom
   (tmp_path / 'pictures').mkdir()
   for i in range(16):
     Image.fromarray(np.full((16, 16), 9 * i, np.uint8)).save(tmp_path / 'pictures' / f'{i}.png')
-  subprocess.run(
-    [
-      sys.executable,
-      '-m',
-      'sg2jax.tools.prepare',
-      f'--source={tmp_path}/pictures',
-      f'--dest={tmp_path}/other',
-      '--resolution=16',
-      '--channels=1',
-    ],
-    cwd=ROOT,
-    check=True,
-    env=os.environ | {'JAX_PLATFORMS': 'cpu'},
-  )
+  where = [f'--source={tmp_path}/pictures', f'--dest={tmp_path}/other']
+  call(prepare, *where, '--resolution=16', '--channels=1')
   fields |= {'microbatch': 4, 'total_kimg': 0.096, 'data.name': '', 'data.dir': tmp_path / 'other'}
   _, err = finish(start(home, run, **fields), 2)
   assert (
@@ -350,15 +332,6 @@ def test_restoring_every_checkpoint_of_32_steps_changes_nothing(quick_compile, t
   """Save and restore after each of steps 1..32, going on from what was restored: bit-equal to no
   saving at all.
   """
-  import contextlib
-
-  import jax
-  import numpy as np
-
-  from configs import default
-  from sg2jax import build, sharding
-  from sg2jax.checkpoint import Checkpoints
-
   config = default.get_config()
   config.update_from_flattened_dict(
     {
@@ -397,5 +370,5 @@ def test_restoring_every_checkpoint_of_32_steps_changes_nothing(quick_compile, t
         jax.tree.map(np.testing.assert_array_equal, before, jax.device_get(state))
     return jax.device_get(state)
 
-  with contextlib.closing(Checkpoints(tmp_path, keep=2, meta={})) as checkpoints:
+  with contextlib.closing(checkpoint.Checkpoints(tmp_path, keep=2, meta={})) as checkpoints:
     jax.tree.map(np.testing.assert_array_equal, run(), run(checkpoints))
