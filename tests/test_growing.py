@@ -1,6 +1,4 @@
-"""Progressive growing, MSG-GAN and the configurations of Table 1 and 2, where the reference vectors
-say nothing.
-"""
+"""Growing, MSG-GAN, the configurations of Tables 1 and 2, where the vectors say nothing."""
 
 import dataclasses
 from functools import partial
@@ -16,66 +14,67 @@ import numpy as np
 import pytest
 
 from configs import paper
-from sg2jax import build, checks, data, resample, schedule, state
+from sg2jax import build, checks, data, losses, resample, schedule, state
 from sg2jax.models.discriminator import Discriminator
 from sg2jax.models.generator import Generator, Synthesis
 from sg2jax.models.mapping import Mapping
-from sg2jax.models.sizes import GROWING
 from tests.runs import content, finish, log, start
+from tests.test_models import variables
 
 LADDER = [*'abcdef', 'msg'] + [
   f'e:G{g}-D{d}' for g in ('orig', 'skip', 'resnet') for d in ('orig', 'skip', 'resnet')
 ]
 
 
-def nets(architecture, resolution=(16, 16)):
-  """Generator, discriminator and variables of both, with biases and noise strengths that aren't
-  zero.
-  """
+def nets(architecture, resolution=(8, 8)):
+  """Generator, discriminator and variables of both, as test_models.variables makes them."""
   g = Generator(Mapping(8, 0, 8, 1), Synthesis(resolution, 3, 32, 8, architecture))
   d = Discriminator(resolution, 32, 8, architecture=architecture)
-
-  def init(key):
-    img = jnp.zeros((4, *resolution, 3))
-    return g.init(key, jnp.zeros((4, 8)), jnp.zeros((4, 0)), noise_mode='const'), d.init(key, img)
-
-  lively = lambda path, x: x + 0.3 if path[-1].key in ('noise_strength', 'bias') else x
-  return g, d, *jax.tree_util.tree_map_with_path(lively, jax.jit(init)(jax.random.key(0)))
+  return g, d, variables(g), variables(d)
 
 
 # ---- fades
 
 
-@pytest.mark.parametrize('architecture', GROWING)
-@pytest.mark.parametrize('resolution', [(12, 16), pytest.param((16, 16), marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+  'architecture, resolution',
+  [
+    ('revised', (6, 8)),
+    ('stylegan1', (6, 8)),
+    pytest.param('revised', (16, 16), marks=pytest.mark.slow),
+    pytest.param('stylegan1', (12, 16), marks=pytest.mark.slow),
+  ],
+)
 def test_alpha_0_and_1_continue_the_stages_below_and_above(quick_compile, architecture, resolution):
   g, d, vg, vd = nets(architecture, resolution)
-  ws = jax.random.normal(jax.random.key(1), (4, g.synthesis.num_ws, 8))
-  images = jax.random.normal(jax.random.key(2), (4, *resolution, 3))
-  synthesize = jax.jit(
-    lambda alpha, stage: g.apply(vg, ws, 'const', stage, alpha, method='synthesize'),
-    static_argnums=1,
-  )
-  judge = jax.jit(lambda img, alpha: d.apply(vd, img, None, alpha))
-  for stage in (0, 1, 2):
-    whole, logits = synthesize(1.0, stage), judge(images, 1.0)
+  draws = np.random.default_rng(1)
+  ws = draws.normal(size=(4, g.synthesis.num_ws, 8)).astype(np.float32)
+  images = draws.normal(size=(4, *resolution, 3)).astype(np.float32)
+
+  @partial(jax.jit, static_argnums=2)
+  def made_and_judged(images, alpha, stage):
+    img = g.apply(vg, ws, 'const', stage, alpha, method='synthesize')
+    return img, d.apply(vd, images, None, alpha)
+
+  last = g.synthesis.num_ws // 2 - 1
+  for stage in range(last + 1):
+    whole, logits = made_and_judged(images, 1.0, stage)
     assert whole.shape == (4, resolution[0] >> stage, resolution[1] >> stage, 3) == images.shape
     # nothing is left of the stage below
-    np.testing.assert_array_equal(whole, synthesize(None, stage))
-    np.testing.assert_array_equal(logits, judge(images, None))
-    if stage == 2:
+    without_alpha = made_and_judged(images, None, stage)
+    np.testing.assert_array_equal(whole, without_alpha[0])
+    np.testing.assert_array_equal(logits, without_alpha[1])
+    if stage == last:
       break
     half = resample.half(images)
-    assert (
-      jnp.abs(synthesize(0.0, stage) - resample.nearest(synthesize(1.0, stage + 1))).max() < 1e-5
-    )
-    assert jnp.abs(judge(images, 0.0) - judge(half, 1.0)).max() < 1e-5
+    below, below_logits = made_and_judged(half, 1.0, stage + 1)
+    faint, faint_logits = made_and_judged(images, 0.0, stage)
+    assert jnp.abs(faint - resample.nearest(below)).max() < 1e-5
+    assert jnp.abs(faint_logits - below_logits).max() < 1e-5
     # linear in between
-    assert jnp.abs(synthesize(0.5, stage) - (whole + synthesize(0.0, stage)) / 2).max() < 1e-5
-    assert (
-      jnp.abs(whole - synthesize(0.0, stage)).max() > 0.01
-      and jnp.abs(logits - judge(images, 0.0)).max() > 1e-4
-    )
+    middle, _ = made_and_judged(images, 0.5, stage)
+    assert jnp.abs(middle - (whole + faint) / 2).max() < 1e-5
+    assert jnp.abs(whole - faint).max() > 0.01 and jnp.abs(logits - faint_logits).max() > 1e-4
     images = half
 
 
@@ -147,38 +146,41 @@ def test_what_is_not_there_yet_stays_as_it_was(quick_compile):
 
 
 def test_gradients_are_those_of_full_size_images(quick_compile):
-  """R1 and path length at a stage, computed at its size, are those of images enlarged to full
-  size.
-  """
-  from sg2jax import losses
-
+  """R1 and path lengths at a stage are those of images enlarged to full size."""
   g, d, vg, vd = nets('revised')
-  small = jax.random.normal(jax.random.key(2), (4, 4, 4, 3))
-  growth = schedule.Growth(16, 2, 0.1, 0.1, 4, 1e-3, 1e-3)
+  draws = np.random.default_rng(2)
+  small = draws.normal(size=(4, 4, 4, 3)).astype(np.float32)
+  ws = draws.normal(size=(4, 4, 8)).astype(np.float32)
+  noise = draws.normal(size=(4, 8, 8, 3)).astype(np.float32)
+  native = noise.reshape(4, 4, 2, 4, 2, 3).sum((2, 4)) / 2
   steps = dataclasses.replace(
-    build.steps(config(), 0, None), discriminator=d, growth=growth, stage=schedule.GrowthStage(2)
+    build.steps(config(), 0, None),
+    discriminator=d,
+    growth=schedule.Growth(8, 1, 0.1, 0.1, 4, 1e-3, 1e-3),
+    stage=schedule.GrowthStage(1),
   )
   clock = types.SimpleNamespace(step=jnp.int32(0), nimg=jnp.int32(0), pl_mean=jnp.zeros(()))
-  full = lambda x: losses.r1_penalty(
-    lambda img: d.apply(vd, resample.half(resample.half(img)), None, 1.0), x
-  )[0]
-  _, (_, aux) = jax.jit(
-    lambda x: steps._r1_loss(clock, vd['params'], (), {'reals': x, 'real_c': None})
-  )(small)
-  np.testing.assert_allclose(jax.jit(full)(resample.nearest(small, 4)).mean(), aux['r1'], rtol=1e-4)
-  ws, noise = (
-    jax.random.normal(jax.random.key(1), (4, 6, 8)),
-    jax.random.normal(jax.random.key(3), (4, 16, 16, 3)),
-  )
-  native = noise.reshape(4, 4, 4, 4, 4, 3).sum((2, 4)) / 4
-  synthesize = lambda factor, ws: resample.nearest(
-    g.apply(vg, ws, 'const', 2, 1.0, method='synthesize'), factor
-  )
-  lengths = [
-    jax.jit(partial(losses.path_lengths, partial(synthesize, f)))(ws, y)
-    for f, y in ((4, noise), (1, native))
-  ]
-  np.testing.assert_allclose(*lengths, rtol=1e-4)
+
+  def synthesize(factor, ws):
+    img = g.apply(vg, ws, 'const', 1, 1.0, method='synthesize')
+    return resample.nearest(img, factor)
+
+  def judge(img):
+    return d.apply(vd, resample.half(img), None, 1.0)
+
+  @jax.jit
+  def all_values(small, ws, noise, native):
+    _, (_, aux) = steps._r1_loss(clock, vd['params'], (), {'reals': small, 'real_c': None})
+    penalty, _ = losses.r1_penalty(judge, resample.nearest(small))
+    lengths = [
+      losses.path_lengths(partial(synthesize, factor), ws, y)
+      for factor, y in ((2, noise), (1, native))
+    ]
+    return penalty.mean(), aux['r1'], *lengths
+
+  penalty, ours, lengths, our_lengths = all_values(small, ws, noise, native)
+  np.testing.assert_allclose(penalty, ours, rtol=1e-4)
+  np.testing.assert_allclose(lengths, our_lengths, rtol=1e-4)
 
 
 # ---- schedule
@@ -210,25 +212,24 @@ def test_stage_and_last_check_of_a_run_between_two_checks():
 
 
 def test_learning_rate_ramp(quick_compile):
-  c = config('e', **{'opt.lr_rampup_kimg': 0.1, 'opt.beta2': 0.0})
+  # at 4 px D is its last block alone
+  c = config('e', **{'resolution': 4, 'opt.lr_rampup_kimg': 0.1, 'opt.beta2': 0.0})
   steps = build.steps(c, 0, None)
-  start_ = build.init_state(c, steps, None)
-  batch = {'image': np.zeros((1, 4, 16, 16, 3), np.uint8), 'label': np.zeros((1, 4, 0), np.float32)}
+  shapes = build.abstract_state(c, 0)
+  draws = np.random.default_rng(0)
+  begin = jax.tree.map(lambda x: draws.normal(size=x.shape).astype(x.dtype), shapes)
+  begin = begin.replace(step=jnp.int32(0), pl_mean=jnp.float32(0), fault=state.NO_FAULT)
+  begin = state.reset_adam(begin)
+  batch = {'image': np.zeros((1, 4, 4, 4, 3), np.uint8), 'label': np.zeros((1, 4, 0), np.float32)}
   run = jax.jit(steps.d)
 
   def change(nimg):
-    s = start_.replace(nimg=jnp.int32(nimg))
-    return float(
-      jnp.abs(
-        run(jax.random.key(0), s, batch)[0].d['b4']['fc']['weight'] - s.d['b4']['fc']['weight']
-      ).max()
-    )
+    after, _ = run(jax.random.key(0), begin.replace(nimg=jnp.int32(nimg)), batch)
+    return float(jnp.abs(after.d['b4']['fc']['weight'] - begin.d['b4']['fc']['weight']).max())
 
-  assert (
-    change(0) == 0
-    and change(50) == pytest.approx(change(100) / 2, rel=1e-2)
-    and change(100) == change(10**6)
-  )
+  assert change(0) == 0
+  assert change(50) == pytest.approx(change(100) / 2, rel=1e-2)
+  assert change(100) == change(10**6)
 
 
 # ---- Table 1 and Table 2
@@ -252,9 +253,8 @@ def test_paper_configurations(cell):
   g, d, *rest = TABLE_1[cell.split(':')[0]]
   if ':' in cell:
     g, d = re.fullmatch('e:G(.*)-D(.*)', cell).groups()
-  assert [
-    c.g.architecture,
-    c.d.architecture,
+  assert (c.g.architecture, c.d.architecture) == (g, d)
+  assert rest == [
     c.loss.r1_gamma,
     c.loss.r1_interval,
     c.loss.pl_interval,
@@ -262,15 +262,10 @@ def test_paper_configurations(cell):
     c.g.fmap_base,
     c.opt.g_lr,
     c.grow.start_res,
-  ] == [g, d, *rest] and c.d.fmap_base == c.g.fmap_base
-  assert (c.opt.d_lr, c.opt.beta1, c.opt.beta2, c.opt.eps, c.total_kimg, c.ema.kimg) == (
-    c.opt.g_lr,
-    0,
-    0.99,
-    1e-8,
-    25000,
-    10,
-  )
+  ]
+  assert c.d.fmap_base == c.g.fmap_base and c.opt.d_lr == c.opt.g_lr
+  adam = (c.opt.beta1, c.opt.beta2, c.opt.eps)
+  assert adam == (0, 0.99, 1e-8) and (c.total_kimg, c.ema.kimg) == (25_000, 10)
   c.resolution = 1024
   growth = build.growth(c)
   sizes = {1024 >> growth.stage(nimg).level: growth.stage(nimg) for nimg in range(0, 10**7, 10**5)}
@@ -309,7 +304,7 @@ def test_unknown_paper_configuration_is_refused():
 
 @pytest.mark.slow
 def test_msg_judges_every_resolution(quick_compile):
-  g, d, vg, vd = nets('msg')
+  g, d, vg, vd = nets('msg', (16, 16))
   ws = jax.random.normal(jax.random.key(1), (4, g.synthesis.num_ws, 8))
   images = g.apply(vg, ws, 'const', method='synthesize')
   assert [x.shape for x in images] == [(4, s, s, 3) for s in (4, 8, 16)]
@@ -420,9 +415,7 @@ def test_run_interrupted_in_mid_fade_ends_with_the_same_bytes(home, tmp_path):
 
 
 def test_reset_adam():
-  c = config()
-  steps = build.steps(c, 0, None)
-  s = jax.eval_shape(lambda: build.init_state(c, steps, None))
+  s = build.abstract_state(config('e', resolution=4), 0)
   s = jax.tree.map(lambda x: np.ones(x.shape, x.dtype), s).replace(fault=state.NO_FAULT)
   fresh = state.reset_adam(s)
   assert not any(np.any(x) for x in jax.tree.leaves((fresh.g_opt, fresh.d_opt)))
