@@ -41,7 +41,7 @@ SHORT = {
     'skip_gray_batch3_group4': '.*',
     'resnet_no_mbstd_121': '.*',
   },
-  'losses': {'resnetG_origD_cond': '.*'},
+  'losses': {'resnetG_origD_cond': '(?!Greg_shrink1/).*'},
   'training_trajectory': {'grad_accumulation_ema_rampup': '.*'},
 }
 

@@ -217,6 +217,7 @@ def image_preprocessing(sub):
   image = sub.given[sub.id.rsplit('/', 1)[-1]]
   size = config['output_height'], config['output_width']
   if config['transform'] is None:
+    config.expect('dropped', False)
     return {'': images.resize(image, *size, config['resize_filter'])}
   options = images.Options(
     *size,
