@@ -1,6 +1,9 @@
-"""Data sets and the input pipeline: `load` a Source, iterate `batches` of it."""
+"""Data sets and the stream of batches: `load` one, iterate `batches` of it.
 
-from sg2jax.data.images import shrink
-from sg2jax.data.pipeline import Shrunk, Source, batches, check_size, load, stream
+Nothing that is imported here imports grain, array_record, TFDS or Pillow: a trained network knows
+its `labels`, and is used where none of these is installed.
+"""
 
-__all__ = ['Shrunk', 'Source', 'batches', 'check_size', 'load', 'shrink', 'stream']
+from sg2jax.data.pipeline import Shrunk, batches, check_size, load, shrink, stream
+
+__all__ = ['Shrunk', 'batches', 'check_size', 'load', 'shrink', 'stream']

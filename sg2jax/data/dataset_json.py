@@ -4,311 +4,264 @@ The forms, and what its paths may look like, are stated in docs/data.md.
 """
 
 import collections
-from collections.abc import Callable
 import json
 import math
 import posixpath
 import re
 import unicodedata
 
-from sg2jax import faults
-from sg2jax.data import classes, images, sources
-from sg2jax.data.sources import text
+from sg2jax.data import images, sources, wording
+from sg2jax.faults import DatasetError
 
-_EXPECTED = (
-  'expected {"labels": [["path", 3], ...]}, [["path", 3], ...] or {"path": 3}, with numbers, names '
-  'of classes, or lists of numbers throughout'
-)
+MAX_CLASSES = 16_384  # a label is a vector of so many numbers
+
+Label = int | str | list[float]  # a class by number or by name, or a vector
 
 
-def assign(source: sources.Listing, usable: Callable[[str], bool]) -> classes.Assigned:
-  """Finds the labels; the arguments and what it raises are those of `label_rules.assign`."""
+def read(
+  source: sources.Listing,
+) -> tuple[dict[str, Label], dict[str, str], list[str], tuple[str, ...]]:
+  """Reads the dataset.json of a source.
+
+  Returns:
+    {file: label}, of at least one file, all of one kind; {file: why it has none}; warnings; paths
+    in the JSON of which there is no file, as text.
+
+  Raises:
+    DatasetError: there is none, it fits no file, or it has another form.
+  """
   if source.label_file is None:
-    raise faults.DatasetError(
-      f'--labels=json: there is no {sources.LABEL_FILE} in the source; add one, '
-      'or use --labels=folder'
+    raise DatasetError(
+      '--labels=json: the source has no dataset.json; add one, or use --labels=folder'
     )
+  file = wording.printable(source.label_file)
   try:
-    return _assign(source, usable)
-  except (images.Unusable, ValueError, RecursionError) as err:
-    raise faults.DatasetError(
-      f'{text(source.label_file)}: not the labels of a data set ({err}); {_EXPECTED}'
-    ) from err
-
-
-class _Object(list):
-  """An object of JSON as its pairs, because a key may be there twice."""
-
-
-def _assign(source: sources.Listing, usable: Callable[[str], bool]) -> classes.Assigned:
-  file = text(source.label_file)
-  pairs = _pairs(source.read(source.label_file))
-  found, stale, other = _files_of(
-    [key for key, _ in pairs], source.names, posixpath.dirname(source.label_file)
-  )
-  if not found:
-    there = repr(text(source.names[0])) if source.names else 'no file'
-    raise faults.DatasetError(
-      f'{file}: none of its paths is that of a file ({len(pairs)} in all): it has '
-      f'{text(pairs[0][0])!r}, the source has {there}; write paths relative to its own folder'
-    )
-  warnings = []
-  if other:
-    warnings.append(
-      f'{file}: {classes.counted(len(other), "path")} read as another, such as {other[0][0]!r} as '
-      f'{other[0][1]!r}'
-    )
-  if stale:
-    free = next((name for name in source.names if name not in found), source.names[0])
-    warnings.append(
-      f'{file}: {classes.counted(len(stale), "path")} without a file, such as {text(stale[0])!r} '
-      f'(the source has {text(free)!r}); left out'
-    )
-  values = _numerals({i: _label(*pairs[i]) for indices in found.values() for i in indices}, pairs)
-  missing = {name: f'no label: {file} does not have it' for name in source.names}
-  keys, labels = {}, {}  # of each file
-  for name, indices in found.items():
-    keys[name], labels[name] = pairs[indices[0]][0], values[indices[0]]
-    if any(values[i] != labels[name] for i in indices):
-      missing[name] = f'two labels in {file}: {", ".join(_short(pairs[i][1]) for i in indices)}'
-      del labels[name]
-    elif labels[name] is None:
-      missing[name] = f'no label: {file} says {_short(pairs[indices[0]][1])}'
-      del labels[name]
-  kinds = {'vector': _vectors, 'number': _numbers, 'name': _names}
-  assigned = kinds[_kind(keys, labels)](labels, usable)
-  missing = {name: reason for name, reason in missing.items() if name not in labels}
-  return assigned._replace(
-    missing=missing, warnings=(*warnings, *assigned.warnings), stale=tuple(map(text, stale))
-  )
-
-
-def _vectors(labels: dict[str, list[float]], usable: Callable[[str], bool]) -> classes.Assigned:
-  del usable
-  return classes.Assigned(labels, (), len(next(iter(labels.values()))), False)
-
-
-def _numbers(labels: dict[str, int], usable: Callable[[str], bool]) -> classes.Assigned:
-  """Class numbers stay what they are; the last is the last that a usable picture has."""
-  by_class = {}
-  for name, number in labels.items():
-    by_class.setdefault(number, []).append(name)
-  last = next((c for c in sorted(by_class, reverse=True) if any(map(usable, by_class[c]))), -1)
-  warnings = [
-    f'no usable picture of class {c} ({classes.enumerated(by_class[c], 3)}): the last class is '
-    f'{last}'
-    for c in sorted(by_class)
-    if c > last >= 0
-  ]
-  return classes.Assigned(labels, (), last + 1, True, warnings=tuple(warnings))
-
-
-def _names(labels: dict[str, str], usable: Callable[[str], bool]) -> classes.Assigned:
-  by_class = {}
-  for name, label in labels.items():
-    by_class.setdefault(label, []).append(name)
-  labels, names, empty = classes.named(by_class, usable)
-  if len(names) > classes.MOST_CLASSES:
-    raise ValueError(f'{len(names)} classes, more than {classes.MOST_CLASSES}')
-  warnings = (
-    (f'no usable picture of {classes.enumerated(empty)}: no class of the data set',)
-    if empty
-    else ()
-  )
-  # unusable for a reason of their own
-  missing_class = {name: 0 for c in empty for name in by_class[c]}
-  return classes.Assigned(
-    {**missing_class, **labels}, classes.as_text(names), len(names), True, warnings=warnings
-  )
+    pairs = _pairs(source.read(source.label_file))
+    entries, warnings, stale = _match(pairs, source, file)
+    labels, missing = _labels(pairs, entries, file)
+    _check_kinds([(pairs[entries[name][0]][0], label) for name, label in labels.items()])
+  except (images.Unusable, ValueError, RecursionError) as e:
+    raise DatasetError(
+      f'{file}: not the labels of a data set ({e}); expected {{"labels": [["path", 3], ...]}}, '
+      '[["path", 3], ...] or {"path": 3}, with numbers, names of classes, or lists of numbers '
+      'throughout'
+    ) from e
+  for name in source.names:
+    if name not in entries:
+      missing[name] = f'no label: {file} does not have it'
+  return labels, missing, warnings, stale
 
 
 def _pairs(data: bytes) -> list[tuple[str, object]]:
   """(path, label as it stands there), in order."""
   try:
-    read = json.loads(data, object_pairs_hook=_Object)
-  except UnicodeDecodeError as err:
-    raise ValueError(f'it is no text: {err}') from err
-  if isinstance(read, _Object):
-    inner = next((value for key, value in read if key == 'labels'), 0)
-    read = inner or _Object() if isinstance(inner, list | None) else read
-  if not isinstance(read, list):
-    raise ValueError(f'it is {_short(read)}')
-  for i, pair in enumerate(read):
+    # An object becomes a list of tuples, an array one of lists: a key may be there twice.
+    content = json.loads(data, object_pairs_hook=list)
+  except UnicodeDecodeError as e:
+    raise ValueError(f'it is no text: {e}') from e
+  if not isinstance(content, list):
+    raise ValueError(f'it is {_short(content)}')
+  for field in content:
+    if isinstance(field, tuple) and field[0] == 'labels' and isinstance(field[1], list | None):
+      content = field[1]
+      break
+  if not content:
+    raise ValueError('it holds no labels')
+  for i, pair in enumerate(content):
     if not isinstance(pair, list | tuple) or len(pair) != 2 or not isinstance(pair[0], str):
       raise ValueError(f'entry {i} is {_short(pair)}, no pair of a path and a label')
-  if not read:
-    raise ValueError('it holds no labels')
-  return [tuple(pair) for pair in read]
+  return content
 
 
-def _files_of(
-  keys: list[str], names: list[str], folder: str
-) -> tuple[dict[str, list[int]], list[str], list[tuple]]:
-  """Which files the paths of a dataset.json mean.
+# ---- paths
 
-  Tried in this order, each for what the one before left over: the very path, relative to the folder
-  of the JSON or to the source, with `./` and backslashes understood; in other case or Unicode
-  composition; with folders before it that the other doesn't have. The last two count only where one
-  path and one file have no other.
+
+def _match(
+  pairs: list[tuple[str, object]], source: sources.Listing, file: str
+) -> tuple[dict[str, list[int]], list[str], tuple[str, ...]]:
+  """Finds the files in three ways, each for what the one before left over.
+
+  1. The very path, relative to the folder of the JSON or to the source, with `./` and backslashes
+     understood.
+  2. In other case or Unicode composition.
+  3. With folders before it that the other doesn't have.
+
+  The last two count only where one path and one file have no other.
 
   Returns:
-    {file: [number of its path, ...]}, paths without a file, [(path, file), ...] of those taken for
-    another.
+    {file: [index of a pair, ...]}, warnings, paths without a file.
   """
-  found, known, other = {}, set(names), []
-  rest = dict(enumerate(keys))
-  for i, key in enumerate(keys):
-    name = next((spelling for spelling in _spellings(key, folder) if spelling in known), None)
-    if name is not None:
-      found.setdefault(name, []).append(i)
-      del rest[i]
-  for meant in (_same_but_case, _same_but_folders):
-    free = _Free([name for name in names if name not in found], folder)
-    claims = {}  # {file: paths}
-    for i, key in rest.items():
-      files = meant(key, folder, free)
-      if len(files) == 1:
-        claims.setdefault(files.pop(), []).append(i)
+  folder = posixpath.dirname(source.label_file)
+  known = set(source.names)
+  entries = {}
+  rest = {}
+  for i, (path, _) in enumerate(pairs):
+    name = next((spelling for spelling in _spellings(path, folder) if spelling in known), None)
+    if name is None:
+      rest[i] = path
+    else:
+      entries.setdefault(name, []).append(i)
+  guessed = []
+  for with_folders in (False, True):
+    index = _Index([name for name in source.names if name not in entries], folder)
+    claims = collections.defaultdict(list)
+    for i, path in rest.items():
+      candidates = index.candidates(path, with_folders)
+      if len(candidates) == 1:
+        claims[candidates.pop()].append(i)
     for name, claim in claims.items():
       if len(claim) == 1:
-        found[name] = claim
-        other.append((text(rest.pop(claim[0])), text(name)))
-  return found, list(rest.values()), other
+        entries[name] = claim
+        guessed.append(f'{_quoted(rest.pop(claim[0]))} as {_quoted(name)}')
+  free = next((name for name in source.names if name not in entries), None)
+  if not entries:
+    there = 'no file' if free is None else _quoted(free)
+    raise DatasetError(
+      f'{file}: none of its paths is that of a file ({len(pairs)} in all): it has '
+      f'{_quoted(pairs[0][0])}, the source has {there}; write paths relative to its own folder'
+    )
+  warnings = []
+  if guessed:
+    count = wording.count(len(guessed), 'path')
+    warnings.append(f'{file}: {count} read as another, such as {guessed[0]}')
+  stale = tuple(map(wording.printable, rest.values()))
+  if stale:
+    count = wording.count(len(stale), 'path')
+    warnings.append(
+      f'{file}: {count} without a file, such as {stale[0]!r} (the source has '
+      f'{_quoted(free or source.names[0])}); left out'
+    )
+  return entries, warnings, stale
 
 
-def _clean(key: str) -> str:
-  return posixpath.normpath(key.replace('\\', '/')).lstrip('/')
+def _spellings(path: str, folder: str) -> list[str]:
+  clean = _clean(path)
+  return [posixpath.join(folder, path), posixpath.join(folder, clean), path, clean]
 
 
-def _spellings(key: str, folder: str) -> list[str]:
-  return [posixpath.join(folder, key), posixpath.join(folder, _clean(key)), key, _clean(key)]
+def _clean(path: str) -> str:
+  return posixpath.normpath(path.replace('\\', '/')).lstrip('/')
 
 
 def _fold(path: str) -> str:
   return unicodedata.normalize('NFC', path).casefold()
 
 
-def _tails(path: str) -> list[str]:
+def _ends(path: str) -> list[str]:
+  """'a/b/c' -> ['b/c', 'c']."""
   parts = path.split('/')
   return ['/'.join(parts[i:]) for i in range(1, len(parts))]
 
 
-class _Free:
-  """Files without a label, by their folded path (also relative to the JSON's folder), and by the
-  ends of it.
-  """
+class _Index:
+  """Files by their path without case and composition, and by the ends of it."""
 
   def __init__(self, names: list[str], folder: str):
-    self.by_path, self.by_end = {}, {}
+    self.whole = collections.defaultdict(set)
+    self.ends = collections.defaultdict(set)
     for name in names:
       path = _fold(name)
-      for whole in {path, path.removeprefix(f'{_fold(folder)}/')}:
-        self.by_path.setdefault(whole, set()).add(name)
-      for end in _tails(path):
-        self.by_end.setdefault(end, set()).add(name)
+      self.whole[path].add(name)
+      self.whole[path.removeprefix(f'{_fold(folder)}/')].add(name)
+      for end in _ends(path):
+        self.ends[end].add(name)
+
+  def candidates(self, path: str, with_folders: bool) -> set[str]:
+    """Files that a path may mean: the same, or those that end in it or are its longest end."""
+    path = _fold(_clean(path))
+    if path in self.whole or not with_folders:
+      return set(self.whole.get(path, ()))
+    longest = next((end for end in _ends(path) if end in self.whole), None)
+    return self.ends.get(path, set()) | self.whole.get(longest, set())
 
 
-def _same_but_case(key: str, folder: str, free: _Free) -> set[str]:
-  return {
-    name for spelling in _spellings(key, folder) for name in free.by_path.get(_fold(spelling), ())
-  }
+# ---- labels
 
 
-def _same_but_folders(key: str, folder: str, free: _Free) -> set[str]:
-  del folder
-  path = _fold(_clean(key))
-  longest = next((free.by_path[end] for end in _tails(path) if end in free.by_path), ())
-  return {*free.by_end.get(path, ()), *longest}
+def _labels(
+  pairs: list[tuple[str, object]], entries: dict[str, list[int]], file: str
+) -> tuple[dict[str, Label], dict[str, str]]:
+  """Labels of the files that have one, and why the others have none."""
+  used = [i for indices in entries.values() for i in indices]
+  values = {i: _value(*pairs[i]) for i in used}
+  # Text is a number where all of it is numbers; else all is names.
+  texts = {i: value for i, value in values.items() if isinstance(value, str)}
+  if all(re.fullmatch(r'[+-]?[0-9]{1,18}(\.0*)?', text) for text in texts.values()):
+    for i, text in texts.items():
+      values[i] = _class_number(pairs[i][0], int(text.partition('.')[0]))
+  labels = {}
+  missing = {}
+  for name, indices in entries.items():
+    value = values[indices[0]]
+    shown = ', '.join(_short(pairs[i][1]) for i in indices)
+    if any(values[i] != value for i in indices):
+      missing[name] = f'two labels in {file}: {shown}'
+    elif value is None:
+      missing[name] = f'no label: {file} says {shown}'
+    else:
+      labels[name] = value
+  return labels, missing
 
 
-def _short(value: object) -> str:
-  def plain(x):
-    if isinstance(x, _Object):
-      return {str(k): plain(v) for k, v in x}
-    return [plain(v) for v in x] if isinstance(x, list | tuple) else x
-
-  shown = text(json.dumps(plain(value), ensure_ascii=False))
-  return shown if len(shown) <= 60 else f'{shown[:57]}...'
-
-
-def _numerals(values: dict, pairs: list[tuple[str, object]]) -> dict:
-  """Strings become numbers if all of them are whole numbers; else they are names."""
-  strings = [value for value in values.values() if isinstance(value, str)]
-  if not all(re.fullmatch(r'[+-]?[0-9]{1,18}(\.0*)?', value) for value in strings):
-    return values
-  return {
-    i: _class(pairs[i][0], int(value.split('.')[0])) if isinstance(value, str) else value
-    for i, value in values.items()
-  }
-
-
-def _label(key: str, raw: object) -> int | str | list[float] | None:
-  """One label: a class number, a string (a number or a name, as the others decide), a vector, or
-  None.
-  """
-  if (
-    raw is None
-    or isinstance(raw, str)
-    and not raw.strip()
-    or isinstance(raw, float)
-    and math.isnan(raw)
-  ):
+def _value(path: str, raw: object) -> Label | None:
+  """One label as it stands there -> a number, text (of a number or a name), a vector, or None."""
+  if raw is None or raw != raw:  # NaN
     return None
   if isinstance(raw, str):
-    return raw.strip()
+    return raw.strip() or None
   if isinstance(raw, list) and raw:
-    return [_component(key, raw, x) for x in raw]
-  if isinstance(raw, bool):
-    raise ValueError(f'the label of {text(key)!r} is {_short(raw)}; write classes as 0 and 1')
-  if not isinstance(raw, int | float) or raw != raw // 1:
-    raise ValueError(f'the label of {text(key)!r} is {_short(raw)}')
-  return _class(key, int(raw))
+    return _vector(path, raw)
+  if isinstance(raw, int | float) and not isinstance(raw, bool) and raw == raw // 1:
+    return _class_number(path, int(raw))
+  hint = '; write classes as 0 and 1' if isinstance(raw, bool) else ''
+  raise ValueError(f'the label of {_quoted(path)} is {_short(raw)}{hint}')
 
 
-def _component(key: str, vector: list, x: object) -> float:
+def _vector(path: str, raw: list) -> list[float]:
   try:
-    value = float(x) if isinstance(x, int | float | str) else math.nan
-  except (ValueError, OverflowError):
-    value = math.nan
-  if not math.isfinite(value):
-    raise ValueError(f'the label of {text(key)!r} is {_short(vector)}; {_short(x)} is no number')
-  return value
+    vector = [float(x) for x in raw]
+  except (TypeError, ValueError, OverflowError):
+    vector = [math.nan]
+  if not all(map(math.isfinite, vector)):
+    raise ValueError(f'the label of {_quoted(path)} is {_short(raw)}, which are no finite numbers')
+  return vector
 
 
-def _class(key: str, number: int) -> int | None:
+def _class_number(path: str, number: int) -> int | None:
   if number == -1:
     return None  # as many data sets write it
-  if not 0 <= number < classes.MOST_CLASSES:
+  if not 0 <= number < MAX_CLASSES:
     raise ValueError(
-      f'the label of {text(key)!r} is {_short(number)}; classes are numbered from 0, without gaps, '
-      f'and below {classes.MOST_CLASSES}; names instead of numbers are numbered here'
+      f'the label of {_quoted(path)} is {_short(number)}; classes are numbered from 0, without '
+      f'gaps, and below {MAX_CLASSES}; names instead of numbers are numbered here'
     )
   return number
 
 
-def _kind(keys: dict[str, str], labels: dict) -> str:
-  """Which kind of label all files have: 'name', 'number' or 'vector'. Raises ValueError that names
-  one that differs.
-  """
+def _check_kinds(labels: list[tuple[str, Label]]):
+  """Raises ValueError that names one of another kind. labels: of the files, with their paths."""
   if not labels:
     raise ValueError('no file has a label')
-  kinds = {
-    name: 'name'
-    if isinstance(label, str)
-    else f'vector of {len(label)}'
-    if isinstance(label, list)
-    else 'number'
-    for name, label in labels.items()
-  }
-  counts = collections.Counter(kinds.values())
-  usual = max(counts, key=lambda kind: (counts[kind], kind))
-  odd = next((name for name, kind in kinds.items() if kind != usual), None)
-  if odd is not None:
-    even = next(name for name, kind in kinds.items() if kind == usual)
-    raise ValueError(
-      f'the label of {text(keys[odd])!r} is {_short(labels[odd])}, and that of '
-      f'{text(keys[even])!r} is {_short(labels[even])}'
-    )
-  if usual.startswith('vector') and len(next(iter(labels.values()))) > classes.MOST_CLASSES:
-    raise ValueError(f'vectors of more than {classes.MOST_CLASSES} components')
-  return usual.split()[0]
+  first_path, first = labels[0]
+  for path, label in labels:
+    if _kind(label) != _kind(first):
+      raise ValueError(
+        f'the label of {_quoted(path)} is {_short(label)}, and that of {_quoted(first_path)} is '
+        f'{_short(first)}'
+      )
+  size = len(first) if isinstance(first, list) else len({label for _, label in labels})
+  if size > MAX_CLASSES:
+    raise ValueError(f'{size} classes or components, more than {MAX_CLASSES}')
+
+
+def _kind(label: Label) -> tuple:
+  return type(label), len(label) if isinstance(label, list) else 0
+
+
+def _quoted(path: str) -> str:
+  return repr(wording.printable(path))
+
+
+def _short(value: object) -> str:
+  shown = wording.printable(json.dumps(value, ensure_ascii=False))
+  return shown if len(shown) <= 60 else f'{shown[:57]}...'

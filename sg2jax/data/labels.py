@@ -1,16 +1,19 @@
-"""The labels of a data set: which there are, how many images have each, and what the classes are
-called.
+"""The labels of a data set: which there are, how many images have each, what they are called.
+
+Read by everything that uses a trained network, so it imports NumPy alone.
 """
 
+from collections.abc import Sequence
 import json
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import numpy as np
 
-from sg2jax import faults
+from sg2jax.data import wording
+from sg2jax.faults import UsageError
 
-FILE = 'labels.json'  # in the folder of a run, beside config.json
-MOST = 1024  # distinct label vectors that are kept; of more, a subset stands for all
+FILE = 'labels.json'  # in a data set, and in the folder of a run beside config.json
+MAX_VECTORS = 1024  # distinct label vectors that are stored; of more, a subset stands for all
 
 
 class Labels(NamedTuple):
@@ -34,25 +37,28 @@ class Labels(NamedTuple):
     return self.values.shape[1]
 
   @classmethod
-  def of_classes(cls, names, counts) -> 'Labels':
-    """Labels of classes from the images in each [c_dim]; names: [c_dim], or () for '0', '1', ..."""
+  def of_classes(cls, names: Sequence[str], counts: Sequence[int] | np.ndarray) -> Self:
+    """Labels that are classes: counts of images [c_dim]; names [c_dim], or () for numbers."""
+    names = tuple(names)
+    if names == tuple(map(str, range(len(names)))):
+      names = ()  # TFDS makes such names up
     counts = np.asarray(counts, np.int64)
-    some = np.flatnonzero(counts)
-    return cls(_real_names(names), True, _one_hot(some, len(counts)), counts[some])
+    present = np.flatnonzero(counts)
+    return cls(names, True, _one_hot(present, len(counts)), counts[present])
 
   @classmethod
-  def of_vectors(cls, vectors, names=()) -> 'Labels':
-    """Labels of vectors [N,c_dim], one for each image; of more than MOST distinct ones, MOST stand
-    for all.
-    """
-    values, counts = np.unique(np.asarray(vectors, np.float32), axis=0, return_counts=True)
-    if len(values) > MOST:
-      some = np.sort(np.random.default_rng(0).choice(len(values), MOST, replace=False))
-      values, counts = values[some], counts[some]
+  def of_vectors(cls, vectors: Sequence | np.ndarray, names: Sequence[str] = ()) -> Self:
+    """Labels that are vectors: those of all images, [N,c_dim]."""
+    vectors = np.asarray(vectors, np.float32)
+    values, counts = np.unique(vectors, axis=0, return_counts=True)
+    if len(values) > MAX_VECTORS:
+      some = np.sort(np.random.default_rng(0).choice(len(values), MAX_VECTORS, replace=False))
+      values = values[some]
+      counts = counts[some]
     return cls(tuple(names), False, values, counts.astype(np.int64))
 
   @classmethod
-  def unknown(cls, c_dim: int) -> 'Labels':
+  def unknown(cls, c_dim: int) -> Self:
     """Where nothing is known of the data: c_dim classes, all as frequent."""
     return cls.of_classes((), np.ones(c_dim, np.int64))
 
@@ -72,14 +78,13 @@ class Labels(NamedTuple):
       return self.names.index(text)
     if text.isascii() and text.isdigit() and int(text) < self.c_dim:
       return int(text)
-    raise faults.UsageError(f'class {text}: there is no such class; choose from {self.listing()}')
+    raise UsageError(f'class {text}: there is no such class; choose from {self.listing()}')
 
   def name(self, label: np.ndarray) -> str:
-    """What a person calls a label [c_dim]: the class by name or number, or the components of a
-    vector.
-    """
+    """What a person calls a label [c_dim]: the name or number of its class, or its components."""
     if self.one_hot and np.count_nonzero(label) == 1 and label.max() == 1:
-      return self.names[int(label.argmax())] if self.names else str(int(label.argmax()))
+      index = int(label.argmax())
+      return self.names[index] if self.names else str(index)
     return ','.join(f'{x:g}' for x in label)
 
   def class_counts(self) -> dict[str, int]:
@@ -88,46 +93,40 @@ class Labels(NamedTuple):
       return {}
     counts = np.zeros(self.c_dim, np.int64)
     counts[self.values.argmax(axis=1)] = self.counts
-    return dict(zip(self.names or map(str, range(self.c_dim)), counts.tolist(), strict=True))
+    names = self.names or map(str, range(self.c_dim))
+    return dict(zip(names, counts.tolist(), strict=True))
 
-  def listing(self, most: int = 20) -> str:
+  def listing(self) -> str:
     """The first classes by name for messages, or what a label vector looks like."""
     if not self.one_hot:
       return f'vectors of {self.c_dim} components, such as {self.name(self.values[0])}'
-    names = list(self.class_counts())
-    return ', '.join(names[:most]) + (f' ... ({len(names)} in all)' if len(names) > most else '')
+    return wording.enumerate_names(self.names or map(str, range(self.c_dim)))
 
   def to_json(self) -> str:
     """As text of JSON; `from_json` reads it."""
-    return (
-      json.dumps(
-        {
-          'names': self.names,
-          'one_hot': self.one_hot,
-          'c_dim': self.c_dim,
-          'values': self.values.argmax(axis=1).tolist() if self.one_hot else self.values.tolist(),
-          'counts': self.counts.tolist(),
-        }
-      )
-      + '\n'
-    )
+    # The rows of an identity matrix are stored as their numbers: 100,000 classes would be 40 GB.
+    values = self.values.argmax(axis=1) if self.one_hot else self.values
+    fields = {
+      'names': self.names,
+      'one_hot': self.one_hot,
+      'c_dim': self.c_dim,
+      'values': values.tolist(),
+      'counts': self.counts.tolist(),
+    }
+    return json.dumps(fields) + '\n'
 
   @classmethod
-  def from_json(cls, text: str) -> 'Labels':
+  def from_json(cls, text: str) -> Self:
     """What `to_json` wrote. Raises ValueError, KeyError or TypeError for anything else."""
-    read = json.loads(text)
-    values = np.array(read['values'], np.float32)
-    if read['one_hot']:
-      values = _one_hot(np.array(read['values'], np.int64), read['c_dim'])
-    if values.shape != (len(read['counts']), read['c_dim']):
+    fields = json.loads(text)
+    if fields['one_hot']:
+      values = _one_hot(np.array(fields['values'], np.int64), fields['c_dim'])
+    else:
+      values = np.array(fields['values'], np.float32)
+    if values.shape != (len(fields['counts']), fields['c_dim']):
       raise ValueError('as many counts as labels, of one length')
-    return cls(tuple(read['names']), read['one_hot'], values, np.array(read['counts'], np.int64))
-
-
-def _real_names(names) -> tuple[str, ...]:
-  """Without those that only say the number, which some readers of data sets make up."""
-  names = tuple(names)
-  return () if names == tuple(map(str, range(len(names)))) else names
+    counts = np.array(fields['counts'], np.int64)
+    return cls(tuple(fields['names']), fields['one_hot'], values, counts)
 
 
 def _one_hot(classes: np.ndarray, c_dim: int) -> np.ndarray:

@@ -12,34 +12,19 @@ import pathlib
 import posixpath
 import stat
 import threading
-from typing import NamedTuple
-import unicodedata
+from typing import BinaryIO, NamedTuple
 import zipfile
 import zlib
 
-from sg2jax import faults
-from sg2jax.data import images
+from sg2jax.data import images, wording
+from sg2jax.faults import DatasetError
 
 MAX_FILE_BYTES = 512 * 2**20
 LABEL_FILE = 'dataset.json'
 _IGNORED = ('__MACOSX', 'Thumbs.db', 'desktop.ini', LABEL_FILE)
-PICTURE_SUFFIXES = (
-  '.png',
-  '.jpg',
-  '.jpeg',
-  '.jfif',
-  '.jpe',
-  '.webp',
-  '.bmp',
-  '.dib',
-  '.gif',
-  '.tif',
-  '.tiff',
-  '.ppm',
-  '.pgm',
-  '.pbm',
-  '.pnm',
-  '.avif',
+# Only hints: what a file is, its content decides.
+PICTURE_SUFFIXES = tuple(
+  '.png .jpg .jpeg .jfif .jpe .webp .bmp .dib .gif .tif .tiff .ppm .pgm .pbm .pnm .avif'.split()
 )
 
 
@@ -58,196 +43,180 @@ class Listing(NamedTuple):
   unusable: list[dict[str, str]]
   read: Callable[[str], bytes]
   label_file: str | None
-  folders: tuple[str, ...] = ()
-
-
-def text(name: str) -> str:
-  """A name that is shown or stored: what isn't text, control characters and blanks at its ends are
-  escaped.
-
-  File names are any bytes; a line of output, a name of a class, and JSON are text.
-  """
-
-  def escaped(char: str) -> str:
-    return char.encode('unicode_escape', 'surrogatepass').decode() if char != ' ' else '\\x20'
-
-  shown = ''.join(
-    escaped(c) if unicodedata.category(c) in ('Cc', 'Cs', 'Zl', 'Zp') else c for c in name
-  )
-  inner = shown.strip()
-  if inner != shown:  # of blanks alone, `inner` is empty
-    start = shown.index(inner) if inner else len(shown)
-    head, tail = shown[:start], shown[start + len(inner) :]
-    shown = ''.join(map(escaped, head)) + inner + ''.join(map(escaped, tail))
-  return shown
-
-
-def entry(name: str, reason: str) -> dict[str, str]:
-  """A line of the report."""
-  return {'file': text(name), 'reason': reason}
+  folders: tuple[str, ...]
 
 
 def listing(source: pathlib.Path) -> Listing:
-  """Lists a folder or a zip.
-
-  Raises:
-    DatasetError: `source` is missing, or a file that is no readable zip.
-  """
+  """Lists a folder or a zip. Raises DatasetError: missing, or a file that is no readable zip."""
   if not source.exists():
-    raise faults.DatasetError(f'--source={source}: no such folder or zip')
+    raise DatasetError(f'--source={source}: no such folder or zip')
   return _list_folder(source) if source.is_dir() else _list_zip(source)
 
 
-def _ignored(name: str) -> bool:
-  return any(part in _IGNORED or part.startswith('.') and part != '.' for part in name.split('/'))
+def report_entry(name: str, reason: str) -> dict[str, str]:
+  """A file that can't be used, as the report names it."""
+  return {'file': wording.printable(name), 'reason': reason}
+
+
+def _is_ignored(name: str) -> bool:
+  parts = [part for part in name.split('/') if part != '.']
+  return any(part in _IGNORED or part.startswith('.') for part in parts)
 
 
 def _nearest_label_file(names: list[str]) -> str | None:
-  found = [
-    name
-    for name in names
-    if name.rpartition('/')[2] == LABEL_FILE and not _ignored(name.rpartition('/')[0])
-  ]
+  found = []
+  for name in names:
+    folder, _, file = name.rpartition('/')
+    if file == LABEL_FILE and not _is_ignored(folder):
+      found.append(name)
   return min(found, key=lambda name: (name.count('/'), name), default=None)
 
 
-def _limited(file) -> bytes:
+def _read_limited(file: BinaryIO) -> bytes:
   data = file.read(MAX_FILE_BYTES + 1)  # the size that a zip states may be a lie
   if len(data) > MAX_FILE_BYTES:
     raise images.Unusable(f'too large: more than {MAX_FILE_BYTES >> 20} MiB')
   return data
 
 
-class _Walk:
-  """Files and folders below `root`, links followed; see the top of this file."""
-
-  def __init__(self, root: pathlib.Path):
-    self.root, self.names, self.folders, self.unusable = str(root), [], [], []
-    real = root.resolve()
-    self.around = {_identity(str(parent)) for parent in real.parents}
-    self.seen, self.links = {}, []
-    self._folder(self.root)
-    while self.links:  # all real folders come first, so that a link takes none of their files
-      path = self.links.pop(0)
-      first = self.seen.get(_identity(path))
-      if _identity(path) in self.around:
-        self._refuse(path, 'link to a folder that the source lies in (a loop): not followed')
-      elif first is not None:
-        loop = ' (a loop)' if path.startswith(os.path.join(first, '')) else ''
-        self._refuse(path, f'link to a folder that is read already, as {self._name(first)}{loop}')
-      else:
-        self._folder(path)
-
-  def _name(self, path: str) -> str:
-    return path[len(os.path.join(self.root, '')) :].replace(os.sep, '/') or '.'
-
-  def _refuse(self, path: str, reason: str):
-    self.unusable.append(entry(self._name(path), text(reason)))
-
-  def _folder(self, top: str):
-    pending = [top]
-    while pending:
-      path = pending.pop()
-      identity = _identity(path)
-      try:
-        found = sorted(os.scandir(path), key=lambda e: e.name)
-      except OSError as err:
-        self._refuse(path, f'unreadable folder: {err.strerror}')
-        continue
-      # reached again, inside of what a link led to
-      if identity in self.seen or identity in self.around:
-        self._refuse(path, 'a folder that is read already by another path')
-        continue
-      self.seen[identity] = path
-      if path != self.root:
-        self.folders.append(self._name(path))
-      for item in found:
-        if not _ignored(self._name(item.path)) or item.name == LABEL_FILE:
-          self._item(item, pending)
-
-  def _item(self, item: os.DirEntry, pending: list[str]):
-    link = item.is_symlink()
-    if link and os.path.isdir(item.path):
-      self.links.append(item.path)
-    elif item.is_dir(follow_symlinks=False):
-      if item.name.lower().endswith(PICTURE_SUFFIXES):
-        self._refuse(item.path, 'a folder, not an image (files in it are read)')
-      pending.append(item.path)
-    elif item.is_file(follow_symlinks=False) or link and os.path.isfile(item.path):
-      self.names.append(self._name(item.path))
-    elif link and not os.path.exists(item.path):
-      self._refuse(item.path, 'broken link')
-    else:  # opening a pipe or a device could hang
-      self._refuse(item.path, 'not a regular file')
-
-
-def _identity(path: str) -> tuple[int, int] | None:
-  try:
-    found = os.stat(path)
-  except OSError:
-    return None  # gone, or not to be looked at; to list it will say why
-  return found.st_dev, found.st_ino
+# ---- folders
 
 
 def _list_folder(root: pathlib.Path) -> Listing:
-  found = _Walk(root)
+  walk = _Walk(root)
 
   def read(name: str) -> bytes:
     try:
       with open(root / name, 'rb') as file:
-        return _limited(file)
-    except OSError as err:
-      raise images.Unusable(f'unreadable: {err.strerror}') from err
+        return _read_limited(file)
+    except OSError as e:
+      raise images.Unusable(f'unreadable: {e.strerror}') from e
 
-  return Listing(
-    sorted(name for name in found.names if not _ignored(name)),
-    found.unusable,
-    read,
-    _nearest_label_file(found.names),
-    tuple(found.folders),
-  )
+  names = sorted(name for name in walk.files if not _is_ignored(name))
+  label_file = _nearest_label_file(walk.files)
+  return Listing(names, walk.unusable, read, label_file, tuple(walk.folders))
+
+
+class _Walk:
+  """Files and folders below `root`, links followed; see the top of this file."""
+
+  def __init__(self, root: pathlib.Path):
+    self.files = []
+    self.folders = []
+    self.unusable = []
+    self._root = str(root)
+    self._parents = {_identity(parent) for parent in root.resolve().parents}
+    self._paths = {}  # of each folder that was read, by its identity
+    self._links = []  # to folders
+
+    self._read_folder(self._root)
+    # All real folders come first, so that a link takes none of their files.
+    while self._links:
+      self._follow(self._links.pop(0))
+
+  def _name(self, path: str) -> str:
+    return os.path.relpath(path, self._root).replace(os.sep, '/')
+
+  def _refuse(self, path: str, reason: str):
+    self.unusable.append(report_entry(self._name(path), wording.printable(reason)))
+
+  def _follow(self, link: str):
+    identity = _identity(link)
+    earlier = self._paths.get(identity)
+    if identity in self._parents:
+      self._refuse(link, 'link to a folder that the source lies in (a loop): not followed')
+    elif earlier is None:
+      self._read_folder(link)
+    else:
+      loop = ' (a loop)' if link.startswith(os.path.join(earlier, '')) else ''
+      self._refuse(link, f'link to a folder that is read already, as {self._name(earlier)}{loop}')
+
+  def _read_folder(self, top: str):
+    """With the folders in it, of any depth."""
+
+    def refuse_unreadable(error: OSError):
+      self._refuse(error.filename, f'unreadable folder: {error.strerror}')
+
+    for path, folders, files in os.walk(top, onerror=refuse_unreadable):
+      identity = _identity(path)
+      if identity in self._paths or identity in self._parents:
+        # Reached again, inside of what a link led to.
+        self._refuse(path, 'a folder that is read already by another path')
+        folders.clear()
+        continue
+      self._paths[identity] = path
+      if path != self._root:
+        self.folders.append(self._name(path))
+      # In place: os.walk goes into what is left.
+      folders[:] = sorted(name for name in folders if not _is_ignored(name))
+      for folder in [os.path.join(path, name) for name in folders]:
+        if os.path.islink(folder):
+          self._links.append(folder)
+        elif folder.lower().endswith(PICTURE_SUFFIXES):
+          self._refuse(folder, 'a folder, not an image (files in it are read)')
+      for name in files:
+        if not _is_ignored(name) or name == LABEL_FILE:
+          self._add_file(os.path.join(path, name))
+
+  def _add_file(self, path: str):
+    if os.path.isfile(path):
+      self.files.append(self._name(path))
+    elif os.path.lexists(path) and not os.path.exists(path):
+      self._refuse(path, 'broken link')
+    else:  # opening a pipe or a device could hang
+      self._refuse(path, 'not a regular file')
+
+
+def _identity(path: str | pathlib.Path) -> tuple[int, int] | None:
+  """Equal for all paths of one folder."""
+  try:
+    status = os.stat(path)
+  except OSError:
+    return None  # gone, or not to be looked at; to list it will say why
+  return status.st_dev, status.st_ino
+
+
+# ---- zips
 
 
 def _list_zip(archive_path: pathlib.Path) -> Listing:
   try:
     with zipfile.ZipFile(archive_path) as archive:
       members = archive.infolist()
-  except (OSError, zipfile.BadZipFile) as err:
-    raise faults.DatasetError(
-      f'--source={archive_path}: neither a folder nor a readable zip ({text(str(err))})'
-    ) from err
-  unusable, found, folders = [], {}, set()
+  except (OSError, zipfile.BadZipFile) as e:
+    raise DatasetError(
+      f'--source={archive_path}: neither a folder nor a readable zip ({wording.printable(str(e))})'
+    ) from e
+  files = {}
+  folders = set()
+  unusable = []
   for member in members:
     name = member.filename.replace('\\', '/')  # Windows' separator, against the standard
     if name.startswith('/') or name[1:2] == ':' or '..' in name.split('/'):
-      unusable.append(entry(name, 'path leads out of the zip'))
+      unusable.append(report_entry(name, 'path leads out of the zip'))
       continue
     path = posixpath.normpath(name)
     folders.update(str(parent) for parent in pathlib.PurePosixPath(path).parents)
-    if member.is_dir() or name.endswith('/'):
+    if name.endswith('/'):
       folders.add(path)
     elif stat.S_ISLNK(member.external_attr >> 16):
-      unusable.append(entry(path, 'link in a zip: not followed'))
-    elif path in found:
-      unusable.append(entry(path, 'second file of this name in the zip'))
+      unusable.append(report_entry(path, 'link in a zip: not followed'))
+    elif path in files:
+      unusable.append(report_entry(path, 'second file of this name in the zip'))
     else:
-      found[path] = member
-  local = threading.local()
+      files[path] = member
+  opened = threading.local()
 
   def read(name: str) -> bytes:
     try:
-      if not hasattr(local, 'archive'):  # a shared handle would make threads wait for each other
-        local.archive = zipfile.ZipFile(archive_path)
-      with local.archive.open(found[name]) as file:
-        return _limited(file)
-    # NotImplementedError: unknown compression; RuntimeError: encrypted.
-    except (zipfile.BadZipFile, zlib.error, RuntimeError, OSError, EOFError) as err:
-      raise images.Unusable(f'corrupt zip member: {err}') from err
+      if not hasattr(opened, 'archive'):  # a shared one would make threads wait for each other
+        opened.archive = zipfile.ZipFile(archive_path)
+      with opened.archive.open(files[name]) as file:
+        return _read_limited(file)
+    # NotImplementedError, a RuntimeError: unknown compression; RuntimeError: encrypted.
+    except (zipfile.BadZipFile, zlib.error, RuntimeError, OSError, EOFError) as e:
+      raise images.Unusable(f'corrupt zip member: {e}') from e
 
-  return Listing(
-    sorted(name for name in found if not _ignored(name)),
-    unusable,
-    read,
-    _nearest_label_file(list(found)),
-    tuple(f for f in folders if f != '.' and not _ignored(f)),
-  )
+  names = sorted(name for name in files if not _is_ignored(name))
+  folders = tuple(sorted(f for f in folders if f != '.' and not _is_ignored(f)))
+  return Listing(names, unusable, read, _nearest_label_file(list(files)), folders)

@@ -1,112 +1,99 @@
-"""What `prepare` found, for people: counts, reasons, classes, warnings."""
+"""The report of `prepare` for people: counts, reasons, classes, warnings."""
 
 import collections
+from collections.abc import Iterator
 import re
 
-import numpy as np
+from sg2jax.data import wording
 
-from sg2jax.data import classes, labels
-
-_LISTED = 20  # files, and
-_CLASSES = 40  # classes, of more there is the report
-_KINDS = (
-  'too small',
-  'wrong aspect',
-  'truncated',
-  'corrupt',
-  'corrupt zip member',
-  'animated or multi-page',
-  'decompression bomb',
-  'no label',
-  'unreadable',
-  'unreadable folder',
-  'link to a folder',
-  'two labels',
-)
-
-
-def count(assigned: classes.Assigned, used: list) -> labels.Labels:
-  """The labels of the pictures that were used."""
-  if not assigned.one_hot:
-    return labels.Labels.of_vectors(np.array(used, np.float32))
-  return labels.Labels.of_classes(assigned.names, np.bincount(used, minlength=assigned.c_dim))
+_LISTED = 20  # files, and kinds of reasons
+_CLASSES = 40  # of more there is the report
+# Reasons that begin so are counted together, with a hint where there is one.
+_KINDS = {
+  'too small': '--allow_upscale enlarges them; a smaller --resolution takes more of them',
+  'wrong aspect': '',
+  'truncated': '',
+  'corrupt zip member': '',
+  'corrupt': '',
+  'animated or multi-page': '--animation=first takes the first picture',
+  'decompression bomb': '--max_pixels takes larger ones',
+  'no label': '',
+  'two labels': '',
+  'unreadable folder': '',
+  'unreadable': '',
+  'link to a folder': '',
+}
 
 
-def of_labels(assigned: classes.Assigned, used: list) -> tuple[dict, list[str]]:
-  """Entries of the report on the labels of the pictures that were used, and warnings."""
-  if not assigned.one_hot:
-    vectors = np.array(used, np.float32)  # [N,c_dim]
-    return {
-      'components': np.count_nonzero(vectors, axis=0).tolist(),
-      'vectors': len(np.unique(vectors, axis=0)),
-    }, []
-  counts = np.bincount(used, minlength=assigned.c_dim).tolist()
-  names = assigned.names or [str(i) for i in range(len(counts))]
-  empty = [i for i, n in enumerate(counts) if not n]
+def peak_warnings(peaks: list[int], max_value: int) -> list[str]:
+  """What the largest values of pictures with 16 bits say of their range."""
+  top = max(peaks, default=0)
+  if max_value and top > max_value:
+    above = wording.count(sum(peak > max_value for peak in peaks), 'picture')
+    return [f'{above} with values above --max_value={max_value}, up to {top}: these are white']
+  if peaks and not max_value and top <= 4095:
+    bits = max(top.bit_length(), 8)
+    return [
+      f'{wording.count(len(peaks), "picture")} of 16 bits without a value above {top} of 65535, '
+      f'nearly black; --max_value={2**bits - 1} makes that value white (of grey; convert colour to '
+      '8 bits first)'
+    ]
+  return []
+
+
+def class_warnings(classes: dict[str, int]) -> list[str]:
+  """What is odd about {class: images}; {} without classes."""
+  empty = [name for name, count in classes.items() if not count]
   warnings = []
   if empty:
-    named = (
-      classes.ranges(empty) if not assigned.names else classes.enumerated([names[i] for i in empty])
-    )
-    plural = ('es', 'have', 'they are') if len(empty) > 1 else ('', 'has', 'it is')
-    warnings.append(f'class{plural[0]} {named} {plural[1]} no picture: {plural[2]} never drawn')
-  if len(empty) == len(counts) - 1:
-    warnings.append(
-      f'there is only one class with pictures, {names[int(np.argmax(counts))]}: it teaches nothing'
-    )
-  return {'classes': dict(zip(names, counts, strict=True))}, warnings
+    warnings.append(f'never drawn, as no picture has this class: {wording.enumerate_names(empty)}')
+  if len(empty) == len(classes) - 1:
+    only = max(classes, key=classes.get)
+    warnings.append(f'there is only one class with pictures, {only}: it teaches nothing')
+  return warnings
 
 
-def lines(report: dict) -> str:
-  """The report for people: the counts, unusable files by kind, the first of them with their
-  reasons, classes, warnings.
-  """
-  bad = report['unusable']
-  out = [f'{report["images"]} images, {len(bad)} unusable files']
-  kinds = collections.Counter(_kind(e['reason']) for e in bad)
-  out += [f'  {n} x {kind}{_hint(kind, report)}' for kind, n in kinds.most_common(_LISTED)]
-  out += [f'  {e["file"]}: {e["reason"]}' for e in bad[:_LISTED]]
-  if len(bad) > _LISTED:
-    out.append(f'  ... and {len(bad) - _LISTED} more')
-  out += _classes(report['classes']) if 'classes' in report else []
+def lines(report: dict) -> Iterator[str]:
+  """The report, line by line."""
+  unusable = report['unusable']
+  yield f'{report["images"]} images, {len(unusable)} unusable files'
+  kinds = collections.Counter(_kind(entry['reason']) for entry in unusable)
+  for kind, count in kinds.most_common(_LISTED):
+    hint = _KINDS.get(kind, '')
+    if report['fit'] == 'wide':  # which never enlarges
+      hint = hint.removeprefix('--allow_upscale enlarges them; ')
+    yield f'  {count} x {kind}' + (f' ({hint})' if hint else '')
+  for entry in unusable[:_LISTED]:
+    yield f'  {entry["file"]}: {entry["reason"]}'
+  if len(unusable) > _LISTED:
+    yield f'  ... and {len(unusable) - _LISTED} more'
+  if 'classes' in report:
+    yield from _class_lines(report['classes'])
   if 'components' in report:
-    n = len(report['components'])
-    some = ', '.join(f'{i}: {c}' for i, c in enumerate(report['components'][:_CLASSES]))
-    out.append(
-      f'labels are vectors of {n} components, {report["vectors"]} different ones; images in which '
-      f'a component is not 0: {some}{" ..." if n > _CLASSES else ""}'
+    counts = [f'{i}: {count}' for i, count in enumerate(report['components'])]
+    more = ' ...' if len(counts) > _CLASSES else ''
+    yield (
+      f'labels are vectors of {len(counts)} components, {report["vectors"]} different ones; images '
+      f'in which a component is not 0: {", ".join(counts[:_CLASSES])}{more}'
     )
-  return '\n'.join(out + [f'warning: {line}' for line in report['warnings']])
+  for warning in report['warnings']:
+    yield f'warning: {warning}'
 
 
-def _classes(counts: dict[str, int]) -> list[str]:
-  named = list(counts) != [str(i) for i in range(len(counts))]
-  order = ' (their names in natural order: numbers by value, then text)' if named else ''
-  out = [f'{classes.counted(len(counts), "class")}, by index{order}:']
-  out += [
-    f'  {i}: {name + ", " if named else ""}{classes.counted(n, "image")}'
-    for i, (name, n) in enumerate(counts.items())
-    if i < _CLASSES
-  ]
-  return out + (
-    [f'  ... and {len(counts) - _CLASSES} more, see the report'] if len(counts) > _CLASSES else []
-  )
+def _class_lines(classes: dict[str, int]) -> Iterator[str]:
+  is_named = list(classes) != [str(i) for i in range(len(classes))]
+  order = ' (their names in natural order: numbers by value, then text)' if is_named else ''
+  yield f'{wording.count(len(classes), "class")}, by index{order}:'
+  for i, (name, count) in enumerate(list(classes.items())[:_CLASSES]):
+    shown = f'{name}, ' if is_named else ''
+    yield f'  {i}: {shown}{wording.count(count, "image")}'
+  if len(classes) > _CLASSES:
+    yield f'  ... and {len(classes) - _CLASSES} more, see the report'
 
 
 def _kind(reason: str) -> str:
-  first = re.split('[:;,(]', reason)[0].strip()
-  kind = next(
-    (kind for kind in sorted(_KINDS, key=len, reverse=True) if first.startswith(kind)), None
-  )
-  short = reason.split(';')[0]
-  return kind or (short if short.startswith('wrong format') else re.sub(r'\d+', 'N', short))
-
-
-def _hint(kind: str, report: dict) -> str:
-  if kind == 'too small' and report['fit'] != 'wide':
-    return ' (--allow_upscale enlarges them; a smaller --resolution takes more of them)'
-  return {
-    'too small': ' (a smaller --resolution takes more of them)',
-    'animated or multi-page': ' (--animation=first takes the first picture)',
-    'decompression bomb': ' (--max_pixels takes larger ones)',
-  }.get(kind, '')
+  for kind in _KINDS:  # 'corrupt zip member' before 'corrupt'
+    if reason.startswith(kind):
+      return kind
+  short = reason.partition(';')[0]
+  return short if short.startswith('wrong format') else re.sub(r'\d+', 'N', short)
