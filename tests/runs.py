@@ -5,6 +5,7 @@ import os
 import pathlib
 import subprocess
 import sys
+from unittest import mock
 
 from absl.testing import flagsaver
 
@@ -36,9 +37,12 @@ LAST = 32  # total_kimg / batch
 
 def call(tool, *args):
   """Runs a tool in this process as its command line does; faults are raised."""
-  with flagsaver.flagsaver():  # takes the tool's flags away again: others have such names, too
+  argv = [tool.__name__, *map(str, args)]
+  # flagsaver takes the tool's flags away again: others have such names, too. Of --config.FIELD
+  # ml_collections asks sys.argv.
+  with flagsaver.flagsaver(), mock.patch.object(sys, 'argv', argv):
     tool.define_flags()
-    tool.main(cli.parse([tool.__name__, *map(str, args)]))
+    tool.main(cli.parse(argv))
 
 
 def xla_flags():

@@ -3,7 +3,6 @@
 from functools import partial
 import json
 import os
-import pathlib
 import re
 import signal
 import subprocess
@@ -128,8 +127,8 @@ class Lab:
   def __init__(self, codes=None):
     self.trained, self.codes, self.stop = [], codes or {}, Stop()
 
-  def train(self, command, stop):
-    workdir = pathlib.Path(command[4].removeprefix('--workdir='))
+  def train(self, run):
+    workdir = run.workdir
     self.trained.append(f'{workdir.parent.name} {workdir.name}')
     (workdir / 'images').mkdir(parents=True, exist_ok=True)
     (workdir / 'checkpoints').mkdir(exist_ok=True)
@@ -157,7 +156,7 @@ class Lab:
     settings = minipaper.shared_settings(3.0, 32, [])
     minipaper.begin(out, settings)
     save = lambda failed: tables.save(out, runs, settings, failed)
-    return work(runs, settings, self.stop, save, self.train, self.measure)
+    return work(runs, self.stop, self.train, self.measure, save)
 
 
 def test_results_are_recognised_and_more_cells_join(tmp_path):
@@ -243,9 +242,9 @@ def test_signal_ends_the_comparison_whatever_the_run_returned(tmp_path):
   lab = Lab()
   train = lab.train
 
-  def interrupted(command, stop):
-    stop.signal = signal.SIGINT if len(lab.trained) == 1 else None
-    return train(command, stop)
+  def interrupted(run):
+    lab.stop.signal = signal.SIGINT if len(lab.trained) == 1 else None
+    return train(run)
 
   lab.train = interrupted
   with pytest.raises(faults.Interrupted, match='1 of 2 runs are done'):

@@ -4,16 +4,21 @@ cache.
 
 import os
 import pathlib
+import re
 import subprocess
 import sys
 import tempfile
+import types
 
+from absl import flags
+from ml_collections import config_flags
 import pytest
 
 import sg2jax
-from sg2jax import paths, pretrained
+from sg2jax import __main__, paths, pretrained
 from sg2jax.faults import UsageError
-from tests.runs import ROOT
+from sg2jax.tools import flags as shared
+from tests.runs import ROOT, call
 
 # A tool without work: prints what it got.
 TOOL = """
@@ -96,6 +101,22 @@ def test_others_are(text):
   paths.check_local(text)
 
 
+def define_flags():
+  """As TOOL's."""
+  flags.DEFINE_string('out', '', '')
+  flags.DEFINE_multi_string('weights', [], '')
+  flags.DEFINE_list('metrics', [], '')
+  config_flags.DEFINE_config_file('config', None, '')
+
+
+def parse(*args):
+  """What cli.parse makes of TOOL's flags: --config."""
+  configs = []
+  main = lambda argv: configs.append(flags.FLAGS.config)
+  call(types.SimpleNamespace(__name__='tool', define_flags=define_flags, main=main), *args)
+  return configs[0]
+
+
 @pytest.mark.parametrize(
   'args, said',
   [
@@ -115,8 +136,10 @@ def test_others_are(text):
     (['--out=~nobody-here/x'], ['--out=~nobody-here/x', 'home folder ~nobody-here']),
   ],
 )
-def test_addresses_in_any_flag_are_refused(tool, args, said):
-  refused(tool(*args), *said)
+def test_addresses_in_any_flag_are_refused(args, said):
+  with pytest.raises(UsageError) as e:
+    parse(*args)
+  assert all(text in str(e.value) for text in said)
 
 
 CONFIGS = {  # name: content (None: no file), what is said
@@ -136,14 +159,23 @@ CONFIGS = {  # name: content (None: no file), what is said
 
 
 @pytest.mark.parametrize('name', CONFIGS)
-def test_whatever_is_wrong_with_a_configuration_is_one_line(tool, tmp_path, name):
+def test_whatever_is_wrong_with_a_configuration_is_one_line(tmp_path, name):
   content, said = CONFIGS[name]
   path = tmp_path / name
   if content == '/':
     path.mkdir()
   elif content is not None:
     path.write_text(content)
-  refused(tool(f'--config={path}'), said)
+  with pytest.raises(UsageError) as e:
+    parse(f'--config={path}')
+  assert said in str(e.value) and '\n' not in str(e.value)
+
+
+def test_errors_of_a_configuration_are_one_line_and_2(tool, tmp_path):
+  (tmp_path / 'raises.py').write_text(CONFIGS['raises.py'][0])
+  refused(tool(f'--config={tmp_path}/raises.py'), 'odd')
+  (tmp_path / 'none.py').write_text(CONFIGS['none.py'][0])
+  refused(tool(f'--config={tmp_path}/none.py'), 'NoneType')  # ml_collections warns of it, too
 
 
 @pytest.mark.parametrize(
@@ -156,10 +188,11 @@ def test_whatever_is_wrong_with_a_configuration_is_one_line(tool, tmp_path, name
     ['--out=x', '--config', 'configs/no.py', '--config.batch=3'],
   ],
 )
-def test_all_forms_of_the_flag(tool, args):
-  refused(tool(*args), 'there is no file configs/no.py')
+def test_all_forms_of_the_flag(args):
+  with pytest.raises(UsageError, match='there is no file configs/no.py'):
+    parse(*args)
   good = [arg.replace('no.py:64', 'custom.py:64').replace('no.py', 'default.py') for arg in args]
-  assert tool(*good)[:2] == (0, tool(*good)[1])
+  assert parse(*good).batch == (3 if '--config.batch=3' in args else parse(*good).batch)
 
 
 def test_no_name_is_too_odd_to_be_printed(tool):
@@ -268,3 +301,114 @@ def test_a_tool_runs_as_a_user_without_home_folder_and_passwd_entry(tool, tmp_pa
     tmp_path / 'tmp' / 'sg2jax-12345' / 'jax'
   ), done.stderr
   assert 'SG2JAX_CACHE=DIR' in done.stderr and 'Traceback' not in done.stderr
+
+
+# ---- sg2jax TOOL
+
+
+def run_main(monkeypatch, *args):
+  monkeypatch.setattr(sys, 'argv', ['sg2jax', *args])
+  __main__.main()
+
+
+def test_all_tools_are_listed_with_a_line_each(monkeypatch, capsys):
+  run_main(monkeypatch)
+  lines = capsys.readouterr().out.splitlines()[2:]
+  names = [line.split()[0] for line in lines]
+  assert names[0] == 'train' and {'generate', 'evaluate', 'minipaper', 'bench'} < set(names)
+  assert not {'flags', '__init__', 'sheets'} & set(names)
+  for name, line in zip(names, lines):
+    summary = line.split(maxsplit=1)[1]
+    assert summary[0].isupper() and summary.endswith('.') and len(line) <= 100, f'{name}: {line}'
+
+
+def test_an_unknown_tool_is_2_and_names_the_nearest(monkeypatch, capsys):
+  with pytest.raises(SystemExit) as e:
+    run_main(monkeypatch, 'genrate')
+  assert e.value.code == 2 and 'do you mean generate?' in capsys.readouterr().err
+
+
+@pytest.mark.smoke
+def test_a_tool_runs_by_its_name(tmp_path):
+  """From anywhere, with its own flags in --help, and its own faults."""
+  env = os.environ | {'PYTHONPATH': str(ROOT), 'SG2JAX_WEIGHTS': str(tmp_path)}
+  run = lambda *args: subprocess.run(
+    [sys.executable, '-m', 'sg2jax', 'fetch_weights', *args],
+    cwd=tmp_path,
+    env=env,
+    capture_output=True,
+    text=True,
+  )
+  done = run('--help')
+  assert done.returncode == 0 and '--dest' in done.stdout and 'inception' not in done.stderr
+  done = run('resnet')
+  assert done.returncode == 2 and done.stderr.startswith('fetch_weights.py: NAME=resnet is unknown')
+
+
+def test_configurations_find_each_other_from_where_the_user_stands(monkeypatch, tmp_path):
+  """The installed command has its own folder in sys.path, not the user's."""
+  monkeypatch.setattr(sys, 'path', [p for p in sys.path if p not in ('', str(ROOT))])
+  monkeypatch.setattr(__main__.runpy, 'run_module', lambda name, **_: ran.append(name))
+  monkeypatch.chdir(tmp_path)
+  ran = []
+  run_main(monkeypatch, 'train', '--config=x.py')
+  assert ran == ['sg2jax.main'] and sys.path[0] == str(tmp_path)
+  assert sys.argv[1:] == ['--config=x.py']
+
+
+# ---- flags that several tools share
+
+
+def define_all():
+  """One of each kind of shared flag."""
+  shared.define_checkpoint()
+  shared.define_out('results')
+  shared.define_seed('Of it.')
+  shared.define_batch()
+  shared.define_finite('lr', 0.1, 'Rate.', positive=True)
+  shared.define_weights('inception=FILE')
+  shared.define_seeds('seeds', '0-2', 'Numbers.')
+  shared.define_psis('Truncation.')
+
+
+TOOL_WITH_ALL = types.SimpleNamespace(
+  __name__='tool', define_flags=define_all, main=lambda argv: flags.FLAGS.flag_values_dict()
+)
+
+
+@pytest.mark.parametrize(
+  'args, said',
+  [
+    ('', '--checkpoint is missing; name a workdir, as in --checkpoint=runs/quickstart'),
+    ('--checkpoint=', '--checkpoint is missing'),
+    ('--checkpoint=r --seed=-1', '--seed=-1: -1 is not'),
+    ('--checkpoint=r --seed=4294967296', 'in the range [0, 4294967295]'),
+    ('--checkpoint=r --batch=-1', '--batch=-1: -1 is not a non-negative integer'),
+    ('--checkpoint=r --lr=nan', '--lr=nan: must be a finite number above 0'),
+    ('--checkpoint=r --lr=0', '--lr=0.0: must be a finite number above 0'),
+    ('--checkpoint=r --weights=vgg16', 'must be NAME=PATH, with a NAME of inception'),
+    ('--checkpoint=r --weights=vgg=x', 'must be NAME=PATH'),
+    ('--checkpoint=r --seeds=3-1', "--seeds=3-1: '3-1' is no seed"),
+    ('--checkpoint=r --seeds=4294967296', 'is no seed'),
+    ('--checkpoint=r --psi=inf', '--psi=inf: must be finite numbers'),
+    (f'--checkpoint=r --out={__file__}', 'is a file; name a folder'),
+    ('--checkpoint=r --sed=1', "Unknown command line flag 'sed'. Did you mean: seed"),
+  ],
+)
+def test_shared_flags_name_value_and_rule(args, said):
+  with pytest.raises(UsageError, match=re.escape(said)):
+    call(TOOL_WITH_ALL, *args.split())
+
+
+def test_shared_flags_hand_over_values_and_are_defined_again_by_the_next_tool(monkeypatch):
+  values = {}
+  tool = types.SimpleNamespace(
+    __name__='tool',
+    define_flags=define_all,
+    main=lambda argv: values.update(flags.FLAGS.flag_values_dict(), paths=shared.weights_paths()),
+  )
+  for _ in range(2):
+    call(tool, '--checkpoint=r', '--seeds=3,5-7', '--psi=1,-0.5', '--weights=vgg16=a=b')
+    assert values['seeds'] == [3, 5, 6, 7] and values['psi'] == [1, -0.5]
+    assert values['paths'] == {'vgg16': 'a=b'} and values['lr'] == 0.1
+    assert 'checkpoint' not in flags.FLAGS

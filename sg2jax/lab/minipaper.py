@@ -114,26 +114,23 @@ def start(command: list[str], stop: Any) -> int:
 
 def work(
   runs: list[Run],
-  settings: dict,
   stop: Any,
+  train: Callable[[Run], int],
+  measure: Callable[[Run], dict],
   save: Callable[[dict], object],
-  train: Callable[[list[str], Any], int] = start,
-  measure: Callable[[Run], dict] | None = None,
 ) -> dict[Run, int]:
   """Trains and measures the runs without a result; {run: exit code} of those that failed.
 
   Args:
     runs: of `plan`.
-    settings: of `plan`.
     stop: a signals.Stop.
+    train: of a run, -> exit code.
+    measure: of a run, -> its result.
     save: takes what has failed so far, after each run.
-    train: runs a command; tests put a fake here.
-    measure: the result of a run; default: `measure_run`.
 
   Raises: Preempted or Interrupted after a signal, and the Fault of an exit code that isn't about
   the cell.
   """
-  measure = measure or measure_run
   failed = {}
 
   def done():
@@ -145,7 +142,8 @@ def work(
     if stop:
       stop.leave(done())
     print(f'[{i + 1}/{len(runs)}] {run}: {run.workdir}', flush=True)
-    code = train(command(run, settings), stop)
+    code = train(run)
+    # First of all: a signal may end a run with any code.
     if stop:
       stop.leave(done())
     if code in ENDS:

@@ -52,8 +52,13 @@ def main(_):
   jax.config.update('jax_platforms', 'cpu')
   save = partial(tables.save, out, runs, settings)
   with Stop() as stop:
-    measure = partial(minipaper.measure_run, stop=stop)
-    failed = minipaper.work(runs, settings, stop, save, measure=measure)
+    failed = minipaper.work(
+      runs,
+      stop,
+      train=lambda run: minipaper.start(minipaper.command(run, settings), stop),
+      measure=lambda run: minipaper.measure_run(run, stop),
+      save=save,
+    )
   if save(failed):
     print(f'\n{(out / "table.md").read_text()}\nwrote {out}/table.md, table.json and samples.png')
   if failed:
