@@ -29,5 +29,6 @@ def get_config():
   c.loss.pl_weight = 0.0
   c.loss.mixing_prob = 0.0
   c.opt.g_lr = c.opt.d_lr = 0.0025
-  c.ema.kimg, c.ema.rampup = 500.0, 0.05
+  c.ema.kimg = 500.0
+  c.ema.rampup = 0.05
   return c

@@ -1,5 +1,4 @@
-"""Your own images: hyper-parameters from the resolution and the number of devices [ADA App. C,
-`auto`].
+"""Your own images: what to set follows from their size and the devices [ADA App. C, `auto`].
 
     python -m sg2jax.tools.prepare --source=PHOTOS --dest=DATA/mine --resolution=256
     python -m sg2jax.main --config=configs/custom.py:256 --config.data.dir=DATA/mine --workdir=RUN
@@ -17,7 +16,8 @@ def get_config(arg='256'):
   """arg: 'RESOLUTION[,DEVICES]'."""
   try:
     size, _, devices = arg.partition(',')
-    sides, n = [int(s) for s in size.split('x')], int(devices or 1)
+    sides = [int(side) for side in size.split('x')]
+    n = int(devices or 1)
     res = max(sides)
     if not 1 <= len(sides) <= 2 or n < 1 or min(sides) < 4:
       raise ValueError
@@ -35,5 +35,6 @@ def get_config(arg='256'):
   c.d.mbstd_group_size = min(c.batch // n, 4)
   c.opt.g_lr = c.opt.d_lr = 0.002 if res >= 1024 else 0.0025
   c.loss.r1_gamma = 0.0002 * res**2 / c.batch
-  c.ema.kimg, c.ema.rampup = c.batch * 10 / 32, 0.05
+  c.ema.kimg = c.batch * 10 / 32
+  c.ema.rampup = 0.05
   return c

@@ -1,9 +1,8 @@
-"""Every field of a run, with unit and source. The values are config F of StyleGAN2 at 256 px [S2
-Table 1].
+"""Every field that people set, with unit and source: config F of StyleGAN2 at 256 px [S2 Table 1].
 
 [S1] arXiv 1812.04948. [S2] arXiv 1912.04958. [ADA] arXiv 2006.06676. [MSG] arXiv 1903.06048.
 Presets change only what differs. Any field can be set on the command line:
-`--config.loss.r1_gamma=2`.
+`--config.loss.r1_gamma=2`. "kimg" are thousands of training images.
 """
 
 from ml_collections import ConfigDict, FieldReference
@@ -14,10 +13,9 @@ def get_config():
   c = ConfigDict()
   # Pixels: an int, or (height, width); both sides h0*2^k, with the longer of h0, w0 in 4..7.
   c.resolution = FieldReference(256, field_type=object)
-  c.total_kimg = 25_000.0  # thousands of training images [S2 App. B]
+  c.total_kimg = 25_000.0  # length of the run [S2 App. B]
   c.batch = 32  # images per minibatch, over all devices [S2 App. B]
-  # images per round of gradient accumulation, over all devices; 0: the whole batch
-  c.microbatch = 0
+  c.microbatch = 0  # images per round of gradient accumulation; 0: the whole batch
   c.seed = 0  # of weights, latents, noise and data order
   # Of products of float32 arrays in training. 'default': what is fast, one bfloat16 pass on TPUs,
   # TF32 on NVIDIA's Ampere and later; 'high': three passes on TPUs, TF32; 'highest': float32
@@ -28,25 +26,21 @@ def get_config():
   # starts from; what doesn't fit is initialised and listed.
   c.init_from = ''
   c.device = ''  # what must be there: 'gpu', 'tpu', 'accelerator' (either); '': whatever JAX finds
-  c.tick_kimg = 4.0  # thousands of images between status lines
-  c.snapshot_kimg = 200.0  # thousands of images between image grids, SWD and checkpoints
+  c.tick_kimg = 4.0  # kimg between status lines
+  c.snapshot_kimg = 200.0  # kimg between image grids, SWD and checkpoints
   c.keep = 2  # number of latest checkpoints that are kept, besides the best by SWD
-  # names of metrics to measure in training, as of `sg2jax.tools.evaluate`: ('fid50k_full',)
-  c.metrics = ()
-  # thousands of images between their measurements; the end is always measured
-  c.metrics_kimg = 1000.0
-  # images in the sliced Wasserstein distance of a snapshot, at 128 px at most; 0: off
-  c.swd_images = 512
+  c.metrics = ()  # measured in training, names as of `sg2jax.tools.evaluate`: ('fid50k_full',)
+  c.metrics_kimg = 1000.0  # kimg between their measurements; the end is always measured
+  c.swd_images = 512  # in the sliced Wasserstein distance of a snapshot, at most 128 px; 0: off
 
   c.data = ConfigDict()
-  # a TFDS name ('digits' is bundled); '': the data set in data.dir, as `sg2jax.tools.prepare`
-  # writes it
+  # A TFDS name ('digits' is bundled); '': the data set in data.dir, which `sg2jax.tools.prepare`
+  # wrote.
   c.data.name = ''
   c.data.dir = ''  # directory of the data set, or TFDS data_dir; '': TFDS's default
-  # of an image, as `prepare --channels` made it: 1 grey, 3 RGB, 4 RGBA with straight alpha
-  c.data.channels = 3
+  c.data.channels = 3  # as of `prepare --channels`: 1 grey, 3 RGB, 4 RGBA with straight alpha
   c.data.labels = False  # condition on the data set's labels [ADA App. D]
-  # let a run go on with other pictures than it began with; their classes must be as many
+  # Let a run go on with other pictures than it began with; their classes must be as many.
   c.data.allow_change = False
   c.data.mirror = False  # flip each image horizontally with probability 1/2 (FFHQ: yes) [S2 App. B]
 
@@ -54,19 +48,18 @@ def get_config():
   # orig, skip, resnet [S2 Fig. 7], msg [MSG; only with d.architecture msg], revised (configs B-D),
   # stylegan1 (config A)
   c.g.architecture = 'skip'
-  # feature maps at res pixels: min(2 fmap_base / res, fmap_max) (configs A-E: 8192)
+  # Feature maps at res pixels: min(2 fmap_base / res, fmap_max) (configs A-E: 8192).
   c.g.fmap_base = 16_384
   c.g.fmap_max = 512
   c.g.z_dim = 512
   c.g.w_dim = 512
   c.g.mapping_layers = 8  # [S1 3.1]
-  c.g.num_bf16_res = 0  # number of upper resolutions computed in bfloat16
-  # activations are clamped to +-clamp; 0: not at all [ADA App. D: 256 with 16-bit floats]
-  c.g.clamp = 0.0
-  c.g.remat = False  # recompute blocks in the backward pass: less memory, about a third more time
   c.g.noise = True  # per-pixel noise inputs [S1 3.2]
-  # Of models.variant.Variant, what an imported network does differently; only imports set it. A run
-  # that starts from one takes it over by hand: --config.g.variant="{'taps': (1, 2, 1)}".
+  c.g.num_bf16_res = 0  # number of upper resolutions computed in bfloat16
+  c.g.clamp = 0.0  # activations lie in +-clamp [ADA App. D: 256 with 16-bit floats]; 0: anywhere
+  c.g.remat = False  # recompute blocks in the backward pass: less memory, about a third more time
+  # What imported networks do differently: fields of models/variant.py, which only imports set. A
+  # run that starts from such a network needs the same: --config.g.variant="{'taps': (1, 2, 1)}".
   c.g.variant = ConfigDict()
 
   c.d = ConfigDict()
@@ -74,24 +67,23 @@ def get_config():
   c.d.fmap_base = 16_384
   c.d.fmap_max = 512
   c.d.mapping_layers = 8  # of the label embedding, where labels are used
+  c.d.mbstd_group_size = 4  # images per minibatch-stddev group, of one round
   # Layers from the image side that keep their weights (Freeze-D, Mo et al. 2020); init_from must
   # name a D that has them.
   c.d.freeze_layers = 0
-  c.d.mbstd_group_size = 4  # images per minibatch-stddev group, of one round
   c.d.num_bf16_res = 0
   c.d.clamp = 0.0
   c.d.remat = False
-  c.d.variant = ConfigDict()  # of models.variant.DiscriminatorVariant, as g.variant
+  c.d.variant = ConfigDict()  # as g.variant
 
   c.loss = ConfigDict()
-  # R1 weight [S2 App. B]; a heuristic for a new data set: 0.0002 resolution^2 / batch [ADA]
+  # R1 weight [S2 App. B]; a heuristic for a new data set: 0.0002 resolution^2 / batch [ADA].
   c.loss.r1_gamma = 10.0
-  # minibatches between R1 steps [S2 3.1]; 0: R1 is added to the main loss of every minibatch
+  # Minibatches between R1 steps [S2 3.1]; 0: R1 is added to the main loss of every minibatch.
   c.loss.r1_interval = 16
   c.loss.pl_weight = 2.0  # path length weight; 0: off [S2 3.2]
   c.loss.pl_decay = 0.01  # of the moving average of path lengths
-  # minibatches between path length steps [S2 3.1]; 0: added to the main loss of every minibatch
-  c.loss.pl_interval = 4
+  c.loss.pl_interval = 4  # minibatches between path length steps, as r1_interval [S2 3.1]
   c.loss.pl_shrink = 2  # path lengths use 1/pl_shrink of the minibatch
   c.loss.mixing_prob = 0.9  # probability of style mixing [S1 3.1]
 
@@ -101,23 +93,22 @@ def get_config():
   c.opt.beta1 = 0.0
   c.opt.beta2 = 0.99
   c.opt.eps = 1e-8
-  c.opt.lr_rampup_kimg = 0.0  # thousands of images over which the learning rate rises from 0
+  c.opt.lr_rampup_kimg = 0.0  # kimg over which the learning rate rises from 0
   # Of details that the two reference implementations do differently. 'tensorflow' (S2's): Adam adds
   # eps before it corrects the bias, gradients of accumulation rounds are averaged; 'pytorch'
   # (ADA's): after it, summed.
   c.opt.formulation = 'pytorch'
 
   c.ema = ConfigDict()
-  c.ema.kimg = 10.0  # half-life of the generator's moving average, thousands of images [S2 App. B]
+  c.ema.kimg = 10.0  # half-life of the generator's moving average [S2 App. B]
   c.ema.rampup = 0.0  # half-life is at most rampup * images so far; 0: no ramp [ADA App. F]
 
-  # progressive growing of the architectures revised and stylegan1 [S1; S2 Table 1 A-D]
+  # Progressive growing of the architectures revised and stylegan1 [S1; S2 Table 1 A-D]. Pixels are
+  # of the longer side, 4, 8, 16 ...; for 6 * 2^k and the like, the power of 2 below.
   c.grow = ConfigDict()
-  # Pixels here are of the longer side, 4, 8, 16 ...; for 6 * 2^k and the like, the power of 2
-  # below.
   c.grow.start_res = 0  # pixels at the start (configs A-D: 8); 0: no growing
-  c.grow.hold_kimg = 600.0  # thousands of images at each resolution
-  c.grow.fade_kimg = 600.0  # and in the cross-fade to the next; 0: none
+  c.grow.hold_kimg = 600.0  # kimg at each resolution
+  c.grow.fade_kimg = 600.0  # kimg in the cross-fade to the next; 0: none
   c.grow.batch = ()  # ((pixels, images per minibatch), ...); others: `batch`
   c.grow.lr = ()  # ((pixels, learning rate of G and D), ...); others: opt.g_lr, opt.d_lr
   c.grow.repeats = 4  # minibatches between looks at this schedule

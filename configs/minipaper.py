@@ -1,9 +1,9 @@
-"""Cells of the paper's Table 1 and 2 [S2] at the scale of minutes on two cores, all on the bundled
-digits.
+"""Cells of the paper's Tables 1 and 2 [S2] in minutes on two cores, on the bundled digits.
 
-    python -m sg2jax.tools.minipaper --out=runs/minipaper --cells=a,e,e:Gorig-Dorig       trains and
-    compares them python -m sg2jax.main --config=configs/minipaper.py:a --workdir=runs/a    one of
-    them; minipaper.py:a,64: at 64 px
+    python -m sg2jax.tools.minipaper --out=runs/minipaper --cells=a,e,e:Gorig-Dorig
+    python -m sg2jax.main --config=configs/minipaper.py:a --workdir=runs/a
+
+The first trains cells and compares them, the second trains one; `minipaper.py:a,64`: at 64 px.
 
 Cells are those of `paper.py`. RES px stand for its 1024: as many feature maps at full size, R1 as
 strong per pixel, growth over the same part of the run, learning rates as from 128 to 1024 px, half
@@ -27,12 +27,14 @@ def get_config(arg='e'):
   scale = c.resolution / 1024
   c.total_kimg = 30.0
   c.batch = 16
-  c.tick_kimg, c.snapshot_kimg = 1.0, 10.0
+  c.tick_kimg = 1.0
+  c.snapshot_kimg = 10.0
   c.swd_images = 1797  # all digits
-  c.data.name, c.data.channels = 'digits', 1
+  c.data.name = 'digits'
+  c.data.channels = 1
   c.data.labels = True  # without them, all cells make one digit for a long time
   c.data.mirror = False
-  c.g.fmap_base, c.d.fmap_base = int(c.g.fmap_base * scale), int(c.d.fmap_base * scale)
+  c.g.fmap_base = c.d.fmap_base = int(c.g.fmap_base * scale)
   c.g.fmap_max = c.d.fmap_max = 64
   c.g.z_dim = c.g.w_dim = 64
   c.g.mapping_layers = c.d.mapping_layers = 2

@@ -1,14 +1,19 @@
-"""The configurations of StyleGAN2's Table 1 and Table 2 [S2], on any data set and resolution.
+r"""The configurations of StyleGAN2's Tables 1 and 2 [S2], on any data set and resolution.
 
-    python -m sg2jax.main --config=configs/paper.py:f --config.data.dir=DIR --config.resolution=R
-    --workdir=RUN ... --config=configs/paper.py:e:Gorig-Dskip     one of the nine architecture pairs
-    of Table 2, at config E's size
+    python -m sg2jax.main --config=configs/paper.py:f --config.data.dir=DIR \
+      --config.resolution=R --workdir=RUN
+    ... --config=configs/paper.py:e:Gorig-Dskip
 
-a: StyleGAN (AdaIN, growing). b: a with weight demodulation. c: b with lazy regularization. d: c
-with path length regularization. e: no growing, new architectures (G skip, D resnet), gamma 100. f:
-e with fmap_base 16384, gamma 10.
-msg: e with MSG-GAN's connections [S2 Fig. 7a]. FFHQ at 1024, FID in Table 1: A 4.40, B 4.39, C
-4.38, D 4.34, E 3.31, F 2.84. Cost in `docs/performance.md`.
+  a    StyleGAN: AdaIN, growing              FID of FFHQ at 1024 px [S2 Table 1]: 4.40
+  b    a with weight demodulation            4.39
+  c    b with lazy regularization            4.38
+  d    c with path length regularization     4.34
+  e    d without growing, new architectures (G skip, D resnet), gamma 100    3.31
+  f    e with fmap_base 16384, gamma 10      2.84
+  e:G...-D...   one of the nine architecture pairs of Table 2, of e's size
+  msg  e with MSG-GAN's connections [S2 Fig. 7a]
+
+Cost: `docs/performance.md`.
 """
 
 import re

@@ -1,5 +1,4 @@
-"""Handwritten digits at 32 px, class-conditional: minutes on two CPU cores, no network, nothing to
-download.
+"""Handwritten digits at 32 px, class-conditional: minutes on two CPU cores, nothing to download.
 
     python -m sg2jax.main --config=configs/quickstart.py --workdir=runs/quickstart
 
