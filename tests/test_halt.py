@@ -67,6 +67,7 @@ def halt(monkeypatch, stage):
   return call
 
 
+@pytest.mark.smoke
 def test_a_checkpoint_that_fails_at_the_same_time_does_not_hide_why_the_run_ends(
   halt, stage, tmp_path
 ):

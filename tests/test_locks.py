@@ -24,6 +24,7 @@ def test_the_second_one_is_told_who_has_it(tmp_path):
     assert path.read_text().startswith(f'{os.getpid()} on ') and len(path.read_text()) < 100
 
 
+@pytest.mark.smoke
 def test_a_folder_in_use_names_its_process(tmp_path):
   said = f'--out=.*run is in use by process {os.getpid()} on'
   with locks.locked(tmp_path / 'run', 'out'):

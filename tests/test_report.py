@@ -33,6 +33,7 @@ def run(workdir, start, stop, metrics=None):
   log.close()
 
 
+@pytest.mark.smoke
 def test_resumed_run_logs_each_step_once(tmp_path):
   run(tmp_path / 'whole', 0, 7)
   run(tmp_path / 'parts', 0, 5)  # killed after 5; the last checkpoint is of step 3
@@ -82,6 +83,7 @@ def test_non_finite_numbers_are_valid_json(tmp_path, capsys):
   assert 'G nan' in capsys.readouterr().out
 
 
+@pytest.mark.smoke
 def test_status_lines_are_aligned_and_leave_out_what_is_absent(tmp_path, capsys):
   log = report.Report(tmp_path, 0, total_kimg=400)
   log.tick(1, 4000, {'loss_g': 0.816, 'loss_d': 1.307, 'r1': 0.0123, 'other': 5}, 3.2, 78)

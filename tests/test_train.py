@@ -215,6 +215,7 @@ def test_an_error_is_one_line_and_an_exit_code(tmp_path):
   assert not (tmp_path / 'run').exists()
 
 
+@pytest.mark.smoke
 def test_a_tick_is_fetched_in_one_transfer(monkeypatch):
   fetched = []
   get = jax.device_get

@@ -239,7 +239,7 @@ def test_a_run_starts_from_a_file_of_others(begin, tmp_path):
   count.
   """
   from tests.foreign_files import dumps
-  from tests.test_convert import module, torch_nets
+  from tests.foreign_networks import module, torch_nets
 
   net = torch_nets('skip')[0]['G_ema']
   (tmp_path / 'net.pkl').write_bytes(dumps({'G_ema': module(net.kind, net.arrays, net.kwargs)}))
@@ -301,6 +301,7 @@ def resumed(place, source=None, **fields):
   return place
 
 
+@pytest.mark.smoke
 def test_microbatch_may_change_and_is_told(begin, tmp_path):
   run = resumed(tmp_path / 'run')
   assert begin({'microbatch': 4}, run)['changes'] == ['microbatch: 0 there, 4 here']
