@@ -18,52 +18,23 @@ from sg2jax.interop.names import nhwc
 from sg2jax.interop.network_file import Net
 from sg2jax.models.generator import Generator
 from sg2jax.tools import convert
+from tests.foreign_files import Tensor, dumps, save_zip
+from tests.foreign_networks import (
+  module,
+  rosinality_d,
+  rosinality_g,
+  stored,
+  tensorflow,
+  tensorflow_file,
+  torch_nets,
+  under,
+  vectors,
+)
 from tests.reference import cases_growing, cases_nets
-from tests.reference.check import Config, read_manifest
+from tests.reference.check import Config
 from tests.runs import ROOT, call
-from tests.test_network_file import Module, Storage, Tensor, dumps, network, save_zip
 
-FOLDERS = [ROOT / 'tests' / name for name in ('reference', 'reference_growing')]
-CASES = {case['id']: (case, folder) for folder in FOLDERS for case in read_manifest(folder)}
 pytestmark = pytest.mark.usefixtures('quick_compile')
-
-
-def vectors(case, sub):
-  """(config, {name: array}) of a sub-case of the reference."""
-  case, folder = CASES[case]
-  with np.load(folder / case['file']) as data:
-    arrays = {
-      key.removeprefix(f'{sub}/'): data[key] for key in data.files if key.startswith(f'{sub}/')
-    }
-  return json.loads(json.dumps(case['subcases'][sub]['config'])), arrays
-
-
-def under(arrays, prefix):
-  return {key.removeprefix(prefix): x for key, x in arrays.items() if key.startswith(prefix)}
-
-
-def torch_nets(g, d=None):
-  """({name: Net} of the vectors of PyTorch networks, arrays of the generator's vectors, of the
-  discriminator's).
-  """
-  config, arrays = vectors('generator', g)
-  keys = (
-    'z_dim',
-    'c_dim',
-    'w_dim',
-    'img_resolution',
-    'img_channels',
-    'mapping_kwargs',
-    'synthesis_kwargs',
-  )
-  nets = {
-    'G_ema': Net('pytorch', 'Generator', {key: config[key] for key in keys}, under(arrays, 'G/'))
-  }
-  if d is None:
-    return nets, arrays, None
-  config, more = vectors('discriminator', d)
-  config = {key: value for key, value in config.items() if key != 'channels'}
-  return nets | {'D': Net('pytorch', 'Discriminator', config, under(more, 'D/'))}, arrays, more
 
 
 def network_of(found, i):
@@ -103,49 +74,6 @@ def same(a, b):
 
 
 # ---- PyTorch
-
-
-def stored(arrays):
-  """{name: Tensor}, of one storage for each dtype, which is written fast."""
-  found, arrays = (
-    {},
-    {name: np.ascontiguousarray(x).reshape(np.shape(x)) for name, x in arrays.items()},
-  )
-  for dtype in {x.dtype for x in arrays.values()}:
-    own, offset = {name: x for name, x in arrays.items() if x.dtype == dtype}, 0
-    storage = Storage(np.concatenate([x.ravel() for x in own.values()]))
-    for name, x in own.items():
-      found[name], offset = Tensor(x, storage, offset), offset + x.size
-  return {name: found[name] for name in arrays}
-
-
-def module(kind, arrays, kwargs, attributes=None):
-  """A file's Module of {'synthesis.b4.const': array}, with attributes {path: {name: value}}."""
-  tensors = stored(arrays)
-  for name, tensor in tensors.items():
-    tensor.parameter = not name.endswith(('noise_const', 'resample_filter', 'w_avg'))
-
-  def make(prefix, kind):
-    parts = {}
-    for name, tensor in tensors.items():
-      if name.startswith(prefix):
-        head, _, rest = name.removeprefix(prefix).partition('.')
-        parts[head] = tensor if not rest else parts.get(head) or make(f'{prefix}{head}.', 'Part')
-    made = Module(kind, parts, **(kwargs if not prefix else {}))
-    meta = made.meta
-    own = (attributes or {}).get(prefix[:-1], {})
-
-    def with_attributes():
-      result = meta()
-      result['state'] = {
-        k: v for k, v in result['state'].items() if k not in ('up', 'clamp', 'filter')
-      } | own
-      return result
-
-    made.meta = with_attributes
-    return made
-
-  return make('', kind)
 
 
 @pytest.mark.parametrize('g', ['skip', 'orig', 'resnet', 'skip_cond_gray_121'])
@@ -416,74 +344,11 @@ def test_numbers_become_float32_and_must_be_finite(tmp_path):
 # ---- rosinality
 
 
-def rosinality(arrays, letter):
-  """PyTorch's arrays under rosinality's names and in its shapes."""
-  found, top = {}, max(int(m[1]) for m in (re.search(r'b(\d+)\.', name) for name in arrays) if m)
-  leaves = {
-    'weight': 'conv.weight',
-    'affine.weight': 'conv.modulation.weight',
-    'affine.bias': 'conv.modulation.bias',
-    'noise_strength': 'noise.weight',
-    'bias': 'activate.bias',
-    'noise_const': None,
-  }
-  last = {
-    'conv.weight': 'final_conv.0.weight',
-    'conv.bias': 'final_conv.1.bias',
-    'fc.weight': 'final_linear.0.weight',
-    'fc.bias': 'final_linear.0.bias',
-    'out.weight': 'final_linear.1.weight',
-    'out.bias': 'final_linear.1.bias',
-  }
-  rest = {
-    'conv0.weight': 'conv1.0.weight',
-    'conv0.bias': 'conv1.1.bias',
-    'conv1.weight': 'conv2.1.weight',
-    'conv1.bias': 'conv2.2.bias',
-    'skip.weight': 'skip.1.weight',
-  }
-  kernel = np.float32(np.outer([1, 3, 3, 1], [1, 3, 3, 1]) / 64)
-  for name, x in arrays.items():
-    if m := re.fullmatch(r'mapping\.fc(\d+)\.(.+)', name):
-      found[f'style.{int(m[1]) + 1}.{m[2]}'] = x
-    elif name == 'mapping.w_avg':
-      found['latent_avg'] = x
-    elif name.endswith('.const'):
-      found['input.input'] = x[None]
-    elif (
-      (m := re.search(r'b(\d+)\.(conv0|conv1|torgb)\.(.+)', name))
-      and letter == 'G'
-      and m[3] in leaves
-    ):
-      k = int(m[1]).bit_length() - 3
-      i = 2 * k - 1 + (m[2] == 'conv1')  # among the layers
-      if m[3] == 'noise_const':
-        found[f'noises.noise_{i}'] = x[None, None]
-        continue
-      place = {'torgb': f'to_rgbs.{k - 1}' if k else 'to_rgb1'}.get(
-        m[2], f'convs.{i - 1}' if k else 'conv1'
-      )
-      x = x[None] if m[3] == 'weight' else x.reshape(1) if m[3] == 'noise_strength' else x
-      bias = m[2] == 'torgb' and m[3] == 'bias'
-      found[f'{place}.{"bias" if bias else leaves[m[3]]}'] = x[None, :, None, None] if bias else x
-      if m[3] == 'weight' and k and m[2] != 'conv1':
-        found[f'{place}.{"upsample" if m[2] == "torgb" else "conv.blur"}.kernel'] = 4 * kernel
-    elif letter == 'D' and 'resample' not in name:
-      side, leaf = re.fullmatch(r'b(\d+)\.(.+)', name).groups()
-      i = (top // int(side)).bit_length()
-      if 'fromrgb' in leaf:
-        found[{'fromrgb.weight': 'convs.0.0.weight', 'fromrgb.bias': 'convs.0.1.bias'}[leaf]] = x
-      else:
-        found[last[leaf] if leaf in last else f'convs.{i}.{rest[leaf]}'] = x
-        if leaf == 'skip.weight':
-          found |= {f'convs.{i}.conv2.0.kernel': kernel, f'convs.{i}.skip.0.kernel': kernel}
-  return found
-
-
 def test_files_of_rosinality_are_the_same_networks(tmp_path):
   nets, _, _ = torch_nets('skip', 'resnet')
   expected = read.of_nets(nets)
-  g, d = (rosinality(nets[name].arrays, name[0]) for name in ('G_ema', 'D'))
+  g = rosinality_g(nets['G_ema'].arrays)
+  d = rosinality_d(nets['D'].arrays)
   file, latent = tmp_path / 'network.pt', g.pop('latent_avg')
   file.write_bytes(save_zip({'g_ema': stored(g), 'd': stored(d), 'latent_avg': Tensor(latent)}))
   found = read.read_network(file)
@@ -502,57 +367,6 @@ def test_files_of_rosinality_are_the_same_networks(tmp_path):
 
 
 # ---- TensorFlow
-
-
-def tensorflow(arrays, letter, lods=False):
-  """PyTorch's arrays under TensorFlow's names and in its layouts; lods: images' layers are
-  ToRGB_lod0 and FromRGB_lod0.
-  """
-  found, top = {}, max(int(m[1]) for m in (re.search(r'b(\d+)\.', name) for name in arrays) if m)
-  layers = {
-    'conv0': 'Conv0_up' if letter == 'G' else 'Conv0',
-    'conv1': 'Conv1' if letter == 'G' else 'Conv1_down',
-    'skip': 'Skip',
-    'torgb': 'ToRGB',
-    'fromrgb': 'FromRGB',
-    'conv': 'Conv',
-    'fc': 'Dense0',
-    'out': 'Output',
-  }
-  for name, x in arrays.items():
-    x = np.asarray(x)
-    if name.endswith('resample_filter'):
-      continue
-    if m := re.fullmatch(r'mapping\.(?:fc(\d+)|embed)\.(.+)', name):
-      place = f'{"Dense" if letter == "G" else "Mapping"}{m[1]}' if m[1] else 'LabelEmbed'
-      found[f'{"mapping/" if letter == "G" else ""}{place}/{m[2]}'] = x.T
-      continue
-    if name == 'mapping.w_avg':
-      found['dlatent_avg'] = x
-      continue
-    m = re.fullmatch(r'(synthesis\.)?b(\d+)\.(.+?)(?:\.(.+))?', name)
-    start, side, layer, leaf = 'synthesis/' if m[1] else '', int(m[2]), m[3], m[4]
-    if layer == 'const':
-      found[f'{start}4x4/Const/const'] = x[None]
-    elif leaf == 'noise_const':
-      found[f'{start}noise{2 * side.bit_length() - 7 + (layer == "conv1")}'] = x[None, None]
-    else:
-      place = f'{side}x{side}/{"Conv" if side == 4 and layer == "conv1" else layers[layer]}'
-      place = (
-        'Output'
-        if layer == 'out'
-        else f'{layers[layer]}_lod0'
-        if lods and layer in ('torgb', 'fromrgb')
-        else place
-      )
-      if leaf == 'weight' and x.ndim == 4:
-        x = x.transpose(2, 3, 1, 0)
-        x = x[::-1, ::-1] if layer in ('conv0', 'skip') and letter == 'G' else x
-      x = x.T if x.ndim == 2 else x - np.float32(1) if leaf == 'affine.bias' else x
-      leaf = {'affine.weight': 'mod_weight', 'affine.bias': 'mod_bias'}.get(leaf, leaf)
-      found[f'{start}{place}/{leaf}'] = x
-  assert top == max(int(m[1]) for m in (re.search(r'(\d+)x', name) for name in found) if m)
-  return found
 
 
 @pytest.mark.parametrize(
@@ -705,7 +519,7 @@ def test_harmless_differences_of_tensorflow_networks():
 
 
 def test_labels_of_old_stylegan2_are_refused():
-  config, arrays = vectors('tf_checkpoint_import', 'skipG_resnetD')
+  _, arrays = vectors('tf_checkpoint_import', 'skipG_resnetD')
   net = Net(
     'tensorflow', '', {}, under(arrays, 'tf/G/') | {'mapping/LabelConcat/weight': np.zeros((2, 20))}
   )
@@ -721,22 +535,6 @@ def tool(module, **values):
   call(module, *[f'--{name}={value}' for name, value in values.items()])
 
 
-def tensorflow_file(sub='skipG_resnetD'):
-  """A pickle of the vectors of TensorFlow networks, with G, D and Gs, as stylegan2 writes it."""
-  config, arrays = vectors('tf_checkpoint_import', sub)
-  g, kwargs = under(arrays, 'tf/G/'), config['generator_static_kwargs']
-
-  def generator():
-    parts = {
-      name: network(f'G_{name}', under(g, f'{name}/'), **kwargs)
-      for name in ('mapping', 'synthesis')
-    }
-    return network('G_main', {'dlatent_avg': g['dlatent_avg']}, parts, **kwargs)
-
-  d = network('D_stylegan2', under(arrays, 'tf/D/'), **config['discriminator_static_kwargs'])
-  return dumps((generator(), d, generator())), arrays
-
-
 def test_tool(tmp_path, capsys):
   """A pickle of stylegan2 becomes a run, whole and certified."""
   data, arrays = tensorflow_file()
@@ -744,23 +542,16 @@ def test_tool(tmp_path, capsys):
   file.write_bytes(data)
   tool(convert, source=file, dest=dest)
   out = capsys.readouterr().out
-  assert str(dest) in out and [
-    line.partition(' is a')[0] for line in out.splitlines() if 'psi' in line
-  ] == ['  G_ema: truncation_psi=0.5', '  G: truncation_psi=0.5']
-  assert sorted(p.name for p in dest.iterdir()) == [
-    'checkpoints',
-    'config.json',
-    'import.json',
-    'test.png',
-  ]
+  notes = [line.partition(' is a')[0] for line in out.splitlines() if 'psi' in line]
+  assert str(dest) in out
+  assert notes == ['  G_ema: truncation_psi=0.5', '  G: truncation_psi=0.5']
+  files = sorted(p.name for p in dest.iterdir())
+  assert files == ['checkpoints', 'config.json', 'import.json', 'test.png']
   assert [p.name for p in dest.parent.iterdir()] == ['run']
   certificate = json.loads((dest / 'import.json').read_text())
   net = sampler.load(dest)
-  assert certificate['network_sha256'] == net.hash() and certificate['test_image']['shape'] == [
-    32,
-    32,
-    3,
-  ]
+  assert certificate['network_sha256'] == net.hash()
+  assert certificate['test_image']['shape'] == [32, 32, 3]
   assert certificate['shapes']['d.b4.fc.weight'] == [320, 20] and certificate['initialised'] == {}
   made = images(read.Imported(net.config.to_dict(), checkpoint.load(dest)[0], {}), arrays['z'])
   close(made, nhwc(arrays['img_const']))

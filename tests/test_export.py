@@ -327,7 +327,7 @@ def test_tools(tmp_path, capsys):
   assert sampler.load(tmp_path / 'back').hash() == net.hash()
 
 
-@pytest.mark.parametrize('name', ['e.safetensors', 'e.npz'])
+@pytest.mark.parametrize('name', ['e.safetensors', pytest.param('e.npz', marks=pytest.mark.slow)])
 def test_labels_come_along(name, tmp_path):
   """So that a copy draws the same label from a seed, and has the names."""
   net, _ = saved(tmp_path, 'resnet with labels')
