@@ -153,5 +153,6 @@ def path_length(
     part = np.arange(first, first + batch) % pairs
     args = (jnp.asarray(x[part], dtype) for x in (z0, z1, np.zeros(pairs), c))
     with jax.default_matmul_precision('highest'):
-      lengths.append(_distances(generator, distance, 'w', variables, *args))
+      # eps is traced, not a constant that XLA folds: results keep the last bits that they had.
+      lengths.append(_distances(generator, distance, 'w', variables, *args, eps=EPS))
   return float(trimmed(np.concatenate(lengths)[:pairs]).mean())
