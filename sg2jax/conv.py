@@ -50,13 +50,9 @@ def _conv_t(y, w, stride, pad, size):
   if _is_product(k, stride, pad):
     return jnp.einsum('nhwo,io->nhwi', y, w[0, 0].astype(y.dtype))
   pads = [(k - 1 - pad, n - 1 - (m - 1) * stride + pad) for n, m in zip(size, y.shape[1:3])]
+  w = _transposed(w).astype(y.dtype)
   return lax.conv_general_dilated(
-    y,
-    _transposed(w).astype(y.dtype),
-    (1, 1),
-    pads,
-    lhs_dilation=(stride, stride),
-    dimension_numbers=_DIMS,
+    y, w, (1, 1), pads, lhs_dilation=(stride, stride), dimension_numbers=_DIMS
   )
 
 
@@ -171,14 +167,7 @@ def _transposed(w):
 
 
 def conv2d_resample(
-  x: jax.Array,
-  w: jax.Array,
-  *,
-  taps=(1, 3, 3, 1),
-  up: int = 1,
-  down: int = 1,
-  padding: int = 0,
-  flip_weight: bool = True,
+  x: jax.Array, w: jax.Array, *, taps=(1, 3, 3, 1), up=1, down=1, padding=0, flip_weight=True
 ) -> jax.Array:
   """Convolution with up- or down-sampling [S2 App. B]: [N,H,W,I] -> [N,H*up/down,W*up/down,O].
 

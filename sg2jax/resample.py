@@ -17,14 +17,7 @@ from sg2jax.ops import full_precision
 BOX = np.array([0.5, 0.5])  # filter of the growing path and of image pyramids
 
 
-def setup_filter(
-  taps,
-  *,
-  normalize: bool = True,
-  flip: bool = False,
-  gain: float = 1,
-  separable: bool | None = None,
-) -> np.ndarray:
+def setup_filter(taps, *, normalize=True, flip=False, gain=1, separable=None) -> np.ndarray:
   """Filter coefficients: of a 1-D list under 8 taps the outer product [fh,fw], else as it is.
 
   Args:
@@ -128,9 +121,7 @@ def _pad4(padding):
   return (p[0], p[0], p[1], p[1]) if len(p) == 2 else p
 
 
-def upfirdn2d(
-  x: jax.Array, f, *, up=1, down=1, padding=0, flip_filter: bool = False, gain: float = 1
-) -> jax.Array:
+def upfirdn2d(x: jax.Array, f, *, up=1, down=1, padding=0, flip_filter=False, gain=1) -> jax.Array:
   """Zero insertion, padding, FIR filter, decimation. x: [N,H,W,C].
 
   Args:
@@ -178,9 +169,7 @@ def down_padding(taps: int, down: int) -> tuple[int, int]:
   return (taps - down + 1) // 2, (taps - down) // 2
 
 
-def upsample2d(
-  x: jax.Array, f, up=2, *, padding=0, flip_filter: bool = False, gain: float = 1
-) -> jax.Array:
+def upsample2d(x: jax.Array, f, up=2, *, padding=0, flip_filter=False, gain=1) -> jax.Array:
   """Up-sampling by `up` (int or (x, y)) with brightness kept: [N,H,W,C] -> [N,H*up,W*up,C]."""
   height, width = _size(f)
   up_x, up_y = _pair(up)
@@ -190,9 +179,7 @@ def upsample2d(
   return upfirdn2d(x, f, up=up, padding=pad, flip_filter=flip_filter, gain=gain * up_x * up_y)
 
 
-def downsample2d(
-  x: jax.Array, f, down=2, *, padding=0, flip_filter: bool = False, gain: float = 1
-) -> jax.Array:
+def downsample2d(x: jax.Array, f, down=2, *, padding=0, flip_filter=False, gain=1) -> jax.Array:
   """Down-sampling by `down` (int or (x, y)): [N,H,W,C] -> [N,H/down,W/down,C]."""
   height, width = _size(f)
   down_x, down_y = _pair(down)
@@ -201,9 +188,7 @@ def downsample2d(
   return upfirdn2d(x, f, down=down, padding=pad, flip_filter=flip_filter, gain=gain)
 
 
-def filter2d(
-  x: jax.Array, f, *, padding=0, flip_filter: bool = False, gain: float = 1
-) -> jax.Array:
+def filter2d(x: jax.Array, f, *, padding=0, flip_filter=False, gain=1) -> jax.Array:
   """FIR filter that keeps the size of x [N,H,W,C] (plus padding)."""
   return upsample2d(x, f, 1, padding=padding, flip_filter=flip_filter, gain=gain)
 

@@ -37,12 +37,7 @@ LATER_FIELDS = {'fault': NO_FAULT}
 
 
 def create_train_state(
-  key: jax.Array,
-  generator,
-  discriminator,
-  g_tx: optax.GradientTransformation,
-  d_tx: optax.GradientTransformation,
-  dtype=jnp.float32,
+  key: jax.Array, generator, discriminator, g_tx, d_tx, dtype=jnp.float32
 ) -> TrainState:
   """A fresh state. Weights and noise maps are N(0,1) draws from `key`; dtype: of every float."""
   key_g, key_d = jax.random.split(key)

@@ -1,6 +1,4 @@
-"""Order of the mesh on slices where processes interleave, division of what doesn't divide, and keys
-that are kept apart.
-"""
+"""The mesh on slices where processes interleave, rows that don't divide, keys that differ."""
 
 import jax
 from jax.sharding import NamedSharding, PartitionSpec
@@ -39,18 +37,14 @@ def laid_out(slice_):
   return [Device(number, process) for process, number in zip(*SLICES[slice_], strict=True)]
 
 
-def seen(mesh, local, n):
-  """Rows of the global array that a mesh makes of what each process gives: {process: rows} ->
-  [n].
-  """
-  places = NamedSharding(mesh, PartitionSpec('data')).devices_indices_map((n,))
-  rows, used = [None] * n, {}
+def global_rows(mesh, local, n):
+  """What a mesh makes of the rows of each process, {process: rows} -> [n]."""
+  slices = NamedSharding(mesh, PartitionSpec('data')).devices_indices_map((n,))
+  rows = [None] * n
+  next_row = {process: iter(part) for process, part in local.items()}
   for device in mesh.devices.flat:  # each takes the next of its process's rows
-    where = range(n)[places[device][0]]
-    first = used.get(device.process_index, 0)
-    for k, row in enumerate(where):
-      rows[row] = local[device.process_index][first + k]
-    used[device.process_index] = first + len(where)
+    for row in range(n)[slices[device][0]]:
+      rows[row] = next(next_row[device.process_index])
   return rows
 
 
@@ -76,7 +70,7 @@ def test_evaluation_counts_every_image_once_on_slices(slice_, n, size, group, as
       as_process(p)
       local[p] = features._share(mesh, first, batch, size, group).tolist()
     total = sum(map(len, local.values()))
-    counted += seen(mesh, local, total)[:batch]
+    counted += global_rows(mesh, local, total)[:batch]
   assert counted == list(range(n))
 
 
@@ -87,15 +81,13 @@ def test_the_order_of_make_mesh_would_lose_images(slice_, as_process):
   for p in range(4):
     as_process(p)
     local[p] = features._share(mesh, 0, 50, 64).tolist()
-  counted = seen(mesh, local, 64)[:50]
+  counted = global_rows(mesh, local, 64)[:50]
   assert len(set(counted)) < 50
 
 
 @pytest.mark.parametrize('slice_', SLICES)
 def test_training_sees_every_image_once_on_slices(slice_):
-  """The rows of a round that processes read, put together by the mesh, are the round in the order
-  of the stream.
-  """
+  """What processes read of a round, put together by the mesh, is the round as one reads it."""
 
   class Numbers:
     stored = shape = (1, 1, 1)
@@ -116,7 +108,7 @@ def test_training_sees_every_image_once_on_slices(slice_):
   mesh = sharding.make_mesh(laid_out(slice_))
   for r in range(2):
     local = {p: x[r].ravel().tolist() for p, x in enumerate(read)}
-    assert seen(mesh, local, 32) == alone[r].ravel().tolist()
+    assert global_rows(mesh, local, 32) == alone[r].ravel().tolist()
 
 
 def test_mesh_keeps_the_devices_of_a_process_side_by_side():
@@ -128,28 +120,24 @@ def test_mesh_keeps_the_devices_of_a_process_side_by_side():
 
 @pytest.mark.parametrize('seed', [0, 7])
 def test_keys_of_purposes_are_kept_apart(seed):
-  """Also what they split into and the keys of minibatches: D's first key was the parent key of
-  minibatch 1.
-  """
-  found = []
+  """Children and keys of minibatches, too: D's first key was once the parent of minibatch 1's."""
+  drawn = []
   for purpose in keys.PURPOSES:
     key = keys.purpose_key(seed, purpose)
     children = [key, *jax.random.split(key, 3), *(jax.random.fold_in(key, i) for i in range(50))]
     # Within a purpose split and fold_in may coincide; one purpose uses one of them.
-    found.append({tuple(jax.random.key_data(k).tolist()) for k in children})
-  assert len(set().union(*found)) == sum(map(len, found))
-  assert all(
-    tuple(jax.random.key_data(jax.random.key(seed)).tolist()) not in part for part in found
-  )
+    drawn.append({tuple(jax.random.key_data(k).tolist()) for k in children})
+  assert len(set().union(*drawn)) == sum(map(len, drawn))
+  root = tuple(jax.random.key_data(jax.random.key(seed)).tolist())
+  assert root not in set().union(*drawn)
 
 
+@pytest.mark.smoke
 def test_keys_are_those_of_version_0_2():
   """What a seed means is a promise: a run goes on bit for bit."""
-  data_of = lambda purpose: jax.random.key_data(keys.purpose_key(0, purpose)).tolist()
-  assert [data_of(p) for p in ('init', 'training')] == [
-    [1797259609, 2579123966],
-    [928981903, 3453687069],
-  ]
+  numbers = {'init': [1797259609, 2579123966], 'training': [928981903, 3453687069]}
+  for purpose, number in numbers.items():
+    assert jax.random.key_data(keys.purpose_key(0, purpose)).tolist() == number
 
 
 @pytest.mark.parametrize('n, devices', [(4, 8), (3, 8), (12, 8), (5, 4), (1, 6), (8, 8), (16, 8)])
