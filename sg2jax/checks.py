@@ -26,21 +26,9 @@ RULES: list[tuple[str, Callable[[Any], bool], str]] = [
     'loss.r1_gamma loss.pl_weight opt.lr_rampup_kimg ema.rampup net.clamp '
     'grow.hold_kimg grow.fade_kimg',
   ),
-  (
-    'must lie in [0, 1]',
-    lambda v: 0 <= v <= 1,
-    'loss.mixing_prob loss.pl_decay',
-  ),
-  (
-    'must lie in [0, 1)',
-    lambda v: 0 <= v < 1,
-    'opt.beta1 opt.beta2',
-  ),
-  (
-    'must be less than 2^32',
-    lambda v: v < 2**32,
-    'seed',
-  ),
+  ('must lie in [0, 1]', lambda v: 0 <= v <= 1, 'loss.mixing_prob loss.pl_decay'),
+  ('must lie in [0, 1)', lambda v: 0 <= v < 1, 'opt.beta1 opt.beta2'),
+  ('must be less than 2^32', lambda v: v < 2**32, 'seed'),
   (
     'must be 1 or more',
     lambda v: v >= 1,
@@ -82,24 +70,22 @@ def check(config: Config) -> None:
   for net in build.VARIANTS:
     record = build.variant(config, net)
     for field in dataclasses.fields(record):
-      if field.name in config[net]:
-        raise UsageError(
-          f'--config.{net}.{field.name}: it is a field of {net}.variant; set it there'
-        )
+      name = field.name
+      _need(name not in config[net], f'{net}.{name}: it is a field of {net}.variant; set it there')
   _check_fields(build.spell_out(config))
   _check_networks(config, sizes)
-  if not config.data.name and not config.data.dir:
-    raise UsageError(
-      "--config.data.dir='' names no data set: give the directory that "
-      '`python -m sg2jax.tools.prepare` wrote, or --config.data.name=digits'
-    )
+  _need(
+    config.data.name or config.data.dir,
+    "data.dir='' names no data set: give the directory that `python -m sg2jax.tools.prepare` "
+    'wrote, or --config.data.name=digits',
+  )
   _check_growth(config, sizes)
   _check_batches(config)
 
 
-def _need(is_good, name, value, rule):
+def _need(is_good, text):
   if not is_good:
-    raise UsageError(f'--config.{name}={value} {rule}')
+    raise UsageError(f'--config.{text}')
 
 
 def _sizes(config):
@@ -139,43 +125,40 @@ def _check_fields(tree):
         is_good = test(value_of(name))
       except TypeError:  # the fields of a Variant may be of any type
         is_good = False
-      _need(is_good, name, value_of(name), rule)
+      _need(is_good, f'{name}={value_of(name)} {rule}')
   for name, choices in CHOICES.items():
     words = [choice for choice in choices if choice]
     rule = f'is unknown; choose from {", ".join(words)}'
     if '' in choices:
       rule += ', or leave it empty'
-    _need(value_of(name) in choices, name, value_of(name), rule)
+    _need(value_of(name) in choices, f'{name}={value_of(name)} {rule}')
 
 
 def _check_networks(config, sizes):
   """What the fields of the networks must be together."""
   g = config.g.architecture
   d = config.d.architecture
-  if (g == 'msg') != (d == 'msg'):
-    raise UsageError(
-      f'--config.d.architecture={d} does not fit g.architecture={g}: msg needs msg in both'
-    )
+  _need(
+    (g == 'msg') == (d == 'msg'),
+    f'd.architecture={d} does not fit g.architecture={g}: msg needs msg in both',
+  )
   variant = build.variant(config, 'd')
-  if variant.embed_features and not config.d.mapping_layers:
-    raise UsageError(
-      f'--config.d.variant.embed_features={variant.embed_features} needs d.mapping_layers of 1 or '
-      'more; use 0'
-    )
-  if variant.mbstd_num_channels:
-    width = fmaps(max(sizes[0]), config.d.fmap_base, config.d.fmap_max, variant.fmap_min)
-    _need(
-      width % variant.mbstd_num_channels == 0,
-      'd.variant.mbstd_num_channels',
-      variant.mbstd_num_channels,
-      f'must divide the {width} feature maps of the last block; use 1',
-    )
+  _need(
+    config.d.mapping_layers or not variant.embed_features,
+    f'd.variant.embed_features={variant.embed_features} needs d.mapping_layers of 1 or more; use 0',
+  )
+  channels = variant.mbstd_num_channels
+  width = fmaps(max(sizes[0]), config.d.fmap_base, config.d.fmap_max, variant.fmap_min)
+  _need(
+    not channels or width % channels == 0,
+    f'd.variant.mbstd_num_channels={channels} must divide the {width} feature maps of the last '
+    'block; use 1',
+  )
   most = len(image_side_layers(d, sizes))
   _need(
     config.d.freeze_layers <= most,
-    'd.freeze_layers',
-    config.d.freeze_layers,
-    f'must be at most {most}, which is all layers before the last block',
+    f'd.freeze_layers={config.d.freeze_layers} must be at most {most}, which is all layers before '
+    'the last block',
   )
 
 
@@ -189,22 +172,18 @@ def _check_growth(config, sizes):
   starts = [4 << i for i in range(len(sizes))]
   _need(
     grow.start_res in starts,
-    'grow.start_res',
-    grow.start_res,
-    f'must be one of {", ".join(map(str, starts))}, or 0',
+    f'grow.start_res={grow.start_res} must be one of {", ".join(map(str, starts))}, or 0',
   )
   _need(
     grow.hold_kimg + grow.fade_kimg > 0,
-    'grow.hold_kimg',
-    grow.hold_kimg,
-    'and grow.fade_kimg=0 leave no time to grow',
+    f'grow.hold_kimg={grow.hold_kimg} and grow.fade_kimg=0 leave no time to grow',
   )
   for net in build.VARIANTS:
+    architecture = config[net].architecture
     _need(
-      config[net].architecture in GROWING,
-      f'{net}.architecture',
-      config[net].architecture,
-      f'cannot grow; use {" or ".join(GROWING)}, or set grow.start_res=0',
+      architecture in GROWING,
+      f'{net}.architecture={architecture} cannot grow; use {" or ".join(GROWING)}, or set '
+      'grow.start_res=0',
     )
 
 
@@ -219,9 +198,8 @@ def _check_pairs(name, pairs, what, kind):
 
   _need(
     all(is_good(pair) for pair in pairs),
-    f'grow.{name}',
-    pairs,
-    f'must be pairs of pixels and a {what} above 0, such as ((8, 256), (16, 128))',
+    f'grow.{name}={pairs} must be pairs of pixels and a {what} above 0, such as ((8, 256), '
+    '(16, 128))',
   )
 
 
@@ -229,11 +207,9 @@ def _check_batches(config):
   """What a minibatch, its rounds and its minibatch-stddev groups are divided into."""
   for batch, name in build.batches(config).items():
     micro = build.microbatch(config, batch)
+    above = math.ceil(batch / micro) * micro
     _need(
-      batch % micro == 0,
-      name,
-      batch,
-      f'must be a multiple of microbatch={micro}; try {math.ceil(batch / micro) * micro}',
+      batch % micro == 0, f'{name}={batch} must be a multiple of microbatch={micro}; try {above}'
     )
     divisors = {}
     if build.variant(config, 'd').mbstd_num_channels:
@@ -249,7 +225,7 @@ def _check_multiple(config, name, micro, n, what):
   name = 'microbatch' if config.microbatch else name
   below = micro // n * n
   near = f'{below} or {below + n}' if below else f'{n}'
-  _need(micro % n == 0, name, micro, f'must be a multiple of {what}; try {near}')
+  _need(micro % n == 0, f'{name}={micro} must be a multiple of {what}; try {near}')
 
 
 def check_devices(config: Config, devices: Sequence[jax.Device]) -> None:
@@ -260,21 +236,16 @@ def check_devices(config: Config, devices: Sequence[jax.Device]) -> None:
   """
   kind = devices[0].platform
   n = len(devices)
-  kinds = {
-    '': (kind,),
-    'gpu': ('gpu', 'cuda', 'rocm'),
-    'tpu': ('tpu',),
-    'cpu': ('cpu',),
-  }
   if config.device == 'accelerator':
     is_good = kind != 'cpu'
+  elif config.device == 'gpu':
+    is_good = kind in ('gpu', 'cuda', 'rocm')
   else:
-    is_good = kind in kinds[config.device]
-  if not is_good:
-    raise UsageError(
-      f'--config.device={config.device}, but JAX sees only {n} {kind} device(s); install the JAX '
-      'build for your accelerator (pip install "jax[cuda13]" or "jax[tpu]"), or say '
-      '--config.device=cpu'
-    )
+    is_good = config.device in ('', kind)
+  _need(
+    is_good,
+    f'device={config.device}, but JAX sees only {n} {kind} device(s); install the JAX build for '
+    'your accelerator (pip install "jax[cuda13]" or "jax[tpu]"), or say --config.device=cpu',
+  )
   for batch, name in build.batches(config).items():
     _check_multiple(config, name, build.microbatch(config, batch), n, f'the {n} devices')

@@ -141,7 +141,7 @@ class Discriminator(nn.Module):
     images = dict(enumerate(img)) if isinstance(img, tuple) else self._pyramid(img, sizes, alpha)
     if self.is_initializing():
       alpha = 1.0  # lower images are there, too, and something has to be said
-    conv = self._conv()
+    conv, dense = self._layers()
     join = JOINS.get(self.architecture, fade)
     is_residual = self.architecture == 'resnet'
     block = ResidualDiscriminatorBlock if is_residual else DiscriminatorBlock
@@ -160,7 +160,7 @@ class Discriminator(nn.Module):
       hidden=self._fmaps(2) if grows else widths[0],  # configs A-D count on to 2 px here
       out=max(self.c_dim, 1) if grows else cmap_dim,
       conv=conv,
-      dense=partial(Dense, activation=self.variant.activation, bias_gain=self._bias_gain()),
+      dense=dense,
       join=join,
       stddev=self._stddev(),
       name=names[0],
@@ -177,30 +177,22 @@ class Discriminator(nn.Module):
   def _fmaps(self, res):
     return fmaps(res, self.fmap_base, self.fmap_max, self.variant.fmap_min)
 
-  def _bias_gain(self):
-    """Of config A, where the gain sqrt(2) is in the weights, and biases don't have it."""
-    return RSQRT2 if self.architecture == 'stylegan1' else 1
-
-  def _conv(self):
-    """Makes a convolution of (feature maps, side of its kernel)."""
+  def _layers(self):
+    """Makers of convolutions, of (feature maps, side of the kernel), and of dense layers."""
     adain = self.architecture == 'stylegan1'
-    return partial(
-      Conv,
-      activation=self.variant.activation,
-      clamp=self.clamp,
-      taps=TAPS if adain else self.variant.taps,
-      bias_gain=self._bias_gain(),
-      mean=adain,
-    )
+    # In config A the gain sqrt(2) is in the weights, and biases don't have it.
+    common = dict(activation=self.variant.activation, bias_gain=RSQRT2 if adain else 1)
+    taps = TAPS if adain else self.variant.taps
+    conv = partial(Conv, clamp=self.clamp, taps=taps, mean=adain, **common)
+    return conv, partial(Dense, **common)
 
   def _stddev(self):
     """The minibatch stddev, or None."""
-    if not self.variant.mbstd_num_channels:
+    num_channels = self.variant.mbstd_num_channels
+    if not num_channels:
       return None
     return partial(
-      ops.minibatch_stddev,
-      group_size=self.mbstd_group_size,
-      num_channels=self.variant.mbstd_num_channels,
+      ops.minibatch_stddev, group_size=self.mbstd_group_size, num_channels=num_channels
     )
 
   def _pyramid(self, img, sizes, alpha):
@@ -213,9 +205,8 @@ class Discriminator(nn.Module):
     if self.architecture == 'skip':
       f = resample.setup_filter(self.variant.taps, separable=True)
       shrink = partial(resample.downsample2d, f=f)
-    fading = alpha is not None
-    below = image_blocks(newest, self.architecture, fading, self.is_initializing())[:-1]
+    indices = image_blocks(newest, self.architecture, alpha is not None, self.is_initializing())
     images = {newest: img}
-    for i in reversed(below):
+    for i in reversed(indices[:-1]):
       images[i] = shrink(images[i + 1])  # [N,h/2,w/2,C]
     return images
