@@ -59,12 +59,14 @@ def sheet(
     names: of all pictures; each has its own place in every strip.
     **options: of `imshow`.
   """
+  # At most 10 in a line; as many in each, so that none is nearly empty.
   lines = -(-len(names) // 10)
   columns = -(-len(names) // lines)
   ratios = []
   for strip in pictures:
     height, width = next(iter(strip.values())).shape[:2]
     ratios.append(height / width)
+  # Inches: the chart, then for each network its heading and pictures as high as they are wide.
   heights = [3.6] + [0.35 + lines * (0.4 + 8.4 / columns * ratio) for ratio in ratios]
   figure = blank(title, caption, sum(heights))
   top, *strips = figure.subfigures(len(heights), 1, height_ratios=heights)

@@ -39,6 +39,7 @@ def run(main: Callable[[list[str]], None], positional: int = 0):
   )
 
   def checked(argv: list[str]):
+    # As it is, no `finally` would run, and files that were begun would stay.
     signal.signal(signal.SIGTERM, _terminate)
     with exit_codes():
       if len(argv) > 1 + positional:
@@ -107,9 +108,11 @@ def parse(argv: list[str]) -> list[str]:
   """
   try:
     configs = list(_config_arguments(argv))
+    # Before ml_collections looks: all that it says of a missing file is a traceback.
     for argument, path in configs:
       _check_config_file(argument, path)
     rest = flags.FLAGS(argv)
+    # ml_collections takes anything for a configuration, and fails where it is used.
     for argument, _ in configs:
       _check_config(argument, flags.FLAGS['config'].value)
   except SystemExit:
@@ -179,6 +182,7 @@ def _check_config(argument: str, config: object):
 
 def _check_places(rest: list[str]):
   """Raises UsageError for addresses and unknown home folders, wherever there is text."""
+  # A path library makes gs:/b of gs://b, and a folder gs: where the user stands.
   given = [('', argument) for argument in rest[1:]]
   for name in flags.FLAGS:
     value = flags.FLAGS[name].value
@@ -191,6 +195,7 @@ def _check_places(rest: list[str]):
   for flag, text in given:
     if isinstance(text, str):
       paths.check_local(text, flag + text)
+      # Orbax writes and reads these paths, and takes UTF-8 only.
       if flag in ('--workdir=', '--checkpoint=', '--config.init_from='):
         paths.check_text(text, flag + text)
 
@@ -245,6 +250,7 @@ def _check_writable(place: pathlib.Path, argument: str):
   there = next(p for p in (place, *place.parents) if p.exists())
   if not there.is_dir():
     raise faults.UsageError(f'{argument}: {there} is a file; name another place')
+  # Root may write anywhere by these bits; it then fails where the file is written.
   if not os.access(there, os.W_OK | os.X_OK):
     raise faults.WriteError(
       f'{argument}: {there} may not be written to; name another place, or ask for the permission'

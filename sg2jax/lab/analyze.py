@@ -68,6 +68,7 @@ def analyze(
   """
   _, measure, draw, unit, noise = KINDS[kind]
   if kind == 'contribution':
+    # Before any is measured: the second of two networks may be the wrong one.
     for _, net in networks:
       artifacts.check_parts(net.config.g.architecture)
   measured = [measure(net, images, seed) for _, net in networks]
@@ -122,6 +123,7 @@ def contribution(net: Sampler, images: int, seed: int) -> Measured:
     moments = [artifacts.moments(parts), artifacts.moments(pixels)]
     return jax.tree.map(lambda x: len(ws) * x, moments)
 
+  # Summed in float64 on the host: of 1024 images float32 would lose digits that the shares show.
   parts = _in_parts(net, sums, sampler.sample_ws(net, images, seed))
   moments = jax.tree.map(lambda *x: np.sum(x, 0, np.float64) / images, *parts)
   names = sorted(moments[0], key=artifacts.resolution)
@@ -173,6 +175,7 @@ def droplets(net: Sampler, images: int, seed: int) -> Measured:
       'p95': float(np.quantile(ratio, 0.95)),
       'max': float(ratio.max()),
     }
+    # Each part brought only its own worst: maps of all samples wouldn't fit.
     maps[name] = max((part[name][1] for part in parts), key=np.max)
   table = '  '.join(f'{name} {v["median"]:.1f} ({v["p95"]:.1f})' for name, v in layers.items())
   return Measured({'peak_to_median': layers}, table, maps)
@@ -198,6 +201,7 @@ def phase(net: Sampler, images: int, seed: int) -> Measured:
   shares = []
   energies = []
   starts = []
+  # One path after the other: their frames together can be more than the memory of the host.
   for w0, w1 in zip(ends[::2], ends[1::2]):
     frames = np.concatenate(_in_parts(net, render, artifacts.path(w0, w1, FRAMES)))
     if min(frames.shape[1:3]) < 16:
@@ -210,6 +214,7 @@ def phase(net: Sampler, images: int, seed: int) -> Measured:
     energies.append(energy)
     starts.append(frames[0])
   shares = np.array(shares, np.float64)  # [paths,octaves]
+  # Per path, so that the difference of the finest and the coarsest has an error of its own.
   shares = np.concatenate([shares, shares[:, :1] - shares[:, -1:]], 1)
   mean = shares.mean(0).tolist()
   error = (shares.std(0, ddof=1) / math.sqrt(len(shares))).tolist()
@@ -220,6 +225,7 @@ def phase(net: Sampler, images: int, seed: int) -> Measured:
   ]
   energy = np.sum(energies, 0, np.float64)
   preference, folded = artifacts.grid_preference(energy, 8)
+  # No layer repeats every 7 px: what shows there, too, is of the subject and not of the network.
   control, _ = artifacts.grid_preference(energy, 7)
   text = '  '.join(
     '{period_px[0]}-{period_px[1]} px {fixed:.3f} ({unrelated:.3f})'.format(**o) for o in octaves

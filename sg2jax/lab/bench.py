@@ -1,6 +1,7 @@
 """How fast a configuration trains: the four steps and synthesis, timed interleaved."""
 
 from collections.abc import Callable
+from functools import partial
 import statistics
 import time
 from typing import Any
@@ -20,13 +21,14 @@ CLASSES = 10  # where there are labels: as many as of digits and CIFAR-10
 def measure(config: ConfigDict, rounds: int) -> dict:
   """All figures of a configuration, as JSON values: seconds, images/s, bytes, FLOP."""
   mesh = sharding.make_mesh()
+  # Fully grown: the stage in which a run spends most of its time.
   stage = build.growth(config).stage(FULLY_GROWN)
   steps = build.steps(config, CLASSES if config.data.labels else 0, mesh, stage)
   state = build.init_state(config, steps, sharding.replicated(mesh))
-  state_bytes = sum(x.nbytes for x in jax.tree.leaves(state))
-  flop = flop_per_image(config, state, steps)
   batch, ws = _random_batch(config, steps, mesh)
   key = jax.device_put(jax.random.key(0), sharding.replicated(mesh))
+  sizes = {'state_bytes': sum(x.nbytes for x in jax.tree.leaves(state))}
+  flop = flop_per_image(config, state, steps)
 
   # ---- compile
   compiled = {}
@@ -36,37 +38,26 @@ def measure(config: ConfigDict, rounds: int) -> dict:
     step = sharding.jit_step(getattr(steps, name), mesh)
     compiled[name] = step.lower(key, state, batch).compile()
     compile_seconds[f'compile_{name}'] = time.perf_counter() - start
+  temporaries = [step.memory_analysis().temp_size_in_bytes for step in compiled.values()]
+  sizes['temp_bytes'] = max(temporaries)
 
-  def synthesis(state, ws):
+  @jax.jit
+  def synthesize(state, ws):
     variables = {'params': state.g, 'noise': state.noise}
     return steps.generator.apply(variables, ws[0], 'const', method='synthesize')
 
-  synthesize = jax.jit(synthesis).lower(state, ws).compile()
+  # ---- time
+  def train(name):
+    nonlocal state  # the old one is donated
+    state, aux = compiled[name](key, state, batch)
+    return state, aux
+
   peak_dtype = jnp.bfloat16 if config.g.num_bf16_res else jnp.float32
-  matmul, matmul_flop = matmul_probe(peak_dtype)
-
-  # ---- time, interleaved: a machine that slows down slows all of them
-  seconds = {name: [] for name in (*compiled, 'synthesis', 'matmul')}
-  for i in range(rounds + 1):
-    for name in seconds:
-      start = time.perf_counter()
-      if name == 'synthesis':
-        jax.block_until_ready(synthesize(state, ws))
-      elif name == 'matmul':
-        jax.block_until_ready(matmul())
-      else:
-        state, aux = compiled[name](key, state, batch)
-        jax.block_until_ready((state, aux))
-      if i:  # the first is warm-up
-        seconds[name].append(time.perf_counter() - start)
-
-  # ---- figures
-  median = {name: statistics.median(times) for name, times in seconds.items()}
-  every = {'g': 1, 'd': 1, 'g_reg': steps.pl_interval, 'd_reg': steps.r1_interval}
-  lazy = sum(median[name] / every[name] for name in compiled)
-  eager = sum(median[name] for name in compiled)
-  flop_per_sec = flop['flop_lazy'] * stage.batch / lazy
-  peak = matmul_flop * mesh.size / min(seconds['matmul'])
+  multiply, multiply_flop = matmul_probe(peak_dtype)
+  functions = {name: partial(train, name) for name in compiled}
+  functions |= {'synthesis': lambda: synthesize(state, ws), 'matmul': multiply}
+  seconds = interleaved(functions, rounds)
+  peak = multiply_flop * mesh.size / min(seconds.pop('matmul'))
   device = jax.devices()[0]
   return {
     'device': device.device_kind,
@@ -74,20 +65,47 @@ def measure(config: ConfigDict, rounds: int) -> dict:
     'jax': jax.__version__,
     'resolution': list(build.resolution(config)),
     'batch': stage.batch,
-    **{f'sec_{name}': median[name] for name in (*compiled, 'synthesis')},
-    'img_per_sec_lazy': stage.batch / lazy,
-    'img_per_sec_eager': stage.batch / eager,
-    'lazy_over_eager': eager / lazy,
-    'img_per_sec_synthesis': ws.shape[1] / median['synthesis'],
     **compile_seconds,
-    'temp_bytes': max(c.memory_analysis().temp_size_in_bytes for c in compiled.values()),
-    'state_bytes': state_bytes,
+    **sizes,
     'device_peak_bytes': (device.memory_stats() or {}).get('peak_bytes_in_use'),
     **flop,
-    'flop_per_sec': flop_per_sec,
     'peak_dtype': jnp.dtype(peak_dtype).name,
     'peak_flop_per_sec': peak,
-    'share_of_peak': flop_per_sec / peak,
+    **_rates(seconds, steps, ws.shape[1], flop['flop_lazy'], peak),
+  }
+
+
+def interleaved(functions: dict[str, Callable], rounds: int) -> dict[str, list[float]]:
+  """{name: seconds of each round}: a machine that slows down slows all functions alike."""
+  seconds = {name: [] for name in functions}
+  for i in range(rounds + 1):
+    for name, function in functions.items():
+      start = time.perf_counter()
+      jax.block_until_ready(function())
+      # The first round is warm-up, and compiles what isn't yet.
+      if i:
+        seconds[name].append(time.perf_counter() - start)
+  return seconds
+
+
+def _rates(seconds, steps, images, flop_per_image, peak):
+  """Medians, and what follows from them; images: that synthesis makes at once."""
+  median = {name: statistics.median(times) for name, times in seconds.items()}
+  synthesis = median.pop('synthesis')
+  every = {'g': 1, 'd': 1, 'g_reg': steps.pl_interval, 'd_reg': steps.r1_interval}
+  # A minibatch of training: regularizers run every few only, and their cost is shared out.
+  lazy = sum(median[name] / every[name] for name in median)
+  eager = sum(median.values())
+  batch = steps.stage.batch
+  return {
+    **{f'sec_{name}': median[name] for name in median},
+    'sec_synthesis': synthesis,
+    'img_per_sec_lazy': batch / lazy,
+    'img_per_sec_eager': batch / eager,
+    'lazy_over_eager': eager / lazy,
+    'img_per_sec_synthesis': images / synthesis,
+    'flop_per_sec': flop_per_image * batch / lazy,
+    'share_of_peak': flop_per_image * batch / lazy / peak,
   }
 
 
@@ -108,6 +126,7 @@ def _random_batch(config, steps, mesh):
 
 def matmul_probe(dtype) -> tuple[Callable[[], jax.Array], int]:
   """A function that multiplies two square matrices on one device, and its FLOP."""
+  # Large enough to be bound by arithmetic, not by memory or the launch.
   n = 1536 if jax.default_backend() == 'cpu' else 8192
   x = jnp.ones((n, n), dtype)
   multiply = jax.jit(lambda x: x @ x)
@@ -120,7 +139,9 @@ def flop_per_image(config: ConfigDict, state: Any, steps: Any) -> dict[str, floa
   # These layers work at a quarter of their block's pixels: before up-, after down-sampling.
   g = _forward_flop(state.g, pixels, ('conv0', 'skip'))
   d = _forward_flop(state.d, pixels, ('conv1', 'skip'))
-  lazy = 4 * g + 8 * d  # the step of G takes 3G + 2D, that of D takes G + 6D
+  # A backward pass costs two forward ones, or one where only the input's gradient is wanted. The
+  # step of G takes 3G + 2D, that of D takes G and 3D each for fakes and reals.
+  lazy = 4 * g + 8 * d
   if steps.pl_weight:
     lazy += 6 * g / steps.pl_shrink / (steps.pl_interval or 1)
   if steps.r1_gamma:

@@ -104,6 +104,7 @@ def start(command: list[str], stop: Any) -> int:
   with subprocess.Popen(command) as process:
     told = False
     while True:
+      # Ctrl-C reaches the child by itself; a SIGTERM comes to this process alone.
       with contextlib.suppress(subprocess.TimeoutExpired):
         return process.wait(0.2)
       # Once: a second one would end it before it has saved.
@@ -146,6 +147,7 @@ def work(
     # First of all: a signal may end a run with any code.
     if stop:
       stop.leave(done())
+    # The next run would end in the same way.
     if code in ENDS:
       raise ENDS[code](
         f'{run} ended with exit code {code}, for the reason above; {done()}, and the same command '
@@ -192,6 +194,7 @@ def measure_run(run: Run, stop: Any = ()) -> dict:
     'swd_start': float(ticks[0]['swd']),
     'ppl_w_end_pixel_mse': path_length(net.generator, net.variables, pixel_distance, labels),
     'ppl_pairs': PPL_PAIRS,
+    # Of all images over all seconds: a growing cell is many times faster at first.
     'img_per_sec': float((seconds * rates).sum() / seconds.sum()),
     'img_per_sec_full_size': statistics.median(
       row['img_per_sec'] for row in ticks if row['nimg'] and not row.get('lod')
@@ -212,6 +215,7 @@ def _check_comparable(run, net, ticks):
       f'{run}: the newest whole checkpoint is of {kimg:g} of {net.config.total_kimg:g} kimg; the '
       'same command goes on'
     )
+  # Smaller images have an SWD of their own, that can't be compared.
   if build.growth(net.config).lod(net.nimg):
     raise faults.UsageError(
       f'{run} has not grown to full size in {kimg:g} kimg; leave grow as it is, and use another '

@@ -1,4 +1,4 @@
-"""Measures a trained generator against a data set: FID, KID, precision and recall, PPL, SWD ...
+"""Measures a trained generator against a data set: FID, KID, PPL, SWD and others.
 
   python -m sg2jax.tools.evaluate --checkpoint=RUN [--metrics=fid50k_full,pr50k3_full,ppl2_wend]
       [--data=DATA] [--out=DIR]

@@ -42,6 +42,7 @@ def main(_):
   """Reads, converts, writes."""
   args = flags.FLAGS
   run = pathlib.Path(args.checkpoint).expanduser().absolute()
+  # Before the weights are read, which may take minutes.
   path = destination(args.dest, run.name, SUFFIXES[args.format])
   state, config = checkpoint.load(args.checkpoint)
   if args.format == 'safetensors':

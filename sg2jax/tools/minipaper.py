@@ -1,14 +1,14 @@
-"""Trains cells of the paper's Table 1 and Table 2 at small scale, and prints tables of its own.
+"""Trains cells of the paper's tables at small scale, and prints tables of its own.
 
   python -m sg2jax.tools.minipaper --out=DIR [--cells=a,e,e:Gorig-Dorig] [--seeds=2] [--kimg=30]
       [--resolution=32] [--set=FIELD=VALUE ...]
 
-The cells (configs/minipaper.py) train one after another under the same budget, each with several
-seeds. The same command goes on where it was: a run that has its DIR/<cell>/seed<k>/result.json
-isn't started again, one that was interrupted resumes. More cells and seeds can join later. DIR then
-holds table.md, table.json (with every run) and samples.png. FIELD is one of configs/default.py, for
-all cells alike. A cell that fails is named in the tables, the others go on, and the exit code is 1.
-docs/minipaper.md says what it shows.
+The cells, of Table 1 and Table 2 (configs/minipaper.py), train one after another under the same
+budget, each with several seeds. The same command goes on where it was: a run that has its
+DIR/<cell>/seed<k>/result.json isn't started again, one that was interrupted resumes. More cells and
+seeds can join later. DIR then holds table.md, table.json (with every run) and samples.png. FIELD is
+one of configs/default.py, for all cells alike. A cell that fails is named in the tables, the others
+go on, and the exit code is 1. docs/minipaper.md says what it shows.
 """
 
 from functools import partial
