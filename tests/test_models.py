@@ -81,6 +81,7 @@ def with_layers(net, layers, params, *args, **options):
 # ---- sizes
 
 
+@pytest.mark.smoke
 @pytest.mark.parametrize(
   'resolution, sizes',
   [
@@ -365,6 +366,7 @@ def test_remat_changes_neither_values_nor_gradients():
 # ---- labels
 
 
+@pytest.mark.smoke
 def test_labels_matter_in_both_networks():
   g = make(c_dim=3)
   d = make_d(c_dim=3)
