@@ -301,19 +301,12 @@ def test_names_of_classes_in_json(tmp_path):
 
 def test_paths_are_guessed_only_where_one_file_fits(tmp_path):
   table = {'A/0.png': 0, 'b/0.png': 1, 'b/2.png': 1, '2.png': 0, 'sub/3.png': 1, 'A/9.png': 2}
-  found, report = of_json(
-    tmp_path,
-    table,
-    'a/0.png',
-    'b/0.png',
-    'b/2.png',
-    'x/3.png',
-    'deep/sub/3.png',
-    'c/9.png',
-    'd/9.png',
-  )
-  assert {n for n, label in found.items() if label is None} == {'x/3.png', 'c/9.png', 'd/9.png'}
-  assert set(report['stale_labels']) == {'2.png', 'A/9.png'}
+  table |= {'p/5.png': 0, 'q/5.png': 1}  # both would be that of one file
+  names = 'a/0.png b/0.png b/2.png x/3.png deep/sub/3.png c/9.png d/9.png 5.png'.split()
+  found, report = of_json(tmp_path, table, *names)
+  unlabelled = {name for name, label in found.items() if label is None}
+  assert unlabelled == {'x/3.png', 'c/9.png', 'd/9.png', '5.png'}
+  assert set(report['stale_labels']) == {'2.png', 'A/9.png', 'p/5.png', 'q/5.png'}
 
 
 def test_two_labels_of_a_file(tmp_path):

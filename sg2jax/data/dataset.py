@@ -52,6 +52,7 @@ class Source:
     image = features.get('image')
     if not isinstance(image, tfds.features.Image) or not len(self._records):
       raise DatasetError(f"{self.place}: holds no images under the key 'image'")
+    # ---- what a sample is
     self.c_dim = 0
     if labels:
       self._read_label_feature(features.get('label'))
@@ -60,6 +61,7 @@ class Source:
       self.shape = (None, None, self.shape[2] or 3)
       self.shape = self[0]['image'].shape
     self.stored = self.shape
+    # ---- which data set it is
     metadata = builder.info.metadata or {}
     self.resize_filter = str(metadata.get('resize_filter', 'unknown'))
     self.hash = self._hash(metadata.get('content_sha256'))
@@ -130,6 +132,7 @@ class Source:
     return self._label(i, self._features(i) if self.c_dim else None)
 
   def _label(self, i: int, features) -> np.ndarray:
+    # Also a data set with labels gives none where none were asked for.
     label = np.zeros(self.c_dim, np.float32)
     if not self.c_dim:
       return label
@@ -166,6 +169,7 @@ class Source:
       return None
     if (stored.c_dim, stored.one_hot) != (self.c_dim, self._one_hot):
       return None
+    # Of vectors only some may be stored, so their counts say nothing.
     if self._one_hot and stored.counts.sum() != len(self):
       return None
     return stored
@@ -234,6 +238,7 @@ def _find(name: str, data_dir: str, resolution: tuple[int, int]) -> tfds.core.Da
 
 def _folder(name: str, data_dir: str, resolution: tuple[int, int]) -> str | os.PathLike | None:
   """The folder of the data set; None: TFDS has to look for it."""
+  # A folder that is a data set counts before a name of TFDS.
   if _is_dataset(data_dir):
     if name and pathlib.Path(name).name != pathlib.Path(data_dir).name:
       raise DatasetError(

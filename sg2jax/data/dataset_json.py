@@ -91,6 +91,7 @@ def _match(
   Returns:
     {file: [index of a pair, ...]}, warnings, paths without a file.
   """
+  # ---- 1. the very path
   folder = posixpath.dirname(source.label_file)
   known = set(source.names)
   entries = {}
@@ -101,6 +102,7 @@ def _match(
       rest[i] = path
     else:
       entries.setdefault(name, []).append(i)
+  # ---- 2. and 3. a path like it
   guessed = []
   for with_folders in (False, True):
     index = _Index([name for name in source.names if name not in entries], folder)
@@ -113,6 +115,7 @@ def _match(
       if len(claim) == 1:
         entries[name] = claim
         guessed.append(f'{_quoted(rest.pop(claim[0]))} as {_quoted(name)}')
+  # ---- what the user should look at
   free = next((name for name in source.names if name not in entries), None)
   if not entries:
     there = 'no file' if free is None else _quoted(free)
@@ -157,6 +160,7 @@ class _Index:
   """Files by their path without case and composition, and by the ends of it."""
 
   def __init__(self, names: list[str], folder: str):
+    # Of a million files each path is looked up, not compared with all.
     self.whole = collections.defaultdict(set)
     self.ends = collections.defaultdict(set)
     for name in names:
@@ -205,12 +209,14 @@ def _labels(
 
 def _value(path: str, raw: object) -> Label | None:
   """One label as it stands there -> a number, text (of a number or a name), a vector, or None."""
+  # As pandas writes what is missing.
   if raw is None or raw != raw:  # NaN
     return None
   if isinstance(raw, str):
     return raw.strip() or None
   if isinstance(raw, list) and raw:
     return _vector(path, raw)
+  # 1.0 is class 1, as pandas writes a column with gaps; true is no class, though Python counts it.
   if isinstance(raw, int | float) and not isinstance(raw, bool) and raw == raw // 1:
     return _class_number(path, int(raw))
   hint = '; write classes as 0 and 1' if isinstance(raw, bool) else ''

@@ -50,6 +50,7 @@ def check(source: pathlib.Path, dest: pathlib.Path):
     raise UsageError(
       f'--source={source} lies inside --dest={dest}, which would be replaced; choose another place'
     )
+  # ---- is it a place for a folder
   there = next(p for p in (dest, *dest.parents) if p.exists())
   if not there.is_dir():
     raise UsageError(f'--dest={dest}: {there} is a file; choose another place')
@@ -57,6 +58,7 @@ def check(source: pathlib.Path, dest: pathlib.Path):
     names = os.listdir(dest) if there == dest else []
   except OSError as e:
     raise UsageError(f'--dest={dest} can not be read ({e.strerror}); choose a new folder') from e
+  # ---- would anything be lost
   names = sorted(name for name in names if not _LEFTOVER.fullmatch(name))
   if names and not _is_ours(dest):
     raise UsageError(
@@ -140,6 +142,7 @@ def leftovers(dest: pathlib.Path) -> list[str]:
 
 
 def _runs(pid: int) -> bool:
+  # Signal 0 only asks. Of another user's process it may not, so there is one.
   try:
     os.kill(pid, 0)
   except OSError as e:

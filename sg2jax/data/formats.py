@@ -55,11 +55,13 @@ _SUFFIXES = {suffix: f'camera raw ({suffix[1:].upper()})' for suffix in _RAW} | 
 
 def what_else(data: bytes, name: str = '') -> str:
   """Names a file that is no picture we read, by its content, or else by its name."""
+  # ---- by signatures
   for offset, signature, reason in _SIGNATURES:
     if data.startswith(signature, offset):
       return reason
   if data[4:8] == b'ftyp':
     return _of_iso_media(data[8:256])
+  # ---- text, before formats of Pillow, of which some begin with two letters
   start = data[:1024].lstrip(b'\xef\xbb\xbf \t\r\n').lower()
   if b'<svg' in start:
     return 'wrong format: SVG'
@@ -67,12 +69,14 @@ def what_else(data: bytes, name: str = '') -> str:
     return 'not an image: HTML or XML'
   if _is_text(start):
     return 'not an image: text'
+  # ---- by headers
   if _is_tga(data):
     return 'wrong format: TGA'
   if kind := _known_to_pillow(data[:16]):
     return (
       f'corrupt: {kind} with an unreadable header' if kind in FORMATS else f'wrong format: {kind}'
     )
+  # ---- by the name
   suffix = pathlib.PurePosixPath(name).suffix.lower()
   kind = _SUFFIXES.get(suffix) or Image.EXTENSION.get(suffix)
   if kind and kind not in FORMATS:

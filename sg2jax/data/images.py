@@ -104,10 +104,12 @@ def decode(data: bytes, options: Options, name: str = '') -> Picture:
     pixels = re.search(r'\((\d+) pixels', str(e))[1]
     raise _too_large(pixels, options) from None
   except Exception as e:  # Pillow's decoders raise nearly anything on damaged files
+    # ---- once more without metadata, which may be all that is broken
     bare = formats.without_metadata(data)
     if bare != data:
       with contextlib.suppress(Exception):
         return _open(bare, options)
+    # ---- what it is, or what is wrong
     if isinstance(e, UnidentifiedImageError):
       raise Unusable(formats.what_else(data, name)) from None
     kind = 'truncated' if 'truncated' in str(e).lower() else 'corrupt'
@@ -183,6 +185,7 @@ def _to_channels(image: Image.Image, options: Options) -> np.ndarray:
   """uint8 [H,W,C] of an image of any mode of 8 bits."""
   if options.channels == 4:
     return np.asarray(image.convert('RGBA'))
+  # Before RGB: colours of transparent pixels are anything.
   if image.has_transparency_data:
     canvas = Image.new('RGBA', image.size, (*options.background, 255))
     canvas.alpha_composite(image.convert('RGBA'))
@@ -216,6 +219,7 @@ def fit_image(image: np.ndarray, options: Options) -> np.ndarray:
 
 def _center(image: np.ndarray, height: int, width: int, options: Options) -> np.ndarray:
   h, w, _ = image.shape
+  # One of the two is the whole side, the other what the target's aspect leaves of it.
   rows = max(1, min(h, round(w * height / width)))
   columns = max(1, min(w, round(h * width / height)))
   if (rows < height or columns < width) and not options.allow_upscale:
@@ -288,6 +292,7 @@ def _resize_rgba(image: np.ndarray, height: int, width: int, resize_filter: str)
   planes = [Image.fromarray(weighted[:, :, i]) for i in range(4)]
   planes = [plane.resize((width, height), FILTERS[resize_filter]) for plane in planes]
   small = np.dstack([np.asarray(plane) for plane in planes])  # [height,width,4]
+  # Filters with negative lobes leave the range.
   opacity = np.rint(np.clip(small[:, :, 3:], 0, 255))
   colour = small[:, :, :3] * 255 / np.maximum(small[:, :, 3:], 0.5)
   colour = np.where(opacity > 0, np.rint(np.clip(colour, 0, 255)), 0)

@@ -61,6 +61,7 @@ def _number_classes(
     {file: index of its class}, the names of the classes, a warning of those that have no usable
     picture, which aren't numbered.
   """
+  # In threads: the first picture of each of many classes has to be decoded.
   order = sorted(files, key=wording.natural_key)
   with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
     is_class = dict(zip(order, pool.map(lambda c: any(map(usable, files[c])), order)))
@@ -92,6 +93,7 @@ def _from_folders(source: sources.Listing, usable: Callable[[str], bool]) -> Ass
   has_classes = any(_class_of(path, top) and usable(path) for path in source.names)
   if not has_classes and any(_is_picture_beside(path, top, above) for path in source.names):
     top = above
+  # ---- classes: folders in `top`
   files = {_class_of(folder + '/', top): [] for folder in source.folders}  # also those without any
   for path in source.names:
     files.setdefault(_class_of(path, top), []).append(path)
@@ -103,6 +105,7 @@ def _from_folders(source: sources.Listing, usable: Callable[[str], bool]) -> Ass
       '--labels=folder: all pictures lie in one folder; make one folder per class'
       + (f' (left out: {reasons})' if reasons else '')
     )
+  # ---- what the user should look at
   if all(name.lower() in _SPLITS for name in names):
     warnings.append(
       f'the classes are {wording.enumerate_names(names)}: these look like parts of a data set, not '
@@ -144,6 +147,7 @@ def _shared_folder(paths: list[str], usable: Callable[[str], bool]) -> str | Non
   for path in paths:
     files[_parent(path)].append(path)
   shared = None
+  # Sorted, a folder comes before those in it, so most are inside `shared` by then.
   for folder in sorted(files):
     if shared is not None and folder.startswith(shared):
       continue

@@ -64,6 +64,7 @@ class Labels(NamedTuple):
 
   def draw(self, key: np.random.RandomState, count: int) -> np.ndarray:
     """`count` labels as frequent as in the data: float32 [count,c_dim]."""
+    # Image number i has the label whose interval of cumulated counts it is in.
     ends = np.cumsum(self.counts)
     return self.values[np.searchsorted(ends, key.randint(ends[-1], size=count), 'right')]
 

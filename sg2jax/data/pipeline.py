@@ -142,6 +142,7 @@ def stream(source: 'Source | Shrunk', *, seed: int, mirror: bool) -> Sequence[Sa
   """
   import grain  # not above: see __init__.py
 
+  # seed() before shuffle(): each epoch and each position draw from it. NumPy takes 32 bits.
   samples = grain.MapDataset.source(source).seed(seed % 2**32).shuffle().repeat()
   return samples.random_map(_mirror) if mirror else samples
 

@@ -53,6 +53,7 @@ def build(
     DatasetError: `source` missing or unreadable, or labels missing.
     WriteError: `dest` can't be written.
   """
+  # ---- what can be refused before any work
   check_resolution(options)
   source = pathlib.Path(source).expanduser()
   place = destination.resolved(dest)
@@ -62,6 +63,7 @@ def build(
     raise DatasetError(
       f'--source={source}: there is no file in it (hidden ones are not looked at); nothing was made'
     )
+  # ---- built in a hidden folder, then moved
   report = {
     'tool': destination.TOOL,
     'source': wording.printable(str(source)),
@@ -70,11 +72,14 @@ def build(
   }
   try:
     with destination.building(place) as scratch, _pillow(options):
+      # Pictures are asked for twice: classes are only those that have a usable one, and of each as
+      # many are tried as that takes; then all are converted.
       pictures = _Pictures(listing, options)
       assignment = label_rules.assign(label_rule, listing, pictures.is_usable)
       report |= _write(scratch, pictures, assignment, workers or os.cpu_count())
       if report['images']:
         report['warnings'] += destination.leftovers(place)
+        # Last of all that is written: only a folder that has it may be replaced.
         (scratch / destination.REPORT).write_text(json.dumps(report, indent=1) + '\n')
         report['warnings'] += destination.replace(scratch, place)
   except (OSError, RuntimeError) as e:  # array_record raises the latter
@@ -132,6 +137,7 @@ class _Pictures:
 
   def read(self, name: str) -> images.Picture:
     """Raises Unusable with the reason."""
+    # Known from looking for classes; to decode it again would cost as much as a good one.
     if name in self._reasons:
       raise images.Unusable(self._reasons[name])
     try:
@@ -175,8 +181,10 @@ def _write(
   unusable = []
   used = []
   peaks = []
+  # Runs resume by this digest: of the shape, then of each picture with its label, in order.
   content = hashlib.sha256(repr(options.shape).encode())
   with (
+    # Threads are enough: Pillow decodes and resizes outside the GIL.
     concurrent.futures.ThreadPoolExecutor(workers) as pool,
     records.Writer(place, 'images', features) as writer,
   ):
@@ -217,6 +225,7 @@ def _features(
   options: images.Options, assignment: label_rules.Assignment
 ) -> tfds.features.FeaturesDict:
   features = {'image': tfds.features.Image(shape=options.shape, encoding_format='png')}
+  # The three kinds that `dataset.Source` reads.
   if assignment.names:
     features['label'] = tfds.features.ClassLabel(names=assignment.names)
   elif assignment.c_dim and assignment.one_hot:

@@ -75,6 +75,7 @@ class Writer:
       data_dir=self._place, dataset_name=self._name, split='train', filetype_suffix='array_record'
     )
     count = len(self._lengths)
+    # Their number is part of each name.
     for i in range(count):
       final = template.sharded_filepath(shard_index=i, num_shards=count)
       os.rename(self._place / f'part-{i}', final)
@@ -117,6 +118,7 @@ def open_records(builder: tfds.core.DatasetBuilder):
       f'{place}: stored as {info.file_format.value}, which has no random access; rebuild it: '
       f'{BUILD.format(name=info.name)}'
     )
+  # Stored in several formats: open it anew as the one that is wanted.
   if info.file_format != array_record:
     builder = tfds.builder_from_directory(place, file_format='array_record')
   for path in builder.info.splits[split].filepaths:

@@ -138,6 +138,7 @@ class _Walk:
       self._refuse(error.filename, f'unreadable folder: {error.strerror}')
 
     for path, folders, files in os.walk(top, onerror=refuse_unreadable):
+      # Device and inode: the same folder has many paths where there are links.
       identity = _identity(path)
       if identity in self._paths or identity in self._parents:
         # Reached again, inside of what a link led to.
@@ -192,6 +193,7 @@ def _list_zip(archive_path: pathlib.Path) -> Listing:
   unusable = []
   for member in members:
     name = member.filename.replace('\\', '/')  # Windows' separator, against the standard
+    # Nothing is unpacked, but names go into the report and classes.
     if name.startswith('/') or name[1:2] == ':' or '..' in name.split('/'):
       unusable.append(report_entry(name, 'path leads out of the zip'))
       continue

@@ -57,6 +57,7 @@ def lines(report: dict) -> Iterator[str]:
   """The report, line by line."""
   unusable = report['unusable']
   yield f'{report["images"]} images, {len(unusable)} unusable files'
+  # ---- reasons: 70,000 files may have one
   kinds = collections.Counter(_kind(entry['reason']) for entry in unusable)
   for kind, count in kinds.most_common(_LISTED):
     hint = _KINDS.get(kind, '')
@@ -67,6 +68,7 @@ def lines(report: dict) -> Iterator[str]:
     yield f'  {entry["file"]}: {entry["reason"]}'
   if len(unusable) > _LISTED:
     yield f'  ... and {len(unusable) - _LISTED} more'
+  # ---- labels
   if 'classes' in report:
     yield from _class_lines(report['classes'])
   if 'components' in report:
