@@ -165,21 +165,12 @@ def layers(net, **values):
 def test_attributes_say_what_runs_whatever_the_arguments_say(tmp_path):
   """stylegan3's layers clamp to 256 where no argument says so."""
   net = torch_nets('skip')[0]['G_ema']
-  flat = {k: v for k, v in net.kwargs.items() if k != 'synthesis_kwargs'} | {
-    'channel_base': 1024,
-    'channel_max': 32,
-  }
+  flat = {k: v for k, v in net.kwargs.items() if k != 'synthesis_kwargs'}
+  flat |= {'channel_base': 1024, 'channel_max': 32}
   assert read.of_nets({'G': net._replace(kwargs=flat)}).config['g']['clamp'] == 0
   file = tmp_path / 'network.pkl'
-  file.write_bytes(
-    dumps(
-      {
-        'G_ema': module(
-          'Generator', net.arrays, flat, layers(net, conv_clamp=256, activation='relu')
-        )
-      }
-    )
-  )
+  attributes = layers(net, conv_clamp=256, activation='relu')
+  file.write_bytes(dumps({'G_ema': module('Generator', net.arrays, flat, attributes)}))
   found = read.read_network(file).config['g']
   assert (found['clamp'], found['fmap_base'], found['fmap_max']) == (256, 512, 32)
   assert found['variant'] == {'activation': 'relu'}
@@ -207,104 +198,75 @@ def other(net, name, change):
   return net._replace(arrays=net.arrays | {name: change(net.arrays[name])})
 
 
-SYNTHESIS, MAPPING, FILTER = (
-  'synthesis_kwargs',
-  'mapping_kwargs',
-  'synthesis.b8.conv0.resample_filter',
+SYNTHESIS = 'synthesis_kwargs'
+FILTER = 'synthesis.b8.conv0.resample_filter'
+
+
+@pytest.mark.parametrize(
+  'nested, changed, says',
+  [
+    (SYNTHESIS, {'use_magic': 0}, 'use_magic=0 is not known'),
+    (SYNTHESIS, {'kernel_size': 5}, 'kernel_size=5'),
+    ('mapping_kwargs', {'activation': 'relu'}, 'mapping_kwargs.activation=relu'),
+    (SYNTHESIS, {'activation': 'gelu'}, 'activation=gelu must be one of'),
+    (SYNTHESIS, {'architecture': 'unet'}, 'architecture=unet'),
+    (SYNTHESIS, {'architecture': 'resnet'}, 'b16.skip.weight [1, 1, 32, 32] is missing'),
+    (None, {'img_resolution': 64}, 'img_resolution=64, but its arrays say 32'),
+    (None, {'c_dim': 2}, 'c_dim=2'),
+    (SYNTHESIS, {'use_noise': False}, 'use_noise=False'),
+    (SYNTHESIS, {'conv_clamp': -1}, 'clamp=-1'),
+    (SYNTHESIS, {'resample_filter': [1, 2, 1]}, 'is not the filter of the taps [1, 2, 1]'),
+    (None, {'args': [512]}, 'z_dim occurs twice'),
+  ],
 )
-REFUSED = {
-  'an unknown argument': (lambda g: fields(g, SYNTHESIS, use_magic=0), 'use_magic=0 is not known'),
-  'mapping activation': (
-    lambda g: fields(g, MAPPING, activation='relu'),
-    'mapping_kwargs.activation=relu',
-  ),
-  'unknown activation': (
-    lambda g: fields(g, SYNTHESIS, activation='gelu'),
-    'activation=gelu must be one of',
-  ),
-  'architecture': (lambda g: fields(g, SYNTHESIS, architecture='unet'), 'architecture=unet'),
-  'another architecture': (
-    lambda g: fields(g, SYNTHESIS, architecture='resnet'),
-    'b16.skip.weight [1, 1, 32, 32] is missing',
-  ),
-  'kernel': (lambda g: fields(g, SYNTHESIS, kernel_size=5), 'kernel_size=5'),
-  'resolution': (
-    lambda g: fields(g, img_resolution=64),
-    'img_resolution=64, but its arrays say 32',
-  ),
-  'labels': (lambda g: fields(g, c_dim=2), 'c_dim=2'),
-  'noise': (lambda g: fields(g, SYNTHESIS, use_noise=False), 'use_noise=False'),
-  'clamp': (lambda g: fields(g, SYNTHESIS, conv_clamp=-1), 'clamp=-1'),
-  'taps': (
-    lambda g: fields(g, SYNTHESIS, resample_filter=[1, 2, 1]),
-    'is not the filter of the taps [1, 2, 1]',
-  ),
-  'another filter': (
-    lambda g: other(g, FILTER, lambda x: x.T * 1.1),
-    f'{FILTER} is not the filter',
-  ),
-  'layers that differ': (
-    lambda g: fields(
-      g, attributes=layers(g, conv_clamp=None) | {'synthesis.b8.conv0': {'conv_clamp': 1}}
-    ),
-    'differ in conv_clamp',
-  ),
-  'its class': (lambda g: g._replace(kind='TriPlaneGenerator'), 'TriPlaneGenerator'),
-  'twice': (lambda g: fields(g, args=[512]), 'z_dim occurs twice'),
-  'a missing layer': (
-    lambda g: without(g, 'synthesis.b8.conv0.bias'),
-    'g_ema.synthesis.b8.conv0.bias [32] is missing',
-  ),
-  'another shape': (
-    lambda g: other(g, 'mapping.fc1.bias', lambda x: x[:5]),
-    'fc1.bias is [5], and should be [32]',
-  ),
-  'w_avg': (
-    lambda g: other(g, 'mapping.w_avg', lambda x: x[:5]),
-    'w_avg is [5], and should be [32]',
-  ),
-  'a layer too many': (
-    lambda g: g._replace(arrays=g.arrays | {'synthesis.b8.conv2.weight': np.zeros(3)}),
-    'b8.conv2.weight is [3], and belongs to none',
-  ),
-  'StyleGAN3': (
-    lambda g: g._replace(
-      arrays={'mapping.fc0.weight': np.zeros((3, 2)), 'synthesis.L0_36_512.bias': np.zeros(3)}
-    ),
-    'not the layers of a StyleGAN2 (IndexError',
-  ),
-  'widths': (
-    lambda g: other(g, 'synthesis.b8.conv1.bias', lambda x: x[:31]),
-    'feature maps {4: 32, 8: 31',
-  ),
-}
-
-
-@pytest.mark.parametrize('name', REFUSED)
-def test_what_would_make_other_images_is_refused_by_name(name):
-  change, says = REFUSED[name]
+def test_arguments_that_would_make_other_images_are_refused_by_name(nested, changed, says):
   with pytest.raises(ValueError, match=re.escape(says)):
-    read.of_nets({'G_ema': change(torch_nets('skip')[0]['G_ema'])})
+    read.of_nets({'G_ema': fields(torch_nets('skip')[0]['G_ema'], nested, **changed)})
 
 
-def test_a_discriminator_of_other_images_is_refused():
-  nets = torch_nets('skip')[0] | {'D': torch_nets('skip', 'resnet_cond')[0]['D']}
-  with pytest.raises(ValueError, match='D: img_resolution=16, but its arrays say 32'):
-    read.of_nets(nets)
-  with pytest.raises(ValueError, match='D has c_dim=5, G_ema has 0'):
-    read.of_nets(nets | {'D': nets['D']._replace(kwargs={})})
-  with pytest.raises(ValueError, match='epilogue'):
-    read.of_nets(
-      nets | {'D': fields(torch_nets('skip', 'resnet')[0]['D'], 'block_kwargs', activation='relu')}
-    )
-  with pytest.raises(ValueError, match=r'^G has clamp=3\.0, G_ema has 0\.0$'):
-    read.of_nets(
-      nets
-      | {
-        'G': fields(nets['G_ema'], SYNTHESIS, conv_clamp=3),
-        'D': torch_nets('skip', 'resnet')[0]['D'],
-      }
-    )
+@pytest.mark.parametrize(
+  'name, change, says',
+  [
+    (FILTER, lambda x: x.T * 1.1, f'{FILTER} is not the filter'),
+    ('mapping.fc1.bias', lambda x: x[:5], 'fc1.bias is [5], and should be [32]'),
+    ('mapping.w_avg', lambda x: x[:5], 'w_avg is [5], and should be [32]'),
+    ('synthesis.b8.conv1.bias', lambda x: x[:31], 'feature maps {4: 32, 8: 31'),
+  ],
+)
+def test_arrays_of_other_networks_are_refused_by_name(name, change, says):
+  with pytest.raises(ValueError, match=re.escape(says)):
+    read.of_nets({'G_ema': other(torch_nets('skip')[0]['G_ema'], name, change)})
+
+
+def test_other_networks_are_refused_by_name():
+  g = torch_nets('skip')[0]['G_ema']
+  more = {'synthesis.b8.conv2.weight': np.zeros(3)}
+  stylegan3 = {'mapping.fc0.weight': np.zeros((3, 2)), 'synthesis.L0_36_512.bias': np.zeros(3)}
+  attributes = layers(g, conv_clamp=None) | {'synthesis.b8.conv0': {'conv_clamp': 1}}
+  missing = without(g, 'synthesis.b8.conv0.bias')
+  for net, says in (
+    (missing, 'g_ema.synthesis.b8.conv0.bias [32] is missing'),
+    (g._replace(arrays=g.arrays | more), 'b8.conv2.weight is [3], and belongs to none'),
+    (g._replace(arrays=stylegan3), 'not the layers of a StyleGAN2 (IndexError'),
+    (g._replace(kind='TriPlaneGenerator'), 'TriPlaneGenerator'),
+    (fields(g, attributes=attributes), 'differ in conv_clamp'),
+  ):
+    with pytest.raises(ValueError, match=re.escape(says)):
+      read.of_nets({'G_ema': net})
+
+
+def test_networks_that_do_not_fit_each_other_are_refused():
+  g = torch_nets('skip')[0]['G_ema']
+  d = torch_nets('skip', 'resnet')[0]['D']
+  labelled = torch_nets('skip', 'resnet_cond')[0]['D']
+  for nets, says in (
+    ({'D': labelled}, 'D: img_resolution=16, but its arrays say 32'),
+    ({'D': labelled._replace(kwargs={})}, 'D has c_dim=5, G_ema has 0'),
+    ({'D': fields(d, 'block_kwargs', activation='relu')}, 'epilogue'),
+    ({'D': d, 'G': fields(g, SYNTHESIS, conv_clamp=3)}, '^G has clamp=3.0, G_ema has 0.0$'),
+  ):
+    with pytest.raises(ValueError, match=says):
+      read.of_nets({'G_ema': g} | nets)
 
 
 def test_what_a_file_lacks_is_computed_and_said():

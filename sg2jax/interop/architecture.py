@@ -41,10 +41,13 @@ def of_generator(params: dict, grows: str) -> Architecture:
   mapping = params['mapping']
   blocks = _blocks(params['synthesis'])
   first = blocks[0][1]
+  # Each block after the first doubles both sides.
   height, width = (side << len(blocks) - 1 for side in first['const'].shape[:2])
+  # Affine layers take w; the mapping network takes z and the embedded label.
   w_dim = first['conv1']['affine']['weight'].shape[0]
   inputs, hidden = mapping['fc0']['weight'].shape
   layers = sum(bool(re.fullmatch(r'fc\d+', name)) for name in mapping)
+  # Configs A-D concatenate the label's matrix [c_dim,features] itself, E and F an embedding of it.
   c_dim, features = 0, 0
   if 'embed' in mapping:
     if not grows and not isinstance(mapping['embed'], dict):
@@ -73,6 +76,7 @@ def of_discriminator(params: dict, grows: str, image: dict) -> Architecture:
   """Of a discriminator's parameters; image: the generator's, whose resolution shapes must have."""
   mapping = params.get('mapping', {})
   blocks = _blocks(params)
+  # Maps of a block: what its first layer takes; of the last block what its only convolution gives.
   side, last = blocks[0]
   widths = {side: last['conv']['weight'].shape[-1]}
   widths |= {side: block['conv0']['weight'].shape[-1] for side, block in blocks[1:]}
@@ -81,6 +85,7 @@ def of_discriminator(params: dict, grows: str, image: dict) -> Architecture:
   if grows:
     widths[2] = last['fc']['weight'].shape[1]  # see Discriminator.hidden
     c_dim = image['c_dim']
+  # Sizes of the mapping network of labels, of which each defaults to the one before.
   layers = sum(name != 'embed' for name in mapping)
   embed = mapping['embed']['weight'].shape[1] if mapping else cmap_dim
   hidden = mapping['fc0']['weight'].shape[1] if layers > 1 else cmap_dim
@@ -90,6 +95,7 @@ def of_discriminator(params: dict, grows: str, image: dict) -> Architecture:
     'cmap_dim': _unless(widths[side], cmap_dim),
     'embed_features': _unless(cmap_dim, embed),
     'layer_features': _unless(cmap_dim, hidden),
+    # Feature maps that it adds to what the convolution takes.
     'mbstd_num_channels': last['conv']['weight'].shape[2] - widths[side],
   }
   channels = blocks[-1][1]['fromrgb']['weight'].shape[2]
@@ -103,6 +109,7 @@ def _blocks(tree):
 
 def _kind(blocks, image_layer):
   """Which architecture blocks have, by their layers; image_layer: torgb or fromrgb."""
+  # With one block they are the same, and it has no skip.
   if len(blocks) == 1:
     return 'orig'
   if 'skip' in blocks[-1][1]:
@@ -136,8 +143,6 @@ def options(
     given.pop('architecture', None)
   if grows == 'stylegan1' and activation != 'lrelu':
     raise ValueError(f'{name}: nonlinearity={activation}: networks of config A have lrelu here')
-  if format_ == 'pytorch' and given.pop('epilogue_activation', 'lrelu') != activation:
-    raise ValueError(f'{name}: the activation of its epilogue is another than that of its blocks')
   fields = {
     # What their networks have where no argument says it.
     'mapping_lr_mul': 0.1 if (name, format_) == ('D', 'tensorflow') else 0.01,
@@ -146,6 +151,8 @@ def options(
   }
   if name == 'D':
     fields |= {'mbstd_group_size': 4, 'freeze_layers': 0}
+    if format_ == 'pytorch' and given.pop('epilogue_activation', 'lrelu') != activation:
+      raise ValueError('D: the activation of its epilogue is another than that of its blocks')
   return fields | given | _fmaps(name, architecture.widths, given)
 
 

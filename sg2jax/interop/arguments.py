@@ -53,6 +53,7 @@ class _Table:
     return _Table(*(mine | others for mine, others in pairs))
 
 
+# Names as in the networks' constructors of stylegan, stylegan2 and stylegan2-ada.
 _TENSORFLOW = _Table(
   fields={
     'architecture': 'architecture',
@@ -72,6 +73,7 @@ _TENSORFLOW = _Table(
     *('label_fmaps', 'mapping_fmaps', 'mapping_layers', 'num_fp16_res', 'structure'),
   },
 )
+# Those of stylegan2-ada-pytorch and of stylegan3's copy; nested dicts as _flat_kwargs names them.
 _PYTORCH = _Table(
   fields={
     'architecture': 'architecture',
@@ -158,6 +160,7 @@ def parse(net: Net, name: str) -> Arguments:
   Raises:
     ValueError: names an argument that no network of ours has, or its value.
   """
+  # rosinality's files hold no arguments, and its networks have no options but sizes.
   if net.format == 'rosinality':
     return Arguments({'clamp': 0.0}, {}, [])
   if net.format == 'pytorch' and net.kind not in _CLASSES[name[0]]:
@@ -185,6 +188,7 @@ def parse(net: Net, name: str) -> Arguments:
       raise ValueError(f'{text} is not known, and could mean another network')
     elif note := _note(key, value):
       notes.append(f'{name}: {key}={value} {note}')
+  # After the arguments: defaults have changed between releases, and attributes are what runs.
   fields |= _attributes(net, name)
   for field, value in fields.items():
     if rule := _broken_rule(field, value):
@@ -263,6 +267,7 @@ def _in_our_units(fields, format_):
     # Up to 1 means off in TensorFlow, which the shapes say, too.
     size = fields['mbstd_group_size']
     fields['mbstd_group_size'] = WHOLE_BATCH if size is None else max(size, 1)
+  # Feature maps are channel_base / side there, and 2 fmap_base / side here.
   if format_ == 'pytorch' and 'fmap_base' in fields:
     fields['fmap_base'] /= 2
   return fields
@@ -283,6 +288,7 @@ def _flat_kwargs(net, name):
     )
   flat = {}
   for key, value in (*zip(positional, args), *kwargs.items()):
+    # 'args' may give synthesis_kwargs and the like by position.
     nested = {key: value}
     if key.endswith('_kwargs') and isinstance(value, dict):
       # Of these two dicts all arguments are those of the network itself.

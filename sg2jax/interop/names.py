@@ -159,6 +159,7 @@ def rosinality(arrays: dict[str, np.ndarray], letter: str) -> dict[str, np.ndarr
     ValueError: names what is not understood.
   """
   blocks = [int(m[1]) for m in map(re.compile(r'convs\.(\d{1,2})\..+').fullmatch, arrays) if m]
+  # Singular dimensions are of broadcasting there.
   found = {}
   for name, x in arrays.items():
     key = (
@@ -199,6 +200,10 @@ def _generator_key(name):
   else:
     layer = f'synthesis.b{8 << int(m[3]) if m[3] else 4}.torgb'
   return f'{layer}.{_ROSINALITY_LEAF[m[4]]}'
+
+
+# rosinality counts layers from the coarsest on: convs.0 is b8.conv0, noises.noise_0 is b4.conv1's.
+# The discriminator counts from the image on: convs.1 is the block of the full resolution.
 
 
 def _generator_layer(i):
@@ -266,8 +271,9 @@ class TensorFlow:
       return ('mapping', 'embed', m[1])
     if name == 'mapping/LabelConcat/weight':
       return ('mapping', 'embed')
+    # Noise maps are numbered by layer, two to a resolution, and 4x4 has one but in config A.
     if m := re.fullmatch(r'synthesis/noise(\d{1,2})', name):
-      i = int(m[1]) + (not self.adain)  # config A has one for the constant
+      i = int(m[1]) + (not self.adain)
       return ('synthesis', f'b{4 << i // 2}', f'conv{i % 2}', 'noise_const')
     m = re.fullmatch(
       r'(synthesis/)?(?:(\d+)x\2/)?([A-Za-z0-9]+(?:_up|_down)?)(?:_lod(\d+))?/(.+)', name
@@ -275,8 +281,10 @@ class TensorFlow:
     if not m or m[3] not in ('Conv', *_LAYERS):
       raise ValueError(f'TensorFlow variable {name[:80]!a} is not understood')
     synthesis, side, layer, lod, leaf = m.groups()
+    # Layers of images are named by the number of halvings, ToRGB_lod3, where networks grow.
     if lod and not side:
       side = self.resolution >> int(lod)
+    # 4x4/Conv: the only convolution at 4x4 of either network.
     if layer == 'Conv':
       layer = 'conv1' if synthesis else 'conv'
     else:

@@ -92,6 +92,7 @@ class _Parser:
   """
 
   def __init__(self, data):
+    # Honest files need about 1, for arrays, and some 100 bytes for each name and argument.
     self.budget = 4 * len(data) + 100_000
     self.storages = {}  # by id of the bytes that each was hidden in
 
@@ -173,6 +174,7 @@ class _Parser:
     version, kind, kwargs, variables = self.required(
       node.state, 'version', 'build_func_name', 'static_kwargs', 'variables'
     )
+    # Of all of these what is read here is alike.
     if version not in (2, 3, 4, 5):
       raise ValueError(f'a network of version {describe(version)}; known are 2 to 5')
     if not isinstance(kind, str):
@@ -187,6 +189,7 @@ class _Parser:
       name, value = variable
       self.add_array(arrays, _without_g(name), numpy_pickle.array(value, name))
 
+    # Parts of a generator are networks of their own; from here on it is as if it had no parts.
     components = self.entries(node.state).get('components')
     parts = {} if components is None else self.entries(components)
     parts = {name: self.network(part) for name, part in parts.items()}
@@ -250,6 +253,7 @@ class _Parser:
     if not is_call(node, _HIDDEN_FILE) or len(node.args) != 1:
       raise ValueError(f'a storage of an unknown kind: {describe(node)}')
     content = node.args[0]
+    # By id: the pickle's memo makes tensors share the bytes. The tree keeps them alive.
     if id(content) not in self.storages:
       try:
         tree, load_storage = torch_file.contents(numpy_pickle.to_bytes(content))
@@ -262,6 +266,7 @@ class _Parser:
 
   def rosinality(self, data):
     """Nets of a training program's file; the rest of it (optimizers, arguments) is left alone."""
+    # Storages are read when a tensor asks: the optimizers' are most of the file.
     tree, load_storage = torch_file.contents(data, _ROSINALITY_NAMES)
     nodes = self.entries(tree)
     nets = {}

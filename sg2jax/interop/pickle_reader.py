@@ -184,6 +184,7 @@ class _StackMachine:
 
     A container that it changes is the first of them.
     """
+    # pickletools knows of each opcode what lies on the stack before it, by kinds.
     count = len(opcode.stack_before)
     after_mark = []
     if pickletools.markobject in opcode.stack_before:
@@ -205,6 +206,7 @@ class _StackMachine:
     return values
 
   def literal(self, value):
+    # So that nothing that is read can be changed.
     if isinstance(value, bytearray):
       value = bytes(value)
     if isinstance(value, int) and value.bit_length() > MAX_INTEGER:
@@ -283,6 +285,7 @@ class _StackMachine:
 
   def finish(self, container, parts):
     """Notes that `parts` became part of a container: they may not change any more."""
+    # By this no value contains itself, and the depth of a container is known when it is made.
     parts = [id(part) for part in parts if id(part) in self.depth]
     self.finished.update(parts)
     if id(container) in self.finished:

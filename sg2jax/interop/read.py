@@ -69,7 +69,7 @@ def read_network(path: str | pathlib.Path) -> Imported:
     state = _float32(imported.state, imported.report)
   except OSError as e:
     raise WeightsError(f'cannot read {e.filename or path}: {e.strerror or e}') from e
-  # of strangers' files: numpy, safetensors, flax and jax raise all sorts of them
+  # Strangers' files make numpy, safetensors, flax and jax raise all sorts of errors.
   except Exception as e:
     reason = str(e) if type(e) is ValueError else f'it is malformed ({type(e).__name__}: {e})'
     raise WeightsError(f'{path} is refused: {" ".join(reason.split())[:800]}') from e
@@ -91,6 +91,7 @@ def of_nets(nets: dict[str, Net]) -> Imported:
     raise ValueError('it holds no generator')
   report = _report(nets[main].format)
   report['networks'] = {name: net.kind for name, net in nets.items()}
+  # The average first: what images are made by decides about sizes, and the others must fit.
   ema = _import(nets[main], main, None, report)
   g = ema
   if main == 'G_ema' and 'G' in nets:
@@ -103,8 +104,9 @@ def of_nets(nets: dict[str, Net]) -> Imported:
     d = _import(nets['D'], 'D', ema, report)
     _check_equal(d.image, ema.image, 'D', main)
   instead = {'G': 'g is a copy of g_ema', 'D': 'd is empty', 'G_ema': 'g_ema is a copy of g'}
-  for name in instead.keys() - nets.keys():
-    report['initialised'][f'({name})'] = f'the file has no {name}: {instead[name]}'
+  for name, text in instead.items():
+    if name not in nets:
+      report['initialised'][f'({name})'] = f'the file has no {name}: {text}'
   state = {
     'step': np.int32(0),
     'nimg': np.int32(0),
@@ -115,6 +117,7 @@ def of_nets(nets: dict[str, Net]) -> Imported:
     'w_avg': ema.w_avg,
     'pl_mean': np.float32(0),
   }
+  # So that fields of the variants are where build looks for them.
   config = build.complete(architecture.configuration(ema.image, ema.fields, d.fields)).to_dict()
   return Imported(config, _complete(config, state, report), report)
 
@@ -166,6 +169,7 @@ def _import(net, name, generator, report):
       found = architecture.of_discriminator(params, grows, generator.image)
     else:
       found = architecture.of_generator(params, grows)
+  # Of a layer that isn't there, or is something else: StyleGAN3, say.
   except (LookupError, TypeError, AttributeError) as e:
     some = ', '.join(ascii(key[:60]) for key in sorted(net.arrays)[:4])
     raise ValueError(
@@ -184,6 +188,7 @@ def _load_tensorflow(arrays, name, grows, fused, unused):
   for lod in ('lod', 'synthesis/lod'):
     if arrays.pop(lod, 0) != 0:
       raise ValueError(f'{name}: {lod} is not 0: this network is still growing')
+  # Images' layers of lower resolutions, which no image comes through any more.
   if not grows:
     for key in [key for key in arrays if re.search(r'_lod[1-9]', key)]:
       unused[key] = 'of a lower resolution, and this network does not grow'
@@ -200,6 +205,7 @@ def _load_pytorch(net, letter, taps, resolution, unused):
   arrays = {key: x for key, x in net.arrays.items() if key not in filters}
   if net.format == 'rosinality':
     arrays = names.rosinality(arrays, letter)
+  # What b4.fc flattens has the first block's sides. A discriminator's arrays don't show them.
   if resolution:
     size = block_sizes(np.broadcast_to(resolution, 2).tolist())[0]
   else:
@@ -277,6 +283,7 @@ def _complete(config, state, report):
   Raises ValueError for arrays unlike the networks'.
   """
   config = build.complete(config)
+  # The JSON of an export can say anything: a billion layers would be traced one by one.
   layers = max(config.g.mapping_layers, config.d.mapping_layers)
   if layers > MAX_LAYERS or len(build.variant(config, 'g').taps) > arguments.MAX_TAPS:
     raise ValueError(
@@ -289,6 +296,7 @@ def _complete(config, state, report):
     lambda key: state_lib.create_train_state(key, generator, discriminator, nothing, nothing),
     jax.random.key(0),
   )
+  # A fixed seed, so that one file gives the same run each time.
   state = dict(state)
   wrong = []
   draws = np.random.RandomState(0)
@@ -323,6 +331,7 @@ def _complete_part(part, tree, shapes, grows, draws, report):
   for path in sorted(shapes.keys() - flat.keys()):
     name = '.'.join((part, *path))
     if part == 'noise':
+      # Any map is as good: training draws noise anew for each image.
       flat[path] = draws.randn(*shapes[path]).astype(dtype)
       report['initialised'][name] = 'drawn, N(0,1)'
     elif grows and {'torgb', 'fromrgb'} & set(path):
@@ -343,6 +352,7 @@ def _mean_w(generator, params, draws):
   z_dim, c_dim = generator.mapping.z_dim, generator.mapping.c_dim
   z = draws.randn(MEAN_OF, z_dim)
   c = np.eye(max(c_dim, 1), c_dim)[draws.randint(max(c_dim, 1), size=MEAN_OF)]
+  # A mean of float32 over 10,000; on GPUs the default precision would show in it.
   with jax.default_matmul_precision('highest'):
     mean = jax.jit(lambda v, z, c: generator.apply(v, z, c, method='map').mean(0))
     variables = {'params': jax.tree.map(jnp.asarray, params)}

@@ -153,6 +153,7 @@ def tensor(node: object, name: str, load_storage: Callable[[object], np.ndarray]
   # `size`, too: strides of 0 would make a large array of little.
   if size > storage.size or (size and last >= storage.size):
     raise ValueError(f'{label} reaches beyond its storage of {storage.size} elements')
+  # Before strides: of an empty array they may point anywhere.
   if not size:
     return np.zeros(shape, storage.dtype)
   strides = [stride * storage.itemsize for stride in strides]
@@ -238,6 +239,7 @@ def _zip(data, names):
     with _zip_errors():
       return archive.read(roots[0] + name)
 
+  # One array for each storage, so that tensors that share memory there share it here.
   arrays = {}
 
   def load_storage(node):
@@ -277,6 +279,7 @@ def _legacy(data, names):
     value, position = pickle_reader.parse_at(data, position, names, storages.persistent_load)
     return value
 
+  # Magic number, protocol, machine, tensors, keys of the storages.
   if next_pickle() != sniff.TORCH_MAGIC or next_pickle() != PROTOCOL:
     raise ValueError('not a file of torch.save')
   machine = next_pickle()
@@ -286,6 +289,7 @@ def _legacy(data, names):
   keys = next_pickle()
   if not isinstance(keys, list) or not all(isinstance(key, str) for key in keys):
     raise ValueError('the keys of its storages are not text')
+  # Else a part of the file would be skipped, or a tensor be without memory.
   if sorted(keys) != sorted(storages):
     raise ValueError('its storages are not those of its tensors')
 

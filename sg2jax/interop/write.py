@@ -59,6 +59,7 @@ def write_nvidia(state: dict, config: dict) -> tuple[bytes, dict]:
       raise UsageError(
         f'--format=nvidia: stylegan2-ada-pytorch has no {lacking}; use --format=safetensors'
       )
+  # Their constructors register the FIR filters as buffers, and load_state_dict wants them all.
   first = block_sizes(build.resolution(config))[0]
   buffers = {'mapping': {'w_avg': state['w_avg']}, **(state['noise'] or {})}
   arrays = {}
@@ -148,9 +149,11 @@ def write_stablehlo(net: Sampler) -> tuple[bytes, dict]:
   def images(z, *rest):
     c = rest[0] if c_dim else jnp.zeros((z.shape[0], 0))
     psi = rest[-1]
+    # So that it gives on each platform what `sampler` gives.
     with jax.default_matmul_precision('highest'):
       return net.generator.apply(net.variables, z, c, w_avg, psi, None, 'const', **net.growing)
 
+  # Any batch size, in one module.
   (batch,) = jax_export.symbolic_shape('N')
   shapes = {'z': (batch, net.generator.mapping.z_dim)}
   if c_dim:
