@@ -31,8 +31,6 @@ OPTIONS = {
   'microbatch': 4,
   'g.num_bf16_res': 1,
   'd.num_bf16_res': 1,
-  'g.remat': True,
-  'd.remat': True,
   'g.clamp': 256.0,
   'd.clamp': 256.0,
   'g.architecture': 'resnet',
