@@ -21,7 +21,7 @@ import pytest
 from configs import quickstart
 from sg2jax import build, data, sampler, sharding
 from sg2jax.data.labels import Labels
-from sg2jax.evaluation import features, measure, passes, protocols, reals, scores
+from sg2jax.evaluation import features, measure, passes, protocols, reals, scores, swd
 from sg2jax.faults import (
   CheckpointError,
   DatasetError,
@@ -295,7 +295,9 @@ def test_what_is_looked_at_is_made_in_full_precision(run):
 # ---- metrics
 
 
-def test_metrics_without_networks(setting):
+def test_metrics_without_networks(setting, monkeypatch):
+  monkeypatch.setattr(swd, 'DIRECTIONS', 64)
+  monkeypatch.setattr(swd, 'CELLS', 2**13)
   names = ['swd_0.2k', 'pixelfd0.2k_full', 'pixelfd0.2k', 'pixelnn0.2k']
   found = values(names, setting)
   assert set(found) == {*names[:3], 'pixelnn0.2k_farther', 'pixelnn0.2k_z'}
