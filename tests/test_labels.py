@@ -370,11 +370,10 @@ def test_old_hashes_stay(tmp_path):
     path = tmp_path / 'in' / 'ab'[i % 2] / f'{i}.png'
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(np.full((8, 8, 3), i * 50, np.uint8)).save(path)
-  report, _ = finish(tmp_path, tmp_path / 'in')
-  assert report['content_sha256'] == HASH
-
-
-HASH = '320aaad1f6680b2cab6d8f064c1aabf111208453fee0810568c3657d9cf7c2fa'
+  report, source = finish(tmp_path, tmp_path / 'in')
+  digest = '320aaad1f6680b2cab6d8f064c1aabf111208453fee0810568c3657d9cf7c2fa'
+  assert report['content_sha256'] == digest
+  assert source.hash == '3ee38de633c60a17fdc9bdd29df0c4b444956f79296e61619d6f078e2fc949e3'
 
 
 def test_natural_order():

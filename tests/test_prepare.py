@@ -323,7 +323,7 @@ def test_command_line(tmp_path, capsys):
     (['--resolution='], UsageError, 'resolution'),
     (['--background=mud'], UsageError, '--background=mud: must be a CSS colour'),
     (['--fit=wide', '--resolution=32x16'], UsageError, 'the width must be the larger side'),
-    (['--source='], UsageError, '--source is missing; usage'),
+    (['--source='], UsageError, '--source is missing; name a folder'),
     ([f'--dest={tmp_path}/new', f'--source={tmp_path}/no'], DatasetError, 'no such'),
     ([f'--dest={tmp_path}/new', '--resolution=64'], DatasetError, 'no usable picture'),
   ):

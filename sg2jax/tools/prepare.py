@@ -19,14 +19,14 @@ from sg2jax.tools import flags as shared
 
 def define_flags():
   """The flags of this tool."""
-  usage = 'usage: python -m sg2jax.tools.prepare --source=FOLDER|ZIP --dest=DIR --resolution=R'
   flags.DEFINE_string('source', None, 'Folder or zip of pictures.')
   flags.DEFINE_string('dest', None, 'Folder to make.')
   shared.define_parsed(
     'resolution', None, 'Pixels: R, or HEIGHTxWIDTH such as 384x512.', _resolution
   )
-  for name in ('source', 'dest', 'resolution'):
-    shared.define_required(name, usage)
+  shared.define_required('source', 'name a folder or zip of pictures')
+  shared.define_required('dest', 'name a folder to make')
+  shared.define_required('resolution', 'give one, as in --resolution=256')
   flags.DEFINE_enum(
     'fit',
     'center',
