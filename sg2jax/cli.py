@@ -135,7 +135,7 @@ def _one_line(error: Exception) -> str:
   text = str(error).replace('\\n', '\n').replace("\\'", "'").replace('"\'', '').strip('" \n')
   lines = [line for line in text.splitlines() if line.strip()] or [type(error).__name__]
   if 'Traceback' in text:
-    lines = [lines[-1].rpartition('Error: ')[2]]
+    lines = [lines[-1].split('Error: ', 1)[-1]]
   # absl says 'flag --seed=-1: RULE', also of what wasn't given: 'flag --checkpoint=None: RULE'.
   lines = [re.sub(r'^flag (--\w+)=(None|\[\])?: is missing', r'\1 is missing', x) for x in lines]
   lines = [re.sub(r'^flag (--\w+=)', r'\1', line) for line in lines]
