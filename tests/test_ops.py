@@ -207,25 +207,13 @@ def test_bfloat16_gradients_are_those_of_float32(name):
     assert np.linalg.norm(np.float32(value) - wanted) < 0.01 * np.linalg.norm(wanted)
 
 
-@pytest.mark.parametrize(
-  'filtered',
-  [
-    lambda x: resample.upsample2d(x, resample.setup_filter([1, 3, 3, 1])),
-    lambda x: resample.downsample2d(x, np.ones((3, 4)) / 12),
-  ],
-)
-def test_bfloat16_filters_sum_in_float32(filtered):
-  low, full = map(filtered, rounded(2, 16, 16, 4))  # not compiled: a fusion sums in float32
+@pytest.mark.parametrize('function', [resample.filter2d, resample.downsample2d])
+def test_bfloat16_filters_sum_in_float32(function):
+  """Of 16 taps: off by 0.2 %, in bfloat16 by 0.4 %. Not compiled: a fusion sums in float32."""
+  x = rounded(2, 16, 16, 4)[0] + 1
+  low, full = (function(x, np.ones(16) / 16) for x in (x, x.astype(jnp.float32)))
   assert low.dtype == jnp.bfloat16
-  assert np.linalg.norm(np.float32(low) - full) < 0.004 * np.linalg.norm(full)
-
-
-def test_bfloat16_stddev_is_that_of_float32():
-  """Of means that are far larger: in bfloat16 their difference would be lost."""
-  low, _ = rounded(4, 4, 4, 2)
-  low = low + 100
-  y, exact = ops.minibatch_stddev(low), ops.minibatch_stddev(low.astype(jnp.float32))
-  np.testing.assert_allclose(np.float32(y[..., 2]), exact[..., 2], rtol=0.01)
+  assert np.linalg.norm(np.float32(low) - full) < 0.003 * np.linalg.norm(full)
 
 
 def test_result_of_another_dtype_is_not_rounded_before():
