@@ -18,7 +18,7 @@ FLOORS = (
   ('conv',),
   ('interop', 'models', 'nets', 'charts', 'files', 'grids', 'paths', 'signals'),
   ('losses', 'state', 'interop.architecture'),
-  ('steps',),
+  ('steps', 'tally'),
   ('cli', 'data', 'environment', 'event_files', 'locks', 'manifest'),
   ('build', 'checkpoint', 'inputs', 'report'),
   ('checks', 'pretrained', 'sampler'),
@@ -60,11 +60,10 @@ def test_imports_go_down_and_files_stay_small(path):
     ):
       assert FLOOR[room(module)] < FLOOR[here], f'{path.name} imports {module}'
   text = path.read_text()
-  assert len(text.splitlines()) <= 560
+  assert len(text.splitlines()) <= 400
   for node in ast.walk(ast.parse(text)):
-    if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and not node.name.startswith('_'):
-      if isinstance(node, ast.FunctionDef):
-        assert node.end_lineno - node.lineno < 110, f'{node.name} is too long'
+    if isinstance(node, ast.FunctionDef):
+      assert node.end_lineno - node.lineno < 60, f'{node.name} is too long'
   for node in ast.parse(text).body:
     if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and not node.name.startswith('_'):
       assert ast.get_docstring(node), f'{path.name}: {node.name} has no docstring'

@@ -178,7 +178,7 @@ def _write(
     content = pixels.tobytes() + json.dumps(assignment.labels.get(name)).encode()
     return features.serialize_example(example), hashlib.sha256(content).digest(), peak
 
-  unusable = []
+  unusable = list(pictures.listing.unusable)
   used = []
   peaks = []
   # Runs resume by this digest: of the shape, then of each picture with its label, in order.
@@ -206,7 +206,6 @@ def _write(
         description='Pictures converted by python -m sg2jax.tools.prepare.',
       )
   entries = _write_labels(place, assignment, used)
-  unusable += pictures.listing.unusable
   return {
     'images': len(used),
     'unusable': sorted(unusable, key=lambda entry: entry['file']),
