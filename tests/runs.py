@@ -17,10 +17,10 @@ ROOT = pathlib.Path(__file__).parent.parent
 TINY = dict(
   resolution=8,
   batch=8,
-  total_kimg=0.256,
+  total_kimg=0.192,
   tick_kimg=0.064,
   snapshot_kimg=0.032,
-  swd_images=64,
+  swd_images=32,
   **{
     'g.fmap_base': 64,
     'd.fmap_base': 64,
@@ -32,7 +32,7 @@ TINY = dict(
     'metrics': (),
   },
 )
-LAST = 32  # total_kimg / batch
+LAST = 24  # total_kimg / batch
 
 
 def call(tool, *args):
