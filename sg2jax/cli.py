@@ -60,7 +60,7 @@ def run(main: Callable[[list[str]], None], positional: int = 0):
 
 @contextlib.contextmanager
 def exit_codes():
-  """Exits with the code of a Fault and its text on stderr; --debug shows the traceback instead."""
+  """Exits with a Fault's code and text, or 2 for a missing package; --debug: with a traceback."""
   try:
     yield
   except (faults.Fault, KeyboardInterrupt) as e:
@@ -69,6 +69,14 @@ def exit_codes():
     if isinstance(e, KeyboardInterrupt):
       _fail('interrupted; files that were written are whole', faults.Interrupted.code)
     _fail(e, e.code)
+  except ModuleNotFoundError as e:
+    # Installed with pip, the package brings only what `sg2jax.load` needs.
+    if e.name is None or e.name.startswith('sg2jax') or _given(_DEBUG, sys.argv):
+      raise
+    _fail(
+      f'the package {e.name} is missing; pip install "sg2jax[train,eval,video]" brings all',
+      faults.UsageError.code,
+    )
 
 
 def _given(pattern: re.Pattern, argv: list[str]) -> bool:

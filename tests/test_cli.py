@@ -12,7 +12,7 @@ from ml_collections import config_flags
 import pytest
 
 import sg2jax
-from sg2jax import paths, pretrained
+from sg2jax import cli, paths, pretrained
 from sg2jax.faults import UsageError
 from tests.runs import ROOT, call
 
@@ -275,3 +275,14 @@ def test_a_tool_runs_as_a_user_without_home_folder_and_passwd_entry(tool, tmp_pa
     tmp_path / 'tmp' / 'sg2jax-12345' / 'jax'
   ), done.stderr
   assert 'SG2JAX_CACHE=DIR' in done.stderr and 'Traceback' not in done.stderr
+
+
+def test_a_missing_package_is_named_with_the_remedy(capsys):
+  with pytest.raises(SystemExit) as e, cli.exit_codes():
+    import no_such_package  # noqa: F401
+  assert e.value.code == UsageError.code
+  assert 'no_such_package is missing; pip install "sg2jax[train,eval,video]"' in (
+    capsys.readouterr().err
+  )
+  with pytest.raises(ModuleNotFoundError), cli.exit_codes():
+    import sg2jax.no_such_module  # noqa: F401 - a fault of ours keeps its traceback
