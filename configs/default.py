@@ -58,8 +58,9 @@ def get_config():
   c.g.num_bf16_res = 0  # number of upper resolutions computed in bfloat16
   c.g.clamp = 0.0  # activations lie in +-clamp [ADA App. D: 256 with 16-bit floats]; 0: anywhere
   c.g.remat = False  # recompute blocks in the backward pass: less memory, about a third more time
-  # What imported networks do differently: fields of models/variant.py, which only imports set. A
-  # run that starts from such a network needs the same: --config.g.variant="{'taps': (1, 2, 1)}".
+  # What networks of others do otherwise: fields of models/variant.py, such as `taps` of the FIR
+  # filter. Imports set them; a run that starts from such a network has to, for g and d each:
+  # --config.g.variant="{'taps': (1, 2, 1)}".
   c.g.variant = ConfigDict()
 
   c.d = ConfigDict()

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from sg2jax.ops import full_precision
-from sg2jax.resample import down_padding, up_padding, upfirdn2d
+from sg2jax.resample import TAPS, down_padding, up_padding, upfirdn2d
 
 # ---- three bilinear functions
 #
@@ -167,7 +167,7 @@ def _transposed(w):
 
 
 def conv2d_resample(
-  x: jax.Array, w: jax.Array, *, taps=(1, 3, 3, 1), up=1, down=1, padding=0, flip_weight=True
+  x: jax.Array, w: jax.Array, *, taps=TAPS, up=1, down=1, padding=0, flip_weight=True
 ) -> jax.Array:
   """Convolution with up- or down-sampling [S2 App. B]: [N,H,W,I] -> [N,H*up/down,W*up/down,O].
 

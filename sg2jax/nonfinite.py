@@ -163,7 +163,7 @@ def _fault(state):
 
 
 def _first_position(stage, state, phase):
-  """Stream position of the first image; d_reg comes after the clock has moved on."""
+  """Stream position of the first image; d_reg comes after d, which moves the clock (ORDER)."""
   return int(state.nimg) - (stage.batch if phase == 'd_reg' else 0)
 
 

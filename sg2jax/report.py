@@ -17,14 +17,15 @@ import tqdm
 
 from sg2jax import event_files, files, grids
 
-# Metrics of the status line, in this order, and their names there. metrics.jsonl has all metrics.
+# Metrics of the status line, in this order, and their names there; metrics.jsonl has all. They come
+# from what the steps report (means of a tick), from train.loop and from Snapshot.take; columns with
+# units are in _status.
 SHOWN = {
   'lod': 'lod',
   'loss_g': 'G',
   'loss_d': 'D',
   'pl_length': 'pl',
   'r1': 'r1',
-  'ada_p': 'p',
   'swd': 'swd',
 }
 

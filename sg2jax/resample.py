@@ -3,6 +3,8 @@
 A filter is a weighted sum of shifted slices of the image, one axis after the other. XLA's depthwise
 convolution, the other way to say it, is slow, and slower still when differentiated
 (docs/performance.md). Filter coefficients are NumPy arrays or tuples: static, never traced.
+
+Networks take theirs from models.variant.Variant.taps; config A has stylegan1.BLUR.
 """
 
 from functools import partial
@@ -14,6 +16,7 @@ import numpy as np
 
 from sg2jax.ops import full_precision
 
+TAPS = (1, 3, 3, 1)  # the paper's filter [S2 App. B]
 BOX = np.array([0.5, 0.5])  # filter of the growing path and of image pyramids
 
 

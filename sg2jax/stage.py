@@ -91,6 +91,7 @@ def compiled(stage: TrainStage, state: TrainState, stop: Stop) -> TrainStage:
   # In threads: XLA compiles outside the GIL.
   pool = futures.ThreadPoolExecutor(4)
   # The path length takes longest to compile: first, so that it isn't left alone at the end.
+  # The order in which they run is another: steps.ORDER.
   longest_first = sorted(stage.steps.phases(0), key=('g_reg', 'g', 'd', 'd_reg').index)
   jobs = {phase: pool.submit(compile_one, stage.functions[phase]) for phase in longest_first}
   while futures.wait(jobs.values(), timeout=0.2, return_when=futures.FIRST_EXCEPTION).not_done:

@@ -32,9 +32,10 @@ from sg2jax.models.generator import largest
 from sg2jax.models.mapping import broadcast
 from sg2jax.state import TrainState
 
-# In the order of a minibatch: g_reg follows g as both are of one Adam, d sees the generator after
-# both, and d_reg goes after d. The place of a name is its number in keys and in TrainState.fault.
-PHASES = ('g', 'g_reg', 'd', 'd_reg')
+PHASES = ('g', 'g_reg', 'd', 'd_reg')  # a place is the number in keys and in TrainState.fault
+# Of a minibatch: g_reg follows g as both are of one Adam, d sees the generator after both. d moves
+# the clock and the EMA: what comes after it looks back (_before_d, nonfinite._first_position).
+ORDER = ('g', 'g_reg', 'd', 'd_reg')
 OBJECTIVE = 'objective'  # what a step minimises, among the numbers that must be finite
 Result = tuple[TrainState, dict]  # of a step: the new state, and what it reports
 
@@ -292,7 +293,7 @@ class TrainSteps:
       'd': 1,
       'd_reg': self.r1_interval if self.r1_gamma else 0,
     }
-    return [name for name in PHASES if intervals[name] and step % intervals[name] == 0]
+    return [name for name in ORDER if intervals[name] and step % intervals[name] == 0]
 
 
 def _phase_key(key, state, phase):

@@ -82,7 +82,7 @@ def test_pytorch_generators(g):
   net = torch_nets(g)[0]['G_ema']
   found = read.of_nets({'G_ema': net})
   assert network_of(found, 0) == cases_nets.read_generator(Config(vectors('generator', g)[0]))[0]
-  params, noise, w_avg = names.load(net.arrays)
+  params, noise, w_avg = names.from_pytorch(net.arrays)
   same((found.state['g_ema'], found.state['noise'], found.state['w_avg']), (params, noise, w_avg))
 
 
@@ -135,7 +135,7 @@ def test_pytorch_discriminators(d):
     lambda key: generator.init(key, z, c, noise_mode='const'), jax.random.key(0)
   )
   params = jax.tree.map(lambda x: np.zeros(x.shape, np.float32), params)
-  arrays = names.store(params['params']) | names.store(params['noise'])
+  arrays = names.to_pytorch(params['params']) | names.to_pytorch(params['noise'])
   kwargs = {
     key: value
     for key, value in nets['G_ema'].kwargs.items()
@@ -150,7 +150,7 @@ def test_pytorch_discriminators(d):
   if expected.mbstd_group_size is None:
     rest['mbstd_group_size'] = arguments.WHOLE_BATCH
   assert network_of(found, 1) == expected.clone(**rest)
-  same(found.state['d'], names.load(nets['D'].arrays)[0])
+  same(found.state['d'], names.from_pytorch(nets['D'].arrays)[0])
 
 
 def layers(net, **values):

@@ -177,8 +177,12 @@ def test_names_and_filters_are_those_of_the_reference():
         for key in data.files
         if key.startswith(f'{sub}/{letter}/')
       }
-      params, noise, w_avg = names.load({k: v for k, v in theirs.items() if 'resample' not in k})
-      ours = names.store(params) | names.store(noise) | names.filters(params, taps, letter)
+      params, noise, w_avg = names.from_pytorch(
+        {k: v for k, v in theirs.items() if 'resample' not in k}
+      )
+      ours = (
+        names.to_pytorch(params) | names.to_pytorch(noise) | names.filters(params, taps, letter)
+      )
       ours |= {} if w_avg is None else {'mapping.w_avg': w_avg}
       same(dict(sorted(ours.items())), dict(sorted(theirs.items())))
 

@@ -1,6 +1,7 @@
 """The labels in a dataset.json, in the many forms that people write it.
 
-The forms, and what its paths may look like, are stated in docs/data.md.
+The forms, and what its paths may look like, are stated in docs/data.md. Only `_pairs` knows JSON;
+the rest takes pairs of a path and a label.
 """
 
 import collections

@@ -1,6 +1,7 @@
-"""The labels of a data set: which there are, how many images have each, what they are called.
+"""The labels of a finished data set: which there are, how many images have each, their names.
 
-Read by everything that uses a trained network, so it imports NumPy alone.
+How `prepare` finds them is in label_rules. This is read by everything that uses a trained network,
+so it imports NumPy alone.
 """
 
 from collections.abc import Sequence

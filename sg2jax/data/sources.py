@@ -20,6 +20,7 @@ from sg2jax.data import images, wording
 from sg2jax.faults import DatasetError
 
 MAX_FILE_BYTES = 512 * 2**20
+# Read by dataset_json. Another label file has to be named here, or it is tried as a picture.
 LABEL_FILE = 'dataset.json'
 _IGNORED = ('__MACOSX', 'Thumbs.db', 'desktop.ini', LABEL_FILE)
 # Only hints: what a file is, its content decides.

@@ -31,7 +31,7 @@ from typing import NamedTuple
 from sg2jax.faults import UsageError
 
 OFFLINE = 'pixelfd50k_full'  # needs no weights; measured besides swd if nothing else is asked for
-K = 3  # neighbours of precision and recall
+PR_K = 3  # neighbours of precision and recall; another metric has its own
 _N = r'(?P<count>\d+(\.\d+)?)k'
 _FULL = '(?P<full>_full)?'
 # Of a detector, by their names in `sg2jax.pretrained`.
@@ -55,7 +55,9 @@ KINDS = {
   'fid': Kind(f'fid{_N}{_FULL}', 'fid50k_full', 'inception', 'pool', least=2, reals='moments'),
   'kid': Kind(f'kid{_N}{_FULL}', 'kid50k_full', 'inception', 'pool', least=2, max_reals=1_000_000),
   'is': Kind(f'is{_N}', 'is50k', 'inception', 'probs', least=10, reals=''),
-  'pr': Kind(f'pr{_N}{K}{_FULL}', 'pr50k3_full', 'vgg16', 'fc', least=K + 1, max_reals=200_000),
+  'pr': Kind(
+    f'pr{_N}{PR_K}{_FULL}', 'pr50k3_full', 'vgg16', 'fc', least=PR_K + 1, max_reals=200_000
+  ),
   'ppl': Kind(
     f'ppl(?P<whole>2)?(_{_N})?_(?P<space>[zw])(?P<sampling>full|end)',
     'ppl2_wend',

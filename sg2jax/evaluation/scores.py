@@ -11,7 +11,7 @@ import numpy as np
 from scipy.special import xlogy
 
 from sg2jax.evaluation import neighbors, ppl
-from sg2jax.evaluation.protocols import K, Protocol
+from sg2jax.evaluation.protocols import PR_K, Protocol
 from sg2jax.evaluation.swd import swd
 
 CHUNK = 1024  # rows; part of the result's last bits
@@ -307,7 +307,7 @@ def inception_score(p: Protocol, compared: Features, seed: int, tick: Callable) 
 
 def precision_recall(p: Protocol, compared: Features, seed: int, tick: Callable) -> Result:
   """Improved precision and recall."""
-  found = neighbors.precision_recall(compared.reals, compared.fakes, K, tick)
+  found = neighbors.precision_recall(compared.reals, compared.fakes, PR_K, tick)
   inside = {f'{p.name}_precision': found.in_reals, f'{p.name}_recall': found.in_fakes}
   return Result(
     {name: float(x.mean()) for name, x in inside.items()},

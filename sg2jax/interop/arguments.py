@@ -73,7 +73,8 @@ _TENSORFLOW = _Table(
     *('label_fmaps', 'mapping_fmaps', 'mapping_layers', 'num_fp16_res', 'structure'),
   },
 )
-# Those of stylegan2-ada-pytorch and of stylegan3's copy; nested dicts as _flat_kwargs names them.
+# Arguments of stylegan2-ada-pytorch and of stylegan3's copy (parameters are in names.py); nested
+# dicts as _flat_kwargs names them.
 _PYTORCH = _Table(
   fields={
     'architecture': 'architecture',

@@ -1,7 +1,8 @@
 """Names and layouts of other implementations' parameters <-> nested dicts of ours, NHWC and HWIO.
 
-Ours are those of stylegan2-ada-pytorch, so PyTorch needs only transposes; TensorFlow and rosinality
-have tables. Buffers that no network of ours has (FIR filters) are not dealt with here. dtypes are
+Ours are those of stylegan2-ada-pytorch, so PyTorch needs only transposes (a name that a
+later release changed is to be renamed in read._load_pytorch); TensorFlow and rosinality have
+tables. Buffers that no network of ours has (FIR filters) are not dealt with here. dtypes are
 kept.
 """
 
@@ -12,7 +13,7 @@ import re
 from flax import traverse_util
 import numpy as np
 
-from sg2jax.resample import setup_filter
+from sg2jax.resample import TAPS, setup_filter
 
 # Of a state: all but the optimizers' moments. What files hold, and what is imported.
 FIELDS = ('step', 'nimg', 'g', 'd', 'g_ema', 'noise', 'w_avg', 'pl_mean')
@@ -59,7 +60,7 @@ def _rows_to_chw(weight, size):
 # ---- PyTorch
 
 
-def load(arrays: dict[str, np.ndarray], size: tuple[int, int] = (4, 4)) -> tuple:
+def from_pytorch(arrays: dict[str, np.ndarray], size: tuple[int, int] = (4, 4)) -> tuple:
   """PyTorch's {key: array} -> (parameters, noise buffers, w_avg or None).
 
   Args:
@@ -79,7 +80,9 @@ def load(arrays: dict[str, np.ndarray], size: tuple[int, int] = (4, 4)) -> tuple
   return _nested(flat)
 
 
-def store(params: dict, size: tuple[int, int] = (4, 4), prefix: str = '') -> dict[str, np.ndarray]:
+def to_pytorch(
+  params: dict, size: tuple[int, int] = (4, 4), prefix: str = ''
+) -> dict[str, np.ndarray]:
   """Nested parameters, or their gradients -> {prefix + PyTorch's key: array} in its layouts."""
   arrays = {}
   for path, x in traverse_util.flatten_dict(params).items():
@@ -112,7 +115,7 @@ def filters(params: dict, taps: Iterable, letter: str, prefix: str = '') -> dict
     if block is None or path[block + 1] not in ('conv0', 'conv1', 'skip', 'fromrgb', 'conv'):
       continue
     layer = path[block + 1]
-    taps_of['.'.join(path[: block + 2])] = (1, 3, 3, 1) if layer in IDLE[letter] else taps
+    taps_of['.'.join(path[: block + 2])] = TAPS if layer in IDLE[letter] else taps
     if layer in ('conv0', 'conv1'):
       taps_of['.'.join(path[: block + 1])] = taps
   return {
@@ -293,7 +296,7 @@ class TensorFlow:
     return (*(['synthesis'] if synthesis else []), f'b{side or 4}', *rest)
 
   def load(self, arrays: dict[str, np.ndarray]) -> tuple:
-    """{name: array} -> (parameters, noise buffers, w_avg or None), as of `load`."""
+    """{name: array} -> (parameters, noise buffers, w_avg or None), as of `from_pytorch`."""
     paths = {name: self.path(name) for name in arrays}
     if len(set(paths.values())) < len(paths):
       raise ValueError('two TensorFlow variables mean the same')

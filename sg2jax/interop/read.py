@@ -161,7 +161,7 @@ def _import(net, name, generator, report):
     fused = asked.fields.pop('fused', 'auto')
     params, noise, w_avg = _load_tensorflow(net.arrays, name, grows, fused, unused)
   else:
-    taps = asked.fields.get('taps', (1, 3, 3, 1))
+    taps = asked.fields.get('taps', resample.TAPS)
     resolution = generator.image['resolution'] if generator else None
     params, noise, w_avg = _load_pytorch(net, name[0], taps, resolution, unused)
   try:
@@ -210,7 +210,7 @@ def _load_pytorch(net, letter, taps, resolution, unused):
     size = block_sizes(np.broadcast_to(resolution, 2).tolist())[0]
   else:
     size = next((x.shape[1:] for key, x in arrays.items() if key.endswith('.const')), (4, 4))
-  return names.load(arrays, size)
+  return names.from_pytorch(arrays, size)
 
 
 def _check_filters(filters, taps, letter, unused):

@@ -65,10 +65,10 @@ def write_nvidia(state: dict, config: dict) -> tuple[bytes, dict]:
   arrays = {}
   for name, part in (('G', 'g'), ('G_ema', 'g_ema'), ('D', 'd')):
     if state[part]:
-      arrays |= names.store(state[part], first, f'{name}.')
+      arrays |= names.to_pytorch(state[part], first, f'{name}.')
       arrays |= names.filters(state[part], taps[part[0]], name[0], f'{name}.')
     if name != 'D':
-      arrays |= names.store(buffers, first, f'{name}.')
+      arrays |= names.to_pytorch(buffers, first, f'{name}.')
   networks = {'G': _generator_kwargs(config), 'G_ema': _generator_kwargs(config)}
   if state['d']:
     networks['D'] = _discriminator_kwargs(config)

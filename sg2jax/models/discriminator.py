@@ -24,7 +24,7 @@ from sg2jax.models.sizes import (
   image_blocks,
   newest_block,
 )
-from sg2jax.models.stylegan1 import TAPS
+from sg2jax.models.stylegan1 import BLUR
 from sg2jax.models.variant import DiscriminatorVariant
 
 
@@ -182,7 +182,7 @@ class Discriminator(nn.Module):
     adain = self.architecture == 'stylegan1'
     # In config A the gain sqrt(2) is in the weights, and biases don't have it.
     common = dict(activation=self.variant.activation, bias_gain=RSQRT2 if adain else 1)
-    taps = TAPS if adain else self.variant.taps
+    taps = BLUR if adain else self.variant.taps
     conv = partial(Conv, clamp=self.clamp, taps=taps, mean=adain, **common)
     return conv, partial(Dense, **common)
 

@@ -67,7 +67,7 @@ class Conv(nn.Module):
   use_bias: bool = True
   gain: float = 1
   clamp: float | None = None
-  taps: tuple = (1, 3, 3, 1)
+  taps: tuple = resample.TAPS
   bias_gain: float = 1
   mean: bool = False
 
@@ -167,7 +167,7 @@ class SynthesisLayer(nn.Module):
   up: int = 1
   gain: float = 1
   clamp: float | None = None
-  taps: tuple = (1, 3, 3, 1)
+  taps: tuple = resample.TAPS
   use_noise: bool = True
   equalized: bool = False
 

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from sg2jax import conv, ops, resample
 from sg2jax.models.layers import Dense, fan_in, scaled_noise
 
-TAPS = (1, 2, 1)  # of every blur in config A
+BLUR = (1, 2, 1)  # of every blur in config A
 
 
 class StyleLayer(nn.Module):
@@ -52,7 +52,7 @@ class StyleLayer(nn.Module):
     weight = self.param('weight', nn.initializers.normal(1), shape) * math.sqrt(2 / fan_in(shape))
     if self.up == 2:
       x = conv.nearest_conv2d(x, weight)  # [N,2H,2W,features]
-      return resample.filter2d(x, resample.setup_filter(TAPS))
+      return resample.filter2d(x, resample.setup_filter(BLUR))
     return conv.conv2d_resample(x, weight, padding=1)
 
 

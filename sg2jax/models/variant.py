@@ -1,10 +1,13 @@
-"""What networks of other implementations do that nobody sets here, one record per network.
+"""What networks of other implementations do otherwise, one record per network.
 
-Only imports write these (interop/read.py). A run's configuration holds what differs from the
-defaults, as `g.variant` and `d.variant`; `build` hands the record through whole.
+Imports set these (interop/read.py), and --config.g.variant may. A run's configuration holds what
+differs from the defaults, so a default that changes changes what saved runs mean. `build` hands the
+record through whole.
 """
 
 import dataclasses
+
+from sg2jax.resample import TAPS
 
 
 @dataclasses.dataclass(frozen=True)
@@ -18,7 +21,7 @@ class Variant:
   """
 
   activation: str = 'lrelu'
-  taps: tuple = (1, 3, 3, 1)
+  taps: tuple = TAPS
   fmap_min: int = 1
   mapping_lr_mul: float = 0.01
   layer_features: int = 0

@@ -42,7 +42,7 @@ def define_flags():
   flags.DEFINE_enum('filter', 'box', sorted(images.FILTERS), 'Resampling filter.')
   flags.DEFINE_enum('channels', '3', ('3', '1', '4'), '3: RGB, 1: grey, 4: RGBA (straight alpha).')
   flags.DEFINE_enum(
-    'labels', 'none', label_rules.RULES, 'Class labels from folder names or dataset.json.'
+    'labels', 'none', label_rules.RULES, 'Labels from the names of folders, or from dataset.json.'
   )
   shared.define_parsed(
     'background',

@@ -155,7 +155,7 @@ class _Converted:
       given = {
         f'synthesis.{k}.noise_const': nhwc(x) for k, x in self.given.under('noise_random/').items()
       }
-      noise = names.load(given)[1]
+      noise = names.from_pytorch(given)[1]
     mode = 'none' if v['mode'] == 'none' else 'const'
     return self._image[mode]({'params': self.state[net], 'noise': noise}, ws)
 
@@ -169,9 +169,9 @@ class _Converted:
     """{PyTorch's key: array} of one of 'G', 'G_ema', 'D', with its buffers."""
     letter, variant = net[0], build.variant(build.complete(self.config), 'd' if net == 'D' else 'g')
     params = self.state[{'G': 'g', 'G_ema': 'g_ema', 'D': 'd'}[net]]
-    found = names.store(params, self.size) | names.filters(params, variant.taps, letter)
+    found = names.to_pytorch(params, self.size) | names.filters(params, variant.taps, letter)
     if net != 'D':
-      noise = names.store(self.state['noise'])
+      noise = names.to_pytorch(self.state['noise'])
       found |= noise | {'mapping.w_avg': self.state['w_avg']}
     return found
 

@@ -19,7 +19,7 @@ from sg2jax.models.discriminator import Discriminator
 from sg2jax.models.generator import Generator, Synthesis
 from sg2jax.models.layers import RSQRT2, SynthesisLayer
 from sg2jax.models.mapping import Mapping, broadcast, truncate
-from sg2jax.models.stylegan1 import TAPS, StyleLayer
+from sg2jax.models.stylegan1 import BLUR, StyleLayer
 from sg2jax.models.variant import DiscriminatorVariant, Variant
 from sg2jax.steps import OBJECTIVE, TrainSteps, _apply
 from tests.reference.cases_nets import read_stddev
@@ -57,7 +57,7 @@ def _read_common(options, arch):
   Layers that none of ours has are an error.
   """
   options.ignore(*SAME)
-  for key, value in (('use_wscale', True), ('fmap_decay', 1.0), ('blur_filter', list(TAPS))):
+  for key, value in (('use_wscale', True), ('fmap_decay', 1.0), ('blur_filter', list(BLUR))):
     options.expect(key, value)
   res, act = options['resolution'], options.get('nonlinearity', 'lrelu')
   if arch == 'stylegan1' and ops.ACTIVATIONS[act][1] != ops.SQRT2:
