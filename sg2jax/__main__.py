@@ -22,7 +22,7 @@ def summary(file: pathlib.Path) -> str:
   return ast.get_docstring(ast.parse(file.read_text())).partition('\n')[0]
 
 
-def main():
+def main() -> None:
   """Runs the tool that sys.argv names, as `python -m sg2jax.tools.TOOL` does."""
   found = tools()
   name = sys.argv[1] if len(sys.argv) > 1 else ''

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 import io
+from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -47,7 +48,7 @@ def sheet(
   headings: Sequence[str],
   pictures: Sequence[dict[str, np.ndarray]],
   names: Sequence[str],
-  **options,
+  **options: Any,
 ) -> tuple[Figure, Axes]:
   """A chart, still empty, and below it a strip of pictures for each network.
 

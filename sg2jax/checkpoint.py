@@ -46,7 +46,7 @@ class Checkpoints:
   wasn't called.
   """
 
-  def __init__(self, workdir: str | os.PathLike, *, keep: int, meta: dict[str, Any]):
+  def __init__(self, workdir: str | os.PathLike, *, keep: int, meta: dict[str, Any]) -> None:
     """Removes what a killed process left half written (`<step>.tmp`); creates nothing.
 
     Args:

@@ -20,7 +20,7 @@ _DEBUG = re.compile(r'--?debug(=(1|t|true))?', re.IGNORECASE)
 _HELP = re.compile(r'--?(help(short|full|xml)?|\?)')
 
 
-def run(main: Callable[[list[str]], None], positional: int = 0):
+def run(main: Callable[[list[str]], None], positional: int = 0) -> None:
   """Parses the flags, runs `main(argv)` and exits: 0, or the code of a Fault, whose text is shown.
 
   Args:
@@ -59,7 +59,7 @@ def run(main: Callable[[list[str]], None], positional: int = 0):
 
 
 @contextlib.contextmanager
-def exit_codes():
+def exit_codes() -> Iterator[None]:
   """Exits with a Fault's code and text, or 2 for a missing package; --debug: with a traceback."""
   try:
     yield

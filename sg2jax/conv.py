@@ -5,7 +5,9 @@ convolution, its input gradient and its weight gradient are three functions with
 and their derivatives are one another.
 """
 
+from collections.abc import Sequence
 from functools import partial
+from typing import Any
 
 import jax
 from jax import lax
@@ -167,7 +169,14 @@ def _transposed(w):
 
 
 def conv2d_resample(
-  x: jax.Array, w: jax.Array, *, taps=TAPS, up=1, down=1, padding=0, flip_weight=True
+  x: jax.Array,
+  w: jax.Array,
+  *,
+  taps: Sequence[float] = TAPS,
+  up: int = 1,
+  down: int = 1,
+  padding: int = 0,
+  flip_weight: bool = True,
 ) -> jax.Array:
   """Convolution with up- or down-sampling [S2 App. B]: [N,H,W,I] -> [N,H*up/down,W*up/down,O].
 
@@ -248,8 +257,8 @@ def modulated_conv2d(
   *,
   noise: jax.Array | None = None,
   demodulate: bool = True,
-  dtype=None,
-  **resampling,
+  dtype: Any = None,
+  **resampling: Any,
 ) -> jax.Array:
   """Convolution whose weights are scaled by `styles` and demodulated [S2 Eq. 1-3].
 

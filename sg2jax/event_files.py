@@ -33,7 +33,7 @@ def open_writer(folder: pathlib.Path, step: int) -> Any:
 class EventWriter:
   """An event file; `write_scalars`, `flush` and `close` are those of clu's MetricWriter."""
 
-  def __init__(self, folder: pathlib.Path, step: int):
+  def __init__(self, folder: pathlib.Path, step: int) -> None:
     # tensorboard's EventFileWriter would import TensorFlow where that is installed
     from tensorboard.compat.proto import event_pb2, summary_pb2
     from tensorboard.summary.writer.record_writer import RecordWriter

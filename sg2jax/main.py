@@ -12,7 +12,7 @@ from sg2jax.tools import flags as shared
 from sg2jax.train import train
 
 
-def define_flags():
+def define_flags() -> None:
   """The command line."""
   shared.define_config()
   flags.DEFINE_string('workdir', None, 'Directory of the run; one that holds this run resumes it.')
@@ -25,7 +25,7 @@ def define_flags():
   )
 
 
-def main(_):
+def main(_: list[str]) -> None:
   """Trains, or replays one minibatch."""
   args = flags.FLAGS
   if args.replay:

@@ -7,6 +7,7 @@ at the end: test_bfloat16.py sees that no step sums in 16 bits.
 
 from functools import partial
 import math
+from typing import Any
 
 import jax
 from jax import lax
@@ -57,7 +58,7 @@ def bias_act(
   alpha: float = 0.2,
   gain: float | None = None,
   clamp: float | None = None,
-  dtype=None,
+  dtype: Any = None,
 ) -> jax.Array:
   """clamp(gain * act(x + b)) [S2 App. B]. The gradient is zero where the value is clamped.
 

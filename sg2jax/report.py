@@ -33,7 +33,7 @@ SHOWN = {
 class Report:
   """The log of one run. Failures of the file system raise WriteError."""
 
-  def __init__(self, workdir: str | os.PathLike, step: int, total_kimg: float):
+  def __init__(self, workdir: str | os.PathLike, step: int, total_kimg: float) -> None:
     """Opens the log in `workdir` and cuts it back to `step`, so that each step is logged once.
 
     Args:

@@ -7,6 +7,7 @@ convolution, the other way to say it, is slow, and slower still when differentia
 Networks take theirs from models.variant.Variant.taps; config A has stylegan1.BLUR.
 """
 
+from collections.abc import Sequence
 from functools import partial
 
 import jax
@@ -20,7 +21,14 @@ TAPS = (1, 3, 3, 1)  # the paper's filter [S2 App. B]
 BOX = np.array([0.5, 0.5])  # filter of the growing path and of image pyramids
 
 
-def setup_filter(taps, *, normalize=True, flip=False, gain=1, separable=None) -> np.ndarray:
+def setup_filter(
+  taps: float | Sequence | np.ndarray | None,
+  *,
+  normalize: bool = True,
+  flip: bool = False,
+  gain: float = 1,
+  separable: bool | None = None,
+) -> np.ndarray:
   """Filter coefficients: of a 1-D list under 8 taps the outer product [fh,fw], else as it is.
 
   Args:
@@ -124,7 +132,16 @@ def _pad4(padding):
   return (p[0], p[0], p[1], p[1]) if len(p) == 2 else p
 
 
-def upfirdn2d(x: jax.Array, f, *, up=1, down=1, padding=0, flip_filter=False, gain=1) -> jax.Array:
+def upfirdn2d(
+  x: jax.Array,
+  f: Sequence[float] | np.ndarray | None,
+  *,
+  up: int | tuple[int, int] = 1,
+  down: int | tuple[int, int] = 1,
+  padding: int | Sequence[int] = 0,
+  flip_filter: bool = False,
+  gain: float = 1,
+) -> jax.Array:
   """Zero insertion, padding, FIR filter, decimation. x: [N,H,W,C].
 
   Args:
@@ -172,7 +189,15 @@ def down_padding(taps: int, down: int) -> tuple[int, int]:
   return (taps - down + 1) // 2, (taps - down) // 2
 
 
-def upsample2d(x: jax.Array, f, up=2, *, padding=0, flip_filter=False, gain=1) -> jax.Array:
+def upsample2d(
+  x: jax.Array,
+  f: Sequence[float] | np.ndarray | None,
+  up: int | tuple[int, int] = 2,
+  *,
+  padding: int | Sequence[int] = 0,
+  flip_filter: bool = False,
+  gain: float = 1,
+) -> jax.Array:
   """Up-sampling by `up` (int or (x, y)) with brightness kept: [N,H,W,C] -> [N,H*up,W*up,C]."""
   height, width = _size(f)
   up_x, up_y = _pair(up)
@@ -182,7 +207,15 @@ def upsample2d(x: jax.Array, f, up=2, *, padding=0, flip_filter=False, gain=1) -
   return upfirdn2d(x, f, up=up, padding=pad, flip_filter=flip_filter, gain=gain * up_x * up_y)
 
 
-def downsample2d(x: jax.Array, f, down=2, *, padding=0, flip_filter=False, gain=1) -> jax.Array:
+def downsample2d(
+  x: jax.Array,
+  f: Sequence[float] | np.ndarray | None,
+  down: int | tuple[int, int] = 2,
+  *,
+  padding: int | Sequence[int] = 0,
+  flip_filter: bool = False,
+  gain: float = 1,
+) -> jax.Array:
   """Down-sampling by `down` (int or (x, y)): [N,H,W,C] -> [N,H/down,W/down,C]."""
   height, width = _size(f)
   down_x, down_y = _pair(down)
@@ -191,7 +224,14 @@ def downsample2d(x: jax.Array, f, down=2, *, padding=0, flip_filter=False, gain=
   return upfirdn2d(x, f, down=down, padding=pad, flip_filter=flip_filter, gain=gain)
 
 
-def filter2d(x: jax.Array, f, *, padding=0, flip_filter=False, gain=1) -> jax.Array:
+def filter2d(
+  x: jax.Array,
+  f: Sequence[float] | np.ndarray | None,
+  *,
+  padding: int | Sequence[int] = 0,
+  flip_filter: bool = False,
+  gain: float = 1,
+) -> jax.Array:
   """FIR filter that keeps the size of x [N,H,W,C] (plus padding)."""
   return upsample2d(x, f, 1, padding=padding, flip_filter=flip_filter, gain=gain)
 

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 import dataclasses
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -77,7 +78,9 @@ class Growth:
       nimg += self.stage(nimg).batch * self.repeats
     return self.stage(nimg)
 
-  def last_check(self, stage: GrowthStage, step, nimg):
+  def last_check(
+    self, stage: GrowthStage, step: jax.Array | int, nimg: jax.Array | int
+  ) -> jax.Array | int:
     """Images at the last check of a run in `stage`; step, nimg: int, or traced int32 []."""
     return nimg - step % self.repeats * stage.batch
 
@@ -90,7 +93,7 @@ class Growth:
     )
 
   def alpha(
-    self, stage: GrowthStage, step: jax.Array, nimg: jax.Array, dtype=jnp.float32
+    self, stage: GrowthStage, step: jax.Array, nimg: jax.Array, dtype: Any = jnp.float32
   ) -> jax.Array:
     """1 - (lod - floor(lod)), [] of dtype: how far the resolution of `stage` is faded in.
 
@@ -106,12 +109,12 @@ class Growth:
     return jnp.clip((since.astype(dtype) - start % 1) / (1000 * self.fade_kimg), 0, 1)
 
 
-def at_side(pairs: Sequence, side: int, default):
+def at_side(pairs: Sequence, side: int, default: float) -> float:
   """The value of `side` in ((side, value), ...)."""
   return dict(pairs).get(side, default)
 
 
-def ramp(nimg, kimg: float):
+def ramp(nimg: jax.Array | int, kimg: float) -> jax.Array | float:
   """Factor of the learning rate, rising from 0 to 1 in `kimg` thousand images; kimg 0: 1."""
   return jnp.minimum(nimg / (1000 * kimg), 1) if kimg else 1
 
@@ -126,7 +129,11 @@ def lazy_correction(interval: int) -> float:
 
 
 def ema_beta(
-  nimg, batch: int, ema_kimg: float, ema_rampup: float | None, dtype=jnp.float32
+  nimg: jax.Array | int,
+  batch: int,
+  ema_kimg: float,
+  ema_rampup: float | None,
+  dtype: Any = jnp.float32,
 ) -> jax.Array:
   """0.5^(batch / half-life), half-life = min(1000 ema_kimg, nimg ema_rampup) images [ADA App. F].
 

@@ -1,6 +1,7 @@
 """One 1-D mesh ('data',) and its two shardings. The only file that says "device"."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +9,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 import numpy as np
 
 
-def make_mesh(devices=None) -> Mesh:
+def make_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
   """All devices (or the given ones) in one axis, 'data', those of a process side by side.
 
   `jax.make_mesh` would order them by their place in a TPU slice, where processes interleave; then
@@ -29,7 +30,7 @@ def batched(mesh: Mesh) -> NamedSharding:
   return NamedSharding(mesh, PartitionSpec(None, 'data'))
 
 
-def to_global(mesh: Mesh, batch):
+def to_global(mesh: Mesh, batch: Any) -> Any:
   """Host arrays [R,M/processes,...] -> global arrays [R,M,...]."""
   return jax.tree.map(lambda x: jax.make_array_from_process_local_data(batched(mesh), x), batch)
 

@@ -20,7 +20,7 @@ class Stop:
         self._handlers[number] = signal.signal(number, self._receive)
     return self
 
-  def __exit__(self, *_):
+  def __exit__(self, *_: object) -> None:
     for number, handler in self._handlers.items():
       signal.signal(number, handler)
 

@@ -30,7 +30,7 @@ class Snapshot:
 
   def __init__(
     self, workdir: pathlib.Path, config: Any, source: Any, mesh: Mesh, log: Any, stop: Stop
-  ):
+  ) -> None:
     """Draws the latents from the seed and reads the reals, of which only small ones stay in memory.
 
     Args:

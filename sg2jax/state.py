@@ -1,5 +1,6 @@
 """TrainState: what training changes and a checkpoint holds, arrays only; and Adam."""
 
+from collections.abc import Collection
 from typing import Any
 
 from flax import struct, traverse_util
@@ -37,7 +38,12 @@ LATER_FIELDS = {'fault': NO_FAULT}
 
 
 def create_train_state(
-  key: jax.Array, generator, discriminator, g_tx, d_tx, dtype=jnp.float32
+  key: jax.Array,
+  generator: Any,
+  discriminator: Any,
+  g_tx: optax.GradientTransformation,
+  d_tx: optax.GradientTransformation,
+  dtype: Any = jnp.float32,
 ) -> TrainState:
   """A fresh state. Weights and noise maps are N(0,1) draws from `key`; dtype: of every float."""
   key_g, key_d = jax.random.split(key)
@@ -134,7 +140,9 @@ def can_overflow(lr: float, beta1: float, beta2: float, eps: float) -> bool:
   return lr / eps > 1e18 or max(beta1, beta2) > 1 - 1e-6
 
 
-def frozen(tx: optax.GradientTransformation, layers) -> optax.GradientTransformation:
+def frozen(
+  tx: optax.GradientTransformation, layers: Collection[tuple[str, str]]
+) -> optax.GradientTransformation:
   """`tx` that leaves these (block, layer) as they are [Freeze-D, arXiv 2002.10964].
 
   It sees gradients of 0 for them, of which Adam's moments and updates stay 0.

@@ -10,7 +10,7 @@ from sg2jax.state import TrainState
 class Tally:
   """Sums of the scalars that the steps of a tick report, by phase."""
 
-  def __init__(self):
+  def __init__(self) -> None:
     self._sums = {}  # phase: [K+1] on the device, sums in the order of `_names`, and their number
     self._names = {}
 

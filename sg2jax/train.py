@@ -1,5 +1,6 @@
 """The run: checks, restore, then minibatches until the end. The only reader of the clock."""
 
+from collections.abc import Iterator
 import contextlib
 import dataclasses
 import pathlib
@@ -195,7 +196,7 @@ def train_stage(run: Run, state: TrainState) -> TrainState:
   return state
 
 
-def loop(run: Run, stage: TrainStage, state: TrainState, minibatches) -> TrainState:
+def loop(run: Run, stage: TrainStage, state: TrainState, minibatches: Iterator[dict]) -> TrainState:
   """Trains until the stage of growth ends, the run ends, or a signal comes. -> state.
 
   Only the end of a tick waits for the device.

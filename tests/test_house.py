@@ -74,6 +74,31 @@ def test_imports_go_down_and_files_stay_small(path):
     )
 
 
+def public_functions(body):
+  """The functions in a body, and those in its classes, whose names begin without underscore."""
+  for node in body:
+    if isinstance(node, ast.ClassDef) and not node.name.startswith('_'):
+      yield from public_functions(node.body)
+    # __call__ is what the users of a network see
+    elif isinstance(node, ast.FunctionDef) and (
+      not node.name.startswith('_') or node.name == '__call__'
+    ):
+      yield node
+
+
+def test_public_functions_are_annotated():
+  lacking = []
+  for path in FILES:
+    for function in public_functions(ast.parse(path.read_text()).body):
+      a = function.args
+      arguments = [*a.posonlyargs, *a.args, *a.kwonlyargs, *filter(None, (a.vararg, a.kwarg))]
+      names = [x.arg for x in arguments if not x.annotation and x.arg not in ('self', 'cls')]
+      if not function.returns:
+        names.append('its result')
+      lacking += [f'{path.relative_to(ROOT)}: {function.name}: {name}' for name in names]
+  assert not lacking
+
+
 def test_configs_and_package_do_not_know_each_other():
   for path in (ROOT / 'configs').glob('*.py'):
     assert not any(m.startswith('sg2jax') for m in imports(path)), path

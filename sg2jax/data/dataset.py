@@ -44,7 +44,7 @@ class Source:
   READ_RECORDS = 65_536
   READ_BYTES = 2**34
 
-  def __init__(self, builder: tfds.core.DatasetBuilder, labels: bool):
+  def __init__(self, builder: tfds.core.DatasetBuilder, labels: bool) -> None:
     self.place = str(builder.data_path)
     self.name = builder.info.name
     self._records = records.open_records(builder)

@@ -37,7 +37,7 @@ def resolved(dest: str) -> pathlib.Path:
   return path
 
 
-def check(source: pathlib.Path, dest: pathlib.Path):
+def check(source: pathlib.Path, dest: pathlib.Path) -> None:
   """Looks, before the work, whether a data set made of `source` can be put at a resolved path.
 
   Raises:

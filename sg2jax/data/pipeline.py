@@ -63,7 +63,7 @@ def load(
   return source
 
 
-def check_size(source: 'Source | Shrunk', batch: int):
+def check_size(source: 'Source | Shrunk', batch: int) -> None:
   """Raises DatasetError if the data set has fewer images than a batch."""
   if len(source) < batch:
     raise DatasetError(
@@ -99,7 +99,7 @@ class Shrunk:
 
   MAX_BYTES = 2**30  # of the small images that are kept
 
-  def __init__(self, source: 'Source', factor: int):
+  def __init__(self, source: 'Source', factor: int) -> None:
     height, width, channels = source.shape
     self.shape = (height // factor, width // factor, channels)
     self.stored = source.shape

@@ -89,7 +89,7 @@ def build(
   return report
 
 
-def check_resolution(options: images.Options):
+def check_resolution(options: images.Options) -> None:
   """Raises UsageError if no network has the size of the images that come out."""
   height, width, _ = options.shape
   try:

@@ -4,6 +4,7 @@ Files of array_record hold TFDS examples: `image`, a PNG, and `label`, a class o
 them are TFDS's dataset_info.json and features.json, and `labels.FILE`.
 """
 
+from collections.abc import Sequence
 import os
 import pathlib
 import re
@@ -34,7 +35,7 @@ class Writer:
   then `finish`; closes its file also where an error comes between.
   """
 
-  def __init__(self, place: pathlib.Path, name: str, features: tfds.features.FeaturesDict):
+  def __init__(self, place: pathlib.Path, name: str, features: tfds.features.FeaturesDict) -> None:
     self._place = place
     self._name = name
     self._features = features
@@ -45,7 +46,7 @@ class Writer:
   def __enter__(self) -> Self:
     return self
 
-  def __exit__(self, *_):
+  def __exit__(self, *_: object) -> None:
     self._close()
 
   def _close(self):
@@ -53,7 +54,7 @@ class Writer:
       self._file.close()
     self._file = None
 
-  def add(self, record: bytes):
+  def add(self, record: bytes) -> None:
     """Writes one serialized example; begins another file where one has SHARD_BYTES."""
     if self._file is None or self._sizes[-1] >= SHARD_BYTES:
       self._close()
@@ -65,7 +66,7 @@ class Writer:
     self._lengths[-1] += 1
     self._sizes[-1] += len(record)
 
-  def finish(self, metadata: dict[str, str], **info: str):
+  def finish(self, metadata: dict[str, str], **info: str) -> None:
     """Names the files as TFDS does, now that their number is known, and describes them.
 
     metadata: `Source` reads its content_sha256 and resize_filter; info: of tfds.core.DatasetInfo.
@@ -97,7 +98,7 @@ class Writer:
     )
 
 
-def open_records(builder: tfds.core.DatasetBuilder):
+def open_records(builder: tfds.core.DatasetBuilder) -> Sequence[bytes]:
   """The records of split 'train', or of the only split: len(...), and bytes by index.
 
   Raises:

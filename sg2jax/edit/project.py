@@ -271,7 +271,7 @@ class Projector:
     settings: Settings = Settings(),
     start: tuple[np.ndarray, float] | None = None,
     saved: dict | None = None,
-  ):
+  ) -> None:
     """Prepares the search.
 
     Args:

@@ -29,7 +29,7 @@ MIN_NORM = 1e-6
 
 
 def features(
-  generator: Any, variables: dict[str, Any], ws: jax.Array, names: tuple[str, ...], **growing
+  generator: Any, variables: dict[str, Any], ws: jax.Array, names: tuple[str, ...], **growing: Any
 ) -> dict[str, jax.Array]:
   """What the layers called `names` return, with constant noise: {'b8.conv0': [N,h,w,C]}.
 
@@ -160,7 +160,7 @@ def peak_to_median(x: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 
 def droplets(
-  generator: Any, variables: dict[str, Any], ws: jax.Array, **growing
+  generator: Any, variables: dict[str, Any], ws: jax.Array, **growing: Any
 ) -> dict[str, tuple[jax.Array, jax.Array]]:
   """`peak_to_median` of every synthesis layer: {'b8.conv0': (ratio [N], map [N,h,w]), ...}.
 

@@ -130,7 +130,7 @@ class Evaluation:
     detectors: dict[str, Detector],
     protocols: list[Protocol],
     stack: contextlib.ExitStack,
-  ):
+  ) -> None:
     self.setting = setting
     self.detectors = detectors
     self.protocols = protocols

@@ -1,6 +1,7 @@
 """The data set that a network is measured against: that of its run, or another that fits."""
 
 import pathlib
+from typing import Any
 
 from sg2jax import build, data
 from sg2jax.data.labels import Labels
@@ -8,7 +9,7 @@ from sg2jax.faults import DatasetError, UsageError
 from sg2jax.sampler import Sampler
 
 
-def load(net: Sampler, named: str = '', labels: bool = True):
+def load(net: Sampler, named: str = '', labels: bool = True) -> Any:
   """The data.Source of a folder or TFDS name, by default that of the network's run.
 
   labels: whether they are read, and have to mean what the network's do.
@@ -37,7 +38,7 @@ def load(net: Sampler, named: str = '', labels: bool = True):
   return source
 
 
-def check_labels(trained: Labels, measured: Labels, place: str):
+def check_labels(trained: Labels, measured: Labels, place: str) -> None:
   """Raises DatasetError if labels mean something else than those trained on, if both say it."""
   remedy = 'prepare it again with the classes of the run, in their order, or name another --data'
   # Older and imported runs don't say what theirs mean; they look like classes without names.

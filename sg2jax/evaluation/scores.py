@@ -31,7 +31,7 @@ class Moments:
   deviation, as they are in plain sums of squares.
   """
 
-  def __init__(self, dim: int):
+  def __init__(self, dim: int) -> None:
     self._sums = 0, np.zeros(dim), np.zeros((dim, dim))
     self._rows = np.empty((CHUNK, dim))
     self._pending = 0  # rows of the chunk that is not merged yet

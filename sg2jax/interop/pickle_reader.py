@@ -32,7 +32,7 @@ class Global:
   module: str
   name: str
 
-  def __str__(self):
+  def __str__(self) -> str:
     return f'{self.module}.{self.name}'
 
 

@@ -59,7 +59,7 @@ class Storage:
   size: int
 
   @property
-  def nbytes(self):
+  def nbytes(self) -> int:
     """Its size in bytes."""
     return self.size * self.dtype.itemsize
 

@@ -39,7 +39,7 @@ class Kind(NamedTuple):
   noise: str = 'const'  # noise_mode of the images
 
 
-def check_images(kind: str, images: int):
+def check_images(kind: str, images: int) -> None:
   """Raises UsageError for a number of images that a kind can't take."""
   rule = ''
   if images < 1:
@@ -56,7 +56,7 @@ def analyze(
   images: int,
   seed: int,
   out: pathlib.Path,
-):
+) -> None:
   """Measures networks, prints a table of each, writes <out>/<kind>.png and .json.
 
   Args:

@@ -124,7 +124,7 @@ def _random_batch(config, steps, mesh):
   )
 
 
-def matmul_probe(dtype) -> tuple[Callable[[], jax.Array], int]:
+def matmul_probe(dtype: Any) -> tuple[Callable[[], jax.Array], int]:
   """A function that multiplies two square matrices on one device, and its FLOP."""
   # Large enough to be bound by arithmetic, not by memory or the launch.
   n = 1536 if jax.default_backend() == 'cpu' else 8192

@@ -3,7 +3,9 @@
 All take titles of the networks, their Measured, and a caption.
 """
 
+from collections.abc import Sequence
 import math
+from typing import Any
 
 from matplotlib import colormaps
 from matplotlib.cm import ScalarMappable
@@ -16,7 +18,7 @@ from sg2jax.charts import COLOURS, GREY, INK
 from sg2jax.evaluation import artifacts
 
 
-def contribution(titles, measured, caption) -> Figure:
+def contribution(titles: Sequence[str], measured: Sequence[Any], caption: str) -> Figure:
   """A row per network: shares as bars and, if logged, stacked over training [S2 Fig. 8]."""
   networks = [m.numbers for m in measured]
   rows = len(networks)
@@ -45,7 +47,7 @@ def contribution(titles, measured, caption) -> Figure:
   return figure
 
 
-def droplets(titles, measured, caption) -> Figure:
+def droplets(titles: Sequence[str], measured: Sequence[Any], caption: str) -> Figure:
   """Ratios of all layers and networks, logarithmic; below, each layer's map of its worst sample."""
   maps = [m.pictures for m in measured]
   names = sorted(set().union(*maps), key=lambda name: (artifacts.resolution(name), name))
@@ -98,7 +100,7 @@ def _tallest(x):
   return x.reshape(x.shape[0] // k, k, x.shape[1] // k, k).max((1, 3))
 
 
-def phase(titles, measured, caption) -> Figure:
+def phase(titles: Sequence[str], measured: Sequence[Any], caption: str) -> Figure:
   """Shares per octave and network; below, one path of each network in pictures."""
   headings = [
     f'{title};  preference mod 8: {m.numbers["grid_preference"]:.3f}, mod 7: '

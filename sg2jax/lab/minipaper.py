@@ -66,7 +66,7 @@ def shared_settings(kimg: float, resolution: int, fields: Sequence[str]) -> dict
   return {'kimg': kimg, 'resolution': resolution, 'set': values}
 
 
-def begin(out: pathlib.Path, settings: dict):
+def begin(out: pathlib.Path, settings: dict) -> None:
   """Writes <out>/settings.json. Raises UsageError if there are runs under other settings."""
   path = out / 'settings.json'
   if any(out.glob('*/seed*/checkpoints')):

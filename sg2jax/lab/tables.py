@@ -1,5 +1,6 @@
 """Tables and samples of the runs of `lab.minipaper`: mean, least and greatest over seeds."""
 
+from collections.abc import Sequence
 import contextlib
 import json
 import pathlib
@@ -54,7 +55,7 @@ class Run(NamedTuple):
   seed: int
   workdir: pathlib.Path
 
-  def __str__(self):
+  def __str__(self) -> str:
     return f'{self.cell}, seed {self.seed}'
 
 
@@ -130,7 +131,7 @@ def tables(cells: dict[str, Cell], settings: dict) -> str:
   return '\n'.join([*text, NOTES])
 
 
-def spreads(cell: Cell, columns) -> list[str]:
+def spreads(cell: Cell, columns: Sequence[tuple[str, str, int | None]]) -> list[str]:
   """`spread` of each of some columns."""
   return [spread(cell.runs, name, digits) for name, _, digits in columns]
 

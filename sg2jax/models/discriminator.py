@@ -10,6 +10,7 @@ import math
 from typing import Any
 
 from flax import linen as nn
+import jax
 import jax.numpy as jnp
 
 from sg2jax import ops, resample
@@ -55,7 +56,9 @@ class DiscriminatorBlock(nn.Module):
   dtype: Any
 
   @nn.compact
-  def __call__(self, x, img, alpha):
+  def __call__(
+    self, x: jax.Array | None, img: jax.Array | None, alpha: jax.Array | float | None
+  ) -> jax.Array:
     """x [N,H,W,I] or None, img [N,H,W,C] or None -> [N,H/2,W/2,out_features]."""
     if x is not None:
       x = cast(x, self.dtype)
@@ -64,7 +67,7 @@ class DiscriminatorBlock(nn.Module):
       x = y if x is None else self.join(x, y, alpha)
     return self.body(x)
 
-  def body(self, x):
+  def body(self, x: jax.Array) -> jax.Array:
     """[N,H,W,I] -> [N,H/2,W/2,out_features]."""
     x = self.conv(self.features, 3, name='conv0')(x)  # [N,H,W,features]
     return self.conv(self.out_features, 3, down=2, name='conv1')(x)
@@ -73,7 +76,7 @@ class DiscriminatorBlock(nn.Module):
 class ResidualDiscriminatorBlock(DiscriminatorBlock):
   """resnet: a 1x1 convolution around conv0 and conv1 [S2 Fig. 7c], each sum of half variance."""
 
-  def body(self, x):
+  def body(self, x: jax.Array) -> jax.Array:
     """[N,H,W,I] -> [N,H/2,W/2,out_features]."""
     around = partial(self.conv, activation='linear', use_bias=False, gain=RSQRT2, clamp=None)
     skip = around(self.out_features, 1, down=2, name='skip')(x)
@@ -97,7 +100,9 @@ class DiscriminatorEpilogue(nn.Module):
   stddev: Callable | None
 
   @nn.compact
-  def __call__(self, x, img, alpha):
+  def __call__(
+    self, x: jax.Array | None, img: jax.Array | None, alpha: jax.Array | float | None
+  ) -> jax.Array:
     """x [N,h0,w0,I] or None, img [N,h0,w0,C] or None -> [N,out]."""
     if x is not None:
       x = ops.full_precision(x)
@@ -133,7 +138,12 @@ class Discriminator(nn.Module):
   variant: DiscriminatorVariant = DiscriminatorVariant()
 
   @nn.compact
-  def __call__(self, img, c=None, alpha=None):
+  def __call__(
+    self,
+    img: jax.Array | tuple[jax.Array, ...],
+    c: jax.Array | None = None,
+    alpha: jax.Array | float | None = None,
+  ) -> jax.Array:
     sizes = block_sizes(self.resolution)
     widths = [self._fmaps(max(size)) for size in sizes]
     names = [f'b{max(size)}' for size in sizes]

@@ -4,7 +4,7 @@ The architectures differ in their layers (`Synthesis._layer`), in what a block d
 three classes of blocks), and in which blocks have a torgb.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -47,7 +47,9 @@ class SynthesisBlock(nn.Module):
   taps: tuple
 
   @nn.compact
-  def __call__(self, x, img, ws, noise_mode):
+  def __call__(
+    self, x: jax.Array | None, img: jax.Array | None, ws: Sequence[jax.Array], noise_mode: str
+  ) -> tuple[jax.Array, jax.Array | None]:
     """x [N,h,w,I], img [N,h,w,C] or None, ws: w [N,w_dim] of conv0, conv1, torgb -> (x, img) at 2x.
 
     The first block takes x None, and makes both at its own size.
@@ -65,22 +67,22 @@ class SynthesisBlock(nn.Module):
       img = rgb if img is None else img + rgb
     return x, img
 
-  def constant(self, batch, init):
+  def constant(self, batch: int, init: Callable) -> jax.Array:
     """The learned constant for each sample: [N,h0,w0,features]."""
     const = self.param('const', init, (*self.size, self.features))
     return jnp.broadcast_to(const, (batch, *const.shape))
 
-  def start(self, ws, noise_mode):
+  def start(self, ws: Sequence[jax.Array], noise_mode: str) -> jax.Array:
     """What the first block does: ws -> [N,h0,w0,features]."""
     x = self.constant(ws[1].shape[0], nn.initializers.normal(1))
     return self.layer(self.features, name='conv1')(x, ws[1], noise_mode)
 
-  def body(self, x, ws, noise_mode):
+  def body(self, x: jax.Array, ws: Sequence[jax.Array], noise_mode: str) -> jax.Array:
     """What all others do: [N,h,w,I] -> [N,2h,2w,features]."""
     x = self.layer(self.features, up=2, name='conv0')(x, ws[0], noise_mode)
     return self.layer(self.features, name='conv1')(x, ws[1], noise_mode)
 
-  def pixels(self, x, w):
+  def pixels(self, x: jax.Array, w: jax.Array) -> jax.Array:
     """[N,H,W,features], w [N,w_dim] -> [N,H,W,C]."""
     return self.torgb(name='torgb')(x, w)
 
@@ -91,7 +93,7 @@ class ResidualSynthesisBlock(SynthesisBlock):
   Each of the two sums has half the variance, so that their sum has the block's [S2 4.1].
   """
 
-  def body(self, x, ws, noise_mode):
+  def body(self, x: jax.Array, ws: Sequence[jax.Array], noise_mode: str) -> jax.Array:
     """[N,h,w,I] -> [N,2h,2w,features]."""
     around = partial(Conv, activation='linear', up=2, use_bias=False, gain=RSQRT2, taps=self.taps)
     skip = around(self.features, 1, name='skip')(x)
@@ -103,13 +105,13 @@ class ResidualSynthesisBlock(SynthesisBlock):
 class StyleBlock(SynthesisBlock):
   """stylegan1: the constant starts at 1 and gets noise, bias and style; torgb has no style."""
 
-  def start(self, ws, noise_mode):
+  def start(self, ws: Sequence[jax.Array], noise_mode: str) -> jax.Array:
     """ws -> [N,h0,w0,features]."""
     x = self.constant(ws[0].shape[0], nn.initializers.ones)
     x = self.layer(self.features, convolve=False, name='conv0')(x, ws[0], noise_mode)
     return self.layer(self.features, name='conv1')(x, ws[1], noise_mode)
 
-  def pixels(self, x, w):
+  def pixels(self, x: jax.Array, w: jax.Array) -> jax.Array:
     """[N,H,W,features], w unused -> [N,H,W,C]."""
     return self.torgb(name='torgb')(x)
 
@@ -141,7 +143,13 @@ class Synthesis(nn.Module):
     return 2 * len(block_sizes(self.resolution))
 
   @nn.compact
-  def __call__(self, ws, noise_mode='random', stage=0, alpha=None):
+  def __call__(
+    self,
+    ws: jax.Array,
+    noise_mode: str = 'random',
+    stage: int = 0,
+    alpha: jax.Array | float | None = None,
+  ) -> jax.Array | tuple[jax.Array, ...]:
     sizes = block_sizes(self.resolution)
     newest = newest_block(stage, sizes, self.architecture)
     with_image = image_blocks(newest, self.architecture, alpha is not None, self.is_initializing())
@@ -215,8 +223,16 @@ class Generator(nn.Module):
   synthesis: Synthesis
 
   def __call__(
-    self, z, c, w_avg=None, psi=1.0, cutoff=None, noise_mode='random', stage=0, alpha=None
-  ):
+    self,
+    z: jax.Array,
+    c: jax.Array,
+    w_avg: jax.Array | None = None,
+    psi: jax.Array | float = 1.0,
+    cutoff: int | None = None,
+    noise_mode: str = 'random',
+    stage: int = 0,
+    alpha: jax.Array | float | None = None,
+  ) -> jax.Array:
     """z [N,z_dim], c [N,c_dim] -> image [N,H,W,C], enlarged to that size while growing.
 
     With w_avg [w_dim], the first `cutoff` ws are truncated towards it by psi.
@@ -227,11 +243,17 @@ class Generator(nn.Module):
     img = largest(self.synthesis(ws, noise_mode, stage, alpha))  # [N,H/2^stage,W/2^stage,C]
     return resample.nearest(img, 2**stage)
 
-  def map(self, z, c):
+  def map(self, z: jax.Array, c: jax.Array) -> jax.Array:
     """z [N,z_dim], c [N,c_dim] -> w [N,w_dim]."""
     return self.mapping(z, c)
 
-  def synthesize(self, ws, noise_mode='random', stage=0, alpha=None):
+  def synthesize(
+    self,
+    ws: jax.Array,
+    noise_mode: str = 'random',
+    stage: int = 0,
+    alpha: jax.Array | float | None = None,
+  ) -> jax.Array | tuple[jax.Array, ...]:
     """ws [N,num_ws,w_dim] -> what the discriminator takes: an image, or msg's tuple of them."""
     return self.synthesis(ws, noise_mode, stage, alpha)
 

@@ -19,7 +19,14 @@ NOISE_MODES = ('const', 'random', 'none')
 RSQRT2 = math.sqrt(0.5)  # gain of each of two sums of equal variance, whose sum keeps it
 
 
-def activate(x, b, activation: str, gain: float = 1, clamp: float | None = None, dtype=None):
+def activate(
+  x: jax.Array,
+  b: jax.Array | None,
+  activation: str,
+  gain: float = 1,
+  clamp: float | None = None,
+  dtype: Any = None,
+) -> jax.Array:
   """clamp(act(x + b)) * gain, act with the gain that keeps the variance. x: [...,C], b: [C]."""
   if clamp is not None:
     clamp = clamp * gain
@@ -38,7 +45,7 @@ class Dense(nn.Module):
   use_bias: bool = True
 
   @nn.compact
-  def __call__(self, x):
+  def __call__(self, x: jax.Array) -> jax.Array:
     shape = (x.shape[-1], self.features)
     weight = self.param('weight', nn.initializers.normal(1 / self.lr_mul), shape)
     weight = weight * (self.lr_mul / math.sqrt(shape[0]))
@@ -72,7 +79,7 @@ class Conv(nn.Module):
   mean: bool = False
 
   @nn.compact
-  def __call__(self, x):
+  def __call__(self, x: jax.Array) -> jax.Array:
     shape = (self.kernel, self.kernel, x.shape[-1], self.features)
     weight = self.param('weight', nn.initializers.normal(1), shape) / math.sqrt(fan_in(shape))
     bias = None
@@ -172,7 +179,7 @@ class SynthesisLayer(nn.Module):
   equalized: bool = False
 
   @nn.compact
-  def __call__(self, x, w, noise_mode):
+  def __call__(self, x: jax.Array, w: jax.Array, noise_mode: str) -> jax.Array:
     styles = Dense(x.shape[-1], bias_init=1, name='affine')(w)  # [N,I]
     weight = self.param('weight', nn.initializers.normal(1), (3, 3, x.shape[-1], self.features))
     if self.equalized:
@@ -206,7 +213,7 @@ class ToRGB(nn.Module):
   clamp: float | None = None
 
   @nn.compact
-  def __call__(self, x, w):
+  def __call__(self, x: jax.Array, w: jax.Array) -> jax.Array:
     shape = (1, 1, x.shape[-1], self.channels)
     # As nothing demodulates, the fan-in is in the styles.
     styles = Dense(x.shape[-1], bias_init=1, name='affine')(w) / math.sqrt(fan_in(shape))  # [N,I]
@@ -222,7 +229,7 @@ def cast(x: jax.Array, dtype: Any) -> jax.Array:
   return ops.full_precision(x) if dtype is None else x.astype(dtype)
 
 
-def fade(new: jax.Array, old: jax.Array, alpha) -> jax.Array:
+def fade(new: jax.Array, old: jax.Array, alpha: jax.Array | float) -> jax.Array:
   """From old (alpha 0) to new (alpha 1; then exactly new, in every bit), in new's dtype."""
   wide = ops.full_precision(new)
   return (wide + (old - wide) * (1 - alpha)).astype(new.dtype)

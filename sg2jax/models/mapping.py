@@ -27,7 +27,7 @@ class Mapping(nn.Module):
   bias_gain: float = 1
 
   @nn.compact
-  def __call__(self, z, c):
+  def __call__(self, z: jax.Array | None, c: jax.Array | None) -> jax.Array:
     parts = [z] if self.z_dim else []
     if self.c_dim and self.joint:
       matrix = self.param('embed', nn.initializers.normal(1), (self.c_dim, self.z_dim))
@@ -57,7 +57,9 @@ def broadcast(w: jax.Array, num_ws: int) -> jax.Array:
   return jnp.broadcast_to(w[:, None], (w.shape[0], num_ws, w.shape[1]))
 
 
-def truncate(ws: jax.Array, w_avg: jax.Array, psi=1.0, cutoff: int | None = None) -> jax.Array:
+def truncate(
+  ws: jax.Array, w_avg: jax.Array, psi: jax.Array | float = 1.0, cutoff: int | None = None
+) -> jax.Array:
   """w_avg + psi (w - w_avg) of the first `cutoff` layers, None for all [S1 App. B].
 
   ws: [N,num_ws,w_dim] or, without a cutoff, [N,w_dim].

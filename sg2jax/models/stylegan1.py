@@ -31,7 +31,7 @@ class StyleLayer(nn.Module):
   convolve: bool = True
 
   @nn.compact
-  def __call__(self, x, w, noise_mode):
+  def __call__(self, x: jax.Array, w: jax.Array, noise_mode: str) -> jax.Array:
     dtype = x.dtype
     if self.convolve:
       x = self.convolution(x)  # [N,H*up,W*up,features]
@@ -46,7 +46,7 @@ class StyleLayer(nn.Module):
     scale, shift = jnp.split(style, 2, axis=-1)  # [N,1,1,features] each
     return (instance_norm(x) * (scale + 1) + shift).astype(dtype)
 
-  def convolution(self, x):
+  def convolution(self, x: jax.Array) -> jax.Array:
     """[N,H,W,I] -> [N,H*up,W*up,features]. The gain sqrt(2) is in the weights, unlike S2's."""
     shape = (3, 3, x.shape[-1], self.features)
     weight = self.param('weight', nn.initializers.normal(1), shape) * math.sqrt(2 / fan_in(shape))

@@ -95,7 +95,7 @@ class Inception(nn.Module):
     )
 
   @nn.compact
-  def __call__(self, images):
+  def __call__(self, images: jax.Array) -> dict[str, jax.Array]:
     dtype = jnp.result_type(jnp.float32, *jax.tree.leaves(self.variables))
     halve = ((3, 3), 2, 'VALID')
     out = {}

@@ -24,7 +24,7 @@ from sg2jax.lab import analyze
 from sg2jax.tools import flags as shared
 
 
-def define_flags():
+def define_flags() -> None:
   """The command line."""
   flags.DEFINE_multi_string(
     'checkpoint', [], 'Workdir, or one step of it; give several to compare them.'
@@ -42,7 +42,7 @@ def define_flags():
   shared.define_seed('Of latents and labels.')
 
 
-def main(argv: list[str]):
+def main(argv: list[str]) -> None:
   """Checks, measures, draws."""
   args = flags.FLAGS
   kind = cli.choice(argv, 'KIND', analyze.KINDS)

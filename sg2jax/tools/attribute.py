@@ -16,14 +16,17 @@ the same command goes on where it was.
 from collections.abc import Iterator
 from functools import partial
 import json
+import pathlib
 
 from absl import flags
+from matplotlib.figure import Figure
 import numpy as np
 from PIL import Image
 
 from sg2jax import charts, cli, files
 from sg2jax.edit import attribute
 from sg2jax.faults import UsageError
+from sg2jax.sampler import Sampler
 from sg2jax.signals import Stop
 from sg2jax.tools import flags as shared
 from sg2jax.tools import pictures, projections
@@ -36,7 +39,7 @@ QUANTILES = {'20 %': 0.2, '40 %': 0.4, '60 %': 0.6, '80 %': 0.8, 'closest': 0, '
 COLUMNS = ('closest', '20 %', '40 %', '60 %', '80 %', 'farthest')
 
 
-def define_flags():
+def define_flags() -> None:
   """The command line."""
   projections.define_flags()
   shared.define_out('attribution')
@@ -46,7 +49,7 @@ def define_flags():
   shared.define_seeds('own', '0-49', "Seeds of the network's own images; as many reals are taken.")
 
 
-def main(_):
+def main(_: list[str]) -> None:
   """Checks, projects, judges, prints."""
   asked = flags.FLAGS
   seeds = list(dict.fromkeys(asked.own))
@@ -79,7 +82,7 @@ def main(_):
   print('\n'.join([job.net.title, *table(verdict), f'results in {out}/']))
 
 
-def own_items(net, seeds) -> list[pictures.Item]:
+def own_items(net: Sampler, seeds: list[int]) -> list[pictures.Item]:
   """Images of seeds, with random noise and labels."""
   return [
     pictures.Item(
@@ -128,7 +131,9 @@ def table(verdict: dict) -> Iterator[str]:
     )
 
 
-def draw(job, verdict, documents, out):
+def draw(
+  job: projections.Job, verdict: dict, documents: dict[str, list[dict]], out: pathlib.Path
+) -> Figure:
   """Histograms of the groups, the threshold, examples of targets and results: a Figure."""
   distances = {name: np.maximum(x, 1e-12) for name, x in verdict['distances'].items()}
   caption = (
@@ -166,7 +171,7 @@ def draw(job, verdict, documents, out):
   return figure
 
 
-def examples(folder, documents) -> dict[str, np.ndarray]:
+def examples(folder: pathlib.Path, documents: list[dict]) -> dict[str, np.ndarray]:
   """{column: target beside what was found, uint8 [h,w] or [h,w,3]}, no image twice."""
   ordered = sorted(documents, key=lambda document: document['distance'])
   titles = {round(share * (len(ordered) - 1)): title for title, share in QUANTILES.items()}

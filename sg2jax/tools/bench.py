@@ -25,14 +25,14 @@ from sg2jax.lab import bench
 from sg2jax.tools import flags as shared
 
 
-def define_flags():
+def define_flags() -> None:
   """The command line."""
   shared.define_config()
   flags.DEFINE_integer('rounds', 10, 'Timed runs of each step.', lower_bound=1)
   flags.DEFINE_string('json', None, 'File to write the figures to.')
 
 
-def main(_):
+def main(_: list[str]) -> None:
   """Prints the figures; writes them to --json."""
   args = flags.FLAGS
   config = args.config

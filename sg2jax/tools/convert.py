@@ -41,7 +41,7 @@ from sg2jax.state import TrainState
 from sg2jax.tools import flags as shared
 
 
-def define_flags():
+def define_flags() -> None:
   """The command line."""
   flags.DEFINE_string('source', None, 'File to read.')
   shared.define_required('source', 'name a file, as in --source=stylegan2-ffhq-config-f.pkl')
@@ -49,7 +49,7 @@ def define_flags():
   shared.define_required('dest', 'name a folder to make')
 
 
-def main(_):
+def main(_: list[str]) -> None:
   """Reads, checks, makes an image, writes."""
   args = flags.FLAGS
   dest = cli.folder(args.dest, 'dest')

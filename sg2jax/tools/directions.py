@@ -26,7 +26,7 @@ STEPS = 7  # images of a row
 SAMPLES = 50_000  # w, of which the directions and their standard deviations are computed
 
 
-def define_flags():
+def define_flags() -> None:
   """The command line."""
   shared.define_checkpoint()
   shared.define_out('directions')
@@ -45,7 +45,7 @@ def define_flags():
   shared.define_labels('w that are looked at, and of that image', 'drawn as the data has them')
 
 
-def main(argv):
+def main(argv: list[str]) -> None:
   """Checks, finds, draws, writes."""
   # ---- what is asked
   asked = flags.FLAGS

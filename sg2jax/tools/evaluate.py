@@ -24,7 +24,7 @@ from sg2jax.signals import Stop
 from sg2jax.tools import flags as shared
 
 
-def define_flags():
+def define_flags() -> None:
   """The command line."""
   shared.define_checkpoint()
   flags.DEFINE_list('metrics', [], 'Names of metrics, such as fid50k_full,pr50k3_full,ppl2_wend.')
@@ -38,7 +38,7 @@ def define_flags():
   shared.define_batch()
 
 
-def main(_):
+def main(_: list[str]) -> None:
   """Checks, measures, prints."""
   args = flags.FLAGS
   explicit = shared.weights_paths()

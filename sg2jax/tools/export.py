@@ -30,7 +30,7 @@ from sg2jax.tools import flags as shared
 SUFFIXES = {'safetensors': '.safetensors', 'nvidia': '.npz', 'stablehlo': '.stablehlo'}
 
 
-def define_flags():
+def define_flags() -> None:
   """The command line."""
   shared.define_checkpoint()
   flags.DEFINE_string('dest', None, 'File to write, or a folder for it.')
@@ -38,7 +38,7 @@ def define_flags():
   flags.DEFINE_enum('format', 'safetensors', list(SUFFIXES), 'What to write.')
 
 
-def main(_):
+def main(_: list[str]) -> None:
   """Reads, converts, writes."""
   args = flags.FLAGS
   run = pathlib.Path(args.checkpoint).expanduser().absolute()

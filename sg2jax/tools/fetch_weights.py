@@ -17,12 +17,12 @@ from sg2jax import cli, pretrained
 from sg2jax.faults import UsageError, WeightsError
 
 
-def define_flags():
+def define_flags() -> None:
   """The command line. Not at import: tools have flags of the same names."""
   flags.DEFINE_string('dest', '', 'Folder for the files; default: $SG2JAX_WEIGHTS, else the cache.')
 
 
-def main(argv: list[str]):
+def main(argv: list[str]) -> None:
   """Fetches the files named in argv[1:], or lists all."""
   names = list(dict.fromkeys(argv[1:]))
   for name in names:
@@ -44,7 +44,7 @@ def main(argv: list[str]):
     raise WeightsError('\n'.join(failed))
 
 
-def list_files(dest: pathlib.Path):
+def list_files(dest: pathlib.Path) -> None:
   """Prints what there is, and which of it is in `dest`."""
   for name, file in pretrained.FILES.items():
     path = dest / file.name

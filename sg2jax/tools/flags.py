@@ -38,23 +38,25 @@ class _Parser(flags.ArgumentParser):
     return self.function(argument) if isinstance(argument, str) else argument
 
 
-def define_parsed(name: str, default: str | None, what: str, function: Callable[[str], object]):
+def define_parsed(
+  name: str, default: str | None, what: str, function: Callable[[str], object]
+) -> None:
   """A flag whose text `function` turns into its value; it raises ValueError with the rule."""
   flags.DEFINE(_Parser(function), name, default, what)
 
 
-def define_required(name: str, remedy: str):
+def define_required(name: str, remedy: str) -> None:
   """Makes a flag, defined already, one that has to be given: '--NAME is missing; REMEDY'."""
   flags.register_validator(name, bool, f'is missing; {remedy}')
 
 
-def define_config():
+def define_config() -> None:
   """--config=FILE, with --config.FIELD=VALUE for any of its fields."""
   config_flags.DEFINE_config_file('config', None, 'Configuration; any field: --config.FIELD=VALUE.')
   define_required('config', 'name a file, as in --config=configs/quickstart.py')
 
 
-def define_checkpoint():
+def define_checkpoint() -> None:
   """--checkpoint, which has to be given."""
   flags.DEFINE_string(
     'checkpoint', None, 'Workdir, whose newest checkpoint counts, or one step of it.'
@@ -62,7 +64,7 @@ def define_checkpoint():
   define_required('checkpoint', 'name a workdir, as in --checkpoint=runs/quickstart')
 
 
-def define_out(name: str):
+def define_out(name: str) -> None:
   """--out, the folder of results; `out_folder` makes a path of it."""
   flags.DEFINE_string('out', '', f'Folder of results; default: {name}/<step> in the workdir.')
   flags.register_validator('out', _is_folder)
@@ -79,12 +81,12 @@ def out_folder(net: Sampler, name: str) -> pathlib.Path:
   return cli.folder(flags.FLAGS.out or str(net.workdir / name / f'{net.step:08d}'))
 
 
-def define_seed(what: str, default: int | None = 0):
+def define_seed(what: str, default: int | None = 0) -> None:
   """--seed of `what`: NumPy takes numbers in [0, 2^32)."""
   flags.DEFINE_integer('seed', default, what, lower_bound=0, upper_bound=2**32 - 1)
 
 
-def define_batch(what: str = 'Images'):
+def define_batch(what: str = 'Images') -> None:
   """--batch: 0 leaves it to the size of the images."""
   flags.DEFINE_integer(
     'batch',
@@ -100,7 +102,7 @@ def define_finite(
   what: str,
   positive: bool = False,
   lower_bound: float | None = None,
-):
+) -> None:
   """A float flag that is finite: absl's own lets NaN through any bound.
 
   Args:
@@ -122,7 +124,7 @@ def define_finite(
 # ---- weights of others
 
 
-def define_weights(example: str):
+def define_weights(example: str) -> None:
   """--weights=NAME=PATH, as often as wanted; `weights_paths` makes a dict of them."""
   flags.DEFINE_multi_string(
     'weights', [], f'NAME=PATH of weights elsewhere, or others than the standard ones: {example}.'
@@ -143,7 +145,7 @@ def weights_paths() -> dict[str, str]:
 # ---- images of seeds
 
 
-def define_seeds(name: str, default: str, what: str):
+def define_seeds(name: str, default: str, what: str) -> None:
   """Seeds: '0-3,100' is [0, 1, 2, 3, 100]."""
   flags.DEFINE(_Parser(_seeds), name, default, what, serializer=flags.CsvListSerializer(','))
 
@@ -163,12 +165,12 @@ def _seeds(text: str) -> list[int]:
   return found
 
 
-def define_psi(what: str = 'Truncation; default: 1, none.'):
+def define_psi(what: str = 'Truncation; default: 1, none.') -> None:
   """--psi, one number."""
   define_finite('psi', 1, what)
 
 
-def define_psis(what: str):
+def define_psis(what: str) -> None:
   """--psi, one or more numbers: '1,0.5' is [1.0, 0.5]; None if it isn't given."""
   define_parsed('psi', None, what, _numbers)
 
@@ -183,14 +185,14 @@ def _numbers(text: str) -> list[float]:
   return found
 
 
-def define_cutoff():
+def define_cutoff() -> None:
   """--cutoff of the truncation."""
   flags.DEFINE_integer(
     'cutoff', None, 'How many ws are truncated, counted from the coarsest; default: all.'
   )
 
 
-def define_labels(what: str, default: str):
+def define_labels(what: str, default: str) -> None:
   """--class and --label: what the images of seeds show."""
   flags.DEFINE_string(
     'class',
@@ -213,7 +215,7 @@ def _vectors(text: str) -> np.ndarray:
     raise ValueError('must be numbers, as in 1,0,1, or 1,0,1;0,0,1 for two seeds') from None
 
 
-def define_image_flags():
+def define_image_flags() -> None:
   """What makes images of seeds, but for --psi."""
   define_checkpoint()
   define_seeds(
@@ -224,7 +226,7 @@ def define_image_flags():
   define_noise()
 
 
-def define_noise():
+def define_noise() -> None:
   """--noise, how noise layers get theirs."""
   flags.DEFINE_enum(
     'noise',

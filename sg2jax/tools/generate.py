@@ -14,15 +14,18 @@ quality; --cutoff=N applies it to the N coarsest layers only. docs/generate.md s
 """
 
 from collections import Counter
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 import math
+import pathlib
 import time
+from typing import Any
 
 from absl import flags
 import numpy as np
 from tqdm import tqdm
 
-from sg2jax import cli, files, report, sampler
+from sg2jax import cli, files, inputs, report, sampler
 from sg2jax.faults import UsageError
 from sg2jax.tools import flags as shared
 from sg2jax.tools import sheets
@@ -31,7 +34,7 @@ KINDS = ('images', 'mix', 'sweep')
 SWEEP = (1.0, 0.7, 0.5, 0.0, -0.5, -1.0)  # [S1 Fig. 8]
 
 
-def define_flags():
+def define_flags() -> None:
   """The command line."""
   shared.define_image_flags()
   shared.define_psis('Truncation; default: 1, none. sweep: several; default: 1,0.7,0.5,0,-0.5,-1.')
@@ -48,7 +51,7 @@ def define_flags():
   )
 
 
-def main(argv):
+def main(argv: list[str]) -> None:
   """Checks, makes, writes."""
   # ---- what is asked, before anything is loaded
   asked = flags.FLAGS
@@ -97,7 +100,15 @@ def main(argv):
   print(f'wrote {" and ".join(str(path) for path in (out, sheet) if path)}')
 
 
-def images(net, seeds, label, out, sheet, batch=None, **options):
+def images(
+  net: sampler.Sampler,
+  seeds: list[int],
+  label: inputs.LabelsLike | None,
+  out: pathlib.Path | None,
+  sheet: pathlib.Path | None,
+  batch: int | None = None,
+  **options: Any,
+) -> None:
   """An image of each seed into the folder `out`, a sheet of all to the file `sheet`; None: not.
 
   It takes the memory of a few batches, but for the sheet. label: of `shared.labels`; options: of a
@@ -152,7 +163,16 @@ def file_names(seeds: list[int]) -> list[str]:
   return names
 
 
-def mix(net, rows, cols, styles, label=None, noise='const', batch=None, **options):
+def mix(
+  net: sampler.Sampler,
+  rows: Sequence[int],
+  cols: Sequence[int],
+  styles: slice,
+  label: inputs.LabelsLike | None = None,
+  noise: str = 'const',
+  batch: int | None = None,
+  **options: Any,
+) -> np.ndarray:
   """Style mixing [S1 Fig. 3] -> uint8 [1+rows,1+cols,H,W,C].
 
   Seeds of rows are on the left, of columns on top, mixed ones between. The slice `styles` of the ws
@@ -175,7 +195,15 @@ def mix(net, rows, cols, styles, label=None, noise='const', batch=None, **option
   return pictures
 
 
-def sweep(net, seeds, psis, label=None, cutoff=None, noise='const', batch=None):
+def sweep(
+  net: sampler.Sampler,
+  seeds: Sequence[int],
+  psis: Sequence[float],
+  label: inputs.LabelsLike | None = None,
+  cutoff: int | None = None,
+  noise: str = 'const',
+  batch: int | None = None,
+) -> np.ndarray:
   """Images of seeds (rows) at several psi (columns) [S1 Fig. 8]: uint8 [seeds,psis,H,W,C]."""
   w = net.map(net.z(seeds), net.c(seeds, label))
   ws = np.stack([net.truncate(w, psi, cutoff) for psi in psis], 1)  # [seeds,psis,num_ws,w_dim]

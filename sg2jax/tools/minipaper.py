@@ -23,7 +23,7 @@ from sg2jax.signals import Stop
 from sg2jax.tools import flags as shared
 
 
-def define_flags():
+def define_flags() -> None:
   """The command line."""
   flags.DEFINE_string(
     'out', None, 'Directory of all runs and of the tables; one that holds them goes on.'
@@ -40,7 +40,7 @@ def define_flags():
   )
 
 
-def main(_):
+def main(_: list[str]) -> None:
   """Trains and measures what isn't there yet; tables to the terminal and into files."""
   args = flags.FLAGS
   paths.check_text(args.out, f'--out={args.out}')

@@ -26,7 +26,7 @@ class Item(NamedTuple):
   hash: str  # of that
 
 
-def check_exists(path: str):
+def check_exists(path: str) -> None:
   """Raises DatasetError if there is nothing at a path."""
   if not pathlib.Path(path).expanduser().exists():
     raise DatasetError(f'{path}: there is no such picture or folder')

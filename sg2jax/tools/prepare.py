@@ -17,7 +17,7 @@ from sg2jax.data import destination, images, label_rules, prepare, summary, word
 from sg2jax.tools import flags as shared
 
 
-def define_flags():
+def define_flags() -> None:
   """The flags of this tool."""
   flags.DEFINE_string('source', None, 'Folder or zip of pictures.')
   flags.DEFINE_string('dest', None, 'Folder to make.')
@@ -84,7 +84,7 @@ def _background(text: str) -> tuple[int, int, int]:
     raise ValueError('must be a CSS colour name or #rrggbb') from None
 
 
-def main(argv: list[str]):
+def main(argv: list[str]) -> None:
   """Builds the data set; exits 3 if no picture was usable."""
   del argv
   given = flags.FLAGS

@@ -21,7 +21,7 @@ from sg2jax.tools import flags as shared
 from sg2jax.tools import pictures, projections
 
 
-def define_flags():
+def define_flags() -> None:
   """The command line."""
   projections.define_flags()
   shared.define_out('projections')
@@ -30,7 +30,7 @@ def define_flags():
   flags.DEFINE_bool('video', False, 'Also a video of the search, <name>.mp4.')
 
 
-def main(_):
+def main(_: list[str]) -> None:
   """Checks, projects, prints."""
   asked = flags.FLAGS
   pictures.check_exists(asked.images)

@@ -55,7 +55,7 @@ class Job(NamedTuple):
 # ---- the command line
 
 
-def define_flags():
+def define_flags() -> None:
   """What `read_job` reads."""
   shared.define_checkpoint()
   flags.DEFINE_enum(

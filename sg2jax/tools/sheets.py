@@ -10,13 +10,14 @@ from PIL import Image, ImageDraw, ImageFont
 from sg2jax import files, grids
 from sg2jax.data.images import MAX_PIXELS
 from sg2jax.faults import UsageError
+from sg2jax.inputs import LabelsLike
 from sg2jax.sampler import Sampler
 
 LINE = 18  # px, of text
 MARGIN = 8  # px, around text
 
 
-def check_size(net: Sampler, count: int):
+def check_size(net: Sampler, count: int) -> None:
   """Raises UsageError if `count` images of a network make a sheet that image viewers refuse."""
   h, w = net.generator.synthesis.resolution
   factor = max(1, grids.READABLE // min(h, w))
@@ -27,7 +28,7 @@ def check_size(net: Sampler, count: int):
     )
 
 
-def seed_names(net: Sampler, seeds: Sequence[int], label) -> list[str]:
+def seed_names(net: Sampler, seeds: Sequence[int], label: LabelsLike | None) -> list[str]:
   """What a sheet calls the images of seeds; label: as `Sampler.c` takes it."""
   if not net.labels:
     return [f'seed {seed}' for seed in seeds]
@@ -40,7 +41,7 @@ def write_sheet(
   rows: Sequence[str] = (),
   cols: Sequence[str] = (),
   below: Sequence[str] = (),
-):
+) -> None:
   """Writes a PNG of pictures, with names around them.
 
   Args:

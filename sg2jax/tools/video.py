@@ -19,7 +19,7 @@ from absl import flags
 import numpy as np
 from tqdm import tqdm
 
-from sg2jax import cli, grids, sampler
+from sg2jax import cli, grids, inputs, sampler
 from sg2jax.evaluation import ppl
 from sg2jax.faults import UsageError
 from sg2jax.tools import flags as shared
@@ -28,7 +28,7 @@ from sg2jax.tools import videos
 _GRID = re.compile(r'([1-9]\d{0,3})x([1-9]\d{0,3})')
 
 
-def define_flags():
+def define_flags() -> None:
   """The command line."""
   shared.define_image_flags()
   shared.define_psi()
@@ -48,7 +48,7 @@ def define_flags():
   flags.DEFINE_boolean('loop', True, 'Whether the last seed leads back to the first.')
 
 
-def main(_):
+def main(_: list[str]) -> None:
   """Checks, makes, writes."""
   # ---- what is asked, before anything is loaded
   asked = flags.FLAGS
@@ -79,7 +79,15 @@ def main(_):
 
 
 def frames(
-  net, seeds, count, space='w', loop=True, psi=1.0, cutoff=None, label=None, noise='const'
+  net: sampler.Sampler,
+  seeds: np.ndarray,
+  count: int,
+  space: str = 'w',
+  loop: bool = True,
+  psi: float = 1.0,
+  cutoff: int | None = None,
+  label: inputs.LabelsLike | None = None,
+  noise: str = 'const',
 ) -> Iterator[np.ndarray]:
   """`count` frames of a path through the seeds [rows,cols,K] of each cell: uint8 [rows*h,cols*w,C].
 

@@ -37,7 +37,7 @@ def check_file(path: str | os.PathLike, fps: float, flag: str = 'out') -> pathli
   return path
 
 
-def write_video(path: str | os.PathLike, frames: Iterable[np.ndarray], fps: float):
+def write_video(path: str | os.PathLike, frames: Iterable[np.ndarray], fps: float) -> None:
   """Writes a video, frame by frame, so that `path` holds the old or the new one whole.
 
   Frames under READABLE px are enlarged by a whole factor; sides that mp4 can't have (odd) get one
