@@ -4,17 +4,21 @@ Both are gradients of the same losses, those of all four steps, at the same para
 images and noise; the networks differ only in `num_bf16_res`. What is compared is grouped by what a
 parameter is; `ws` are the style inputs of the synthesis network. A part of the difference is
 bfloat16's own: where rounding changes the sign before a leaky ReLU, the slope is another one.
+`python -m tests.bfloat16 operands` shows how large that part is at least: float32 networks whose
+convolutions, at the same resolutions, get operands that were rounded to bfloat16.
 """
 
+import contextlib
 import re
 import sys
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from configs import default
-from sg2jax import build, losses
+from sg2jax import build, conv, losses
 from sg2jax.models.generator import largest
 from sg2jax.steps import PHASES, Averages
 
@@ -137,11 +141,35 @@ def relative_errors(exact, rough, resolutions=None):
   return table
 
 
-def measure(seeds=3, phases=PHASES, **options):
+@contextlib.contextmanager
+def rounded_operands(least_side):
+  """What is traced within rounds operands of convolutions at this side or more, nothing else."""
+
+  def rounding(function):
+    def call(*args, **options):
+      arrays = [x for x in args if hasattr(x, 'ndim')]
+      if any(x.ndim == 4 and x.shape[1] >= least_side for x in arrays):
+        args = [jax.lax.reduce_precision(x, 8, 7) if hasattr(x, 'ndim') else x for x in args]
+      return function(*args, **options)
+
+    return call
+
+  parts = ((conv.lax, 'conv_general_dilated'), (conv.jnp, 'einsum'), (conv, '_conv_w_matmul'))
+  with contextlib.ExitStack() as stack:
+    for place, name in parts:
+      stack.enter_context(mock.patch.object(place, name, rounding(getattr(place, name))))
+    yield
+
+
+def measure(seeds=3, phases=PHASES, operands_only=False, **options):
   """{phase: {group: error}} in the median of some seeds: (whole networks, bfloat16 blocks)."""
   full, low, config = make_steps(**options)
   blocks = (config.resolution, config.resolution // 2)
   full_gradients, low_gradients = (gradient_function(steps, phases) for steps in (full, low))
+  if operands_only:
+    inputs = *make_inputs(config, full, 0), jax.random.key(0)
+    with rounded_operands(min(blocks)):
+      low_gradients = gradient_function(full, phases).lower(*inputs).compile()
   tables = []
   for seed in range(seeds):
     inputs = *make_inputs(config, full, seed), jax.random.key(seed)
@@ -156,10 +184,12 @@ def measure(seeds=3, phases=PHASES, **options):
 
 
 def main():
-  """Prints the table. Arguments: seeds, resolution, fmap_base, fmap_max."""
-  seeds, resolution, base, most = map(int, sys.argv[1:5] or (3, 128, 1024, 64))
+  """Prints the table. Arguments: [operands] [seeds, resolution, fmap_base, fmap_max]."""
+  operands_only = sys.argv[1:2] == ['operands']
+  numbers = sys.argv[2:] if operands_only else sys.argv[1:]
+  seeds, resolution, base, most = map(int, numbers or (3, 128, 1024, 64))
   fields = {'g.fmap_base': base, 'd.fmap_base': base, 'g.fmap_max': most, 'd.fmap_max': most}
-  whole, blocks = measure(seeds, resolution=resolution, **fields)
+  whole, blocks = measure(seeds, operands_only=operands_only, resolution=resolution, **fields)
   print(f'{"relative error":<16}' + ''.join(f'{phase:>18}' for phase in whole))
   for group in GROUPS:
     cells = [
