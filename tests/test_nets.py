@@ -11,11 +11,11 @@ import lpips_j.lpips
 import numpy as np
 import pytest
 
+from sg2jax.interop.names import nchw
 from sg2jax.nets import inception, vgg
 from sg2jax.nets.arrays import checked
 from tests.reference import cases_detectors
 from tests.reference.check import jit, read_manifest, run_case
-from tests.reference.names import nchw
 from tests.runs import ROOT
 
 REFERENCE = ROOT / 'tests' / 'reference'

@@ -6,8 +6,8 @@ import pathlib
 import numpy as np
 import pytest
 
+from sg2jax.interop.names import TensorFlow
 from tests.reference.check import only, read_manifest
-from tests.reference.names import TensorFlow
 from tests.test_reference import check
 
 FOLDER = pathlib.Path(__file__).parent / 'reference_growing'

@@ -10,13 +10,13 @@ import numpy as np
 
 from sg2jax import build
 from sg2jax.interop import names, read
+from sg2jax.interop.names import nchw, nhwc
 from sg2jax.interop.network_file import Net
 from sg2jax.models.mapping import broadcast, truncate
 from sg2jax.models.sizes import block_sizes, fmaps
 from tests.reference.cases_growing import KINDS
 from tests.reference.cases_nets import _IMAGE, _truncation, _variant
 from tests.reference.check import jit
-from tests.reference.names import nchw, nhwc
 
 # Given arrays 'G/key', 'tf/D/name', 'state_dict/G_ema.key', 'params/D/key' ...: of which network,
 # and the key in it.

@@ -6,9 +6,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from sg2jax.interop.names import nchw, nhwc
 from sg2jax.nets import inception, vgg
 from tests.reference.check import jit
-from tests.reference.names import nchw, nhwc
 
 NUMBER = r'([\d.]+)'
 INCEPTION_RULE = (

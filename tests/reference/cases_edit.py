@@ -11,11 +11,11 @@ import numpy as np
 
 from sg2jax import resample, sampler
 from sg2jax.edit import project
+from sg2jax.interop.names import from_pytorch, nhwc
 from sg2jax.models.generator import largest
 from sg2jax.models.sizes import block_sizes
 from tests.reference.cases_nets import read_generator
 from tests.reference.check import jit
-from tests.reference.names import load, nhwc
 
 FIXED = {'adam_betas': [0.9, 0.999], 'adam_eps': 1e-8}
 
@@ -62,14 +62,14 @@ def _run(sub):
   samples = sub.config['w_avg_samples']
   generator, _ = read_generator(sub.config.sub('G'))
   size = block_sizes(generator.synthesis.resolution)[0]
-  params, noise, w_avg = load(sub.under('G/'), size)
+  params, noise, w_avg = from_pytorch(sub.under('G/'), size)
   variables = {'params': params, 'noise': noise}
   config = types.SimpleNamespace(c_dim=generator.mapping.c_dim)
   net = sampler.Sampler(pathlib.Path(), config, 0, 0, generator, variables, {}, w_avg)
   mean, spread = project.statistics(net, samples)
   lr, scale = project.rates(settings, spread)
   target = nhwc(given['target_uint8'])[None] / jnp.asarray(127.5) - 1
-  first = load(sub.under('initial_noise/'))[1]
+  first = from_pytorch(sub.under('initial_noise/'))[1]
   first = jax.tree.map(lambda x: jnp.asarray(x)[None, :, :, None], first)
   first = {'w': jnp.asarray(mean)[None, None], 'noise': first}
   zeros = jax.tree.map(jnp.zeros_like, first)

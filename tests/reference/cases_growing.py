@@ -15,6 +15,7 @@ import numpy as np
 from sg2jax import ops, resample, schedule
 from sg2jax import state as state_lib
 from sg2jax.data import shrink
+from sg2jax.interop.names import TensorFlow, nchw, nhwc
 from sg2jax.models.discriminator import Discriminator
 from sg2jax.models.generator import Generator, Synthesis
 from sg2jax.models.layers import RSQRT2, SynthesisLayer
@@ -25,7 +26,6 @@ from sg2jax.steps import OBJECTIVE, TrainSteps, _apply
 from tests.reference.cases_nets import read_stddev
 from tests.reference.cases_train import RECORD
 from tests.reference.check import Config, jit
-from tests.reference.names import TensorFlow, nchw, nhwc
 
 KINDS = {
   'G_style': 'stylegan1',

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from sg2jax import state as state_lib
+from sg2jax.interop.names import nhwc
 from sg2jax.steps import TrainSteps
 from tests.reference.cases_growing import (
   read_discriminator,
@@ -21,7 +22,6 @@ from tests.reference.cases_growing import (
 )
 from tests.reference.cases_train import make_draws, run_phase
 from tests.reference.check import jit
-from tests.reference.names import nhwc
 
 # Their name <- ours, of run_phase.
 VALUES = {

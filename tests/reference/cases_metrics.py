@@ -6,10 +6,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from sg2jax.evaluation import neighbors, ppl, scores
+from sg2jax.interop.names import from_pytorch
 from sg2jax.models.sizes import block_sizes
 from tests.reference.cases_nets import _labels, read_generator
 from tests.reference.check import jit
-from tests.reference.names import load
 
 
 def _frechet(config, given):
@@ -89,8 +89,8 @@ def _sampler(config, given, under):
       f'space={config["space"]!r}, sampling={config["sampling"]!r} is not understood'
     )
   net, _ = read_generator(config.sub('G'))
-  params = load(under('G/'), block_sizes(net.synthesis.resolution)[0])[0]
-  variables = {'params': params, 'noise': load(under('noise/'))[1]}
+  params = from_pytorch(under('G/'), block_sizes(net.synthesis.resolution)[0])[0]
+  variables = {'params': params, 'noise': from_pytorch(under('noise/'))[1]}
   t = given['t'] * (config['sampling'] == 'full')
   function = jit(
     partial(

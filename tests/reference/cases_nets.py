@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from sg2jax.interop.names import from_pytorch, nchw, nhwc, to_pytorch
 from sg2jax.models.discriminator import Discriminator, DiscriminatorBlock
 from sg2jax.models.generator import Generator, Synthesis, SynthesisBlock
 from sg2jax.models.mapping import Mapping, broadcast, truncate
@@ -15,7 +16,6 @@ from sg2jax.models.sizes import block_sizes, fmaps
 from sg2jax.models.variant import DiscriminatorVariant, Variant
 from sg2jax.steps import TrainSteps
 from tests.reference.check import jit
-from tests.reference.names import load, nchw, nhwc, store
 
 # Of the whole run in double precision that the manifest promises, these change no number.
 PRECISION = (
@@ -168,7 +168,7 @@ def mapping_network(sub):
   config, given = sub.config, sub.given
   net, beta = read_mapping(config, config['z_dim'], config['c_dim'], config['w_dim'])
   truncations, num_ws = config.get('truncations', {}), config['num_ws']
-  params, _, w_avg = load(sub.under('P/'))
+  params, _, w_avg = from_pytorch(sub.under('P/'))
   batch = len(next(iter(given[k] for k in ('z', 'c') if k in given)))
   z, c = _labels(given, 'z', batch, net.z_dim), _labels(given, 'c', batch, net.c_dim)
 
@@ -181,7 +181,7 @@ def mapping_network(sub):
     return ws, *pull(dy)
 
   ws, grads, grad_z, grad_c = jit(everything)(params, z, c, given['dy'])
-  results = {'ws': ws, 'grad_z': grad_z, 'grad_c': grad_c} | store(grads, prefix='grad/')
+  results = {'ws': ws, 'grad_z': grad_z, 'grad_c': grad_c} | to_pytorch(grads, prefix='grad/')
   for name in sub.wanted:
     if name.startswith('ws_'):
       psi, cutoff = _truncation(truncations.get(name, name))
@@ -247,8 +247,8 @@ def generator(sub):
   given.know('ws_direct')
   net, _ = read_generator(sub.config)
   size = block_sizes(net.synthesis.resolution)[0]
-  params, const, w_avg = load(sub.under('G/'), size)
-  drawn = load(
+  params, const, w_avg = from_pytorch(sub.under('G/'), size)
+  drawn = from_pytorch(
     {f'synthesis.{k}.noise_const': nhwc(v) for k, v in sub.under('noise_random/').items()}
   )[1]
   z = given['z']
@@ -303,7 +303,7 @@ def discriminator(sub):
   """
   given, net = sub.given, read_discriminator(sub.config)
   size = block_sizes(net.resolution)[0]
-  params, _, _ = load(sub.under('D/'), size)
+  params, _, _ = from_pytorch(sub.under('D/'), size)
   img, c = nhwc(given['img']), _labels(given, 'c', len(given['img']), 0)
   sub.config.expect('img_channels', img.shape[-1])
 

@@ -8,9 +8,9 @@ import numpy as np
 
 from sg2jax import conv, ops, resample
 from sg2jax.data import images
+from sg2jax.interop.names import nchw, nhwc
 from sg2jax.models.layers import Dense
 from tests.reference.cases_nets import read_stddev
-from tests.reference.names import nchw, nhwc
 
 
 def _second_order(f, x, dy, v):

@@ -12,11 +12,11 @@ import optax
 
 from sg2jax import losses, schedule
 from sg2jax import state as state_lib
+from sg2jax.interop.names import from_pytorch, nchw, nhwc, to_pytorch
 from sg2jax.models.sizes import block_sizes
 from sg2jax.steps import TrainSteps
 from tests.reference.cases_nets import read_discriminator, read_generator
 from tests.reference.check import jit
-from tests.reference.names import load, nchw, nhwc, store
 
 # An "optimizer" whose state is the last gradient, so that a whole update of TrainSteps yields its
 # gradient.
@@ -28,8 +28,8 @@ RECORD = optax.GradientTransformation(
 def _state(steps, params, pl_mean):
   """TrainState at step 0 from Given with 'G/key', 'D/key'; also the size of the first block."""
   size = block_sizes(steps.discriminator.resolution)[0]
-  g, noise, w_avg = load(params.under('G/'), size)
-  d, _, _ = load(params.under('D/'), size)
+  g, noise, w_avg = from_pytorch(params.under('G/'), size)
+  d, _, _ = from_pytorch(params.under('D/'), size)
   zero = np.zeros((), np.int32)
   return jax.tree.map(
     jnp.asarray,
@@ -191,7 +191,10 @@ def loss_phases(sub):
       eager if phase.endswith('both') else lazy, phase, state, draws, pl_draws, *given_reals
     )
     grads = new.g_opt if net_name == 'G' else new.d_opt
-    out |= store(grads, size, 'grad/') | {'w_avg_after': new.w_avg, 'pl_mean_after': new.pl_mean}
+    out |= to_pytorch(grads, size, 'grad/') | {
+      'w_avg_after': new.w_avg,
+      'pl_mean_after': new.pl_mean,
+    }
     results |= {f'{full}/{name}': value for name, value in out.items()}
   return results
 
@@ -352,7 +355,7 @@ def _snapshot(state, size, prefix):
   nets = {'G': state.g, 'D': state.d, 'G_ema': state.g_ema}
   results = {f'{prefix}/w_avg': state.w_avg, f'{prefix}/pl_mean': state.pl_mean}
   for name, params in nets.items():
-    results |= store(params, size, f'{prefix}/{name}/')
+    results |= to_pytorch(params, size, f'{prefix}/{name}/')
   return results
 
 
