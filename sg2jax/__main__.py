@@ -32,7 +32,10 @@ def main() -> None:
       sys.path.insert(0, os.getcwd())
     del sys.argv[1]
     module = '.'.join(['sg2jax', *found[name].relative_to(HERE).with_suffix('').parts])
-    runpy.run_module(module, run_name='__main__', alter_sys=True)
+    from sg2jax import cli  # here, as the list below is to come at once
+
+    with cli.exit_codes():  # a package of an extra may be missing
+      runpy.run_module(module, run_name='__main__', alter_sys=True)
   elif name in ('', 'help', '-h', '-help', '--help'):
     print('sg2jax TOOL [--FLAG=VALUE ...]; sg2jax TOOL --help says more. TOOL is\n')
     for name, file in found.items():

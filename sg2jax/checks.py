@@ -48,6 +48,13 @@ RULES: list[tuple[str, Callable[[Any], bool], str]] = [
     'net.variant.taps',
   ),
 ]
+# What a field of a Variant is, by its type: unlike others it can be given as anything.
+TYPES = {
+  int: (int, 'a whole number'),
+  float: ((int, float), 'a number'),
+  str: (str, 'a name'),
+  tuple: ((list, tuple), 'a list of numbers'),
+}
 # The fields that name something, and what they may name.
 CHOICES: dict[str, Sequence[str]] = {
   'g.architecture': ARCHITECTURES,
@@ -72,6 +79,10 @@ def check(config: Config) -> None:
     for field in dataclasses.fields(record):
       name = field.name
       _need(name not in config[net], f'{net}.{name}: it is a field of {net}.variant; set it there')
+      value = getattr(record, name)
+      types, rule = TYPES[field.type]
+      is_good = isinstance(value, types) and not isinstance(value, bool)
+      _need(is_good, f'{net}.variant.{name}={" ".join(str(value).split())} must be {rule}')
   _check_fields(build.spell_out(config))
   _check_networks(config, sizes)
   _need(

@@ -132,7 +132,14 @@ def parse(argv: list[str]) -> list[str]:
   except Exception as e:
     if _given(_DEBUG, argv):
       raise
-    raise faults.UsageError(_one_line(e)) from e
+    text = _one_line(e)
+    if isinstance(e, (AttributeError, KeyError)) and text.isidentifier():
+      # Of a locked configuration: no more than the name comes out of ml_collections.
+      text = (
+        f'there is no field {text}; configs/default.py has all fields, and those of networks of '
+        'others are set as --config.g.variant="{...}"'
+      )
+    raise faults.UsageError(text) from e
   _check_places(rest)
   return rest
 

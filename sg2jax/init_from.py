@@ -97,11 +97,16 @@ def other_settings(config: Any, origin: Origin) -> dict[str, str]:
   nets = [net for net in 'gd' if origin.state.get(net)]
   names = [name for name in new if name in old and name.split('.')[0] in nets]
   differ = {name: difference(name, old, new) for name in names if old[name] != new[name]}
-  for name in sorted(MEANING & differ.keys()):
-    net, _, field = name.split('.')
+  wrong = sorted(MEANING & differ.keys())
+  if wrong:
+    name = wrong[0]
+    net = name.split('.')[0]
+    # All of the record: a second flag would take the place of the first.
+    variant = json.loads(json.dumps(config[net].variant.to_dict()))
+    variant |= {x.split('.')[2]: old[x] for x in wrong if x.startswith(f'{net}.')}
     raise UsageError(
       f'--config.{name}={new[name]}: the weights of {origin.path} go with {old[name]}; set it to '
-      f'that, as --config.{net}.variant="{{{field!r}: {old[name]!r}}}"'
+      f'that, as --config.{net}.variant="{variant}"'
     )
   return {name: text.removeprefix(f'{name}: ') for name, text in differ.items()}
 

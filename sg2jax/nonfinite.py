@@ -25,7 +25,7 @@ from sg2jax.faults import CheckpointError, DatasetError, NonFiniteError, UsageEr
 from sg2jax.stage import TrainStage
 from sg2jax.state import TrainState
 from sg2jax.steps import PHASES, checked_names
-from sg2jax.workdir import flat
+from sg2jax.workdir import flat, settings
 
 REMEDY = (
   'Lower the learning rate or raise loss.r1_gamma; with bfloat16 set g.clamp and d.clamp to 256'
@@ -203,8 +203,8 @@ def replay(config: Any, file: str | pathlib.Path) -> None:
     f'step {saved["step"]}, phase {phase}: images {saved["nimg"]} to {saved["nimg"] + stage.batch} '
     f'of the run, in the data set {images}; key {saved["key"]}'
   )
-  then = flat(saved['config'])
-  now = flat(json.loads(json.dumps(config.to_dict())))
+  then = settings(saved['config'])
+  now = settings(config)
   for name in sorted(now.keys() & then.keys()):
     if now[name] != then[name]:
       print(f'  {name}: {then[name]} then, {now[name]} now')

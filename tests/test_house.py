@@ -27,7 +27,7 @@ FLOORS = (
   ('init_from', 'nonfinite', 'snapshot'),
   ('train', 'lab'),
   ('tools',),
-  ('main',),
+  ('main', '__main__'),
 )
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 

@@ -116,3 +116,14 @@ def test_what_no_network_has_is_refused_by_name(fields, said):
   config.update_from_flattened_dict(SMALL | fields)
   with pytest.raises(UsageError, match=said):
     checks.check(config)
+
+
+@pytest.mark.parametrize(
+  'variant', [{'layer_features': 2.5}, {'fmap_min': True}, {'taps': 4}, {'activation': 3}]
+)
+def test_fields_are_of_their_types(variant):
+  config = default.get_config()
+  config.data.dir = '-'
+  config.g.variant = variant
+  with pytest.raises(UsageError, match=f'g.variant.{next(iter(variant))}=.* must be a '):
+    checks.check(config)
