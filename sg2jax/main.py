@@ -7,9 +7,10 @@ import os
 
 from absl import flags
 
-from sg2jax import cli, nonfinite
+from sg2jax import cli
 from sg2jax.tools import flags as shared
-from sg2jax.train import train
+from sg2jax.training import nonfinite
+from sg2jax.training.train import train
 
 
 def define_flags() -> None:

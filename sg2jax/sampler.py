@@ -22,7 +22,7 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 import numpy as np
 
-from sg2jax import build, checkpoint, inputs, paths, resample, sharding
+from sg2jax import build, inputs, paths, resample, sharding
 from sg2jax.data.labels import FILE, Labels
 from sg2jax.faults import CheckpointError, UsageError
 from sg2jax.keys import purpose_key
@@ -30,6 +30,7 @@ from sg2jax.models.generator import largest
 from sg2jax.models.layers import NOISE_MODES, draw_noise
 from sg2jax.models.mapping import broadcast, truncate
 from sg2jax.state import TrainState
+from sg2jax.training import checkpoint
 
 # Of images that a device makes, or looks at, at once: their number and their pixels, at most.
 MAX_IMAGES = 32

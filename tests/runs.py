@@ -127,7 +127,7 @@ def log(workdir):
 
 def write_run(workdir, config, state):
   """Makes a workdir with the checkpoint of a state. config: JSON values, with c_dim. -> workdir"""
-  from sg2jax.checkpoint import Checkpoints
+  from sg2jax.training.checkpoint import Checkpoints
 
   checkpoints = Checkpoints(workdir, keep=1, meta={})
   checkpoints.save(state)

@@ -20,10 +20,11 @@ import optax
 import orbax.checkpoint as ocp
 import pytest
 
-from sg2jax import checkpoint, files
-from sg2jax import manifest as manifest_lib
-from sg2jax.checkpoint import Checkpoints
+from sg2jax import files
 from sg2jax.faults import CheckpointError, UsageError, WriteError
+from sg2jax.training import checkpoint
+from sg2jax.training import manifest as manifest_lib
+from sg2jax.training.checkpoint import Checkpoints
 
 REPO = pathlib.Path(checkpoint.__file__).parents[1]
 META = {'config_hash': 'c', 'data_hash': 'd', 'batches': {16: 'int keys become strings'}}

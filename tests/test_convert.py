@@ -10,7 +10,7 @@ import jax
 import numpy as np
 import pytest
 
-from sg2jax import build, checkpoint, sampler
+from sg2jax import build, sampler
 from sg2jax.evaluation import reals
 from sg2jax.faults import UsageError, WeightsError, WriteError
 from sg2jax.interop import arguments, names, read
@@ -18,6 +18,7 @@ from sg2jax.interop.names import nhwc
 from sg2jax.interop.network_file import Net
 from sg2jax.models.generator import Generator
 from sg2jax.tools import convert
+from sg2jax.training import checkpoint
 from tests.foreign_files import Tensor, dumps, save_zip
 from tests.foreign_networks import (
   module,

@@ -11,13 +11,14 @@ import optax
 import pytest
 
 from configs import custom, default
-from sg2jax import build, checkpoint, checks, sampler
+from sg2jax import build, checks, sampler
 from sg2jax import state as state_lib
 from sg2jax.data.labels import Labels
 from sg2jax.faults import UsageError, WeightsError
 from sg2jax.interop import arguments, names, read, write
 from sg2jax.tools import convert, export
 from sg2jax.tools.export import destination
+from sg2jax.training import checkpoint
 from tests.runs import ROOT, write_run
 from tests.test_convert import same, tool
 

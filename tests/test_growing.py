@@ -337,7 +337,7 @@ def test_run_interrupted_in_mid_fade_ends_with_the_same_bytes(home, tmp_path):
   assert 8 <= resumed <= 16
   assert content(tmp_path / 'run', 44) == content(tmp_path / 'whole', 44)
   assert log(tmp_path / 'run') == log(tmp_path / 'whole')
-  from sg2jax import checkpoint
+  from sg2jax.training import checkpoint
 
   end, _ = checkpoint.load(tmp_path / 'run')
   counts = [x for x in jax.tree.leaves((end['g_opt'], end['d_opt'])) if np.ndim(x) == 0]

@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 
 from configs import default
-from sg2jax import checkpoint, nonfinite, schedule
+from sg2jax import schedule
 from sg2jax.faults import NonFiniteError, UsageError, WriteError
-from sg2jax.stage import TrainStage
 from sg2jax.state import TrainState
+from sg2jax.training import checkpoint, nonfinite
+from sg2jax.training.stage import TrainStage
 
 
 class Images:

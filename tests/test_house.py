@@ -11,21 +11,22 @@ import pytest
 ROOT = pathlib.Path(__file__).parent.parent
 FILES = sorted((ROOT / 'sg2jax').rglob('*.py'))
 # A file imports only from floors below its own, or from its own room. Of interop, the files that
-# read and write bytes are lower than those that know our networks.
+# read and write bytes are lower than those that know our networks; of training, `sampler` needs
+# checkpoints, and the loop needs all that uses a network.
 FLOORS = (
   ('faults', 'keys', 'ops', 'schedule', 'sharding'),
   ('resample',),
   ('conv',),
   ('interop', 'models', 'nets', 'charts', 'files', 'grids', 'paths', 'signals'),
   ('losses', 'state', 'interop.architecture'),
-  ('steps', 'tally'),
-  ('cli', 'data', 'environment', 'event_files', 'locks', 'manifest'),
-  ('build', 'checkpoint', 'inputs', 'report'),
+  ('steps', 'training.tally'),
+  ('cli', 'data', 'training.environment', 'training.event_files', 'locks', 'training.manifest'),
+  ('build', 'training.checkpoint', 'inputs', 'training.report'),
   ('checks', 'pretrained', 'sampler'),
   ('evaluation', 'edit', 'interop.read'),
-  ('stage', 'workdir', 'interop.write'),
-  ('init_from', 'nonfinite', 'snapshot'),
-  ('train', 'lab'),
+  ('training.stage', 'training.workdir', 'interop.write'),
+  ('training.init_from', 'training.nonfinite', 'training.snapshot'),
+  ('training.train', 'lab'),
   ('tools',),
   ('main', '__main__'),
 )

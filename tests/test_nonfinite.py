@@ -4,9 +4,10 @@ import json
 
 import pytest
 
-from sg2jax import cli, nonfinite
+from sg2jax import cli
 from sg2jax.faults import NonFiniteError, UsageError
-from sg2jax.train import train
+from sg2jax.training import nonfinite
+from sg2jax.training.train import train
 from tests.runs import configuration, finish, start
 
 # What makes a phase the first whose numbers aren't finite, and the minibatch in which that is.

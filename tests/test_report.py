@@ -15,8 +15,9 @@ import numpy as np
 from PIL import Image
 import pytest
 
-from sg2jax import environment, faults, files, grids, report
+from sg2jax import faults, files, grids
 from sg2jax.data.labels import Labels
+from sg2jax.training import environment, report
 
 ROOT = report.pathlib.Path(__file__).resolve().parents[1]
 

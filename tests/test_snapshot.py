@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 
 from configs import custom, default
-from sg2jax import build, checks, sharding, snapshot
-from sg2jax.snapshot import Snapshot
+from sg2jax import build, checks, sharding
+from sg2jax.training import snapshot
+from sg2jax.training.snapshot import Snapshot
 
 
 class Source:

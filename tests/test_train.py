@@ -18,10 +18,11 @@ from PIL import Image
 import pytest
 
 from configs import default
-from sg2jax import build, checkpoint, main, sharding, state, train
+from sg2jax import build, main, sharding, state
 from sg2jax.faults import Fault
-from sg2jax.tally import Tally
 from sg2jax.tools import prepare
+from sg2jax.training import checkpoint, train
+from sg2jax.training.tally import Tally
 from tests.runs import LAST, ROOT, TINY, call, configuration, content, finish, log, start, wait_for
 from tests.test_checkpoint import rewrite
 

@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 
 from configs import default
-from sg2jax import build, checks, sampler, workdir
+from sg2jax import build, checks, sampler
 from sg2jax.faults import UsageError
 from sg2jax.models.variant import DiscriminatorVariant, Variant
+from sg2jax.training import workdir
 from tests.runs import write_run
 
 SHARED = {

@@ -15,10 +15,11 @@ import optax
 import pytest
 
 from configs import default
-from sg2jax import build, environment, files, init_from, report, state, train, workdir
+from sg2jax import build, files, state
 from sg2jax.data.labels import Labels
 from sg2jax.faults import CheckpointError, UsageError, WeightsError
 from sg2jax.interop import write
+from sg2jax.training import environment, init_from, report, train, workdir
 from tests.runs import write_run
 
 NET = {

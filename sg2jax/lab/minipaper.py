@@ -13,11 +13,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sg2jax import build, checkpoint, faults, pretrained, sampler, sharding
+from sg2jax import build, faults, pretrained, sampler, sharding
 from sg2jax.evaluation import measure, passes, protocols, reals
 from sg2jax.evaluation.ppl import path_length
 from sg2jax.files import write_atomic
 from sg2jax.lab.tables import CELLS, NETWORKS, PAIRS, Run, result
+from sg2jax.training import checkpoint
 
 OWN_FLAGS = {'seed': '--seeds', 'total_kimg': '--kimg', 'resolution': '--resolution'}
 # Exit codes that aren't about the cell but about the command, the data, the disk, a signal.

@@ -33,12 +33,12 @@ import jax
 
 import sg2jax
 from sg2jax import cli, files, grids, paths, sampler
-from sg2jax.checkpoint import Checkpoints
 from sg2jax.data.labels import FILE, Labels
 from sg2jax.faults import UsageError, WeightsError, WriteError
 from sg2jax.interop.read import Imported, read_network
 from sg2jax.state import TrainState
 from sg2jax.tools import flags as shared
+from sg2jax.training.checkpoint import Checkpoints
 
 
 def define_flags() -> None:

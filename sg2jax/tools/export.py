@@ -21,11 +21,12 @@ import pathlib
 
 from absl import flags
 
-from sg2jax import checkpoint, cli, sampler
+from sg2jax import cli, sampler
 from sg2jax.faults import UsageError
 from sg2jax.files import write_atomic
 from sg2jax.interop import write
 from sg2jax.tools import flags as shared
+from sg2jax.training import checkpoint
 
 SUFFIXES = {'safetensors': '.safetensors', 'nvidia': '.npz', 'stablehlo': '.stablehlo'}
 

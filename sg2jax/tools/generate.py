@@ -25,10 +25,11 @@ from absl import flags
 import numpy as np
 from tqdm import tqdm
 
-from sg2jax import cli, files, inputs, report, sampler
+from sg2jax import cli, files, inputs, sampler
 from sg2jax.faults import UsageError
 from sg2jax.tools import flags as shared
 from sg2jax.tools import sheets
+from sg2jax.training import report
 
 KINDS = ('images', 'mix', 'sweep')
 SWEEP = (1.0, 0.7, 0.5, 0.0, -0.5, -1.0)  # [S1 Fig. 8]

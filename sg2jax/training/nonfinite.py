@@ -17,15 +17,16 @@ from typing import Any, NoReturn
 import jax
 import numpy as np
 
-from sg2jax import build, checkpoint, checks, data, files, sharding
-from sg2jax import stage as stage_lib
+from sg2jax import build, checks, data, files, sharding
 from sg2jax import state as state_lib
-from sg2jax.checkpoint import Checkpoints
 from sg2jax.faults import CheckpointError, DatasetError, NonFiniteError, UsageError, WriteError
-from sg2jax.stage import TrainStage
 from sg2jax.state import TrainState
 from sg2jax.steps import PHASES, checked_names
-from sg2jax.workdir import flat, settings
+from sg2jax.training import checkpoint
+from sg2jax.training import stage as stage_lib
+from sg2jax.training.checkpoint import Checkpoints
+from sg2jax.training.stage import TrainStage
+from sg2jax.training.workdir import flat, settings
 
 REMEDY = (
   'Lower the learning rate or raise loss.r1_gamma; with bfloat16 set g.clamp and d.clamp to 256'

@@ -11,31 +11,21 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
-from sg2jax import (
-  build,
-  checkpoint,
-  checks,
-  data,
-  init_from,
-  locks,
-  nonfinite,
-  paths,
-  report,
-  sharding,
-)
-from sg2jax import stage as stage_lib
+from sg2jax import build, checks, data, locks, paths, sharding
 from sg2jax import state as state_lib
-from sg2jax.checkpoint import Checkpoints
-from sg2jax.environment import save_run
 from sg2jax.evaluation import measure, protocols
 from sg2jax.faults import UsageError
 from sg2jax.schedule import Growth
 from sg2jax.signals import Stop
-from sg2jax.snapshot import Snapshot
-from sg2jax.stage import TrainStage
 from sg2jax.state import TrainState
-from sg2jax.tally import Tally
-from sg2jax.workdir import check_workdir, data_values, resume, workdir_path
+from sg2jax.training import checkpoint, init_from, nonfinite, report
+from sg2jax.training import stage as stage_lib
+from sg2jax.training.checkpoint import Checkpoints
+from sg2jax.training.environment import save_run
+from sg2jax.training.snapshot import Snapshot
+from sg2jax.training.stage import TrainStage
+from sg2jax.training.tally import Tally
+from sg2jax.training.workdir import check_workdir, data_values, resume, workdir_path
 
 
 @dataclasses.dataclass(frozen=True)

@@ -7,13 +7,14 @@ from typing import Any, NamedTuple
 
 import jax
 
-from sg2jax import build, checkpoint, files, paths
+from sg2jax import build, files, paths
 from sg2jax import state as state_lib
 from sg2jax.faults import CheckpointError, UsageError
 from sg2jax.interop.read import read_network
 from sg2jax.models.sizes import GROWING, block_sizes, image_side_layers
 from sg2jax.state import TrainState
-from sg2jax.workdir import difference, settings
+from sg2jax.training import checkpoint
+from sg2jax.training.workdir import difference, settings
 
 # Fields without which weights of another run can't be used: the arrays don't show them.
 MEANING = {

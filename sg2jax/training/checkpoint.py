@@ -26,7 +26,7 @@ import orbax.checkpoint as ocp
 from sg2jax import files
 from sg2jax import state as state_lib
 from sg2jax.faults import CheckpointError, UsageError, WriteError
-from sg2jax.manifest import FORMAT, Damaged, fsync, read_manifest, seal, verify
+from sg2jax.training.manifest import FORMAT, Damaged, fsync, read_manifest, seal, verify
 
 _STEP = re.compile(r'(0|[1-9][0-9]*)(\.tmp|\.damaged-[0-9]+)?')
 

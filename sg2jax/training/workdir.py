@@ -12,10 +12,11 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
-from sg2jax import build, checkpoint, paths, sampler, sharding
+from sg2jax import build, paths, sampler, sharding
 from sg2jax import state as state_lib
 from sg2jax.faults import UsageError
 from sg2jax.state import TrainState
+from sg2jax.training import checkpoint
 
 # Fields that may differ from the run that a workdir holds: they change how long or how it is
 # watched, not what is computed.

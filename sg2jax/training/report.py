@@ -15,7 +15,8 @@ import jax
 import numpy as np
 import tqdm
 
-from sg2jax import event_files, files, grids
+from sg2jax import files, grids
+from sg2jax.training import event_files
 
 # Metrics of the status line, in this order, and their names there; metrics.jsonl has all. They come
 # from what the steps report (means of a tick), from train.loop and from Snapshot.take; columns with

@@ -1,0 +1,1 @@
+"""One run: restore, the loop, its snapshots, checkpoints and reports."""
