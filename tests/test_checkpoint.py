@@ -25,8 +25,8 @@ from sg2jax.faults import CheckpointError, UsageError, WriteError
 from sg2jax.training import checkpoint
 from sg2jax.training import manifest as manifest_lib
 from sg2jax.training.checkpoint import Checkpoints
+from tests.runs import ROOT
 
-REPO = pathlib.Path(checkpoint.__file__).parents[1]
 META = {'config_hash': 'c', 'data_hash': 'd', 'batches': {16: 'int keys become strings'}}
 
 
@@ -404,7 +404,7 @@ def test_donated_buffers_are_copied_before_save_returns(tmp_path):
 
 def run_script(script, workdir, **env):
   subprocess.run(
-    [sys.executable, '-c', script, workdir, REPO],
+    [sys.executable, '-c', script, workdir, ROOT],
     check=True,
     timeout=120,
     env=os.environ | {'JAX_PLATFORMS': 'cpu'} | env,

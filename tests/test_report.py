@@ -18,8 +18,7 @@ import pytest
 from sg2jax import faults, files, grids
 from sg2jax.data.labels import Labels
 from sg2jax.training import environment, report
-
-ROOT = report.pathlib.Path(__file__).resolve().parents[1]
+from tests.runs import ROOT
 
 
 def records(workdir):
@@ -212,8 +211,8 @@ def test_training_never_loads_tensorflow(tmp_path):
   (tmp_path / 'tensorflow').mkdir()
   (tmp_path / 'tensorflow' / '__init__.py').write_text('raise SystemExit("imported")')
   code = (
-    'from sg2jax import report; import sys\nlog = report.Report(sys.argv[1], 0, 4)\nlog.tick(1, '
-    '32, {"loss_g": 1.0}, 2.0, 16.0); log.close()'
+    'from sg2jax.training import report; import sys\nlog = report.Report(sys.argv[1], 0, 4)\n'
+    'log.tick(1, 32, {"loss_g": 1.0}, 2.0, 16.0); log.close()'
   )
   env = os.environ | {'PYTHONPATH': f'{tmp_path}:{ROOT}', 'JAX_PLATFORMS': 'cpu'}
   done = subprocess.run(

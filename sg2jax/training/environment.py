@@ -79,7 +79,7 @@ def _version(package):
 
 def _git_commit():
   """Commit of the checkout that this file is in, with -dirty if changed; None outside of one."""
-  root = pathlib.Path(__file__).resolve().parents[1]
+  root = pathlib.Path(__file__).resolve().parents[2]
   # An installed copy may lie inside another project's checkout; its commit would mislead.
   if not (root / '.git').exists():
     return None
