@@ -6,6 +6,7 @@ number of devices. It is built as <step>.tmp and renamed once the manifest is on
 directory named by a number is whole, or was damaged later. For local and mounted file systems.
 """
 
+from concurrent import futures
 import contextlib
 import errno
 import json
@@ -14,7 +15,6 @@ import os
 import pathlib
 import re
 import shutil
-import threading
 from typing import Any
 
 from absl import logging
@@ -25,14 +25,14 @@ import orbax.checkpoint as ocp
 
 from sg2jax import files
 from sg2jax import state as state_lib
-from sg2jax.faults import CheckpointError, UsageError, WriteError
+from sg2jax.faults import CheckpointError, WriteError
 from sg2jax.training.manifest import FORMAT, Damaged, fsync, read_manifest, seal, verify
 
 _STEP = re.compile(r'(0|[1-9][0-9]*)(\.tmp|\.damaged-[0-9]+)?')
 
 # Orbax says the first at every save without OCDBT, which is meant (OCDBT's file names are random);
 # the others are tracebacks of an error that reaches the user as a WriteError.
-_NOISE = ('Skipping merge of OCDBT', 'Handler Commit operations', '_SignalingThread.run() raised')
+_NOISE = ('Skipping merge of OCDBT', '_SignalingThread.run() raised')
 logging.get_absl_logger().addFilter(
   lambda record: not any(noise in record.getMessage() for noise in _NOISE)
 )
@@ -53,20 +53,15 @@ class Checkpoints:
       workdir: the run's directory.
       keep: so many of the newest stay, >= 1; besides, the one with the lowest score.
       meta: JSON values to put into each manifest (hashes of the configuration and the data set).
-
-    Raises:
-      UsageError: keep < 1.
     """
-    if keep < 1:
-      raise UsageError(f'{keep} checkpoints to keep: must be at least 1')
     self._root = pathlib.Path(workdir).absolute() / 'checkpoints'
     self._keep = keep
     self._meta = json.loads(json.dumps(meta))  # what JSON can't hold fails here, not in a thread
-    self._checkpointer = ocp.AsyncCheckpointer(
+    self._checkpointer = ocp.Checkpointer(
       ocp.PyTreeCheckpointHandler(use_ocdbt=False, use_compression=False)
     )
-    self._thread = None
-    self._error = None
+    self._thread = futures.ThreadPoolExecutor(1)
+    self._saving = None  # the future of a save in flight
     self.restored = None
     self._scores = {}  # step -> score or None; a step without a readable manifest is never deleted
     for step in _steps(self._root):
@@ -91,10 +86,10 @@ class Checkpoints:
       score: lower is better; None or not finite: never the best.
 
     Raises:
-      WriteError: this save can't start, or the one before failed and this one wasn't begun.
+      WriteError: the save before failed, and this one wasn't begun.
     """
     self.wait()
-    host = jax.device_get(state)  # orbax deep-copies host arrays before its save() returns
+    host = jax.tree.map(np.array, jax.device_get(state))  # device_get may be a view of the buffers
     step = int(host.step)
     if step in self._scores:
       return
@@ -117,37 +112,36 @@ class Checkpoints:
       'score': float(score) if score is not None and math.isfinite(score) else None,
       'leaves': {name: [str(x.dtype), list(x.shape)] for name, x in leaves.items()},
     }
+    self._saving = self._thread.submit(self._write, host, manifest, size)
+
+  def _write(self, host, manifest, size):
+    """In a thread: writes, seals, renames, deletes what need not stay."""
+    step = manifest['step']
+    final = self._root / str(step)
     partial = self._root / f'{step}.tmp'
+    first = jax.process_index() == 0
     try:
-      if free < size:  # orbax would notice, too, but noisily
+      if files.free_bytes(self._root) < size:  # orbax would notice, too, but noisily
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-      if jax.process_index() == 0:
+      if first:
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
       self._checkpointer.save(partial / 'state', args=ocp.args.PyTreeSave(host))
-    except OSError as e:
-      raise self._write_error(step, size, e) from e
-    self._thread = threading.Thread(target=self._finish, args=(partial, manifest, size))
-    self._thread.start()
-
-  def _finish(self, partial, manifest, size):
-    """In a thread: waits for orbax, seals, renames, deletes what need not stay."""
-    step = manifest['step']
-    try:
-      self._checkpointer.wait_until_finished()
-      if jax.process_index() == 0:
+      if first:
         seal(partial, manifest)
-        final = self._root / str(step)
         if final.exists():
           _set_aside(final, f'{final} is in the way of a new checkpoint')
         os.rename(partial, final)
         fsync(self._root)
-      self._scores[step] = manifest['score']
-      self._delete_others()
-    except Exception as e:  # noqa: BLE001 - whatever it is, wait() has to raise it
-      self._error = self._write_error(step, size, e)
-      self._error.__cause__ = e
+    except Exception as e:  # orbax and tensorstore raise all sorts of errors for a full disk
       shutil.rmtree(partial, ignore_errors=True)
+      raise WriteError(
+        f'{final}: this checkpoint could not be written ({size} bytes; '
+        f'{files.free_bytes(self._root)} bytes free): {_one_line(e)}. Those saved before are '
+        'intact; make room, then run the same command again'
+      ) from e
+    self._scores[step] = manifest['score']
+    self._delete_others()
 
   def _delete_others(self):
     """Leaves the newest `keep` checkpoints and the best."""
@@ -165,28 +159,19 @@ class Checkpoints:
           os.rename(self._root / str(step), partial)
         shutil.rmtree(partial, ignore_errors=True)
 
-  def _write_error(self, step, size, error):
-    return WriteError(
-      f'{self._root / str(step)}: this checkpoint could not be written ({size} bytes; '
-      f'{files.free_bytes(self._root)} bytes free): {_one_line(error)}. Those saved before are '
-      'intact; make room, then run the same command again'
-    )
-
   def wait(self) -> None:
     """Returns when the save in flight is whole on disk; raises its WriteError, once, if not."""
-    if self._thread is not None:
-      self._thread.join()
-      self._thread = None
-    error = self._error
-    self._error = None
-    if error is not None:
-      raise error
+    saving = self._saving
+    self._saving = None
+    if saving:
+      saving.result()
 
   def close(self) -> None:
-    """`wait`, then the end of orbax's threads."""
+    """`wait`, then the end of the threads."""
     try:
       self.wait()
     finally:
+      self._thread.shutdown()
       self._checkpointer.close()
 
   # ---- restore
@@ -220,7 +205,7 @@ class Checkpoints:
     if step < 0:
       return None
     self.restored = read_manifest(self._root / str(step))
-    return _restore_like(self._root / str(step), like)
+    return restore(self._root / str(step), like)
 
 
 # ---- reading, without a run
@@ -265,15 +250,6 @@ def load(path: str | os.PathLike) -> tuple[dict, dict]:
   return read_state(step), configuration(step)
 
 
-def restore(path: str | os.PathLike, like: Any) -> Any:
-  """What `find(path)` finds, with structure and shardings of `like` as in `restore_latest`.
-
-  Raises:
-    CheckpointError: as `find`; or its leaves are unlike those of `like`.
-  """
-  return _restore_like(find(path), like)
-
-
 def configuration(step: pathlib.Path) -> dict:
   """The configuration of a result of `find`: config.json beside its state, or else the workdir's.
 
@@ -297,17 +273,17 @@ def read_state(step: pathlib.Path) -> dict:
     return checkpointer.restore(step / 'state', args=ocp.args.PyTreeRestore())
 
 
-def _restore_like(step, like):
-  """The tree at `step` with the structure and shardings of `like`."""
-  manifest = read_manifest(step)
-  there = {name: f'{dtype}{shape}' for name, (dtype, shape) in manifest['leaves'].items()}
+def restore(step: pathlib.Path, like: Any) -> Any:
+  """The state in the directory of a checkpoint, like `like` as in `Checkpoints.restore_latest`.
+
+  Raises:
+    CheckpointError: its leaves are unlike those of `like`.
+  """
+  values = _named(read_state(step))
+  if read_manifest(step)['format'] < FORMAT:
+    values = state_lib.LATER_FIELDS | values
+  there = {name: f'{x.dtype}{list(x.shape)}' for name, x in values.items()}
   here = {name: f'{x.dtype}{list(x.shape)}' for name, x in _named(like).items()}
-  added = {}
-  if manifest['format'] < FORMAT:
-    for name, value in state_lib.LATER_FIELDS.items():
-      if name in here and name not in there:
-        added[name] = np.asarray(value)
-        there[name] = f'{added[name].dtype}{list(added[name].shape)}'
   for name in [*here, *there]:
     if here.get(name) != there.get(name):
       raise CheckpointError(
@@ -315,14 +291,10 @@ def _restore_like(step, like):
         f'there, {here.get(name, "missing")} here. Use the configuration it was trained with '
         f'({step.parent.parent}/config.json) or another workdir'
       )
-  values = _named(read_state(step)) | added
 
   def place(path, leaf):
-    value = values[_name(path)]
     sharding = getattr(leaf, 'sharding', None)
-    if sharding is None:
-      return value
-    return jax.make_array_from_callback(value.shape, sharding, lambda index: value[index])
+    return jax.device_put(values[_name(path)], sharding) if sharding else values[_name(path)]
 
   return jax.tree_util.tree_map_with_path(place, like)
 

@@ -233,7 +233,7 @@ def _restore(config, saved, file):
       f'and this is {stage.images!r}; give the data set of that run'
     )
   like = build.abstract_state(config, source.c_dim, sharding.replicated(mesh))
-  state = checkpoint.restore(file.parent / saved['state'], like)
+  state = checkpoint.restore(checkpoint.find(file.parent / saved['state']), like)
   if _fault(state) != (saved['step'], saved['phase']):
     raise CheckpointError(
       f'--replay={file}: the state beside it is of another minibatch; copy the whole folder'
