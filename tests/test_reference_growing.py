@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from sg2jax.interop.names import TensorFlow
+from tests.reference.cases_growing import store
 from tests.reference.check import only, read_manifest
 from tests.test_reference import check
 
@@ -91,7 +92,7 @@ def test_names_of_tensorflow():
       np.testing.assert_array_equal(ours['weight'], layer[::-1, ::-1] if r in flipped else layer)
       assert (ours['affine']['bias'] == (0 if adain else 1)).all()
     for gradients in (False, True):
-      back = border.store(params, arrays, gradients=gradients)
+      back = store(border, params, arrays, gradients=gradients)
       assert back.keys() == arrays.keys()
       for key, x in arrays.items():
         np.testing.assert_array_equal(back[key], x + (gradients and not adain and 'bias' in key))

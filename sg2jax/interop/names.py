@@ -45,19 +45,28 @@ def _nested(flat):
 # has its rows in that order.
 
 
-def _rows_to_hwc(weight, size):
-  h, w = size
-  rows = weight.reshape(-1, h, w, weight.shape[1])  # [C,h,w,out]
+def rows_to_hwc(weight: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+  """b4.fc's weight [C*h*w,out] -> [h*w*C,out], for maps of `size` (h,w)."""
+  rows = weight.reshape(-1, *size, weight.shape[1])  # [C,h,w,out]
   return rows.transpose(1, 2, 0, 3).reshape(weight.shape)
 
 
-def _rows_to_chw(weight, size):
-  h, w = size
-  rows = weight.reshape(h, w, -1, weight.shape[1])  # [h,w,C,out]
+def rows_to_chw(weight: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+  """The inverse of `rows_to_hwc`."""
+  rows = weight.reshape(*size, -1, weight.shape[1])  # [h,w,C,out]
   return rows.transpose(2, 0, 1, 3).reshape(weight.shape)
 
 
 # ---- PyTorch
+
+
+def _axes(path, x):
+  """Which axis of PyTorch's array each of ours is; x: either array."""
+  if path[-1] == 'const':
+    return (1, 2, 0)  # [C,H,W]
+  if path[-1] == 'weight' and x.ndim > 1:
+    return (2, 3, 1, 0)[-x.ndim :]  # [O,I,H,W], or the end of it: [O,I]
+  return range(x.ndim)
 
 
 def from_pytorch(arrays: dict[str, np.ndarray], size: tuple[int, int] = (4, 4)) -> tuple:
@@ -70,13 +79,8 @@ def from_pytorch(arrays: dict[str, np.ndarray], size: tuple[int, int] = (4, 4)) 
   flat = {}
   for key, x in arrays.items():
     path = tuple(key.split('.'))
-    if path[-1] == 'const':
-      x = nhwc(x)
-    elif path[-1] == 'weight' and x.ndim == 4:
-      x = x.transpose(2, 3, 1, 0)  # [H,W,I,O]
-    elif path[-1] == 'weight' and x.ndim == 2:
-      x = _rows_to_hwc(x.T, size) if path[-2] == 'fc' else x.T
-    flat[path] = x
+    x = x.transpose(_axes(path, x))
+    flat[path] = rows_to_hwc(x, size) if path[-2:] == ('fc', 'weight') else x
   return _nested(flat)
 
 
@@ -87,13 +91,9 @@ def to_pytorch(
   arrays = {}
   for path, x in traverse_util.flatten_dict(params).items():
     x = np.asarray(x)
-    if path[-1] == 'const':
-      x = nchw(x)
-    elif path[-1] == 'weight' and x.ndim == 4:
-      x = x.transpose(3, 2, 0, 1)  # [O,I,H,W]
-    elif path[-1] == 'weight' and x.ndim == 2:
-      x = _rows_to_chw(x, size).T if path[-2] == 'fc' else x.T
-    arrays[prefix + '.'.join(path)] = x
+    if path[-2:] == ('fc', 'weight'):
+      x = rows_to_chw(x, size)
+    arrays[prefix + '.'.join(path)] = x.transpose(np.argsort(_axes(path, x)))
   return arrays
 
 
@@ -110,14 +110,12 @@ def filters(params: dict, taps: Iterable, letter: str, prefix: str = '') -> dict
     prefix: of the keys.
   """
   taps_of = {}
-  for path in traverse_util.flatten_dict(params):
-    block = next((i for i, part in enumerate(path) if re.fullmatch(r'b\d+', part)), None)
-    if block is None or path[block + 1] not in ('conv0', 'conv1', 'skip', 'fromrgb', 'conv'):
-      continue
-    layer = path[block + 1]
-    taps_of['.'.join(path[: block + 2])] = TAPS if layer in IDLE[letter] else taps
-    if layer in ('conv0', 'conv1'):
-      taps_of['.'.join(path[: block + 1])] = taps
+  for path in traverse_util.flatten_dict(params, sep='.'):
+    if m := re.match(r'((?:synthesis\.)?b\d+)\.(conv0|conv1|skip|fromrgb|conv)\.', path):
+      block, layer = m.groups()
+      taps_of[f'{block}.{layer}'] = TAPS if layer in IDLE[letter] else taps
+      if layer in ('conv0', 'conv1'):
+        taps_of[block] = taps
   return {
     f'{prefix}{name}.resample_filter': setup_filter(f).astype(np.float32)
     for name, f in taps_of.items()
@@ -126,33 +124,29 @@ def filters(params: dict, taps: Iterable, letter: str, prefix: str = '') -> dict
 
 # ---- rosinality
 
-_ROSINALITY_LEAF = {  # of the generator's layers
+_TORGB = {
   'conv.weight': 'weight',
   'conv.modulation.weight': 'affine.weight',
   'conv.modulation.bias': 'affine.bias',
-  'noise.weight': 'noise_strength',
-  'activate.bias': 'bias',
   'bias': 'bias',
 }
-_ROSINALITY_D = {  # of the discriminator's blocks
+_CONV = _TORGB | {'noise.weight': 'noise_strength', 'activate.bias': 'bias'}
+_D_BLOCK = {
   'conv1.0.weight': 'conv0.weight',
   'conv1.1.bias': 'conv0.bias',
   'conv2.1.weight': 'conv1.weight',
   'conv2.2.bias': 'conv1.bias',
   'skip.1.weight': 'skip.weight',
 }
-_ROSINALITY_D_TOP = {
-  'convs.0.0.weight': 'fromrgb.weight',
-  'convs.0.1.bias': 'fromrgb.bias',
+_D_LAST = {
+  'final_conv.0.weight': 'b4.conv.weight',
+  'final_conv.1.bias': 'b4.conv.bias',
+  'final_linear.0.weight': 'b4.fc.weight',
+  'final_linear.0.bias': 'b4.fc.bias',
+  'final_linear.1.weight': 'b4.out.weight',
+  'final_linear.1.bias': 'b4.out.bias',
 }
-_ROSINALITY_D_LAST = {
-  'final_conv.0.weight': 'conv.weight',
-  'final_conv.1.bias': 'conv.bias',
-  'final_linear.0.weight': 'fc.weight',
-  'final_linear.0.bias': 'fc.bias',
-  'final_linear.1.weight': 'out.weight',
-  'final_linear.1.bias': 'out.bias',
-}
+_MAX_BLOCKS = 16  # far more than any network has
 
 
 def rosinality(arrays: dict[str, np.ndarray], letter: str) -> dict[str, np.ndarray]:
@@ -161,69 +155,52 @@ def rosinality(arrays: dict[str, np.ndarray], letter: str) -> dict[str, np.ndarr
   Raises:
     ValueError: names what is not understood.
   """
-  blocks = [int(m[1]) for m in map(re.compile(r'convs\.(\d{1,2})\..+').fullmatch, arrays) if m]
-  # Singular dimensions are of broadcasting there.
+  keys = _generator_keys() if letter == 'G' else _discriminator_keys(arrays)
   found = {}
   for name, x in arrays.items():
-    key = (
-      _generator_key(name) if letter == 'G' else _discriminator_key(name, max(blocks, default=0))
-    )
-    if key is None or key in found:
+    if name not in keys or keys[name] in found:
       raise ValueError(f'array {name[:80]!a} is not understood')
-    leaf = key.rpartition('.')[2]
+    leaf = keys[name].rpartition('.')[2]
+    # Singular dimensions are of broadcasting there.
     if leaf == 'noise_const':
       x = x.reshape(x.shape[2:])  # of [1,1,H,W]
-    elif leaf == 'bias' and x.ndim == 4:
-      x = x.reshape(x.shape[1:2])  # of [1,C,1,1]
-    elif leaf == 'const' or (leaf == 'weight' and x.ndim == 5):
-      x = x[0]
+    elif leaf == 'bias':
+      x = x.reshape(-1)  # of [C] or [1,C,1,1]
+    elif leaf == 'const' or x.ndim == 5:
+      x = x.reshape(x.shape[1:])  # of [1,C,h,w], [1,O,I,h,w]
     elif leaf == 'noise_strength':
       x = x.reshape(())
-    found[key] = x
+    found[keys[name]] = x
   return found
 
 
-def _generator_key(name):
-  """PyTorch's key of a name in the generator, or None."""
-  if name == 'latent_avg':
-    return 'mapping.w_avg'
-  if name == 'input.input':
-    return 'synthesis.b4.const'
-  if m := re.fullmatch(r'style\.([1-9]\d{0,2})\.(weight|bias)', name):
-    return f'mapping.fc{int(m[1]) - 1}.{m[2]}'
-  if m := re.fullmatch(r'noises\.noise_(\d{1,2})', name):
-    return f'{_generator_layer(int(m[1]))}.noise_const'
-  m = re.fullmatch(r'(conv1|to_rgb1|convs\.(\d{1,2})|to_rgbs\.(\d{1,2}))\.(.+)', name)
-  if not m or m[4] not in _ROSINALITY_LEAF:
-    return None
-  if m[1] == 'conv1':
-    layer = _generator_layer(0)
-  elif m[2]:
-    layer = _generator_layer(int(m[2]) + 1)
-  else:
-    layer = f'synthesis.b{8 << int(m[3]) if m[3] else 4}.torgb'
-  return f'{layer}.{_ROSINALITY_LEAF[m[4]]}'
+def _generator_keys():
+  """{rosinality's name: PyTorch's key} of a generator of any size."""
+  keys = {'latent_avg': 'mapping.w_avg', 'input.input': 'synthesis.b4.const'}
+  for i in range(64):
+    for leaf in ('weight', 'bias'):
+      keys[f'style.{i + 1}.{leaf}'] = f'mapping.fc{i}.{leaf}'
+  # Layers are counted from the coarsest on: b4.conv1, b8.conv0, b8.conv1, b16.conv0 ...
+  for i in range(2 * _MAX_BLOCKS - 1):
+    theirs = f'convs.{i - 1}' if i else 'conv1'
+    ours = f'synthesis.b{4 << (i + 1) // 2}.conv{(i + 1) % 2}'
+    keys[f'noises.noise_{i}'] = f'{ours}.noise_const'
+    keys |= {f'{theirs}.{leaf}': f'{ours}.{key}' for leaf, key in _CONV.items()}
+  for i in range(_MAX_BLOCKS):
+    theirs = f'to_rgbs.{i - 1}' if i else 'to_rgb1'
+    keys |= {f'{theirs}.{leaf}': f'synthesis.b{4 << i}.torgb.{key}' for leaf, key in _TORGB.items()}
+  return keys
 
 
-# rosinality counts layers from the coarsest on: convs.0 is b8.conv0, noises.noise_0 is b4.conv1's.
-# The discriminator counts from the image on: convs.1 is the block of the full resolution.
-
-
-def _generator_layer(i):
-  """Of the layers with noise the i-th: b4.conv1, b8.conv0, b8.conv1, b16.conv0 ..."""
-  return f'synthesis.b{4 << (i + 1) // 2}.conv{(i + 1) % 2}'
-
-
-def _discriminator_key(name, blocks):
-  """PyTorch's key of a name in a discriminator of so many blocks before the last, or None."""
-  if name in _ROSINALITY_D_LAST:
-    return f'b4.{_ROSINALITY_D_LAST[name]}'
-  if name in _ROSINALITY_D_TOP:
-    return f'b{4 << blocks}.{_ROSINALITY_D_TOP[name]}'
-  m = re.fullmatch(r'convs\.(\d{1,2})\.(.+)', name)
-  if not m or m[2] not in _ROSINALITY_D:
-    return None
-  return f'b{8 << blocks - int(m[1])}.{_ROSINALITY_D[m[2]]}'
+def _discriminator_keys(arrays):
+  """{rosinality's name: PyTorch's key} of the discriminator that has these arrays."""
+  # Blocks are counted from the image on: convs.1 is that of the full resolution.
+  blocks = sum(name.endswith('.conv1.0.weight') for name in arrays)
+  top = f'b{4 << blocks}.fromrgb'
+  keys = _D_LAST | {'convs.0.0.weight': f'{top}.weight', 'convs.0.1.bias': f'{top}.bias'}
+  for i in range(blocks):
+    keys |= {f'convs.{i + 1}.{leaf}': f'b{4 << blocks - i}.{key}' for leaf, key in _D_BLOCK.items()}
+  return keys
 
 
 # ---- TensorFlow
@@ -281,18 +258,15 @@ class TensorFlow:
     m = re.fullmatch(
       r'(synthesis/)?(?:(\d+)x\2/)?([A-Za-z0-9]+(?:_up|_down)?)(?:_lod(\d+))?/(.+)', name
     )
-    if not m or m[3] not in ('Conv', *_LAYERS):
+    # 4x4/Conv: the only convolution at 4x4 of either network.
+    layers = _LAYERS | {'Conv': 'conv1' if m and m[1] else 'conv'}
+    if not m or m[3] not in layers:
       raise ValueError(f'TensorFlow variable {name[:80]!a} is not understood')
     synthesis, side, layer, lod, leaf = m.groups()
     # Layers of images are named by the number of halvings, ToRGB_lod3, where networks grow.
     if lod and not side:
       side = self.resolution >> int(lod)
-    # 4x4/Conv: the only convolution at 4x4 of either network.
-    if layer == 'Conv':
-      layer = 'conv1' if synthesis else 'conv'
-    else:
-      layer = _LAYERS[layer]
-    rest = ('const',) if leaf == 'const' else (layer, *_LEAVES.get(leaf, (leaf,)))
+    rest = ('const',) if leaf == 'const' else (layers[layer], *_LEAVES.get(leaf, (leaf,)))
     return (*(['synthesis'] if synthesis else []), f'b{side or 4}', *rest)
 
   def load(self, arrays: dict[str, np.ndarray]) -> tuple:
@@ -302,25 +276,6 @@ class TensorFlow:
       raise ValueError('two TensorFlow variables mean the same')
     return _nested({paths[name]: self._to_ours(paths[name], x) for name, x in arrays.items()})
 
-  def store(
-    self, params: dict, names: Iterable[str], prefix: str = '', gradients: bool = False
-  ) -> dict[str, np.ndarray]:
-    """Nested parameters -> {prefix + name: array} for those of `names` that are parameters.
-
-    Args:
-      params: nested parameters, or their gradients.
-      names: of their variables.
-      prefix: of the results' names.
-      gradients: whether they are gradients.
-    """
-    flat = traverse_util.flatten_dict(params)
-    paths = {name: self.path(name) for name in names}
-    return {
-      prefix + name: self._to_theirs(path, np.asarray(flat[path]), gradients)
-      for name, path in paths.items()
-      if path[-1] not in BUFFERS
-    }
-
   def _to_ours(self, path, x):
     if path[-1] == 'const':
       return nhwc(x[0])
@@ -329,28 +284,15 @@ class TensorFlow:
     if path[-1] == 'noise_strength' and x.shape == (1,):
       return x[0]
     if path[-2:] == ('fc', 'weight'):
-      return _rows_to_hwc(x, (4, 4))
-    if self._adds_one(path):
+      return rows_to_hwc(x, (4, 4))
+    # Their networks but config A's add 1 to it when they run.
+    if path[-2:] == ('affine', 'bias') and not self.adain:
       return x + x.dtype.type(1)
-    return self._flipped(path, x)
+    return x[::-1, ::-1] if self.is_flipped(path) else x
 
-  def _to_theirs(self, path, x, gradients):
-    if path[-1] == 'const':
-      return nchw(x)[None]
-    if path[-2:] == ('fc', 'weight'):
-      return _rows_to_chw(x, (4, 4))
-    if self._adds_one(path) and not gradients:
-      return x - x.dtype.type(1)
-    return self._flipped(path, x)
-
-  def _adds_one(self, path):
-    """Whether their network adds 1 to this variable when it runs."""
-    return path[-2:] == ('affine', 'bias') and not self.adain
-
-  def _flipped(self, path, x):
-    """Filters [H,W,I,O] of transposed convolutions lie the other way round there."""
+  def is_flipped(self, path: tuple[str, ...]) -> bool:
+    """Whether it is the filter [H,W,I,O] of a transposed convolution: they lie the other way."""
     if path[-2:] != ('conv0', 'weight') or path[0] != 'synthesis':
-      return x
+      return False
     side = int(path[1][1:])
-    transposed = not self.adain or self.fused is True or (self.fused == 'auto' and side >= 128)
-    return x[::-1, ::-1] if transposed else x
+    return not self.adain or self.fused is True or (self.fused == 'auto' and side >= 128)

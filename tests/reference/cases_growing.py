@@ -8,6 +8,7 @@ full size R x R; ours have that of their stage, so they are enlarged or shrunk h
 from functools import cache, partial
 import re
 
+from flax import traverse_util
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -15,7 +16,7 @@ import numpy as np
 from sg2jax import ops, resample, schedule
 from sg2jax import state as state_lib
 from sg2jax.data import shrink
-from sg2jax.interop.names import TensorFlow, nchw, nhwc
+from sg2jax.interop.names import BUFFERS, TensorFlow, nchw, nhwc, rows_to_chw
 from sg2jax.models.discriminator import Discriminator
 from sg2jax.models.generator import Generator, Synthesis
 from sg2jax.models.layers import RSQRT2, SynthesisLayer
@@ -133,6 +134,30 @@ def read_discriminator(options, text):
     **kwargs,
   )
   return net, TensorFlow(net.resolution[0], arch == 'stylegan1')
+
+
+def store(border, params, names, prefix='', gradients=False):
+  """What `border.load` read: {prefix + name: array} for those of `names` that are parameters.
+
+  border: a TensorFlow. gradients: whether `params`, nested parameters, are gradients.
+  """
+  flat = traverse_util.flatten_dict(params)
+  stored = {}
+  for name in names:
+    path = border.path(name)
+    if path[-1] in BUFFERS:
+      continue
+    x = np.asarray(flat[path])
+    if path[-1] == 'const':
+      x = nchw(x)[None]
+    elif path[-2:] == ('fc', 'weight'):
+      x = rows_to_chw(x, (4, 4))
+    elif path[-2:] == ('affine', 'bias') and not border.adain and not gradients:
+      x = x - x.dtype.type(1)
+    elif border.is_flipped(path):
+      x = x[::-1, ::-1]
+    stored[prefix + name] = x
+  return stored
 
 
 def read_lods(sub):

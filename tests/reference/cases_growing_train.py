@@ -19,6 +19,7 @@ from tests.reference.cases_growing import (
   read_lods,
   state_at,
   steps_at,
+  store,
 )
 from tests.reference.cases_train import make_draws, run_phase
 from tests.reference.check import jit
@@ -149,7 +150,7 @@ class _Losses:
       if ours in out:
         values['reg'] = out[ours]
     border, opt = (self.g_border, new.g_opt) if net == 'G' else (self.d_border, new.d_opt)
-    grads = border.store(opt, self.names[net], gradients=True)
+    grads = store(border, opt, self.names[net], gradients=True)
     return values | {'dlatent_avg_after': new.w_avg, 'pl_mean_after': new.pl_mean}, grads, new
 
 
@@ -337,7 +338,7 @@ def _snapshot(state, borders, names, prefix):
   nets = {'G': (state.g, 'G'), 'D': (state.d, 'D'), 'Gs': (state.g_ema, 'G')}
   results = {f'{prefix}/G/dlatent_avg': state.w_avg, f'{prefix}/pl_mean': state.pl_mean}
   for name, (params, net) in nets.items():
-    results |= borders[net].store(params, names[net], f'{prefix}/{name}/')
+    results |= store(borders[net], params, names[net], f'{prefix}/{name}/')
   return results
 
 
