@@ -20,7 +20,7 @@ FLOORS = (
   ('interop', 'models', 'nets', 'charts', 'files', 'grids', 'paths', 'signals'),
   ('losses', 'state', 'interop.architecture'),
   ('steps', 'training.tally'),
-  ('cli', 'data', 'training.environment', 'training.event_files', 'locks', 'training.manifest'),
+  ('cli', 'data', 'training.event_files', 'locks', 'training.manifest'),
   ('build', 'training.checkpoint', 'inputs', 'training.report'),
   ('checks', 'pretrained', 'sampler'),
   ('evaluation', 'edit', 'interop.read'),

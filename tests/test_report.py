@@ -16,8 +16,7 @@ from PIL import Image
 import pytest
 
 from sg2jax import faults, files, grids
-from sg2jax.data.labels import Labels
-from sg2jax.training import environment, report
+from sg2jax.training import report
 from tests.runs import ROOT
 
 
@@ -266,7 +265,6 @@ def test_other_processes_write_nothing(tmp_path, monkeypatch, capsys):
   log.images('reals', np.zeros([1, 8, 8, 3], np.uint8), 1)
   log.say('x')
   log.close()
-  environment.save_run(tmp_path / 'run', {})
   assert not (tmp_path / 'run').exists() and not capsys.readouterr().out
 
 
@@ -301,33 +299,10 @@ def test_png(tmp_path, channels, mode, size, factor):
   np.testing.assert_array_equal(pixels[::factor, ::factor], expected)
 
 
-def test_save_run(tmp_path):
-  for batch in (8, 16):
-    environment.save_run(tmp_path / 'run', {'z': 1, 'batch': batch, 'data': {'name': 'digits'}})
-  config = (tmp_path / 'run' / 'config.json').read_text()
-  assert json.loads(config) == {'z': 1, 'batch': 16, 'data': {'name': 'digits'}}
-  assert config.index('"batch"') < config.index('"z"')
-  starts = json.loads((tmp_path / 'run' / 'environment.json').read_text())
-  assert len(starts) == 2 and starts[0]['devices'] >= 1 and starts[0]['jax'] and starts[0]['python']
-  assert sorted(os.listdir(tmp_path / 'run')) == ['config.json', 'environment.json']
-
-
-def test_save_run_keeps_labels_and_what_changed(tmp_path):
-  labels = Labels.of_classes(('cat', 'dog'), [3, 0])
-  environment.save_run(tmp_path, {}, labels, ['microbatch: 0 there, 4 here'])
-  kept = Labels.from_json((tmp_path / 'labels.json').read_text())
-  assert kept.names == labels.names and kept.class_counts() == {'cat': 3, 'dog': 0}
-  environment.save_run(tmp_path, {})  # started again before anything was trained, without labels
-  starts = json.loads((tmp_path / 'environment.json').read_text())
-  assert [s.get('changes') for s in starts] == [['microbatch: 0 there, 4 here'], None]
-  assert not (tmp_path / 'labels.json').exists()
-
-
 def test_failing_file_system_is_a_write_error(tmp_path, monkeypatch):
   (tmp_path / 'file').write_text('')
-  for act in (lambda d: report.Report(d, 0, 4), lambda d: environment.save_run(d, {})):
-    with pytest.raises(faults.WriteError, match=r'file.run.*bytes are free'):
-      act(tmp_path / 'file' / 'run')
+  with pytest.raises(faults.WriteError, match=r'file.run.*bytes are free'):
+    report.Report(tmp_path / 'file' / 'run', 0, 4)
   log = report.Report(tmp_path, 0, 4)
   log._log = report.pathlib.Path('/dev/full')
   with pytest.raises(faults.WriteError, match='/dev/full: No space left'):

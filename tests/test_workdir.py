@@ -1,10 +1,13 @@
 """The folder of a run: what may differ at resume, what a new run starts from; all uncompiled."""
 
+import ast
 import dataclasses
 import functools
 import hashlib
 import json
+import os
 import pathlib
+import re
 import shlex
 import sys
 
@@ -19,7 +22,7 @@ from sg2jax import build, files, state
 from sg2jax.data.labels import Labels
 from sg2jax.faults import CheckpointError, UsageError, WeightsError
 from sg2jax.interop import write
-from sg2jax.training import environment, init_from, report, train, workdir
+from sg2jax.training import init_from, report, train, workdir
 from tests.runs import write_run
 
 NET = {
@@ -34,7 +37,6 @@ NET = {
   'g.mapping_layers': 1,
   'd.mapping_layers': 1,
 }
-REVISED = {'g.architecture': 'revised', 'd.architecture': 'revised'}
 LABELS = Labels.of_classes(('cat', 'dog'), [5, 4])
 
 
@@ -71,20 +73,6 @@ def run_of(place, c_dim=0, nimg=80, **fields):
   """A workdir of a run that has seen nimg images."""
   config = config_of(**fields)
   return write_run(place, config.to_dict() | {'c_dim': c_dim}, state_of(config, c_dim, nimg))
-
-
-def imported(place, **fields):
-  """A workdir as `tools.convert` makes it of a network without moments, with what its file
-  lacked.
-  """
-  config = config_of(**fields)
-  lacks = fields.get('d.architecture') == 'revised'
-  run = write_run(
-    place, config.to_dict() | {'c_dim': 0}, state_of(config, nimg=0).replace(g_opt={}, d_opt={})
-  )
-  lacking = {'d.b8.fromrgb.weight': 'zeros: of a lower resolution than the images'} if lacks else {}
-  (run / 'import.json').write_text(json.dumps({'initialised': lacking}))
-  return run
 
 
 @dataclasses.dataclass
@@ -129,24 +117,17 @@ def begin(monkeypatch):
 FROZEN = {'d.freeze_layers': 3}
 
 
-@pytest.mark.parametrize('fields', [{}, {'init_from': 'made'}])
-def test_layers_that_stay_as_they_are_must_have_been_trained(begin, tmp_path, fields):
-  """From scratch; and from a run without a discriminator, of one with one, and of one of a single
-  other width.
-  """
-  start = {}
-  if fields:
-    begin({}, tmp_path / 'unfrozen')  # no word without frozen layers
-    config = config_of()
-    start = {
-      'init_from': write_run(
-        tmp_path / 'made', config.to_dict() | {'c_dim': 0}, state_of(config).replace(d={})
-      )
-    }
-  with pytest.raises(
-    UsageError, match=r'freeze_layers=3: b16.fromrgb, b16.conv0, b16.conv1 of D .*freeze_layers=0$'
-  ):
-    begin(FROZEN | start, tmp_path / 'run')
+def test_layers_that_stay_as_they_are_are_not_drawn(begin, tmp_path):
+  """From scratch, and from a run without a discriminator."""
+  config = config_of()
+  made = write_run(
+    tmp_path / 'made', config.to_dict() | {'c_dim': 0}, state_of(config).replace(d={})
+  )
+  for fields in ({}, {'init_from': made}):
+    begin(fields, tmp_path / f'unfrozen{len(fields)}')  # no word without frozen layers
+    said = r'freeze_layers=3: b16.fromrgb, b16.conv0, b16.conv1 of D .*freeze_layers=0$'
+    with pytest.raises(UsageError, match=said):
+      begin(FROZEN | fields, tmp_path / 'run')
   assert not (tmp_path / 'run').exists()
 
 
@@ -158,51 +139,22 @@ def test_layers_that_stay_as_they_are_must_have_been_trained(begin, tmp_path, fi
     ({'d.fmap_base': 64}, {}, 'freeze_layers=0'),
     # which lacks only the layer `skip` of a resnet, the fourth
     ({'d.architecture': 'skip'}, {}, ''),
-    (
-      {'d.architecture': 'skip'},
-      {'d.freeze_layers': 5},
-      'b16.skip of D .*has nothing that fits.*freeze_layers=3',
-    ),
-    ({'data.channels': 1}, {'d.freeze_layers': 2}, 'b16.fromrgb of D'),
-    ({'resolution': 8}, {}, 'b16.fromrgb, b16.conv0'),
-    ({'resolution': 32}, {}, 'b16.fromrgb of D .*freeze_layers=0'),
-    # by version 0.1, from scratch
-    ({'d.freeze_layers': 1}, {}, 'b16.fromrgb of D .*nobody trained.*freeze_layers=0'),
-    ({'nimg': 0}, {}, 'b16.fromrgb, b16.conv0, b16.conv1 of D .*nobody trained'),
-    (
-      REVISED | {'grow.start_res': 8},
-      REVISED,
-      'b16.fromrgb, b16.conv0, b16.conv1 of D .*nobody trained',
-    ),
-    (REVISED | {'grow.start_res': 8, 'nimg': 4_000_000}, REVISED | {'d.freeze_layers': 6}, ''),
-    # used while a network grows only
-    (REVISED | {'resolution': 32}, REVISED, 'b16.fromrgb of D .*nobody trained'),
+    ({'d.architecture': 'skip'}, {'d.freeze_layers': 5}, ': b16.skip of D .*freeze_layers=3'),
+    ({'data.channels': 1}, {'d.freeze_layers': 2}, ': b16.fromrgb of D'),
+    ({'resolution': 8}, {}, ': b16.fromrgb, b16.conv0'),
+    ({'resolution': 32}, {}, ': b16.fromrgb of D .*freeze_layers=0'),
   ],
 )
 def test_frozen_layers_and_other_networks(begin, tmp_path, there, here, said):
   made = run_of(tmp_path / 'made', **there)
-  fields, source = (
-    FROZEN | here | {'init_from': made},
-    Source(c_dim=2 if here.get('data.labels') else 0),
-  )
-  if 'channels' in str(there):
-    source.shape = (16, 16, 1)
+  fields = FROZEN | here | {'init_from': made}
+  source = Source(c_dim=2 if here.get('data.labels') else 0)
   if not said:
     assert begin(fields, tmp_path / 'run', source)['start'].path == str(made)
     return
   with pytest.raises(UsageError, match=said):
     begin(fields, tmp_path / 'run', source)
   assert not (tmp_path / 'run').exists()
-
-
-def test_frozen_layers_and_imported_networks(begin, tmp_path):
-  """What a file of configs A-D lacks is used by networks that grow only."""
-  plain, revised = imported(tmp_path / 'a'), imported(tmp_path / 'b', **REVISED)
-  begin(FROZEN | {'init_from': plain}, tmp_path / 'run')
-  frozen = REVISED | {'init_from': revised, 'd.freeze_layers': 6}
-  begin(frozen, tmp_path / 'other')
-  with pytest.raises(UsageError, match='b8.fromrgb of D .*freeze_layers=3'):
-    begin(frozen | {'grow.start_res': 8}, tmp_path / 'grown')
 
 
 def test_a_run_of_frozen_layers_goes_on(begin, tmp_path):
@@ -232,7 +184,7 @@ def test_a_run_starts_from_an_export_and_says_so(begin, tmp_path, capsys):
     digest,
     {},
   )
-  assert 'arrays copied, 0 initialised' in capsys.readouterr().out
+  assert ' copied, 0 initialised, 0 unused; ' in capsys.readouterr().out
 
 
 def test_a_run_starts_from_a_file_of_others(begin, tmp_path):
@@ -257,9 +209,21 @@ def test_a_run_starts_from_a_file_of_others(begin, tmp_path):
   )
   with pytest.raises(UsageError, match='of D would stay random'):
     begin(fields | {'d.freeze_layers': 1}, tmp_path / 'frozen')
-  with pytest.raises(UsageError, match='--config.g.variant.taps'):
-    begin(fields | {'g.variant.taps': (1, 2, 1)}, tmp_path / 'frozen')
   assert not (tmp_path / 'frozen').exists()
+
+
+def test_what_makes_weights_mean_something_else_is_named_at_once(begin, tmp_path):
+  """All rare fields of a network in one flag, beside those that the user gave."""
+  rare = {'d.variant': {'taps': (1, 2, 1), 'mapping_lr_mul': 0.5}, 'g.variant': {'taps': (1, 1)}}
+  fields = {'init_from': run_of(tmp_path / 'made', **rare), 'd.variant': {'fmap_min': 6}}
+  said = r'd.variant.mapping_lr_mul=0.01: .* --config.d.variant="(.*)"'
+  with pytest.raises(UsageError, match=said) as e:
+    begin(fields, tmp_path / 'run')
+  wanted = ast.literal_eval(re.search(said, str(e.value))[1])
+  assert wanted == {'fmap_min': 6, 'taps': [1, 2, 1], 'mapping_lr_mul': 0.5}
+  with pytest.raises(UsageError, match=r'g.variant.taps=\[1, 3, 3, 1\]: .*go with \[1, 1\]'):
+    begin(fields | {'d.variant': wanted}, tmp_path / 'run')
+  assert not (tmp_path / 'run').exists()
 
 
 @pytest.mark.parametrize(
@@ -295,11 +259,31 @@ def resumed(place, source=None, **fields):
   """A workdir whose run has a checkpoint, and was started by `save_run`."""
   source = source or Source()
   config = config_of()
-  environment.save_run(
-    place, config.to_dict() | workdir.data_values(source) | fields, source.labels
-  )
+  workdir.save_run(place, config.to_dict() | workdir.data_values(source) | fields, source.labels)
   (place / 'checkpoints/10').mkdir(parents=True)
   return place
+
+
+def test_save_run(tmp_path):
+  for batch in (8, 16):
+    workdir.save_run(tmp_path / 'run', {'z': 1, 'batch': batch, 'data': {'name': 'digits'}})
+  config = (tmp_path / 'run' / 'config.json').read_text()
+  assert json.loads(config) == {'z': 1, 'batch': 16, 'data': {'name': 'digits'}}
+  assert config.index('"batch"') < config.index('"z"')
+  starts = json.loads((tmp_path / 'run' / 'environment.json').read_text())
+  assert len(starts) == 2 and starts[0]['devices'] >= 1 and starts[0]['jax'] and starts[0]['python']
+  assert sorted(os.listdir(tmp_path / 'run')) == ['config.json', 'environment.json']
+
+
+def test_save_run_keeps_labels_and_what_changed(tmp_path):
+  labels = Labels.of_classes(('cat', 'dog'), [3, 0])
+  workdir.save_run(tmp_path, {}, labels, ['microbatch: 0 there, 4 here'])
+  kept = Labels.from_json((tmp_path / 'labels.json').read_text())
+  assert kept.names == labels.names and kept.class_counts() == {'cat': 3, 'dog': 0}
+  workdir.save_run(tmp_path, {})  # started again before anything was trained, without labels
+  starts = json.loads((tmp_path / 'environment.json').read_text())
+  assert [s.get('changes') for s in starts] == [['microbatch: 0 there, 4 here'], None]
+  assert not (tmp_path / 'labels.json').exists()
 
 
 @pytest.mark.smoke
@@ -395,8 +379,10 @@ def test_another_number_of_classes_is_another_network(begin, tmp_path):
 
 
 def test_an_imported_network_is_no_run_to_go_on_with(begin, tmp_path):
+  made = run_of(tmp_path / 'made')
+  (made / 'import.json').write_text('{}')
   with pytest.raises(UsageError, match='imported network.*--config.init_from='):
-    begin({}, imported(tmp_path / 'made'))
+    begin({}, made)
 
 
 def test_a_half_written_first_checkpoint_is_no_beginning(begin, tmp_path):
@@ -452,13 +438,12 @@ def test_summed_gradients_of_more_rounds_meet_moments_of_their_size():
     **({'fault': None} if 'fault' in state.TrainState.__dataclass_fields__ else {}),
   )
   found, said = go_on(config_of(microbatch=4), config_of(), jax.tree.map(np.copy, holder))
-  assert 'rounds of 8 images there, of 4 here' in said and 'groups' not in said
+  assert 'rounds of 8 images there, of 4 here' in said and 'minibatch stddev' in said
   wanted, _ = adam.update(grads, opt, params)
   for opt_ in (found.g_opt, found.d_opt):
     update, _ = adam.update(jax.tree.map(lambda x: 2 * x, grads), opt_, params)
     np.testing.assert_allclose(update['b4']['w'], wanted['b4']['w'], rtol=1e-5)
-  back, said = go_on(config_of(), config_of(microbatch=2), jax.tree.map(np.copy, holder))
-  assert 'over groups of 4 images, not 2' in said
+  back, _ = go_on(config_of(), config_of(microbatch=2), jax.tree.map(np.copy, holder))
   assert isinstance(back.g_opt[0], optax.ScaleByAdamState)
   np.testing.assert_allclose(back.g_opt[0].nu['b4']['w'], opt[0].nu['b4']['w'] / 16, rtol=1e-6)
   averaged, said = go_on(

@@ -26,7 +26,7 @@ from sg2jax.training import checkpoint
 from sg2jax.training import stage as stage_lib
 from sg2jax.training.checkpoint import Checkpoints
 from sg2jax.training.stage import TrainStage
-from sg2jax.training.workdir import flat, settings
+from sg2jax.training.workdir import differences, settings
 
 REMEDY = (
   'Lower the learning rate or raise loss.r1_gamma; with bfloat16 set g.clamp and d.clamp to 256'
@@ -204,11 +204,8 @@ def replay(config: Any, file: str | pathlib.Path) -> None:
     f'step {saved["step"]}, phase {phase}: images {saved["nimg"]} to {saved["nimg"] + stage.batch} '
     f'of the run, in the data set {images}; key {saved["key"]}'
   )
-  then = settings(saved['config'])
-  now = settings(config)
-  for name in sorted(now.keys() & then.keys()):
-    if now[name] != then[name]:
-      print(f'  {name}: {then[name]} then, {now[name]} now')
+  for name, text in differences(settings(saved['config']), settings(config)).items():
+    print(f'  {name}: {text}')
   numbers, array = compute_again(stage, state, phase)
   _print_numbers(saved['numbers'], numbers)
   if array:
@@ -240,7 +237,7 @@ def _restore(config, saved, file):
     )
   first = _first_position(stage, state, saved['phase'])
   here = [first, indices(stage, first), _words(stage.key), config.data.mirror]
-  then = [saved['nimg'], saved['images'], saved['key'], flat(saved['config']).get('data.mirror')]
+  then = [saved['nimg'], saved['images'], saved['key'], saved['config']['data']['mirror']]
   if here != then:
     raise UsageError(
       f'--replay={file}: seed, batch, data.mirror or the growing of this configuration '

@@ -21,11 +21,10 @@ from sg2jax.state import TrainState
 from sg2jax.training import checkpoint, init_from, nonfinite, report
 from sg2jax.training import stage as stage_lib
 from sg2jax.training.checkpoint import Checkpoints
-from sg2jax.training.environment import save_run
 from sg2jax.training.snapshot import Snapshot
 from sg2jax.training.stage import TrainStage
 from sg2jax.training.tally import Tally
-from sg2jax.training.workdir import check_workdir, data_values, resume, workdir_path
+from sg2jax.training.workdir import check_workdir, data_values, resume, save_run, workdir_path
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,18 +1,24 @@
-"""The folder of a run: whether it may go on with a configuration, and what is other if it does."""
+"""The folder of a run: what it was started with, and whether it may go on with a configuration."""
 
 from collections.abc import Mapping
+import contextlib
 from functools import partial
+import importlib.metadata
 import json
 import os
 import pathlib
-import re
+import platform
 import shlex
+import subprocess
+import sys
+import time
 from typing import Any
 
+from flax import traverse_util
 import jax
 from jax.sharding import Mesh
 
-from sg2jax import build, paths, sampler, sharding
+from sg2jax import __version__, build, files, paths, sampler, sharding
 from sg2jax import state as state_lib
 from sg2jax.faults import UsageError
 from sg2jax.state import TrainState
@@ -37,14 +43,12 @@ FREE = (
 SAID = ('microbatch', 'precision')
 # What belongs to the data set, which `config.data.allow_change` lets be another.
 OF_DATA = ('data.name', 'data.allow_change', 'data_hash', 'data_title', 'data_images')
+PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'numpy')
 
 
 def workdir_path(workdir: str | os.PathLike) -> pathlib.Path:
   """The workdir as a path. Raises UsageError for a file and for an address that isn't mounted."""
   paths.check_local(workdir, f'--workdir={workdir}')
-  # a Path has made one slash of two
-  if scheme := re.match(r'[A-Za-z][A-Za-z0-9+.-]+:(?=/)', str(workdir)):
-    paths.check_local(f'{scheme[0]}//', f'--workdir={workdir}')
   if os.path.exists(workdir) and not os.path.isdir(workdir):
     raise UsageError(f'--workdir={workdir} is a file; name a directory')
   return pathlib.Path(workdir)
@@ -65,23 +69,17 @@ def data_values(source: Any) -> dict[str, Any]:
 
 def settings(config: Any) -> dict[str, Any]:
   """{'g.z_dim': 512, ...}: a configuration of any version, flat, as JSON values."""
-  return flat(json.loads(json.dumps(build.spell_out(build.complete(config)))))
+  tree = json.loads(json.dumps(build.spell_out(build.complete(config))))
+  return traverse_util.flatten_dict(tree, sep='.')
 
 
-def flat(tree: Mapping[str, Any], prefix: str = '') -> dict[str, Any]:
-  """Nested dicts -> {'a.b': value}."""
-  items = {}
-  for name, value in tree.items():
-    if isinstance(value, Mapping):
-      items |= flat(value, f'{prefix}{name}.')
-    else:
-      items[prefix + name] = value
-  return items
-
-
-def difference(name: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
-  """How a field is in the run there and in the configuration here, for people."""
-  return f'{name}: {old[name]} there, {new[name]} here'
+def differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> dict[str, str]:
+  """{field: 'a there, b here'} of two `settings`; a field that one lacks doesn't count."""
+  return {
+    name: f'{there[name]} there, {here[name]} here'
+    for name in sorted(there.keys() & here.keys())
+    if there[name] != here[name]
+  }
 
 
 def check_workdir(values: dict[str, Any], workdir: pathlib.Path, labels: Any = None) -> list[str]:
@@ -116,10 +114,11 @@ def check_workdir(values: dict[str, Any], workdir: pathlib.Path, labels: Any = N
       f'{path} is not readable as JSON; restore it or use another --workdir'
     ) from None
   new = settings(values)
-  # A field that only one of the two has came with the data set, or with another version.
-  differ = [name for name in sorted(old.keys() & new.keys()) if old[name] != new[name]]
+  # What only one of the two has came with the data set, or with another version.
+  differ = differences(old, new)
   pictures = _other_pictures(old, new, workdir, labels)
-  refused = [difference(name, old, new) for name in differ if name not in (*FREE, *SAID, *OF_DATA)]
+  free = (*FREE, *SAID, *OF_DATA)
+  refused = [f'{name}: {text}' for name, text in differ.items() if name not in free]
   if refused:
     raise UsageError(
       f'--workdir={workdir} holds a run of another configuration '
@@ -131,7 +130,7 @@ def check_workdir(values: dict[str, Any], workdir: pathlib.Path, labels: Any = N
       f'--workdir={workdir} holds a run on other pictures ({"; ".join(pictures)}); '
       f'--config.data.allow_change=True goes on with these; {restart}'
     )
-  lines = [difference(name, old, new) for name in SAID if name in differ]
+  lines = [f'{name}: {differ[name]}' for name in SAID if name in differ]
   return lines + [f'pictures: {text}' for text in pictures]
 
 
@@ -150,6 +149,67 @@ def _describe_data(values):
   title = values.get('data_title') or values.get('data.name') or 'a data set'
   count = f'{values["data_images"]:,} images, ' if 'data_images' in values else ''
   return f'{title}, {count}hash {str(values["data_hash"])[:8]}'
+
+
+# ---- what a run is started with
+
+
+def save_run(
+  workdir: str | os.PathLike, config: dict[str, Any], labels: Any = None, changes: list[str] = ()
+) -> None:
+  """Writes config.json, labels.json and one more start in environment.json into WORKDIR.
+
+  Args:
+    workdir: created if need be.
+    config: JSON values.
+    labels: data.labels.Labels of the data set; None: it has none.
+    changes: what is other than in the run that goes on, as lines for people.
+  """
+  if jax.process_index() != 0:
+    return
+  workdir = pathlib.Path(workdir)
+  if labels:
+    files.write_atomic(workdir / 'labels.json', labels.to_json())
+  else:
+    with files.writing(workdir):
+      (workdir / 'labels.json').unlink(missing_ok=True)
+  files.write_atomic(workdir / 'config.json', json.dumps(config, indent=2, sort_keys=True) + '\n')
+  path = workdir / 'environment.json'
+  starts = json.loads(path.read_text()) if path.exists() else []
+  start = environment() | ({'changes': list(changes)} if changes else {})
+  files.write_atomic(path, json.dumps([*starts, start], indent=2) + '\n')
+
+
+def environment() -> dict[str, Any]:
+  """What this process runs on: versions, devices, host, command line and git commit."""
+  devices = jax.devices()
+  return {
+    'time': time.strftime('%Y-%m-%dT%H:%M:%S%z'),
+    'host': platform.node(),
+    'platform': platform.platform(),
+    'command': shlex.join([sys.executable, *sys.orig_argv[1:]]),
+    'git_commit': _git_commit(),
+    'python': platform.python_version(),
+    'sg2jax': __version__,
+    **{name: importlib.metadata.version(name) for name in PACKAGES},
+    'device': devices[0].device_kind,
+    'backend': devices[0].platform,
+    'devices': len(devices),
+    'processes': jax.process_count(),
+    'cpus': os.cpu_count(),
+  }
+
+
+def _git_commit():
+  """Commit of the checkout that this file is in, with -dirty if changed; None outside of one."""
+  root = pathlib.Path(__file__).resolve().parents[2]
+  # An installed copy may lie inside another project's checkout; its commit would mislead.
+  if not (root / '.git').exists():
+    return None
+  command = ['git', 'describe', '--always', '--dirty', '--abbrev=40', '--exclude=*']
+  with contextlib.suppress(OSError, subprocess.TimeoutExpired):
+    done = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=5, check=False)
+    return done.stdout.strip() or None
 
 
 # ---- going on
@@ -178,14 +238,9 @@ def resume(
   new = build.microbatch(config, batch)
   if old == new:
     return state
-  old_group = min(before.d.mbstd_group_size, old)
-  new_group = min(config.d.mbstd_group_size, new)
-  groups = ''
-  if old_group != new_group and build.variant(config, 'd').mbstd_num_channels:
-    groups = f', and minibatch stddev is over groups of {new_group} images, not {old_group}'
   log.say(
     f'microbatch: rounds of {old} images there, of {new} here: sums differ in rounding, w_avg and '
-    f'pl_mean move with each round{groups}'
+    'pl_mean move with each round, and the groups of minibatch stddev are those of a round'
   )
   if config.opt.formulation == 'tensorflow':
     return state  # it averages gradients over rounds
