@@ -175,13 +175,6 @@ def test_attributes_say_what_runs_whatever_the_arguments_say(tmp_path):
   found = read.read_network(file).config['g']
   assert (found['clamp'], found['fmap_base'], found['fmap_max']) == (256, 512, 32)
   assert found['variant'] == {'activation': 'relu'}
-  positional = {'args': [32, 0, 32, 32, 3], 'synthesis_kwargs': {'conv_clamp': 128}}
-  assert read.of_nets({'G': net._replace(kwargs=positional)}).config['g']['clamp'] == 128
-  positional = {'args': [32, 0, 32, 32, 3, {'lr_multiplier': 0.5}, {'conv_clamp': 64}]}
-  found = read.of_nets({'G': net._replace(kwargs=positional)}).config['g']
-  assert (found['clamp'], found['variant']) == (64, {'mapping_lr_mul': 0.5})
-  with pytest.raises(ValueError, match='mapping_kwargs.activation=relu'):
-    read.of_nets({'G': net._replace(kwargs={'args': [32, 0, 32, 32, 3, {'activation': 'relu'}]})})
 
 
 def fields(net, nested=None, **more):
@@ -209,15 +202,14 @@ FILTER = 'synthesis.b8.conv0.resample_filter'
     (SYNTHESIS, {'use_magic': 0}, 'use_magic=0 is not known'),
     (SYNTHESIS, {'kernel_size': 5}, 'kernel_size=5'),
     ('mapping_kwargs', {'activation': 'relu'}, 'mapping_kwargs.activation=relu'),
-    (SYNTHESIS, {'activation': 'gelu'}, 'activation=gelu must be one of'),
-    (SYNTHESIS, {'architecture': 'unet'}, 'architecture=unet'),
-    (SYNTHESIS, {'architecture': 'resnet'}, 'b16.skip.weight [1, 1, 32, 32] is missing'),
-    (None, {'img_resolution': 64}, 'img_resolution=64, but its arrays say 32'),
+    (SYNTHESIS, {'activation': 'gelu'}, 'activation=gelu: it must be one of'),
+    (SYNTHESIS, {'architecture': 'resnet'}, 'architecture=resnet, but its arrays say skip'),
+    (None, {'img_resolution': 64}, 'resolution=64, but its arrays say 32'),
     (None, {'c_dim': 2}, 'c_dim=2'),
-    (SYNTHESIS, {'use_noise': False}, 'use_noise=False'),
-    (SYNTHESIS, {'conv_clamp': -1}, 'clamp=-1'),
+    (SYNTHESIS, {'use_noise': False}, 'noise=False, but its arrays say True'),
+    (SYNTHESIS, {'conv_clamp': -1}, 'conv_clamp=-1: it must be a number above 0'),
     (SYNTHESIS, {'resample_filter': [1, 2, 1]}, 'is not the filter of the taps [1, 2, 1]'),
-    (None, {'args': [512]}, 'z_dim occurs twice'),
+    (None, {'args': [512]}, 'args=[512] is not known'),
   ],
 )
 def test_arguments_that_would_make_other_images_are_refused_by_name(nested, changed, says):
@@ -250,7 +242,7 @@ def test_other_networks_are_refused_by_name():
     (g._replace(arrays=g.arrays | more), 'b8.conv2.weight is [3], and belongs to none'),
     (g._replace(arrays=stylegan3), 'not the layers of a StyleGAN2 (IndexError'),
     (g._replace(kind='TriPlaneGenerator'), 'TriPlaneGenerator'),
-    (fields(g, attributes=attributes), 'differ in conv_clamp'),
+    (g._replace(attributes=attributes), 'differ in conv_clamp'),
   ):
     with pytest.raises(ValueError, match=re.escape(says)):
       read.of_nets({'G_ema': net})
@@ -261,7 +253,7 @@ def test_networks_that_do_not_fit_each_other_are_refused():
   d = torch_nets('skip', 'resnet')[0]['D']
   labelled = torch_nets('skip', 'resnet_cond')[0]['D']
   for nets, says in (
-    ({'D': labelled}, 'D: img_resolution=16, but its arrays say 32'),
+    ({'D': labelled}, 'D: resolution=16, but its arrays say 32'),
     ({'D': labelled._replace(kwargs={})}, 'D has c_dim=5, G_ema has 0'),
     ({'D': fields(d, 'block_kwargs', activation='relu')}, 'epilogue'),
     ({'D': d, 'G': fields(g, SYNTHESIS, conv_clamp=3)}, '^G has clamp=3.0, G_ema has 0.0$'),
@@ -445,15 +437,13 @@ def test_configs_a_to_d_make_the_references_images(g, kind, sub, d):
   [
     ({'mapping_nonlinearity': 'relu'}, 'mapping_nonlinearity=relu'),
     ({'normalize_latents': False}, 'normalize_latents=False'),
-    ({'resample_kernel': [[1]]}, 'taps'),
+    ({'resample_kernel': [[1]]}, 'resample_kernel=[[1]]: networks here have a filter'),
     ({'resample_kernel': None}, 'resample_kernel=None'),
     ({'blur_filter': None}, 'blur_filter=None'),
-    ({'fmap_min': 0}, 'fmap_min=0'),
     ({'fmap_min': 30}, 'fmap_max), 30)'),
-    ({'latent_size': 7}, 'latent_size=7'),
+    ({'latent_size': 7}, 'z_dim=7'),
     ({'spectral': True}, 'spectral=True is not known'),
-    ({'components': {'synthesis': {'fmap_max': 1}}}, 'disagree about argument fmap_max'),
-    ({'label_size': 3}, 'label_size=3'),
+    ({'label_size': 3}, 'c_dim=3'),
   ],
 )
 def test_tensorflow_arguments(fields_, says):
@@ -505,7 +495,7 @@ def test_tool(tmp_path, capsys):
   file.write_bytes(data)
   tool(convert, source=file, dest=dest)
   out = capsys.readouterr().out
-  notes = [line.partition(' is a')[0] for line in out.splitlines() if 'psi' in line]
+  notes = [line.partition(' is ')[0] for line in out.splitlines() if 'psi' in line]
   assert str(dest) in out
   assert notes == ['  G_ema: truncation_psi=0.5', '  G: truncation_psi=0.5']
   files = sorted(p.name for p in dest.iterdir())

@@ -169,10 +169,9 @@ def test_tensorflow_pickles(protocol, old):
     'fmap_base': 16384,
     'truncation_psi': None,
     'shape': [1, 2],
-    'components': {
-      'mapping': {'mapping_layers': 1},
-      'synthesis': {'resolution': 4, 'resample_kernel': [1, 3, 3, 1]},
-    },
+    'mapping_layers': 1,
+    'resolution': 4,
+    'resample_kernel': [1, 3, 3, 1],
   }
   assert type(nets['G'].kwargs['label_size']) is int
 
@@ -193,8 +192,8 @@ def test_pytorch_pickles(protocol, old):
     'conv_clamp': None,
     'mapping_kwargs': {'num_layers': 1},
     'synthesis_kwargs': {'channel_base': 1024, 'psi': 0.5},
-    'attributes': dict.fromkeys(paths, PLAIN_ATTRIBUTES),
   }
+  assert nets['G'].attributes == dict.fromkeys(paths, PLAIN_ATTRIBUTES)
 
 
 @pytest.mark.parametrize('save', [save_zip, save_legacy])
@@ -221,7 +220,7 @@ def test_networks_that_are_missing_alone_or_the_same():
   components = {'G_synthesis': network('G_synthesis_stylegan', {'noise0': array(1)}, fused=True)}
   net = network_file.parse(dumps(network('G_style', {}, components)))['G_ema']
   assert net.kind == 'G_synthesis_stylegan' and list(net.arrays) == ['synthesis/noise0']
-  assert net.kwargs == {'components': {'synthesis': {'fused': True}}}
+  assert net.kwargs == {'fused': True}
   g = modules({'w': Tensor(array(2))}, 'Generator')
   assert found(dumps({'G': None, 'D': None, 'G_ema': g})) == {'G_ema': ['w']}
   assert found(dumps({'G': g, 'G_ema': g})) == {'G': ['w'], 'G_ema': ['w']}
@@ -251,7 +250,7 @@ def test_what_modules_and_checkpoints_hold_besides_is_not_looked_at():
   state = {name: thing for name, thing in UNREAD.items() if name != 'TorchVersion'}
   state |= {'at': Plain(UNREAD['device'], ('cpu',)), 'list': [UNREAD['float16']]}
   g = Module('Generator', {'w': Tensor(array(2))}, state)
-  assert network_file.parse(dumps({'G': g}))['G'].kwargs['attributes'] == {'': PLAIN_ATTRIBUTES}
+  assert network_file.parse(dumps({'G': g}))['G'].attributes == {'': PLAIN_ATTRIBUTES}
   version = Plain(UNREAD['TorchVersion'], ('2.1',))
   nets = network_file.parse(save_zip({'g': {'w': Tensor(array(2))}, 'version': version}))
   assert list(nets['G'].arrays) == ['w']
@@ -260,8 +259,8 @@ def test_what_modules_and_checkpoints_hold_besides_is_not_looked_at():
 def test_arguments_that_a_module_does_not_say_or_without_names():
   g = Module('Generator', {'w': Tensor(array(2))}, {'_init_args': (5, [1.5, 'x'])}, z_dim=2)
   kwargs = network_file.parse(dumps({'G': g}))['G'].kwargs
-  assert kwargs == {'z_dim': 2, 'args': [5, [1.5, 'x']], 'attributes': {'': PLAIN_ATTRIBUTES}}
+  assert kwargs == {'z_dim': 2, 'args': [5, [1.5, 'x']]}
   meta = g.meta()
   del meta['state']['_init_args'], meta['state']['_init_kwargs']
   g.meta = lambda: meta
-  assert network_file.parse(dumps({'G': g}))['G'].kwargs.keys() == {'attributes'}
+  assert network_file.parse(dumps({'G': g}))['G'].kwargs == {}

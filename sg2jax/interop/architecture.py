@@ -122,38 +122,34 @@ def _unless(default, size):
   return 0 if size == default else size
 
 
-def options(
-  name: str, format_: str, architecture: Architecture, given: dict, grows: str = ''
-) -> dict:
+def options(name: str, net: Net, widths: dict, given: dict, grows: str) -> dict:
   """What the parameters don't say: fields of config.g or, for the name 'D', of config.d.
 
   Args:
     name: of the network in its file, for messages.
-    format_: of the file, as Net.format.
-    architecture: what the parameters say.
+    net: the network.
+    widths: as of Architecture.
     given: fields that the arguments say.
     grows: as of `growing`.
 
   Raises:
     ValueError: no configuration of ours says it.
   """
-  given = dict(given)
   activation = given.get('activation', 'lrelu')
-  if grows:
-    given.pop('architecture', None)
   if grows == 'stylegan1' and activation != 'lrelu':
     raise ValueError(f'{name}: nonlinearity={activation}: networks of config A have lrelu here')
+  epilogue = given.pop('epilogue_activation', 'lrelu')
+  if (name, net.format) == ('D', 'pytorch') and epilogue != activation:
+    raise ValueError('D: the activation of its epilogue is another than that of its blocks')
+  # What their networks have where no argument says it.
   fields = {
-    # What their networks have where no argument says it.
-    'mapping_lr_mul': 0.1 if (name, format_) == ('D', 'tensorflow') else 0.01,
+    'mapping_lr_mul': 0.1 if (name, net.format) == ('D', 'tensorflow') else 0.01,
     'num_bf16_res': 0,
     'remat': False,
   }
   if name == 'D':
     fields |= {'mbstd_group_size': 4, 'freeze_layers': 0}
-    if format_ == 'pytorch' and given.pop('epilogue_activation', 'lrelu') != activation:
-      raise ValueError('D: the activation of its epilogue is another than that of its blocks')
-  return fields | given | _fmaps(name, architecture.widths, given)
+  return fields | given | _fmaps(name, widths, given)
 
 
 def _fmaps(name, widths, given):
@@ -186,10 +182,9 @@ def configuration(image: dict, g: dict, d: dict) -> dict:
     d: config.d; {}: there is no discriminator.
   """
   if not d:
-    shared = ('fmap_base', 'fmap_max', 'fmap_min', 'clamp')
-    given = {name: g[name] for name in shared if name in g}
-    d = {'architecture': 'resnet', 'mapping_layers': 8}
-    d |= options('D', 'pytorch', Architecture({}, {}, {}), given)
+    shared = ('fmap_base', 'fmap_max', 'fmap_min', 'clamp', 'num_bf16_res', 'remat')
+    d = {name: g[name] for name in shared if name in g}
+    d |= {'architecture': 'resnet', 'mapping_layers': 8, 'mbstd_group_size': 4, 'freeze_layers': 0}
   return {
     'resolution': image['resolution'],
     'seed': 0,

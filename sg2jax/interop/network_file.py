@@ -43,18 +43,18 @@ class Net(NamedTuple):
     format: 'tensorflow', 'pytorch' (stylegan2-ada-pytorch, stylegan3) or 'rosinality'.
     kind: the function that builds it (tensorflow; of a generator the synthesis network's), its
       class (pytorch), or ''.
-    kwargs: what it was made with, of None, bool, int, float, str, list, dict. tensorflow: that of
-      its parts under 'components', if it has any. pytorch: arguments without names under 'args',
-      if there are any, and under 'attributes' the plain ones of each module,
-      {'synthesis.b4.conv1': {name: value}}.
+    kwargs: what it and its parts were made with, of None, bool, int, float, str, list, dict;
+      under 'args' arguments without names, if there are any.
     arrays: {name: array}, read-only, in the file's dtype and layout, under the names of the program
       that wrote it.
+    attributes: pytorch: the plain ones of each module, {'synthesis.b4.conv1': {name: value}}.
   """
 
   format: str
   kind: str
   kwargs: dict
   arrays: dict
+  attributes: dict = {}
 
 
 def parse(data: bytes) -> dict[str, Net]:
@@ -192,14 +192,13 @@ class _Parser:
     # Parts of a generator are networks of their own; from here on it is as if it had no parts.
     components = self.entries(node.state).get('components')
     parts = {} if components is None else self.entries(components)
-    parts = {name: self.network(part) for name, part in parts.items()}
-    for part, net in parts.items():
+    for part, node in parts.items():
+      net = self.network(node)
       for name, array in net.arrays.items():
         self.add_array(arrays, _without_g(f'{part}/{name}'), array)
-    if parts:
-      parts = {name.removeprefix('G_'): net for name, net in parts.items()}
-      kind = parts['synthesis'].kind if 'synthesis' in parts else kind
-      kwargs['components'] = {name: net.kwargs for name, net in parts.items()}
+      kwargs |= net.kwargs  # these are what runs
+      if part.removeprefix('G_') == 'synthesis':
+        kind = net.kind
     return Net('tensorflow', kind, kwargs, arrays)
 
   def module(self, node):
@@ -210,7 +209,7 @@ class _Parser:
     kwargs = self.plain_dict(state.get('_init_kwargs', {}))
     if args := state.get('_init_args'):
       kwargs['args'] = self.plain(args)
-    return Net('pytorch', kind, kwargs | {'attributes': attributes}, arrays)
+    return Net('pytorch', kind, kwargs, arrays, attributes)
 
   def add_module(self, node, prefix, arrays, attributes):
     """Puts what is in a module, and in those within, into `arrays` and `attributes`.

@@ -5,6 +5,7 @@ our networks don't have is refused by name; what a file lacks and can be compute
 says so.
 """
 
+from functools import partial
 import hashlib
 import json
 import pathlib
@@ -15,11 +16,9 @@ from flax import traverse_util
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from safetensors import numpy as safetensors
 
 from sg2jax import build, files, resample
-from sg2jax import state as state_lib
 from sg2jax.faults import WeightsError
 from sg2jax.interop import architecture, arguments, names, network_file, sniff
 from sg2jax.interop.network_file import Net
@@ -27,6 +26,7 @@ from sg2jax.models.sizes import GROWING, block_sizes
 
 MAX_BYTES = 2**32  # of a file, and of its arrays
 MAX_LAYERS = 64  # of a mapping network; far above any
+MAX_TAPS = 64
 MEAN_OF = 10_000  # w that w_avg is the mean of if a file lacks it
 
 
@@ -97,8 +97,6 @@ def of_nets(nets: dict[str, Net]) -> Imported:
   if main == 'G_ema' and 'G' in nets:
     g = _import(nets['G'], 'G', ema, report)
     _check_equal(g.image | g.fields, ema.image | ema.fields, 'G', main)
-    if not _equal((g.noise, g.w_avg), (ema.noise, ema.w_avg)):
-      report['notes'].append('G and G_ema differ in noise maps or w_avg; those of G_ema are used')
   d = _Network({}, {}, None, {}, {})
   if 'D' in nets:
     d = _import(nets['D'], 'D', ema, report)
@@ -137,50 +135,44 @@ def _report(format_):
 
 
 def _check_equal(fields, others, name, other_name):
-  unlike = [
-    f'{name} has {key}={value}, {other_name} has {others[key]}'
-    for key, value in fields.items()
-    if value != others[key]
-  ]
-  if unlike:
-    raise ValueError('; '.join(unlike))
-
-
-def _equal(a, b):
-  a, b = jax.tree.leaves(a), jax.tree.leaves(b)
-  return len(a) == len(b) and all(map(np.array_equal, a, b))
+  for key, value in fields.items():
+    if value != others[key]:
+      raise ValueError(f'{name} has {key}={value}, {other_name} has {others[key]}')
 
 
 def _import(net, name, generator, report):
   """The _Network of a Net; generator: that of G_ema or G, if this is another."""
-  asked = arguments.parse(net, name)
-  report['notes'] += asked.notes
+  given, notes = arguments.parse(net, name)
+  report['notes'] += notes
   unused = report['unused'].setdefault(name, {})
   grows = architecture.growing(net)
   if net.format == 'tensorflow':
-    fused = asked.fields.pop('fused', 'auto')
+    fused = given.pop('fused', 'auto')
     params, noise, w_avg = _load_tensorflow(net.arrays, name, grows, fused, unused)
   else:
-    taps = asked.fields.get('taps', resample.TAPS)
+    taps = given.get('taps', resample.TAPS)
     resolution = generator.image['resolution'] if generator else None
     params, noise, w_avg = _load_pytorch(net, name[0], taps, resolution, unused)
   try:
     if name == 'D':
-      found = architecture.of_discriminator(params, grows, generator.image)
+      image, fields, widths = architecture.of_discriminator(params, grows, generator.image)
     else:
-      found = architecture.of_generator(params, grows)
+      image, fields, widths = architecture.of_generator(params, grows)
   # Of a layer that isn't there, or is something else: StyleGAN3, say.
   except (LookupError, TypeError, AttributeError) as e:
     some = ', '.join(ascii(key[:60]) for key in sorted(net.arrays)[:4])
     raise ValueError(
       f'{name} has not the layers of a StyleGAN2 ({type(e).__name__}: {e}), but {some}, ...'
     ) from e
-  sizes = found.image | found.fields
-  for key, (what, value) in asked.claims.items():
-    if value not in (sizes[what], [sizes[what]] * 2):
-      raise ValueError(f'{name}: {key}={value}, but its arrays say {sizes[what]}')
-  options = architecture.options(name, net.format, found, asked.fields, grows)
-  return _Network(params, noise, w_avg, found.image, found.fields | options)
+  sizes = image | fields
+  if grows or len(widths) == 1:
+    given.pop('architecture', None)  # these have no other, and of one block all are the same
+  for key in sorted(given.keys() & sizes.keys()):
+    value = given.pop(key)
+    if value not in (sizes[key], [sizes[key]] * 2):
+      raise ValueError(f'{name}: {key}={value}, but its arrays say {sizes[key]}')
+  fields |= architecture.options(name, net, widths, given, grows)
+  return _Network(params, noise, w_avg, image, fields)
 
 
 def _load_tensorflow(arrays, name, grows, fused, unused):
@@ -285,36 +277,43 @@ def _complete(config, state, report):
   config = build.complete(config)
   # The JSON of an export can say anything: a billion layers would be traced one by one.
   layers = max(config.g.mapping_layers, config.d.mapping_layers)
-  if layers > MAX_LAYERS or len(build.variant(config, 'g').taps) > arguments.MAX_TAPS:
+  if layers > MAX_LAYERS or len(build.variant(config, 'g').taps) > MAX_TAPS:
     raise ValueError(
-      f'more than {MAX_LAYERS} layers of a mapping network, or {arguments.MAX_TAPS} taps of a '
-      'filter'
+      f'more than {MAX_LAYERS} layers of a mapping network, or {MAX_TAPS} taps of a filter'
     )
   generator, discriminator = build.networks(config, config.c_dim)
-  nothing = optax.identity()
-  expected = jax.eval_shape(
-    lambda key: state_lib.create_train_state(key, generator, discriminator, nothing, nothing),
-    jax.random.key(0),
-  )
+  expected = _shapes(generator, discriminator if state['d'] else None)
+  given = {part: state[part] for part in ('g_ema', 'g', 'd', 'noise', 'w_avg')}
+  flat = traverse_util.flatten_dict(given)
+  if state['w_avg'] is None:
+    del flat['w_avg',], expected['w_avg',]
+
   # A fixed seed, so that one file gives the same run each time.
-  state = dict(state)
-  wrong = []
   draws = np.random.RandomState(0)
-  for part in ('g_ema', 'g', 'd', 'noise'):
-    if part != 'd' or state['d']:
-      grows = config['d' if part == 'd' else 'g'].architecture in GROWING
-      flat = traverse_util.flatten_dict(getattr(expected, part))
-      shapes = {path: x.shape for path, x in flat.items()}
-      state[part], differences = _complete_part(part, state[part], shapes, grows, draws, report)
-      wrong += differences
-  if state['w_avg'] is not None and state['w_avg'].shape != expected.w_avg.shape:
-    shape = list(state['w_avg'].shape)
-    wrong.append(f'w_avg is {shape}, and should be {list(expected.w_avg.shape)}')
+  wrong = []
+  for path in sorted(expected.keys() - flat.keys()):
+    name = '.'.join(path)
+    grows = config['d' if path[0] == 'd' else 'g'].architecture in GROWING
+    if path[0] == 'noise':
+      # Any map is as good: training draws noise anew for each image.
+      flat[path] = np.float32(draws.randn(*expected[path]))
+      report['initialised'][name] = 'drawn, N(0,1)'
+    elif grows and {'torgb', 'fromrgb'} & set(path):
+      flat[path] = np.zeros(expected[path], np.float32)
+      report['initialised'][name] = 'zeros: of a lower resolution than the images'
+    else:
+      wrong.append(f'{name} {list(expected[path])} is missing')
+  for path, x in flat.items():
+    if path not in expected:
+      wrong.append(f'{".".join(path)} is {list(x.shape)}, and belongs to none of its layers')
+    elif x.shape != expected[path]:
+      wrong.append(f'{".".join(path)} is {list(x.shape)}, and should be {list(expected[path])}')
   if wrong:
     raise ValueError(
       f'{len(wrong)} arrays are unlike those of the network that it says it is: '
       f'{"; ".join(wrong[:4])}'
     )
+  state = state | {'d': {}, 'noise': {}} | traverse_util.unflatten_dict(flat)
   if state['w_avg'] is None:
     state['w_avg'] = _mean_w(generator, state['g_ema'], draws)
     report['initialised']['w_avg'] = f'mean of {MEAN_OF:,} w'
@@ -323,29 +322,19 @@ def _complete(config, state, report):
   return state
 
 
-def _complete_part(part, tree, shapes, grows, draws, report):
-  """(a part of a state with what a file may lack, [how else it differs from {path: shape}])."""
-  flat = traverse_util.flatten_dict(tree)
-  dtype = next((x.dtype for x in flat.values()), np.float32)
-  wrong = []
-  for path in sorted(shapes.keys() - flat.keys()):
-    name = '.'.join((part, *path))
-    if part == 'noise':
-      # Any map is as good: training draws noise anew for each image.
-      flat[path] = draws.randn(*shapes[path]).astype(dtype)
-      report['initialised'][name] = 'drawn, N(0,1)'
-    elif grows and {'torgb', 'fromrgb'} & set(path):
-      flat[path] = np.zeros(shapes[path], dtype)
-      report['initialised'][name] = 'zeros: of a lower resolution than the images'
-    else:
-      wrong.append(f'{name} {list(shapes[path])} is missing')
-  for path, x in flat.items():
-    if x.shape != shapes.get(path):
-      should = 'belongs to none of its layers'
-      if path in shapes:
-        should = f'should be {list(shapes[path])}'
-      wrong.append(f'{".".join((part, *path))} is {list(x.shape)}, and {should}')
-  return traverse_util.unflatten_dict(flat), wrong
+def _shapes(generator, discriminator):
+  """{path in a state: shape} of the arrays of networks; discriminator: None if there is none."""
+  key = jax.random.key(0)
+  mapping, synthesis = generator.mapping, generator.synthesis
+  inputs = [jnp.zeros((1, size)) for size in (mapping.z_dim, mapping.c_dim)]
+  g = jax.eval_shape(partial(generator.init, noise_mode='const'), key, *inputs)
+  tree = {'g': g['params'], 'g_ema': g['params'], 'noise': g.get('noise', {})}
+  if discriminator:
+    img = jnp.zeros((1, *synthesis.resolution, synthesis.img_channels))
+    c = jnp.zeros((1, discriminator.c_dim))
+    tree['d'] = jax.eval_shape(discriminator.init, key, img, c)['params']
+  shapes = {path: x.shape for path, x in traverse_util.flatten_dict(tree).items()}
+  return shapes | {('w_avg',): (mapping.w_dim,)}
 
 
 def _mean_w(generator, params, draws):
