@@ -7,6 +7,7 @@ import sys
 import types
 
 from absl import flags
+from absl.testing import flagsaver
 import pytest
 
 from sg2jax import __main__
@@ -51,7 +52,23 @@ def test_a_tool_runs_by_its_name(tmp_path):
   done = run('--help')
   assert done.returncode == 0 and '--dest' in done.stdout and 'inception' not in done.stderr
   done = run('resnet')
-  assert done.returncode == 2 and done.stderr.startswith('fetch_weights.py: NAME=resnet is unknown')
+  assert done.returncode == 2 and done.stderr.startswith('fetch_weights: NAME=resnet is unknown')
+
+
+def test_a_missing_package_is_named(monkeypatch, capsys):
+  """Also of what is imported before anything of a tool runs."""
+  monkeypatch.setitem(sys.modules, 'imageio_ffmpeg', None)
+  # As if nothing had imported it yet.
+  monkeypatch.delitem(sys.modules, 'sg2jax.tools.videos', raising=False)
+  monkeypatch.delattr('sg2jax.tools.videos', raising=False)
+  monkeypatch.setattr(sys, 'path', sys.path[:])
+  with pytest.raises(ModuleNotFoundError) as e:
+    run_main(monkeypatch, 'video', '--help')
+  with pytest.raises(SystemExit) as end:
+    sys.excepthook(e.type, e.value, e.tb)
+  err = capsys.readouterr().err
+  assert end.value.code == 2 and err.startswith('video: import of imageio_ffmpeg')
+  assert 'pip install "sg2jax[train,eval,video]"' in err
 
 
 def test_configurations_find_each_other_from_where_the_user_stands(monkeypatch, tmp_path):
@@ -74,10 +91,11 @@ def define_all():
   shared.define_out('results')
   shared.define_seed('Of it.')
   shared.define_batch()
-  shared.define_finite('lr', 0.1, 'Rate.', positive=True)
+  shared.define_finite('lr', 0.1, 'Rate.', lower_bound=0)
   shared.define_weights('inception=FILE')
   shared.define_seeds('seeds', '0-2', 'Numbers.')
   shared.define_psis('Truncation.')
+  shared.define_labels('images', 'drawn')
 
 
 TOOL_WITH_ALL = types.SimpleNamespace(
@@ -93,13 +111,16 @@ TOOL_WITH_ALL = types.SimpleNamespace(
     ('--checkpoint=r --seed=-1', '--seed=-1: -1 is not'),
     ('--checkpoint=r --seed=4294967296', 'in the range [0, 4294967295]'),
     ('--checkpoint=r --batch=-1', '--batch=-1: -1 is not a non-negative integer'),
-    ('--checkpoint=r --lr=nan', '--lr=nan: must be a finite number above 0'),
-    ('--checkpoint=r --lr=0', '--lr=0.0: must be a finite number above 0'),
+    ('--checkpoint=r --lr=nan', '--lr=nan: must be a finite number'),
+    ('--checkpoint=r --lr=-1', '--lr=-1: -1.0 is not a non-negative number'),
     ('--checkpoint=r --weights=vgg16', 'must be NAME=PATH, with a NAME of inception'),
     ('--checkpoint=r --weights=vgg=x', 'must be NAME=PATH'),
     ('--checkpoint=r --seeds=3-1', "--seeds=3-1: '3-1' is no seed"),
     ('--checkpoint=r --seeds=4294967296', 'is no seed'),
+    ('--checkpoint=r --seeds=', "'' is no seed"),
+    ('--checkpoint=r --seeds=0-1000000', 'is no seed'),
     ('--checkpoint=r --psi=inf', '--psi=inf: must be finite numbers'),
+    ('--checkpoint=r --label=nan,1', '--label=nan,1: must be numbers, as in 1,0,1'),
     (f'--checkpoint=r --out={__file__}', 'is a file; name a folder'),
     ('--checkpoint=r --sed=1', "Unknown command line flag 'sed'. Did you mean: seed"),
   ],
@@ -107,6 +128,19 @@ TOOL_WITH_ALL = types.SimpleNamespace(
 def test_shared_flags_name_value_and_rule(args, said):
   with pytest.raises(UsageError, match=re.escape(said)):
     call(TOOL_WITH_ALL, *args.split())
+
+
+def test_one_psi_is_one_number():
+  tool = types.SimpleNamespace(__name__='tool', define_flags=shared.define_psi, main=print)
+  with pytest.raises(UsageError, match='--psi=1,0.5: must be one number, such as 0.7'):
+    call(tool, '--psi=1,0.5')
+
+
+def test_help_shows_defaults_as_one_writes_them():
+  with flagsaver.flagsaver():
+    define_all()
+    text = flags.FLAGS.get_help()
+  assert "(default: '0-2')" in text
 
 
 def test_shared_flags_hand_over_values_and_are_defined_again_by_the_next_tool(monkeypatch):

@@ -32,7 +32,7 @@ from absl import flags
 import jax
 
 import sg2jax
-from sg2jax import cli, files, grids, paths, sampler
+from sg2jax import cli, files, grids, sampler
 from sg2jax.data.labels import FILE, Labels
 from sg2jax.faults import UsageError, WeightsError, WriteError
 from sg2jax.interop.read import Imported, read_network
@@ -57,7 +57,6 @@ def main(_: list[str]) -> None:
     raise UsageError(
       f'--dest={args.dest} holds something; name a folder that is empty or not there yet'
     )
-  paths.check_text(dest, f'--dest={args.dest}')
   imported = read_network(args.source)
   labels = labels_beside(args.source, imported)
   net = sampler.from_state(dest, imported.config, imported.state, labels)

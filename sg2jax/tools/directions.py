@@ -38,7 +38,7 @@ def define_flags() -> None:
     'sigma',
     3,
     'How far the sheet goes, in standard deviations of w along the direction.',
-    positive=True,
+    lower_bound=0,
   )
   shared.define_seed('Of the image that is moved.')
   shared.define_psi('Truncation of that image; default: 1, none.')

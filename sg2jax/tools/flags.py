@@ -12,13 +12,12 @@ from collections.abc import Callable
 import math
 import pathlib
 import re
-import sys
 
 from absl import flags
 from ml_collections import config_flags
 import numpy as np
 
-from sg2jax import cli, inputs, pretrained
+from sg2jax import cli, pretrained
 from sg2jax.faults import UsageError
 from sg2jax.models.layers import NOISE_MODES
 from sg2jax.sampler import Sampler
@@ -28,14 +27,10 @@ flags.disclaim_key_flags()
 
 
 class _Parser(flags.ArgumentParser):
-  """Of a flag whose text a function turns into its value, or raises ValueError with the rule."""
+  """Of a flag whose text a function turns into its value."""
 
   def __init__(self, function: Callable[[str], object]):
-    self.function = function
-
-  def parse(self, argument):
-    # absl hands over values, too: the default, and what a test sets
-    return self.function(argument) if isinstance(argument, str) else argument
+    self.parse = function
 
 
 def define_parsed(
@@ -43,17 +38,30 @@ def define_parsed(
 ) -> None:
   """A flag whose text `function` turns into its value; it raises ValueError with the rule."""
   flags.DEFINE(_Parser(function), name, default, what)
+  if default is not None:
+    # What one would write, and not the value, as absl has it.
+    flags.FLAGS[name].default_as_str = repr(default)
 
 
 def define_required(name: str, remedy: str) -> None:
   """Makes a flag, defined already, one that has to be given: '--NAME is missing; REMEDY'."""
-  flags.register_validator(name, bool, f'is missing; {remedy}')
+
+  def is_given(value):
+    if not value:
+      raise UsageError(f'--{name} is missing; {remedy}')
+    return True
+
+  flags.register_validator(name, is_given)
 
 
 def define_config() -> None:
   """--config=FILE, with --config.FIELD=VALUE for any of its fields."""
   config_flags.DEFINE_config_file('config', None, 'Configuration; any field: --config.FIELD=VALUE.')
   define_required('config', 'name a file, as in --config=configs/quickstart.py')
+  # Of a file that can't be read, ml_collections raises only now, as one of its fields is asked for.
+  flags.register_validator(
+    'config', lambda config: hasattr(config, 'batch'), 'get_config() must return a ConfigDict'
+  )
 
 
 def define_checkpoint() -> None:
@@ -67,13 +75,8 @@ def define_checkpoint() -> None:
 def define_out(name: str) -> None:
   """--out, the folder of results; `out_folder` makes a path of it."""
   flags.DEFINE_string('out', '', f'Folder of results; default: {name}/<step> in the workdir.')
-  flags.register_validator('out', _is_folder)
-
-
-def _is_folder(path: str) -> bool:
-  if path:
-    cli.folder(path)  # raises UsageError or WriteError, whose messages say more than absl's
-  return True
+  # Before the network is read, which may take long.
+  flags.register_validator('out', lambda path: not path or cli.folder(path))
 
 
 def out_folder(net: Sampler, name: str) -> pathlib.Path:
@@ -96,29 +99,10 @@ def define_batch(what: str = 'Images') -> None:
   )
 
 
-def define_finite(
-  name: str,
-  default: float,
-  what: str,
-  positive: bool = False,
-  lower_bound: float | None = None,
-) -> None:
-  """A float flag that is finite: absl's own lets NaN through any bound.
-
-  Args:
-    name: of the flag.
-    default: its value if it isn't given.
-    what: its help.
-    positive: whether it has to be above 0.
-    lower_bound: the least value, if there is one.
-  """
+def define_finite(name: str, default: float, what: str, lower_bound: float | None = None) -> None:
+  """A float flag that is finite: absl's own lets NaN through any bound."""
   flags.DEFINE_float(name, default, what, lower_bound=lower_bound)
-  rule = 'must be a finite number'
-  if positive:
-    rule += ' above 0'
-  flags.register_validator(
-    name, lambda value: math.isfinite(value) and (value > 0 or not positive), rule
-  )
+  flags.register_validator(name, math.isfinite, 'must be a finite number')
 
 
 # ---- weights of others
@@ -129,11 +113,10 @@ def define_weights(example: str) -> None:
   flags.DEFINE_multi_string(
     'weights', [], f'NAME=PATH of weights elsewhere, or others than the standard ones: {example}.'
   )
-  names = list(pretrained.FILES)
   flags.register_validator(
     'weights',
-    lambda pairs: all('=' in pair and pair.partition('=')[0] in names for pair in pairs),
-    f'must be NAME=PATH, with a NAME of {", ".join(names)}',
+    lambda pairs: all('=' in pair and pair.partition('=')[0] in pretrained.FILES for pair in pairs),
+    f'must be NAME=PATH, with a NAME of {", ".join(pretrained.FILES)}',
   )
 
 
@@ -145,34 +128,61 @@ def weights_paths() -> dict[str, str]:
 # ---- images of seeds
 
 
+def define_image_flags() -> None:
+  """What makes images of seeds, but for --psi."""
+  define_checkpoint()
+  define_seeds(
+    'seeds', '0-7', 'Numbers and ranges, such as 0-31,100. NumPy draws a latent from each.'
+  )
+  flags.DEFINE_integer(
+    'cutoff', None, 'How many ws are truncated, counted from the coarsest; default: all.'
+  )
+  define_labels('images', 'drawn from each seed as the data has them')
+  flags.DEFINE_enum(
+    'noise',
+    'const',
+    NOISE_MODES,
+    'const: the noise maps of the network; random: drawn from the seed; none.',
+  )
+
+
 def define_seeds(name: str, default: str, what: str) -> None:
   """Seeds: '0-3,100' is [0, 1, 2, 3, 100]."""
-  flags.DEFINE(_Parser(_seeds), name, default, what, serializer=flags.CsvListSerializer(','))
+  define_parsed(name, default, what, _seeds)
 
 
 def _seeds(text: str) -> list[int]:
   found = []
   for part in text.split(','):
-    match = re.fullmatch(r' *(\d{1,10})(?:-(\d{1,10}))? *', part)
-    if match:
-      first = int(match[1])
-      last = int(match[2] or match[1])
-    if not match or not first <= last < 2**32 or last - first >= 10**6:
+    first, _, last = part.partition('-')
+    try:
+      seeds = range(int(first), int(last or first) + 1)
+    except ValueError:
+      seeds = ()
+    # A million: a range is a list before it is anything else.
+    if not 0 < len(seeds) <= 10**6 or seeds[-1] >= 2**32:
       raise ValueError(
         f'{part.strip()!r} is no seed; give numbers in [0, 2^32) and ranges, as in 0-31,100'
       )
-    found += range(first, last + 1)
+    found += seeds
   return found
 
 
 def define_psi(what: str = 'Truncation; default: 1, none.') -> None:
   """--psi, one number."""
-  define_finite('psi', 1, what)
+  define_parsed('psi', '1', what, _number)
 
 
 def define_psis(what: str) -> None:
   """--psi, one or more numbers: '1,0.5' is [1.0, 0.5]; None if it isn't given."""
   define_parsed('psi', None, what, _numbers)
+
+
+def _number(text: str) -> float:
+  found = _numbers(text)
+  if len(found) > 1:
+    raise ValueError('must be one number, such as 0.7')
+  return found[0]
 
 
 def _numbers(text: str) -> list[float]:
@@ -183,13 +193,6 @@ def _numbers(text: str) -> list[float]:
   if not all(map(math.isfinite, found)):
     raise ValueError('must be finite numbers, such as 1,0.5,0')
   return found
-
-
-def define_cutoff() -> None:
-  """--cutoff of the truncation."""
-  flags.DEFINE_integer(
-    'cutoff', None, 'How many ws are truncated, counted from the coarsest; default: all.'
-  )
 
 
 def define_labels(what: str, default: str) -> None:
@@ -206,34 +209,14 @@ def define_labels(what: str, default: str) -> None:
     'The same for networks whose labels are vectors: 1,0,1 or one for each seed: 1,0,1;0,0,1.',
     _vectors,
   )
+  flags.mark_flags_as_mutual_exclusive(['class', 'label'])
 
 
 def _vectors(text: str) -> np.ndarray:
   try:
-    return np.array([[float(x) for x in part.split(',')] for part in text.split(';')], np.float32)
+    return np.array([_numbers(part) for part in text.split(';')], np.float32)
   except ValueError:  # no numbers, or rows of unlike lengths
     raise ValueError('must be numbers, as in 1,0,1, or 1,0,1;0,0,1 for two seeds') from None
-
-
-def define_image_flags() -> None:
-  """What makes images of seeds, but for --psi."""
-  define_checkpoint()
-  define_seeds(
-    'seeds', '0-7', 'Numbers and ranges, such as 0-31,100. NumPy draws a latent from each.'
-  )
-  define_cutoff()
-  define_labels('images', 'drawn from each seed as the data has them')
-  define_noise()
-
-
-def define_noise() -> None:
-  """--noise, how noise layers get theirs."""
-  flags.DEFINE_enum(
-    'noise',
-    'const',
-    NOISE_MODES,
-    'const: the noise maps of the network; random: drawn from the seed; none.',
-  )
 
 
 # ---- what they mean for a network
@@ -242,41 +225,26 @@ def define_noise() -> None:
 def labels(net: Sampler, count: int) -> list[str] | np.ndarray | None:
   """What --class or --label ask for, as `Sampler.c` takes it: None, one, or one for each seed.
 
-  Warns of classes that no image had. Raises: UsageError if the network hasn't got such labels.
+  Raises: UsageError, naming the flag, if the network hasn't got such labels.
 
   Args:
     net: a Sampler.
     count: of seeds.
   """
-  text = flags.FLAGS['class'].value
-  vectors = flags.FLAGS['label'].value
-  if text is None and vectors is None:
-    return None
-  if text is not None and vectors is not None:
-    raise UsageError(f'--class={text} and --label: give one of them')
-  if text is None:
-    _check_labels(net, vectors, count)
-    return vectors
-  known = net.labels.names if net.labels else ()
-  names = [text]
-  if text not in known:  # names may hold commas, and blanks at their ends
-    names = [name if name in known else name.strip() for name in text.split(',')]
-  _check_labels(net, names, count)
-  counts = list(net.labels.class_counts().items())
-  for given in dict.fromkeys(names):
-    name, images = counts[inputs.class_number(net.labels, given)]
-    if not images:
-      print(
-        f'--class={text}: no image that this network was trained on had class {name}; what comes '
-        'out means nothing',
-        file=sys.stderr,
-      )
-  return names
-
-
-def _check_labels(net, labels, count):
-  """Raises UsageError where `Sampler.c` would, but holds no label for each of a million seeds."""
-  net.c(range(count if len(labels) > 1 else 1), labels)
+  given = flags.FLAGS['label'].value
+  flag = '--label'
+  if (text := flags.FLAGS['class'].value) is not None:
+    flag = f'--class={text}'
+    known = net.labels.names if net.labels else ()
+    # Names may hold commas.
+    given = [text] if text in known else [name.strip() for name in text.split(',')]
+  if given is not None:
+    try:
+      # One stands for all: a vector for each of a million seeds isn't wanted here.
+      net.c(range(count if len(given) > 1 else 1), given)
+    except UsageError as e:
+      raise UsageError(f'{flag}: {e}') from None
+  return given
 
 
 def ws_range(net: Sampler, name: str) -> slice:

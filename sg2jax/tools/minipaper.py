@@ -17,7 +17,7 @@ import pathlib
 from absl import flags
 import jax
 
-from sg2jax import cli, faults, paths
+from sg2jax import cli, faults
 from sg2jax.lab import minipaper, tables
 from sg2jax.signals import Stop
 from sg2jax.tools import flags as shared
@@ -43,7 +43,6 @@ def define_flags() -> None:
 def main(_: list[str]) -> None:
   """Trains and measures what isn't there yet; tables to the terminal and into files."""
   args = flags.FLAGS
-  paths.check_text(args.out, f'--out={args.out}')
   out = pathlib.Path(args.out)
   runs = minipaper.plan(out, args.cells, args.seeds)
   settings = minipaper.shared_settings(args.kimg, args.resolution, args.set)
