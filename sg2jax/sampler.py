@@ -22,11 +22,10 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 import numpy as np
 
-from sg2jax import build, inputs, paths, resample, sharding
+from sg2jax import build, inputs, paths, sharding
 from sg2jax.data.labels import FILE, Labels
 from sg2jax.faults import CheckpointError, UsageError
 from sg2jax.keys import purpose_key
-from sg2jax.models.generator import largest
 from sg2jax.models.layers import NOISE_MODES, draw_noise
 from sg2jax.models.mapping import broadcast, truncate
 from sg2jax.state import TrainState
@@ -215,7 +214,6 @@ def load(path: str | os.PathLike) -> Sampler:
     as gs://...
   """
   paths.check_local(path)
-  paths.check_text(path)
   state, config = checkpoint.load(path)
   net = from_state(_workdir(path), config, state, read_labels(path, config['c_dim']))
   # once, instead of at every call
@@ -351,8 +349,7 @@ def _images_step(mesh, generator, growing, noise):
     # In TF32 the batch would show, and images would be other ones than those that NVIDIA's code
     # makes of the same weights.
     with jax.default_matmul_precision('highest'):
-      images = generator.apply(variables, batch['ws'], mode, method='synthesize', **growing)
-    return to_uint8(resample.nearest(largest(images), 2 ** growing.get('stage', 0)))
+      return to_uint8(generator.apply(variables, batch['ws'], mode, **growing, method='image'))
 
   return sharding.jit_each(step, mesh, 1)
 

@@ -18,7 +18,6 @@ import optax
 
 from sg2jax import resample, sampler, sharding
 from sg2jax.keys import purpose_key
-from sg2jax.models.generator import largest
 from sg2jax.models.layers import draw_noise
 from sg2jax.nets import vgg
 
@@ -26,7 +25,7 @@ SPACES = ('w', 'w+')  # one w for all layers, or one for each [I2S]
 MAX_SIDE = 256  # px: distances look at no more
 SAMPLES = 10_000  # w, at whose mean the search starts
 SAMPLES_SEED = 123
-LPIPS_MIN_SIDE = 16  # px, that VGG16 can halve four times
+ADAM = optax.scale_by_adam(0.9, 0.999, 1e-8)
 
 
 class Settings(NamedTuple):
@@ -56,11 +55,10 @@ class Distance(NamedTuple):
 
 
 class SearchState(NamedTuple):
-  """What is optimised, {'w': [N,1|num_ws,w_dim], 'noise': maps [N,H,W,1]}, and its Adam moments."""
+  """What is optimised, {'w': [N,1|num_ws,w_dim], 'noise': maps [N,H,W,1]}, and Adam's state."""
 
   params: dict
-  mu: dict
-  nu: dict
+  adam: optax.ScaleByAdamState
 
 
 class Projection(NamedTuple):
@@ -182,7 +180,6 @@ def search_step(
   measure: Callable,
   noise_weight: float,
   state: SearchState,
-  t: jax.Array,
   lr: jax.Array,
   w_noise: jax.Array,
 ) -> tuple[SearchState, jax.Array]:
@@ -193,7 +190,6 @@ def search_step(
     measure: images -> distances [N].
     noise_weight: see Settings.
     state: where the search is.
-    t: steps before this one.
     lr: learning rate.
     w_noise: added to w, [1|N,1|num_ws,w_dim].
   """
@@ -204,64 +200,61 @@ def search_step(
     return (distances + noise_weight * penalty).sum(), distances
 
   grads, distances = jax.grad(loss, has_aux=True)(state.params)
-  # Adam's count is the step: a state that was saved needs none of its own.
-  moments = optax.ScaleByAdamState(t, state.mu, state.nu)
-  updates, moments = optax.scale_by_adam(0.9, 0.999, 1e-8).update(grads, moments)
+  updates, adam = ADAM.update(grads, state.adam)
   params = jax.tree.map(lambda x, update: x - lr * update, state.params, updates)
   params |= {'noise': jax.tree.map(normalized, params['noise'])}
-  return SearchState(params, moments.mu, moments.nu), distances
+  return SearchState(params, adam), distances
 
 
 @functools.lru_cache(8)
 def _compiled(mesh, generator, growing, features, compare):
-  """(prepare, advance, inspect) of a Projector, compiled once for equal arguments.
+  """(begin, advance, inspect) of a Projector, compiled once for equal arguments.
 
-  What has a row for each image is [1,N,...], divided over the devices.
+  Images, and all that has a row for each, are divided over the devices.
   """
-  growing = dict(growing)
+  place = sharding.spread(mesh)
 
   def render(variables, params):
     w = params['w']
     ws = jnp.broadcast_to(w, (len(w), generator.synthesis.num_ws, w.shape[2]))
     variables = variables | {'noise': params['noise']}
-    images = generator.apply(variables, ws, 'const', method='synthesize', **growing)
-    return resample.nearest(largest(images), 2 ** growing.get('stage', 0))
+    return generator.apply(variables, ws, 'const', **dict(growing), method='image')
 
   def measure(weights, target, images):
     return compare(weights, features(weights, view(images)), target)
 
-  def prepare(variables, weights, key, images):
-    return features(weights, view(images))
+  @jax.jit
+  def begin(variables, weights, key, w, images):
+    images = place(images)
+    params = {'w': w, 'noise': draw_noise(variables['noise'], key[None])}
+    params = jax.tree.map(lambda x: place(jnp.repeat(x, len(images), 0)), params)
+    # What is compared of the targets never changes, so it is computed once.
+    return SearchState(params, ADAM.init(params)), features(weights, view(images))
 
-  def advance(variables, weights, key, state, target, t, lr, scale, noise_weight):
+  # The state is donated: it holds noise maps three times over, with both moments, for each image.
+  @partial(jax.jit, donate_argnames='state')
+  def advance(variables, weights, key, rates, noise_weight, target, state):
     w = state.params['w']
+    t = state.adam.count
+    lr, scale = rates[t]
     # one row for all images: neighbours don't show
     w_noise = scale * jax.random.normal(jax.random.fold_in(key, t), (1, *w.shape[1:]), w.dtype)
     closer = partial(measure, weights, target)
-    return search_step(partial(render, variables), closer, noise_weight, state, t, lr, w_noise)
+    return search_step(partial(render, variables), closer, noise_weight, state, lr, w_noise)
 
-  def inspect(variables, weights, key, state, target):
+  @jax.jit
+  def inspect(variables, weights, target, state):
     images = render(variables, state.params)
     return sampler.to_uint8(images), measure(weights, target, images)
 
-  def divided(function, **options):
-    def whole(constants, *batch, **scalars):
-      # in full precision, as a Sampler makes images: else it would make others of what was found
-      with jax.default_matmul_precision('highest'):
-        out = function(*constants, *jax.tree.map(lambda x: x[0], batch), **scalars)
-      return jax.tree.map(lambda x: x[None], out)
-
-    return jax.jit(whole, out_shardings=sharding.batched(mesh), **options)
-
-  # The state is donated: it holds noise maps three times over, with both moments, for each image.
-  return divided(prepare), divided(advance, donate_argnums=1), divided(inspect)
+  return begin, advance, inspect
 
 
 # ---- the search
 
 
 class Projector:
-  """Projects `count` images a step at a time; `done` counts the steps."""
+  """Projects images a step at a time."""
 
   def __init__(
     self,
@@ -270,7 +263,6 @@ class Projector:
     distance: Distance,
     settings: Settings = Settings(),
     start: tuple[np.ndarray, float] | None = None,
-    saved: dict | None = None,
   ) -> None:
     """Prepares the search.
 
@@ -280,81 +272,55 @@ class Projector:
       distance: what is made small.
       settings: see Settings.
       start: what `statistics` returned; None: computed here.
-      saved: what `save` returned, to go on from there.
     """
-    self.count = len(targets)
-    self.done = int(saved['done']) if saved else 0
-    self._settings = settings
+    self._count = len(targets)
     self._num_ws = net.num_ws
-    self._mesh = sharding.make_mesh()
+    mesh = sharding.make_mesh()
+    begin, advance, inspect = _compiled(
+      mesh, net.generator, tuple(net.growing.items()), distance.features, distance.compare
+    )
     mean, spread = statistics(net) if start is None else start
-    self._rates = np.stack(rates(settings, spread)).astype(np.float32)
+    w = np.broadcast_to(mean, (1, 1 if settings.space == 'w' else net.num_ws, len(mean)))
     # One key for all images, so that what comes out doesn't depend on the place in the batch.
     key, noise_key = jax.random.split(purpose_key(settings.seed, 'projection'))
-    constants = (net.variables, distance.params, key)
-    self._constants = jax.device_put(constants, sharding.replicated(self._mesh))
-    growing = tuple(net.growing.items())
-    prepare, self._advance, self._inspect = _compiled(
-      self._mesh, net.generator, growing, distance.features, distance.compare
-    )
+    schedule = np.stack(rates(settings, spread), 1).astype(np.float32)  # [steps,2]
+    networks = (net.variables, distance.params)
+    networks, key, schedule = jax.device_put((networks, key, schedule), sharding.replicated(mesh))
     targets = targets.astype(np.float32) / 127.5 - 1
-    # What is compared of the targets never changes, so it is computed once.
-    self._target = prepare(self._constants, self._to_devices(targets))
-    state = self._first(net, mean, noise_key)
-    if saved:
-      tree = jax.tree.structure(state)
-      state = tree.unflatten([saved[str(i)] for i in range(tree.num_leaves)])
-    self._state = self._to_devices(state)
-    self.distance_start = saved['start'] if saved else self.current()[1]
-
-  def _first(self, net, mean, key):
-    """The SearchState at the mean w, with noise maps drawn from `key`, the same for each image."""
-    rows = 1 if self._settings.space == 'w' else net.num_ws
-    w = np.float32(np.broadcast_to(mean, (1, rows, len(mean))))
-    params = {'w': w, 'noise': draw_noise(net.variables['noise'], key[None])}
-    params = jax.tree.map(lambda x: np.repeat(x, self.count, 0), jax.device_get(params))
-    zeros = jax.tree.map(np.zeros_like, params)
-    return SearchState(params, zeros, zeros)
+    with _full_precision():
+      self._state, target = begin(*networks, noise_key, np.float32(w), targets)
+    self._advance = partial(
+      advance, *networks, key, schedule, np.float32(settings.noise_weight), target
+    )
+    self._inspect = partial(inspect, *networks, target)
+    self.distance_start = self.current()[1]
 
   def advance(self) -> jax.Array:
     """One step. Returns the distances [N] before it, with noise in w, as they come."""
-    lr, scale = self._rates[:, self.done]
-    self._state, distances = self._advance(
-      self._constants,
-      self._state,
-      self._target,
-      t=np.int32(self.done),
-      lr=lr,
-      scale=scale,
-      noise_weight=np.float32(self._settings.noise_weight),
-    )
-    self.done += 1
-    return distances[0, : self.count]
+    with _full_precision():
+      self._state, distances = self._advance(self._state)
+    return distances[: self._count]
 
   def current(self) -> tuple[np.ndarray, np.ndarray]:
     """(images uint8 [N,H,W,C], distances [N]) now."""
-    return self._to_host(self._inspect(self._constants, self._state, self._target))
+    with _full_precision():
+      return self._to_host(self._inspect(self._state))
 
   def result(self) -> Projection:
     """The Projection of now."""
-    params = self._to_host(self._state.params)
     images, distance = self.current()
-    ws = np.broadcast_to(params['w'], (self.count, self._num_ws, params['w'].shape[2]))
-    return Projection(ws, params['noise'], images, self.distance_start, distance)
-
-  def save(self) -> dict[str, Any]:
-    """What another Projector of the same arguments goes on from bit for bit, {name: array}."""
-    leaves = jax.tree.leaves(self._to_host(self._state))
-    arrays = {str(i): x for i, x in enumerate(leaves)}
-    return {'done': self.done, 'start': self.distance_start} | arrays
-
-  def _to_devices(self, tree):
-    """Arrays [N,...] -> [1,M,...] on the devices; images come again until they divide evenly."""
-    rows = np.arange(-(-self.count // self._mesh.size) * self._mesh.size) % self.count
-    return sharding.to_global(self._mesh, jax.tree.map(lambda x: np.asarray(x)[rows][None], tree))
+    w, noise = self._to_host((self._state.params['w'], self._state.params['noise']))
+    ws = np.broadcast_to(w, (len(w), self._num_ws, w.shape[2]))
+    return Projection(ws, noise, images, self.distance_start, distance)
 
   def _to_host(self, tree):
-    return jax.tree.map(lambda x: np.asarray(x)[0, : self.count], tree)
+    """Without the rows that `sharding.spread` repeated."""
+    return jax.tree.map(lambda x: np.asarray(x)[: self._count], tree)
+
+
+def _full_precision():
+  # as a Sampler makes images: else it would make others of what was found
+  return jax.default_matmul_precision('highest')
 
 
 def project(
@@ -362,6 +328,6 @@ def project(
 ) -> Projection:
   """The Projection of images, uint8 [N,H,W,C] of the size of the network's."""
   projector = Projector(net, images, distance, settings)
-  while projector.done < settings.steps:
+  for _ in range(settings.steps):
     projector.advance()
   return projector.result()

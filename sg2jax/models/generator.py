@@ -217,7 +217,7 @@ class Synthesis(nn.Module):
 
 
 class Generator(nn.Module):
-  """mapping + synthesis. The three methods are what training and sampling need."""
+  """mapping + synthesis. The methods are what training and sampling need."""
 
   mapping: Mapping
   synthesis: Synthesis
@@ -240,6 +240,16 @@ class Generator(nn.Module):
     ws = broadcast(self.mapping(z, c), self.synthesis.num_ws)  # [N,num_ws,w_dim]
     if w_avg is not None:
       ws = truncate(ws, w_avg, psi, cutoff)
+    return self.image(ws, noise_mode, stage, alpha)
+
+  def image(
+    self,
+    ws: jax.Array,
+    noise_mode: str = 'random',
+    stage: int = 0,
+    alpha: jax.Array | float | None = None,
+  ) -> jax.Array:
+    """ws [N,num_ws,w_dim] -> image [N,H,W,C], enlarged to that size while growing."""
     img = largest(self.synthesis(ws, noise_mode, stage, alpha))  # [N,H/2^stage,W/2^stage,C]
     return resample.nearest(img, 2**stage)
 

@@ -55,8 +55,6 @@ def main(_: list[str]) -> None:
   seeds = list(dict.fromkeys(asked.own))
   if len(seeds) < LEAST:
     raise UsageError(f'--own has {len(seeds)} seeds, and rates need {LEAST} at least')
-  for path in filter(None, (asked.reals, asked.images)):
-    pictures.check_exists(path)
   # ---- projections of each group, in a folder of its own
   with Stop() as stop:
     job = projections.read_job(stop)

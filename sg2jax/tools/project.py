@@ -9,7 +9,7 @@ was found), DIR/cat_projected.png (what was found), DIR/cat.npz (its ws and nois
 --video, DIR/cat.mp4 (the search); DIR/projections.json has the distances of all. Pictures are
 cropped to the middle and shrunk to the network's size. The distance LPIPS wants weights first:
 python -m sg2jax.tools.fetch_weights vgg16 lpips_vgg; without them take --distance=pyramid, which
-compares pixels. Stop it any way you like: the same command goes on where it was.
+compares pixels. Stop it any way you like: the same command goes on with what isn't finished.
 """
 
 from absl import flags
@@ -33,7 +33,6 @@ def define_flags() -> None:
 def main(_: list[str]) -> None:
   """Checks, projects, prints."""
   asked = flags.FLAGS
-  pictures.check_exists(asked.images)
   with Stop() as stop:
     job = projections.read_job(stop, asked.video)
     out = shared.out_folder(job.net, 'projections')

@@ -12,7 +12,6 @@ import numpy as np
 from sg2jax import resample, sampler
 from sg2jax.edit import project
 from sg2jax.interop.names import from_pytorch, nhwc
-from sg2jax.models.generator import largest
 from sg2jax.models.sizes import block_sizes
 from tests.reference.cases_nets import read_generator
 from tests.reference.check import jit
@@ -72,12 +71,11 @@ def _run(sub):
   first = from_pytorch(sub.under('initial_noise/'))[1]
   first = jax.tree.map(lambda x: jnp.asarray(x)[None, :, :, None], first)
   first = {'w': jnp.asarray(mean)[None, None], 'noise': first}
-  zeros = jax.tree.map(jnp.zeros_like, first)
 
   def render(params):
     ws = jnp.broadcast_to(params['w'], (1, generator.synthesis.num_ws, params['w'].shape[2]))
     both = variables | {'noise': params['noise']}
-    return largest(generator.apply(both, ws, 'const', method='synthesize'))
+    return generator.apply(both, ws, 'const', method='image')
 
   def measure(images):
     return ((features(project.view(images)) - features(project.view(target))) ** 2).sum((1, 2, 3))
@@ -86,10 +84,10 @@ def _run(sub):
   def step(*args):
     return project.search_step(render, measure, settings.noise_weight, *args)
 
-  state = project.SearchState(first, zeros, zeros)
+  state = project.SearchState(first, project.ADAM.init(first))
   path = []
   for t in range(settings.steps):
-    state, _ = step(state, t, lr[t], scale[t] * given['w_noise'][t])
+    state, _ = step(state, lr[t], scale[t] * given['w_noise'][t])
     path.append(state.params['w'][0, 0])
   final = traverse_util.flatten_dict(state.params['noise'], sep='.')
   return {f'final_noise/{name}': x[0, :, :, 0] for name, x in final.items()} | {
