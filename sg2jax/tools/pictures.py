@@ -26,12 +26,6 @@ class Item(NamedTuple):
   hash: str  # of that
 
 
-def check_exists(path: str) -> None:
-  """Raises DatasetError if there is nothing at a path."""
-  if not pathlib.Path(path).expanduser().exists():
-    raise DatasetError(f'{path}: there is no such picture or folder')
-
-
 def read_items(path: str, net: sampler.Sampler, out: pathlib.Path) -> list[Item]:
   """Items of a picture, or of those in a folder and its folders; says which files can't be used.
 
@@ -39,19 +33,16 @@ def read_items(path: str, net: sampler.Sampler, out: pathlib.Path) -> list[Item]
     be among them.
   """
   path = pathlib.Path(path).expanduser().absolute()
-  # Results among the pictures would be pictures of the next command.
   if path.is_dir():
-    among = path in (out, *out.parents)
-    listed = sources.listing(path)
     root = path
-    names = listed.names
-    unusable = [f'{entry["file"]}: {entry["reason"]}' for entry in listed.unusable]
+    names, entries, *_ = sources.listing(path)
+    unusable = [f'{name}: {reason}' for name, reason in entries.items()]
   else:
     root = path.parent
-    among = out == root
     names = [path.name]
     unusable = []
-  if among:
+  # Results among the pictures would be pictures of the next command.
+  if out == root or path in out.parents:
     raise UsageError(
       f'--out={out}: results would be among the pictures of {path}; use another folder'
     )
@@ -73,7 +64,7 @@ def read_items(path: str, net: sampler.Sampler, out: pathlib.Path) -> list[Item]
 
 
 def _load(file, options):
-  return images.convert(file.read_bytes(), options).pixels
+  return images.convert(file.read_bytes(), options)
 
 
 def image_hash(image: np.ndarray) -> str:
@@ -82,29 +73,22 @@ def image_hash(image: np.ndarray) -> str:
 
 
 def result_names(file_names: list[str]) -> list[str]:
-  """Names of the results of pictures: 'cat' of cat.jpg, if no other's results are called so.
+  """Names of the results of pictures: 'cat' of cat.jpg, or where there is cat.png, too, 'cat.jpg'.
 
-  Or else both keep their ending, cat.jpg and cat.png (which makes cat.jpg.png and cat.png.png); and
-  if that isn't enough, as for a/b.png and a_b.png, all but the first get a number.
+  Where files of results would still be called the same, as of a/b.png and a_b.png, all but the
+  first get a number.
   """
-  names = [name.rpartition('.')[0] or name for name in file_names]
-  # A name that keeps its ending may clash in turn: cat.png with the stem of cat.png.gif.
-  while True:
-    owners = Counter(file for name in names for file in _files(name))
-    clash = [any(owners[file] > 1 for file in _files(name)) for name in names]
-    longer = [whole if bad else name for whole, bad, name in zip(file_names, clash, names)]
-    if longer == names:
-      break
-    names = longer
+  stems = [name.rpartition('.')[0] or name for name in file_names]
+  pictures = Counter(stems)
+  names = []
   taken = set()
-  for i, name in enumerate(names):
+  for whole, stem in zip(file_names, stems):
+    wanted = stem if pictures[stem] == 1 else whole
+    name = wanted
     count = 1
-    while not taken.isdisjoint(_files(names[i])):
+    while not taken.isdisjoint(name + ending for ending in ENDINGS):
       count += 1
-      names[i] = f'{name}_{count}'
-    taken.update(_files(names[i]))
+      name = f'{wanted}_{count}'
+    taken.update(name + ending for ending in ENDINGS)
+    names.append(name)
   return names
-
-
-def _files(name):
-  return [name + ending for ending in ENDINGS]
