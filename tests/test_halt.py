@@ -2,7 +2,6 @@
 networks.
 """
 
-import json
 import types
 
 import jax
@@ -99,54 +98,8 @@ def test_what_an_earlier_halt_left_is_replaced_also_behind_a_link(halt, tmp_path
     ]
 
 
-GOOD = {
-  'step': 1,
-  'phase': 'd',
-  'nimg': 8,
-  'images': [1, 2],
-  'key': [0, 1],
-  'numbers': {},
-  'array': 'd.x',
-  'config': {},
-  'state': 'checkpoints/1',
-  'data': {'name': 'a', 'place': 'b'},
-}
-
-
-@pytest.mark.parametrize(
-  'change',
-  [
-    {'step': 'x'},
-    {'step': float('nan')},
-    {'step': True},
-    {'step': -1},
-    {'nimg': 1.5},
-    {'phase': 'e'},
-    {'phase': None},
-    {'images': 4},
-    {'images': ['a']},
-    {'key': None},
-    {'numbers': []},
-    {'array': 3},
-    {'config': []},
-    {'state': 7},
-    {'data': 3},
-    {'data': {}},
-  ],
-)
-def test_fields_that_are_not_what_a_run_writes(tmp_path, change):
-  file, name = tmp_path / 'a.json', next(iter(change))
-  file.write_text(json.dumps(GOOD))
-  assert nonfinite.read(file) == GOOD
-  file.write_text(json.dumps(GOOD | change))
-  with pytest.raises(UsageError, match=f'--replay=.*wrong or missing: {name}'):
-    nonfinite.read(file)
-
-
-@pytest.mark.parametrize(
-  'content', [b'', b'[]', b'5', b'null', b'{}', b'\xff\xfe', b'[' * 100_000, b'{"step": 1']
-)
+@pytest.mark.parametrize('content', [b'', b'[]', b'null', b'{"step": 1}', b'\xff\xfe'])
 def test_files_that_are_none(tmp_path, content):
   (tmp_path / 'a.json').write_bytes(content)
-  with pytest.raises(UsageError, match='--replay='):
+  with pytest.raises(UsageError, match='--replay=.*a.json is not what a run writes'):
     nonfinite.read(tmp_path / 'a.json')

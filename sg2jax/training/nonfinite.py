@@ -19,7 +19,7 @@ import numpy as np
 
 from sg2jax import build, checks, data, files, sharding
 from sg2jax import state as state_lib
-from sg2jax.faults import CheckpointError, DatasetError, NonFiniteError, UsageError, WriteError
+from sg2jax.faults import DatasetError, NonFiniteError, UsageError, WriteError
 from sg2jax.state import TrainState
 from sg2jax.steps import PHASES, checked_names
 from sg2jax.training import checkpoint
@@ -28,11 +28,11 @@ from sg2jax.training.checkpoint import Checkpoints
 from sg2jax.training.stage import TrainStage
 from sg2jax.training.workdir import differences, settings
 
+# of the file for --replay, those that are read
+FIELDS = {'step', 'phase', 'nimg', 'images', 'key', 'numbers', 'array', 'config', 'state', 'data'}
 REMEDY = (
   'Lower the learning rate or raise loss.r1_gamma; with bfloat16 set g.clamp and d.clamp to 256'
 )
-SHOWN = 20  # arrays that `replay` lists at most
-IMAGES_SHOWN = 16
 
 
 # ---- the run ends
@@ -56,39 +56,25 @@ def halt(
   folder = pathlib.Path(workdir) / 'nonfinite'
   file = folder / f'{step}-{phase}.json'
   document = _document(stage, state)
+  kept = jax.tree.map(np.array, jax.device_get(state))  # computing uses it up
+  numbers, array = compute_again(stage, state, phase)
+  what = f'{array} is not finite'
+  if array is None:
+    what = 'a number was not finite, but is when computed once more: suspect the device'
   # Why the run ends matters more than what can't be written, which is only added to it.
   before = 'what was saved before is sound'
   try:
     checkpoints.wait()
   except WriteError as e:
     before = f'the last checkpoint before is lost: {e}'
-  failure = None
-  try:
-    if jax.process_index() == 0:
-      _clear(folder)
-    with contextlib.closing(Checkpoints(folder, keep=1, meta={})) as place:
-      place.save(state)
-  except WriteError as e:
-    failure = e
-  numbers, array = compute_again(stage, state, phase)
-  try:
-    if not failure and jax.process_index() == 0:
-      document |= {'array': array, 'numbers': numbers}
-      files.write_atomic(file, json.dumps(document, indent=1) + '\n')
-      # so that the state can be loaded as any other
-      config = document['config'] | {'c_dim': stage.images.c_dim}
-      files.write_atomic(folder / 'config.json', json.dumps(config) + '\n')
-  except WriteError as e:
-    failure = e
-  what = f'{array} is not finite'
-  if array is None:
-    what = 'a number was not finite, but is when computed once more: suspect the device'
   saved = (
     f'The batch, its key and the state are in {file}: the same command with '
     f'--replay={shlex.quote(str(file))} shows the numbers again'
   )
-  if failure:
-    saved = f'The batch could not be saved for --replay: {failure}'
+  try:
+    _write(folder, file, kept, document | {'array': array, 'numbers': numbers})
+  except WriteError as e:
+    saved = f'The batch could not be saved for --replay: {e}'
   raise NonFiniteError(
     f'step {step}, phase {phase}: {what}. Nothing of it was applied, and {before}. '
     f'{saved}. {REMEDY}'
@@ -110,17 +96,24 @@ def _document(stage, state):
     'images': indices(stage, first),
     'data': {'name': repr(stage.images), 'place': stage.images.place},
     'devices': stage.mesh.size,
-    'config': stage.config.to_dict(),
+    'config': stage.config.to_dict() | {'c_dim': stage.images.c_dim},
     'state': f'checkpoints/{int(state.step)}',
   }
 
 
-def _clear(folder):
-  """Removes what an earlier halt left, not the folder itself: it may be a link."""
-  shutil.rmtree(folder / 'checkpoints', ignore_errors=True)
-  for old in folder.glob('*.json') if folder.is_dir() else []:
-    with contextlib.suppress(OSError):
-      old.unlink()
+def _write(folder, file, state, document):
+  """Replaces what an earlier halt left in a folder, not the folder itself: it may be a link."""
+  if jax.process_index() == 0:
+    with files.writing(folder):
+      shutil.rmtree(folder / 'checkpoints', ignore_errors=True)
+      for old in folder.glob('*.json'):
+        old.unlink()
+  with contextlib.closing(Checkpoints(folder, keep=1, meta={})) as place:
+    place.save(state)
+  if jax.process_index() == 0:
+    files.write_atomic(file, json.dumps(document, indent=1) + '\n')
+    # so that the state can be loaded as any other
+    files.write_atomic(folder / 'config.json', json.dumps(document['config']) + '\n')
 
 
 # ---- the same minibatch once more
@@ -197,12 +190,9 @@ def replay(config: Any, file: str | pathlib.Path) -> None:
   saved = read(file)
   stage, state = _restore(config, saved, file)
   phase = saved['phase']
-  images = ', '.join(map(str, saved['images'][:IMAGES_SHOWN]))
-  if len(saved['images']) > IMAGES_SHOWN:
-    images += f' ... ({len(saved["images"])} in all)'
   print(
     f'step {saved["step"]}, phase {phase}: images {saved["nimg"]} to {saved["nimg"] + stage.batch} '
-    f'of the run, in the data set {images}; key {saved["key"]}'
+    f'of the run, in the data set {saved["images"]}; key {saved["key"]}'
   )
   for name, text in differences(settings(saved['config']), settings(config)).items():
     print(f'  {name}: {text}')
@@ -231,10 +221,6 @@ def _restore(config, saved, file):
     )
   like = build.abstract_state(config, source.c_dim, sharding.replicated(mesh))
   state = checkpoint.restore(checkpoint.find(file.parent / saved['state']), like)
-  if _fault(state) != (saved['step'], saved['phase']):
-    raise CheckpointError(
-      f'--replay={file}: the state beside it is of another minibatch; copy the whole folder'
-    )
   first = _first_position(stage, state, saved['phase'])
   here = [first, indices(stage, first), _words(stage.key), config.data.mirror]
   then = [saved['nimg'], saved['images'], saved['key'], saved['config']['data']['mirror']]
@@ -248,31 +234,12 @@ def _restore(config, saved, file):
 
 def read(file: pathlib.Path) -> dict[str, Any]:
   """What `halt` wrote. Raises UsageError if it isn't that."""
-
-  def is_whole(x):
-    return type(x) is int and x >= 0
-
-  def are_whole(x):
-    return isinstance(x, list) and all(map(is_whole, x))
-
   try:
     saved = json.loads(file.read_text())
-    right = {
-      'step': is_whole(saved.get('step')),
-      'nimg': is_whole(saved.get('nimg')),
-      'phase': saved.get('phase') in PHASES,
-      'array': isinstance(saved.get('array', 0), str | None),
-      'state': isinstance(saved.get('state'), str),
-      'config': isinstance(saved.get('config'), dict),
-      'numbers': isinstance(saved.get('numbers'), dict),
-      'images': are_whole(saved.get('images')),
-      'key': are_whole(saved.get('key')),
-      'data': isinstance(saved.get('data'), dict) and {'name', 'place'} <= saved['data'].keys(),
-    }
-    if wrong := [name for name, ok in right.items() if not ok]:
-      raise ValueError(f'wrong or missing: {", ".join(wrong)}')
+    if missing := FIELDS - saved.keys():
+      raise ValueError(f'{", ".join(sorted(missing))} missing')
     return saved
-  except (OSError, ValueError, AttributeError, RecursionError) as e:
+  except (OSError, ValueError, AttributeError) as e:
     raise UsageError(
       f'--replay={file} is not what a run writes to WORKDIR/nonfinite/ before it exits '
       f'with code 4 ({e})'
@@ -281,14 +248,13 @@ def read(file: pathlib.Path) -> dict[str, Any]:
 
 def _print_numbers(then, now):
   """All that are not of arrays, and of the arrays those that aren't finite, then or now."""
-  of_arrays = [name for name in now if name.startswith('|grad ')]
-  rows = [name for name in now if name not in of_arrays]
-  # JSON has no number for what isn't finite: it is text.
-  bad = [x for x in of_arrays if isinstance(now[x], str) or isinstance(then.get(x), str)]
-  rows += bad[:SHOWN]
+  rows = [
+    name
+    for name, x in now.items()
+    # JSON has no number for what isn't finite: it is text.
+    if not name.startswith('|grad ') or isinstance(x, str) or isinstance(then.get(name), str)
+  ]
   width = max(map(len, rows))
   print(f'{"":<{width}}  {"then":>22}  {"now":>22}')
   for name in rows:
     print(f'{name:<{width}}  {then.get(name, "-")!s:>22}  {now[name]!s:>22}')
-  if len(bad) > SHOWN:
-    print(f'... and {len(bad) - SHOWN} more arrays whose gradient is not finite')
