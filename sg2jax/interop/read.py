@@ -19,6 +19,7 @@ import numpy as np
 from safetensors import numpy as safetensors
 
 from sg2jax import build, files, resample
+from sg2jax.data.labels import Labels
 from sg2jax.faults import WeightsError
 from sg2jax.interop import architecture, arguments, names, network_file, sniff
 from sg2jax.interop.network_file import Net
@@ -37,11 +38,13 @@ class Imported(NamedTuple):
     config: what `build.networks` and `sampler` read of one, with `c_dim`, as JSON values.
     state: dict with the names.FIELDS of a TrainState; 'd' is {} without a discriminator.
     report: JSON values, what was found and what was done about it.
+    labels: of its data set, if an export says them.
   """
 
   config: dict
   state: dict
   report: dict
+  labels: Labels | None = None
 
 
 def read_network(path: str | pathlib.Path) -> Imported:
@@ -58,15 +61,17 @@ def read_network(path: str | pathlib.Path) -> Imported:
       raise ValueError(f'it has {size:,} bytes, and {MAX_BYTES:,} are allowed')
     data = path.read_bytes()
     digest = hashlib.sha256(data).hexdigest()
-    match sniff.kind(data):
+    kind = sniff.kind(data)
+    document = _read_json(path, digest) if kind in ('safetensors', 'npz') else {}
+    match kind:
       case 'safetensors':
-        imported = _own_names(safetensors.load(data), _read_json(path, digest))
+        imported = _own_names(safetensors.load(data), document)
       case 'npz':
-        document = _read_json(path, digest)
         imported = of_nets(_nvidia_names(files.parse_npz(data, MAX_BYTES), document))
       case _:
         imported = of_nets(network_file.parse(data))
     state = _float32(imported.state, imported.report)
+    labels = _labels(document, imported.config['c_dim'])
   except OSError as e:
     raise WeightsError(f'cannot read {e.filename or path}: {e.strerror or e}') from e
   # Strangers' files make numpy, safetensors, flax and jax raise all sorts of errors.
@@ -74,7 +79,7 @@ def read_network(path: str | pathlib.Path) -> Imported:
     reason = str(e) if type(e) is ValueError else f'it is malformed ({type(e).__name__}: {e})'
     raise WeightsError(f'{path} is refused: {" ".join(reason.split())[:800]}') from e
   source = {'source': str(path), 'bytes': size, 'sha256': digest}
-  return Imported(imported.config, state, source | imported.report)
+  return Imported(imported.config, state, source | imported.report, labels)
 
 
 # ---- networks of others
@@ -237,6 +242,16 @@ def _read_json(path, digest):
     said = str(document['sha256'])[:64]
     raise ValueError(f'{beside} belongs to another file: it says sha256 {said}')
   return document
+
+
+def _labels(document, c_dim):
+  """The Labels that the JSON of an export says; None if it says none, as older versions did."""
+  if not c_dim or 'labels' not in document:
+    return None
+  labels = Labels.from_json(json.dumps(document['labels']))
+  if labels.c_dim != c_dim:
+    raise ValueError(f'its labels have {labels.c_dim} components, and the network {c_dim}')
+  return labels
 
 
 def _own_names(arrays, document):

@@ -46,94 +46,67 @@ def write_nvidia(state: dict, config: dict) -> tuple[bytes, dict]:
     UsageError: an architecture, or an fmap_min, that stylegan2-ada-pytorch doesn't have.
   """
   config = build.complete(config)
-  taps = {}
-  for net in 'gd':
-    variant = build.variant(config, net)
-    taps[net] = variant.taps
-    lacking = ''
-    if config[net].architecture not in ('orig', 'skip', 'resnet'):
-      lacking = f'architecture {config[net].architecture}'
-    elif variant.fmap_min != 1:
-      lacking = f'fmap_min={variant.fmap_min}'
-    if lacking:
-      raise UsageError(
-        f'--format=nvidia: stylegan2-ada-pytorch has no {lacking}; use --format=safetensors'
-      )
   # Their constructors register the FIR filters as buffers, and load_state_dict wants them all.
   first = block_sizes(build.resolution(config))[0]
   buffers = {'mapping': {'w_avg': state['w_avg']}, **(state['noise'] or {})}
   arrays = {}
+  networks = {}
   for name, part in (('G', 'g'), ('G_ema', 'g_ema'), ('D', 'd')):
     if state[part]:
+      networks[name] = _constructor_kwargs(config, part[0])
+      taps = build.variant(config, part[0]).taps
       arrays |= names.to_pytorch(state[part], first, f'{name}.')
-      arrays |= names.filters(state[part], taps[part[0]], name[0], f'{name}.')
-    if name != 'D':
-      arrays |= names.to_pytorch(buffers, first, f'{name}.')
-  networks = {'G': _generator_kwargs(config), 'G_ema': _generator_kwargs(config)}
-  if state['d']:
-    networks['D'] = _discriminator_kwargs(config)
+      arrays |= names.filters(state[part], taps, name[0], f'{name}.')
+      if name != 'D':
+        arrays |= names.to_pytorch(buffers, first, f'{name}.')
   return files.npz(**arrays), {'format': 'sg2jax-nvidia-1', 'networks': networks}
 
 
-def _generator_kwargs(config):
-  g = config.g
-  return _image_kwargs(config) | {
-    'z_dim': g.z_dim,
-    'w_dim': g.w_dim,
-    'synthesis_kwargs': _size_kwargs(g) | _layer_kwargs(config, 'g') | {'use_noise': g.noise},
-    'mapping_kwargs': _mapping_kwargs(config, 'g'),
-  }
-
-
-def _discriminator_kwargs(config):
-  d = config.d
-  variant = build.variant(config, 'd')
-  whole_batch = d.mbstd_group_size == arguments.WHOLE_BATCH
-  return {
-    **_image_kwargs(config),
-    **_size_kwargs(d),
-    'cmap_dim': variant.cmap_dim or None,
-    'block_kwargs': _layer_kwargs(config, 'd'),
-    'mapping_kwargs': _mapping_kwargs(config, 'd'),
-    'epilogue_kwargs': {
-      'mbstd_group_size': None if whole_batch else d.mbstd_group_size,
-      'mbstd_num_channels': variant.mbstd_num_channels,
-      'activation': variant.activation,
-    },
-  }
-
-
-def _image_kwargs(config):
+def _constructor_kwargs(config, net):
+  """What stylegan2-ada-pytorch's Generator or Discriminator takes; net: 'g' or 'd'."""
+  fields = config[net]
+  variant = build.variant(config, net)
+  if fields.architecture not in ('orig', 'skip', 'resnet') or variant.fmap_min != 1:
+    raise UsageError(
+      f'--format=nvidia: stylegan2-ada-pytorch has no {net}.architecture={fields.architecture} '
+      f'with fmap_min={variant.fmap_min}; use --format=safetensors'
+    )
   height, width = build.resolution(config)
-  return {
+  sizes = {
+    'architecture': fields.architecture,
+    'channel_base': 2 * fields.fmap_base,
+    'channel_max': fields.fmap_max,
+    'num_fp16_res': fields.num_bf16_res,
+    'conv_clamp': fields.clamp or None,
+  }
+  layers = {'resample_filter': list(variant.taps), 'activation': variant.activation}
+  kwargs = {
     'c_dim': config.c_dim,
     'img_resolution': height if height == width else [height, width],
     'img_channels': config.data.channels,
+    'mapping_kwargs': {
+      'num_layers': fields.mapping_layers,
+      'embed_features': variant.embed_features or None,
+      'layer_features': variant.layer_features or None,
+      'lr_multiplier': variant.mapping_lr_mul,
+    },
   }
-
-
-def _size_kwargs(net):
-  return {
-    'architecture': net.architecture,
-    'channel_base': 2 * net.fmap_base,
-    'channel_max': net.fmap_max,
-    'num_fp16_res': net.num_bf16_res,
-    'conv_clamp': net.clamp or None,
+  if net == 'g':
+    synthesis = {**sizes, **layers, 'use_noise': fields.noise}
+    return kwargs | {'z_dim': fields.z_dim, 'w_dim': fields.w_dim, 'synthesis_kwargs': synthesis}
+  whole_batch = fields.mbstd_group_size == arguments.WHOLE_BATCH
+  epilogue = {
+    'mbstd_group_size': None if whole_batch else fields.mbstd_group_size,
+    'mbstd_num_channels': variant.mbstd_num_channels,
+    'activation': variant.activation,
   }
-
-
-def _layer_kwargs(config, net):
-  variant = build.variant(config, net)
-  return {'resample_filter': list(variant.taps), 'activation': variant.activation}
-
-
-def _mapping_kwargs(config, net):
-  variant = build.variant(config, net)
+  cmap_dim = variant.cmap_dim or None
   return {
-    'num_layers': config[net].mapping_layers,
-    'embed_features': variant.embed_features or None,
-    'layer_features': variant.layer_features or None,
-    'lr_multiplier': variant.mapping_lr_mul,
+    **kwargs,
+    **sizes,
+    'cmap_dim': cmap_dim,
+    'block_kwargs': layers,
+    'epilogue_kwargs': epilogue,
   }
 
 

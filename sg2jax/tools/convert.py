@@ -33,9 +33,9 @@ import jax
 
 import sg2jax
 from sg2jax import cli, files, grids, sampler
-from sg2jax.data.labels import FILE, Labels
-from sg2jax.faults import UsageError, WeightsError, WriteError
-from sg2jax.interop.read import Imported, read_network
+from sg2jax.data.labels import FILE
+from sg2jax.faults import UsageError, WriteError
+from sg2jax.interop.read import read_network
 from sg2jax.state import TrainState
 from sg2jax.tools import flags as shared
 from sg2jax.training.checkpoint import Checkpoints
@@ -58,8 +58,7 @@ def main(_: list[str]) -> None:
       f'--dest={args.dest} holds something; name a folder that is empty or not there yet'
     )
   imported = read_network(args.source)
-  labels = labels_beside(args.source, imported)
-  net = sampler.from_state(dest, imported.config, imported.state, labels)
+  net = sampler.from_state(dest, imported.config, imported.state, imported.labels)
   image = net([0])[0]
   certificate = {
     'sg2jax': sg2jax.__version__,
@@ -83,8 +82,8 @@ def main(_: list[str]) -> None:
       checkpoints.save(TrainState(**imported.state, g_opt={}, d_opt={}))
     config = json.dumps(imported.config, indent=2, sort_keys=True) + '\n'
     files.write_atomic(folder / 'config.json', config)
-    if labels:
-      files.write_atomic(folder / FILE, labels.to_json())
+    if imported.labels:
+      files.write_atomic(folder / FILE, imported.labels.to_json())
     files.write_atomic(folder / 'import.json', json.dumps(certificate, indent=1) + '\n')
     files.write_atomic(folder / 'test.png', files.png(grids.readable_grid(image[None])))
   print(f'{dest}: {net.config.g.architecture}, images of {" x ".join(map(str, image.shape))}')
@@ -92,29 +91,6 @@ def main(_: list[str]) -> None:
     print(f'  {name}: {text}')
   for note in imported.report['notes']:
     print(f'  {note}')
-
-
-def labels_beside(source: str, imported: Imported) -> Labels | None:
-  """The Labels that the JSON of an export says, None if nothing does. Raises WeightsError."""
-  beside = pathlib.Path(f'{source}.json').expanduser()
-  c_dim = imported.config['c_dim']
-  if not c_dim or not beside.exists():
-    return None
-  try:
-    document = json.loads(beside.read_text())
-    # Of another file, then, or by a version that knew no labels.
-    if document.get('sha256') != imported.report['sha256'] or 'labels' not in document:
-      return None
-    labels = Labels.from_json(json.dumps(document['labels']))
-  except Exception as e:  # whatever a file that isn't as it was written leads to
-    raise WeightsError(
-      f'{beside} is refused: its labels are damaged ({e or type(e).__name__}); export it again'
-    ) from e
-  if labels.c_dim != c_dim:
-    raise WeightsError(
-      f'{beside} is refused: its labels have {labels.c_dim} components, and the network {c_dim}'
-    )
-  return labels
 
 
 @contextlib.contextmanager
