@@ -220,8 +220,8 @@ def _zip(data, names):
   roots = [name.removesuffix('data.pkl') for name in sizes if name.endswith('/data.pkl')]
   if not roots:
     raise ValueError(
-      f'a zip archive without data.pkl, so not of torch.save ({sniff.some(sizes)}): unpack it '
-      f'and name the file in it, or {sniff.AGAIN}'
+      'a zip archive without data.pkl, so not of torch.save: unpack it and name the file in it, '
+      f'or {sniff.AGAIN}'
     )
   # So that nothing unpacks to more than the file, and readers agree on what a name stands for.
   if (
