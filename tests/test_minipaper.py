@@ -3,11 +3,13 @@
 from functools import partial
 import json
 import os
+import pathlib
 import re
 import signal
 import subprocess
 import sys
 
+import jax
 from PIL import Image
 import pytest
 
@@ -15,7 +17,6 @@ from configs import minipaper as preset
 from configs import paper
 from sg2jax import build, checks, faults
 from sg2jax.lab import minipaper, tables
-from sg2jax.lab.minipaper import plan, work
 from sg2jax.lab.tables import CELLS
 from sg2jax.tools import minipaper as tool
 from tests.runs import ROOT, call
@@ -24,7 +25,7 @@ from tests.runs import ROOT, call
 
 
 @pytest.mark.parametrize('cell', CELLS)
-@pytest.mark.parametrize('side', [16, 32, 64])
+@pytest.mark.parametrize('side', [16, 64])
 def test_every_cell_is_the_papers_scaled_down(cell, side):
   c, whole = preset.get_config(f'{cell},{side}'), paper.get_config(cell)
   checks.check(c)
@@ -73,11 +74,11 @@ def test_unknown_cell_of_the_preset_is_refused():
 
 
 def test_plan_of_what_is_asked_for(tmp_path):
-  runs = plan(tmp_path, ['e:Gorig-Dorig', 'e', 'e:Gskip-Dresnet'], 2)
   pair = 'e:Gorig-Dorig'
+  runs = minipaper.plan(tmp_path, [pair, 'e', 'e'], 2)
   assert [(run.cell, run.seed) for run in runs] == [(pair, 0), ('e', 0), (pair, 1), ('e', 1)]
   assert runs[2].workdir == tmp_path / 'e-Gorig-Dorig' / 'seed1'
-  settings = minipaper.shared_settings(2.0, 32, ['data.dir=a=b', 'batch=8'])
+  settings = {'kimg': 2.0, 'resolution': 32, 'set': {'data.dir': 'a=b', 'batch': '8'}}
   command = minipaper.command(runs[2], settings)
   assert command[3] == '--config=configs/minipaper.py:e:Gorig-Dorig,32'
   assert command[5:] == [
@@ -86,18 +87,18 @@ def test_plan_of_what_is_asked_for(tmp_path):
     '--config.data.dir=a=b',
     '--config.batch=8',
   ]
-  assert len({run.workdir for run in plan(tmp_path, CELLS, 2)}) == 30
+  assert len({run.workdir for run in minipaper.plan(tmp_path, CELLS, 2)}) == 30
 
 
 @pytest.mark.parametrize(
   'args, said',
   [
     ('', '--out is missing; as in python -m'),
-    ('--out=OUT --cells=a,g', '--cells=g is unknown; choose from a, b, c, d, e, f, msg, e:Gorig'),
-    ('--out=OUT --cells=', '--cells names none'),
+    ('--out=OUT --cells=a,g', '--cells=a,g: choose from a, b, c, d, e, f, msg, e:Gorig'),
+    ('--out=OUT --cells=', '--cells=: choose from'),
     ('--out=OUT --seeds=0', '--seeds=0: 0 is not'),
     ('--out=OUT --set=batch', 'FIELD=VALUE'),
-    ('--out=OUT --set=total_kimg=1', 'use --kimg'),
+    ('--out=OUT --set=total_kimg=1', '--kimg and'),
     ('--out=OUT --set=seed=1', 'use --seeds'),
   ],
 )
@@ -110,25 +111,36 @@ def test_what_cannot_work_is_named(args, said, tmp_path):
 class Stop:
   """A signal that comes, or not."""
 
-  signal = None
+  def __init__(self, came=False):
+    self.came = came
+
+  def __enter__(self):
+    return self
+
+  def __exit__(self, *_):
+    pass
 
   def __bool__(self):
-    return self.signal is not None
+    return self.came
 
   def leave(self, text):
     raise faults.Interrupted(text)
 
 
 class Lab:
-  """Fakes of training and measuring that note what they were asked; codes: {workdir's name and
-  parent's: exit code}.
-  """
+  """The tool with fakes of training and measuring, which note what was trained."""
 
-  def __init__(self, codes=None):
-    self.trained, self.codes, self.stop = [], codes or {}, Stop()
+  def __init__(self, monkeypatch, out):
+    self.out = out
+    self.codes = {}  # 'CELL seedK': exit code of its training
+    self.numbers = {}  # more of each run
+    self.stop = Stop()
+    monkeypatch.setattr(minipaper, 'start', self.start)
+    monkeypatch.setattr(minipaper, 'measure_run', self.measure)
+    monkeypatch.setattr(tool, 'Stop', lambda: self.stop)
 
-  def train(self, run):
-    workdir = run.workdir
+  def start(self, command, stop):
+    workdir = pathlib.Path(command[4].removeprefix('--workdir='))
     self.trained.append(f'{workdir.parent.name} {workdir.name}')
     (workdir / 'images').mkdir(parents=True, exist_ok=True)
     (workdir / 'checkpoints').mkdir(exist_ok=True)
@@ -136,43 +148,37 @@ class Lab:
       Image.new('L', (64, 64)).save(workdir / 'images' / f'{name}.png')
     return self.codes.get(self.trained[-1], 0)
 
-  def measure(self, run):
+  def measure(self, run, stop):
+    names = [name for name, _, _ in (*tables.QUALITY, *tables.COST)]
     value = {'a': 20, 'e': 10}.get(run.cell, 30) + run.seed
-    names = (
-      'swd',
-      'ppl_w_end_pixel_mse',
-      'img_per_sec',
-      'img_per_sec_full_size',
-      'train_seconds',
-      'parameters_g',
-      'parameters_d',
-    )
-    return {'cell': run.cell, 'seed': run.seed, 'data': 'digits', 'device': 'cpu'} | dict.fromkeys(
-      names, value
-    )
+    numbers = dict.fromkeys(names, value) | self.numbers | self.numbers.get(run.cell, {})
+    return numbers | {'data': 'digits', 'device': 'cpu'}
 
-  def __call__(self, out, cells, seeds=2):
-    runs = plan(out, cells, seeds)
-    settings = minipaper.shared_settings(3.0, 32, [])
-    minipaper.begin(out, settings)
-    save = lambda failed: tables.save(out, runs, settings, failed)
-    return work(runs, self.stop, self.train, self.measure, save)
+  def __call__(self, cells, seeds=2, kimg=3):
+    """Trains cells -> what was trained."""
+    self.trained = []
+    call(tool, f'--out={self.out}', f'--cells={cells}', f'--seeds={seeds}', f'--kimg={kimg}')
+    return self.trained
 
 
-def test_results_are_recognised_and_more_cells_join(tmp_path):
-  assert Lab()(tmp_path, ['a', 'e'], 1) == {}
-  lab = Lab()
-  lab(tmp_path, ['e', 'e:Gorig-Dorig'], 2)
-  assert lab.trained == ['e-Gorig-Dorig seed0', 'e seed1', 'e-Gorig-Dorig seed1']
-  (tmp_path / 'e' / 'seed0' / 'result.json').write_text('{"torn')
-  lab = Lab()
-  lab(tmp_path, ['a', 'e'], 1)
-  assert lab.trained == ['e seed0']
+@pytest.fixture
+def lab(monkeypatch, tmp_path):
+  platforms = jax.config.jax_platforms
+  yield Lab(monkeypatch, tmp_path)
+  jax.config.update('jax_platforms', platforms)
 
 
-def test_tables_hold_mean_and_spread_of_what_was_asked_for(tmp_path):
-  Lab()(tmp_path, ['a', 'e', 'e:Gorig-Dorig'], 3)
-  text = (tmp_path / 'table.md').read_text()
+def test_results_are_recognised_and_more_cells_join(lab):
+  assert lab('a,e', 1) == ['a seed0', 'e seed0']
+  more = ['e-Gorig-Dorig seed0', 'e seed1', 'e-Gorig-Dorig seed1']
+  assert lab('e:Gskip-Dresnet,e:Gorig-Dorig') == more
+  assert lab('a,e', 1) == []
+
+
+def test_tables_hold_mean_and_spread_of_what_was_asked_for(lab, capsys):
+  lab('a,e,e:Gorig-Dorig', 3)
+  text = (lab.out / 'table.md').read_text()
+  assert text in capsys.readouterr().out
   rows = [
     [place.strip() for place in line.split('|')[1:-1]]
     for line in text.splitlines()
@@ -183,39 +189,34 @@ def test_tables_hold_mean_and_spread_of_what_was_asked_for(tmp_path):
   assert rows[6] == ['G orig', '31.0 [30.0, 32.0]; 31 [30, 32]; 3', '', '']
   assert rows[7] == ['G skip', '', '', '11.0 [10.0, 12.0]; 11 [10, 12]; 3']
   assert 'digits at 32 px, 3 kimg a run; cpu' in text and 'MSG' not in text and 'not FID' in text
-  document = json.loads((tmp_path / 'table.json').read_text())
+  document = json.loads((lab.out / 'table.json').read_text())
   assert [run['swd'] for run in document['cells']['a']['runs']] == [20, 21, 22]
-  assert Image.open(tmp_path / 'samples.png').width > 900
+  assert Image.open(lab.out / 'samples.png').width > 900
 
 
-def test_metrics_of_networks_have_columns_once_all_runs_have_them(tmp_path):
-  lab = Lab()
-  of_pixels = lab.measure
-  lab.measure = lambda run: (
-    of_pixels(run) | {'fid10k_full': 3.25} | ({'ppl2_4k_wend': 9.0} if run.cell == 'a' else {})
-  )
-  lab(tmp_path, ['a', 'e:Gorig-Dorig'], 1)
-  text = (tmp_path / 'table.md').read_text()
-  assert (
-    '| PPL_W of pixels | FID | images/s' in text
-    and 'Table 2: SWD; PPL_W of pixels; FID; seeds' in text
-  )
-  assert '20.0; 20' not in text and '30.0; 30; 3.2; 1' in text
+def test_metrics_of_networks_have_columns_once_all_runs_have_them(lab):
+  lab.numbers = {'fid10k_full': 3.25, 'a': {'ppl2_4k_wend': 9.0}}
+  lab('a,e:Gorig-Dorig', 1)
+  text = (lab.out / 'table.md').read_text()
+  assert '| PPL_W of pixels | FID | images/s' in text
+  assert 'Table 2: SWD; PPL_W of pixels; FID; seeds' in text
+  assert '30.0; 30; 3.2; 1' in text
 
 
 def test_spread_of_one_run_and_of_none():
-  assert tables.spread([{'x': 2.0}], 'x', 1) == '2.0' and tables.spread([], 'x') == '-'
+  assert tables.spread([{'x': 2.0}], 'x', '', 1) == '2.0'
+  assert tables.spread([], 'x', '', None) == '-'
 
 
-def test_failing_cell_is_named_and_the_others_go_on(tmp_path, capsys):
-  lab = Lab({'a seed0': 4, 'e seed1': -9})
-  failed = lab(tmp_path, ['a', 'e', 'f'])
-  assert {str(run): code for run, code in failed.items()} == {'a, seed 0': 4, 'e, seed 1': -9}
+def test_failing_cell_is_named_and_the_others_go_on(lab, capsys):
+  lab.codes = {'a seed0': 4, 'e seed1': -9}
+  with pytest.raises(faults.Fault, match=r'2 of 6 .*a, seed 0 \(exit 4\); e, seed 1 \(exit -9\)'):
+    lab('a,e,f')
   assert len(lab.trained) == 6 and 'a, seed 0 failed with exit code 4' in capsys.readouterr().out
-  text = (tmp_path / 'table.md').read_text()
+  text = (lab.out / 'table.md').read_text()
   assert '| 1 of 2, seed 0: exit 4 ' in text and '| 1 of 2, seed 1: exit -9 ' in text
-  lab = Lab()
-  assert lab(tmp_path, ['a', 'e', 'f']) == {} and lab.trained == ['a seed0', 'e seed1']
+  lab.codes = {}
+  assert lab('a,e,f') == ['a seed0', 'e seed1']
 
 
 @pytest.mark.parametrize(
@@ -228,37 +229,27 @@ def test_failing_cell_is_named_and_the_others_go_on(tmp_path, capsys):
     (130, faults.Interrupted),
   ],
 )
-def test_codes_that_are_not_about_the_cell_end_the_comparison(tmp_path, code, fault):
-  lab = Lab({'e seed0': code})
+def test_codes_that_are_not_about_the_cell_end_the_comparison(lab, code, fault):
+  lab.codes = {'e seed0': code}
   with pytest.raises(fault, match='e, seed 0 ended with exit code .* 1 of 4 runs are done') as e:
-    lab(tmp_path, ['a', 'e'])
+    lab('a,e')
   assert e.value.code == code and lab.trained == ['a seed0', 'e seed0']
-  lab = Lab()
-  lab(tmp_path, ['a', 'e'])
-  assert lab.trained == ['e seed0', 'a seed1', 'e seed1']
+  lab.codes = {}
+  assert lab('a,e') == ['e seed0', 'a seed1', 'e seed1']
 
 
-def test_signal_ends_the_comparison_whatever_the_run_returned(tmp_path):
-  lab = Lab()
-  train = lab.train
-
-  def interrupted(run):
-    lab.stop.signal = signal.SIGINT if len(lab.trained) == 1 else None
-    return train(run)
-
-  lab.train = interrupted
+def test_signal_ends_the_comparison_whatever_the_run_returned(lab):
+  lab('a', 1)
+  lab.stop = Stop(came=True)
   with pytest.raises(faults.Interrupted, match='1 of 2 runs are done'):
-    lab(tmp_path, ['a', 'e'], 1)
-  assert not (tmp_path / 'e' / 'seed0' / 'result.json').exists()
+    lab('a,e', 1)
+  assert not (lab.out / 'e' / 'seed0' / 'result.json').exists()
 
 
-def test_runs_under_other_settings_are_refused(tmp_path):
-  Lab()(tmp_path, ['e'], 1)
+def test_runs_under_other_settings_are_refused(lab):
+  lab('e', 1)
   with pytest.raises(faults.UsageError, match=r'holds runs with .*"kimg": 3.0.* not .*"kimg": 4.0'):
-    minipaper.begin(tmp_path, {'kimg': 4.0, 'resolution': 32, 'set': {}})
-  (tmp_path / 'settings.json').unlink()
-  with pytest.raises(faults.UsageError, match='not readable'):
-    minipaper.begin(tmp_path, {'kimg': 3.0, 'resolution': 32, 'set': {}})
+    lab('e', 1, kimg=4)
 
 
 def test_process_is_told_once_to_stop():
@@ -266,10 +257,8 @@ def test_process_is_told_once_to_stop():
     'import signal, sys, time\nsignal.signal(signal.SIGTERM, lambda *_: sys.exit(75))\n'
     'print(flush=True)\ntime.sleep(60)'
   )
-  stop = Stop()
-  stop.signal = signal.SIGINT
   assert minipaper.start([sys.executable, '-c', 'raise SystemExit(4)'], Stop()) == 4
-  assert minipaper.start([sys.executable, '-c', code], stop) in (75, -signal.SIGTERM)
+  assert minipaper.start([sys.executable, '-c', code], Stop(came=True)) in (75, -signal.SIGTERM)
 
 
 @pytest.mark.slow

@@ -1,6 +1,6 @@
 """The paper's comparison at small scale: a run for each cell and seed, trained and measured."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 import contextlib
 import json
 import pathlib
@@ -17,10 +17,10 @@ from sg2jax import build, faults, pretrained, sampler, sharding
 from sg2jax.evaluation import measure, passes, protocols, reals
 from sg2jax.evaluation.ppl import path_length
 from sg2jax.files import write_atomic
-from sg2jax.lab.tables import CELLS, NETWORKS, PAIRS, Run, result
+from sg2jax.lab import tables
+from sg2jax.lab.tables import Run, result
 from sg2jax.training import checkpoint
 
-OWN_FLAGS = {'seed': '--seeds', 'total_kimg': '--kimg', 'resolution': '--resolution'}
 # Exit codes that aren't about the cell but about the command, the data, the disk, a signal.
 ENDS = {
   fault.code: fault
@@ -39,44 +39,19 @@ PPL_PAIRS = 4096
 
 
 def plan(out: pathlib.Path, cells: Sequence[str], seeds: int) -> list[Run]:
-  """The runs of cells, all with a seed before the next. Raises UsageError for unknown ones."""
-  # e is also called by its pair.
-  cells = [PAIRS['skip', 'resnet'] if cell == 'e:Gskip-Dresnet' else cell for cell in cells]
-  cells = list(dict.fromkeys(cells))
-  if not cells or any(cell not in CELLS for cell in cells):
-    unknown = [cell for cell in cells if cell not in CELLS]
-    problem = f'--cells={",".join(unknown)} is unknown' if cells else '--cells names none'
-    raise faults.UsageError(f'{problem}; choose from {", ".join(CELLS)}')
+  """The runs of cells of tables.CELLS, all with a seed before the next."""
   return [
     Run(cell, seed, out / cell.replace(':', '-') / f'seed{seed}')
     for seed in range(seeds)
-    for cell in cells
+    for cell in dict.fromkeys(cells)
   ]
-
-
-def shared_settings(kimg: float, resolution: int, fields: Sequence[str]) -> dict:
-  """What all runs have in common, JSON values; fields: 'FIELD=VALUE'. Raises UsageError."""
-  values = {}
-  for text in fields:
-    field, equals, value = text.partition('=')
-    if field in OWN_FLAGS:
-      raise faults.UsageError(f'--set={text}: use {OWN_FLAGS[field]}')
-    if not equals:
-      raise faults.UsageError(f'--set={text}: must be FIELD=VALUE, such as --set=batch=32')
-    values[field] = value
-  return {'kimg': kimg, 'resolution': resolution, 'set': values}
 
 
 def begin(out: pathlib.Path, settings: dict) -> None:
   """Writes <out>/settings.json. Raises UsageError if there are runs under other settings."""
   path = out / 'settings.json'
   if any(out.glob('*/seed*/checkpoints')):
-    try:
-      old = json.loads(path.read_text())
-    except (OSError, ValueError):
-      raise faults.UsageError(
-        f'{path} is not readable, but there are runs in {out}; use another --out'
-      ) from None
+    old = json.loads(path.read_text())
     if old != settings:
       raise faults.UsageError(
         f'{out} holds runs with {json.dumps(old)}, not {json.dumps(settings)}; use another --out'
@@ -114,58 +89,44 @@ def start(command: list[str], stop: Any) -> int:
         told = True
 
 
-def work(
-  runs: list[Run],
-  stop: Any,
-  train: Callable[[Run], int],
-  measure: Callable[[Run], dict],
-  save: Callable[[dict], object],
-) -> dict[Run, int]:
+def work(out: pathlib.Path, runs: list[Run], settings: dict, stop: Any) -> dict[Run, int]:
   """Trains and measures the runs without a result; {run: exit code} of those that failed.
 
   Args:
+    out: where the tables are written, after each run.
     runs: of `plan`.
+    settings: what all runs have in common: 'kimg', 'resolution', 'set' {field: value}.
     stop: a signals.Stop.
-    train: of a run, -> exit code.
-    measure: of a run, -> its result.
-    save: takes what has failed so far, after each run.
 
   Raises: Preempted or Interrupted after a signal, and the Fault of an exit code that isn't about
   the cell.
   """
   failed = {}
-
-  def done():
-    return f'{sum(result(run) is not None for run in runs)} of {len(runs)} runs are done'
-
   for i, run in enumerate(runs):
     if result(run):
       continue
-    if stop:
-      stop.leave(done())
     print(f'[{i + 1}/{len(runs)}] {run}: {run.workdir}', flush=True)
-    code = train(run)
+    code = start(command(run, settings), stop)
+    done = f'{sum(bool(result(other)) for other in runs)} of {len(runs)} runs are done'
     # First of all: a signal may end a run with any code.
     if stop:
-      stop.leave(done())
+      stop.leave(done)
     # The next run would end in the same way.
     if code in ENDS:
       raise ENDS[code](
-        f'{run} ended with exit code {code}, for the reason above; {done()}, and the same command '
+        f'{run} ended with exit code {code}, for the reason above; {done}, and the same command '
         'goes on'
       )
     if code:
       failed[run] = code
-      print(
-        f'{run} failed with exit code {code}, for the reason above; going on with the others',
-        flush=True,
-      )
+      print(f'{run} failed with exit code {code}, for the reason above', flush=True)
     else:
       try:
-        write_atomic(run.workdir / 'result.json', json.dumps(measure(run), indent=1) + '\n')
+        numbers = measure_run(run, stop)
       except passes.Stopped:
-        stop.leave(done())
-    save(failed)
+        stop.leave(done)
+      write_atomic(run.workdir / 'result.json', json.dumps(numbers, indent=1) + '\n')
+    tables.save(out, runs, settings, failed)
   return failed
 
 
@@ -173,14 +134,19 @@ def work(
 
 
 def measure_run(run: Run, stop: Any = ()) -> dict:
-  """All figures of a finished run, JSON values. Raises CheckpointError, UsageError."""
+  """All figures of a finished run, JSON values. Raises UsageError if it can't be compared."""
   lines = (run.workdir / 'metrics.jsonl').read_text().splitlines()
   # The others are of config.metrics.
   ticks = [row for row in map(json.loads, lines) if 'sec_per_tick' in row]
   state, config = checkpoint.load(run.workdir)
   labels = sampler.read_labels(run.workdir, config['c_dim'])
   net = sampler.from_state(run.workdir, config, state, labels)
-  _check_comparable(run, net, ticks)
+  # Smaller images have an SWD of their own, that can't be compared.
+  if build.growth(net.config).lod(net.nimg) or 'swd' not in ticks[-1]:
+    raise faults.UsageError(
+      f'{run} has no SWD, or has not grown to full size; leave grow and swd_images as they are, '
+      'and use another --out'
+    )
   seconds, rates = np.array([[row['sec_per_tick'], row['img_per_sec']] for row in ticks]).T
   environment = json.loads((run.workdir / 'environment.json').read_text())[-1]
   values = _of_networks(net, stop)
@@ -208,27 +174,9 @@ def measure_run(run: Run, stop: Any = ()) -> dict:
   }
 
 
-def _check_comparable(run, net, ticks):
-  """Raises CheckpointError or UsageError for a run that says nothing about its cell."""
-  kimg = net.nimg / 1000
-  if kimg < net.config.total_kimg:
-    raise faults.CheckpointError(
-      f'{run}: the newest whole checkpoint is of {kimg:g} of {net.config.total_kimg:g} kimg; the '
-      'same command goes on'
-    )
-  # Smaller images have an SWD of their own, that can't be compared.
-  if build.growth(net.config).lod(net.nimg):
-    raise faults.UsageError(
-      f'{run} has not grown to full size in {kimg:g} kimg; leave grow as it is, and use another '
-      '--out'
-    )
-  if 'swd' not in ticks[-1]:
-    raise faults.UsageError(f'{run} has no SWD; leave swd_images above 0, and use another --out')
-
-
 def _of_networks(net, stop):
   """{name: value} of FID and PPL, as far as the weights of their networks are there."""
-  wanted = [protocols.parse(name) for name, _, _ in NETWORKS]
+  wanted = [protocols.parse(name) for name, _, _ in tables.NETWORKS]
   wanted = [p for p in wanted if all(map(pretrained.find, p.weights))]
   out = net.workdir / 'evaluation' / f'{net.step:08d}'
   setting = measure.Setting(net, reals.load(net), sharding.make_mesh(), out, stop=stop)

@@ -1,6 +1,5 @@
 """Tables and samples of the runs of `lab.minipaper`: mean, least and greatest over seeds."""
 
-from collections.abc import Sequence
 import contextlib
 import json
 import pathlib
@@ -59,14 +58,6 @@ class Run(NamedTuple):
     return f'{self.cell}, seed {self.seed}'
 
 
-class Cell(NamedTuple):
-  """The runs of a cell."""
-
-  runs: list[dict]  # what was measured of those that are done
-  failed: dict[str, str]  # {'seed 0': 'exit 4'}
-  asked: int  # how many were asked for
-
-
 def result(run: Run) -> dict | None:
   """What was measured of a finished run, or None."""
   with contextlib.suppress(OSError, ValueError):
@@ -78,16 +69,15 @@ def save(out: pathlib.Path, runs: list[Run], settings: dict, failed: dict[Run, i
   cells = {}
   for name in CELLS:
     asked = [run for run in runs if run.cell == name]
-    measured = list(filter(None, map(result, asked)))
-    codes = {f'seed {run.seed}': f'exit {failed[run]}' for run in asked if run in failed}
     if asked:
-      cells[name] = Cell(measured, codes, len(asked))
-  if not any(cell.runs for cell in cells.values()):
+      cells[name] = {
+        'runs': list(filter(None, map(result, asked))),
+        'failed': {f'seed {run.seed}': f'exit {failed[run]}' for run in asked if run in failed},
+        'asked': len(asked),
+      }
+  if not any(cell['runs'] for cell in cells.values()):
     return False
-  document = {
-    'settings': settings,
-    'cells': {name: cell._asdict() for name, cell in cells.items()},
-  }
+  document = {'settings': settings, 'cells': cells}
   write_atomic(out / 'table.json', json.dumps(document, indent=1) + '\n')
   write_atomic(out / 'table.md', tables(cells, settings))
   write_atomic(out / 'samples.png', samples(runs))
@@ -97,47 +87,45 @@ def save(out: pathlib.Path, runs: list[Run], settings: dict, failed: dict[Run, i
 # ---- tables
 
 
-def tables(cells: dict[str, Cell], settings: dict) -> str:
+def tables(cells: dict[str, dict], settings: dict) -> str:
   """Markdown of the ladder, then of the grid; only with the cells that were asked for."""
-  measured = [run for cell in cells.values() for run in cell.runs]
-  fields = ''.join(f', {field}={value}' for field, value in settings['set'].items())
+  measured = [run for cell in cells.values() for run in cell['runs']]
   data, devices = (
     ', '.join(sorted({str(run[key]) for run in measured})) for key in ('data', 'device')
   )
+  fields = ''.join(f', {field}={value}' for field, value in settings['set'].items())
   text = [
     f'{data} at {settings["resolution"]} px, {settings["kimg"]:g} kimg a run{fields}; {devices}; '
     'mean [least, greatest] over seeds',
     '',
   ]
   # Those of networks only if all runs have them: else some cells couldn't be compared.
-  complete = [column for column in NETWORKS if all(column[0] in run for run in measured)]
-  quality = [*QUALITY, *complete]
-  titles = [title for _, title, _ in quality]
-  ladder = [
-    [LADDER[name], seeds(cell), *spreads(cell, [*quality, *COST])]
-    for name, cell in cells.items()
-    if name in LADDER
-  ]
-  if ladder:
-    heading = ['configuration', 'seeds', *titles, *(title for _, title, _ in COST)]
-    text += ['Table 1', '', *markdown([heading, *ladder]), '']
-  if any(name in cells for name in PAIRS.values() if name != 'e'):
+  quality = [*QUALITY, *(x for x in NETWORKS if all(x[0] in run for run in measured))]
+  ladder = [['configuration', 'seeds', *(title for _, title, _ in [*quality, *COST])]]
+  for name in LADDER:
+    if name in cells:
+      figures = [spread(cells[name]['runs'], *column) for column in [*quality, *COST]]
+      ladder.append([LADDER[name], seeds(cells[name]), *figures])
+  if len(ladder) > 1:
+    text += ['Table 1', '', *markdown(ladder), '']
+  if any(name.startswith('e:') for name in cells):
     grid = [['', *(f'D {d}' for d in ARCHITECTURES)]]
     for g in ARCHITECTURES:
-      row = [cells.get(PAIRS[g, d]) for d in ARCHITECTURES]  # None: it wasn't asked for
-      texts = ['; '.join([*spreads(cell, quality), seeds(cell)]) if cell else '' for cell in row]
-      grid.append([f'G {g}', *texts])
-    text += [f'Table 2: {"; ".join(titles)}; seeds', '', *markdown(grid), '']
+      grid.append([f'G {g}'])
+      for d in ARCHITECTURES:
+        cell = cells.get(PAIRS[g, d])  # None: it wasn't asked for
+        figures = [*(spread(cell['runs'], *x) for x in quality), seeds(cell)] if cell else []
+        grid[-1].append('; '.join(figures))
+    titles = '; '.join(title for _, title, _ in quality)
+    text += [f'Table 2: {titles}; seeds', '', *markdown(grid), '']
   return '\n'.join([*text, NOTES])
 
 
-def spreads(cell: Cell, columns: Sequence[tuple[str, str, int | None]]) -> list[str]:
-  """`spread` of each of some columns."""
-  return [spread(cell.runs, name, digits) for name, _, digits in columns]
+def spread(runs: list[dict], name: str, title: str, digits: int | None) -> str:
+  """'mean [least, greatest]' of a number over runs; 'mean' if they agree; '-' without any.
 
-
-def spread(runs: list[dict], name: str, digits: int | None = None) -> str:
-  """'mean [least, greatest]' of a number over runs; 'mean' if they agree; '-' without any."""
+  name, title, digits: of a column, as in QUALITY.
+  """
   values = [run[name] for run in runs]
   if not values:
     return '-'
@@ -148,12 +136,12 @@ def spread(runs: list[dict], name: str, digits: int | None = None) -> str:
   return f'{mean} [{min(values):{spec}}, {max(values):{spec}}]'
 
 
-def seeds(cell: Cell) -> str:
+def seeds(cell: dict) -> str:
   """How many runs there are, out of how many if some are missing, and why."""
-  count = f'{len(cell.runs)}'
-  if len(cell.runs) != cell.asked:
-    count += f' of {cell.asked}'
-  return count + ''.join(f', {seed}: {why}' for seed, why in cell.failed.items())
+  count = f'{len(cell["runs"])}'
+  if len(cell['runs']) != cell['asked']:
+    count += f' of {cell["asked"]}'
+  return count + ''.join(f', {seed}: {why}' for seed, why in cell['failed'].items())
 
 
 def markdown(rows: list[list[str]]) -> list[str]:
@@ -181,8 +169,7 @@ def samples(runs: list[Run]) -> bytes:
   rows = -(-len(shown) // 3)
   figure = Figure((12, 2.3 * rows), dpi=120, layout='constrained')
   for i, (name, path) in enumerate(shown.items()):
-    with Image.open(path) as image:
-      grid = np.asarray(image.convert('RGB'))
+    grid = np.asarray(Image.open(path).convert('RGB'))
     axes = figure.add_subplot(rows, 3, i + 1)
     axes.imshow(grid[: len(grid) // 2])
     axes.set_title(LADDER.get(name, name), loc='left', size=10)

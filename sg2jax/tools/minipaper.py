@@ -11,8 +11,7 @@ one of configs/default.py, for all cells alike. A cell that fails is named in th
 go on, and the exit code is 1. docs/minipaper.md says what it shows.
 """
 
-from functools import partial
-import pathlib
+import re
 
 from absl import flags
 import jax
@@ -31,34 +30,43 @@ def define_flags() -> None:
   shared.define_required(
     'out', 'as in python -m sg2jax.tools.minipaper --out=runs/minipaper --cells=a,e'
   )
-  flags.DEFINE_list('cells', tables.CELLS, 'Cells to compare, such as a,e,e:Gorig-Dorig.')
+  shared.define_parsed(
+    'cells', ','.join(tables.CELLS), 'Cells to compare, such as a,e,e:Gorig-Dorig.', _cells
+  )
   flags.DEFINE_integer('seeds', 2, 'Runs of each cell, with seeds 0, 1, ...', lower_bound=1)
   flags.DEFINE_float('kimg', 30, 'Budget of a run, thousands of images.')
   flags.DEFINE_integer('resolution', 32, 'Pixels: a power of 2, 16 or more.')
   flags.DEFINE_multi_string(
     'set', [], 'FIELD=VALUE of the configuration, such as data.name=cifar10; may be repeated.'
   )
+  flags.register_validator(
+    'set',
+    lambda pairs: all(re.match(r'(?!(seed|total_kimg|resolution)=).+=', x) for x in pairs),
+    'must be FIELD=VALUE, such as --set=batch=32; use --seeds, --kimg and --resolution for theirs',
+  )
+
+
+def _cells(text: str) -> list[str]:
+  # e is also called by its pair.
+  cells = text.replace('e:Gskip-Dresnet', 'e').split(',')
+  if not set(cells) <= set(tables.CELLS):
+    raise ValueError(f'choose from {", ".join(tables.CELLS)}')
+  return cells
 
 
 def main(_: list[str]) -> None:
   """Trains and measures what isn't there yet; tables to the terminal and into files."""
   args = flags.FLAGS
-  out = pathlib.Path(args.out)
+  out = cli.folder(args.out)
   runs = minipaper.plan(out, args.cells, args.seeds)
-  settings = minipaper.shared_settings(args.kimg, args.resolution, args.set)
+  fields = dict(pair.split('=', 1) for pair in args.set)
+  settings = {'kimg': args.kimg, 'resolution': args.resolution, 'set': fields}
   minipaper.begin(out, settings)
   # Of this process, which measures; the accelerator is for training.
   jax.config.update('jax_platforms', 'cpu')
-  save = partial(tables.save, out, runs, settings)
   with Stop() as stop:
-    failed = minipaper.work(
-      runs,
-      stop,
-      train=lambda run: minipaper.start(minipaper.command(run, settings), stop),
-      measure=lambda run: minipaper.measure_run(run, stop),
-      save=save,
-    )
-  if save(failed):
+    failed = minipaper.work(out, runs, settings, stop)
+  if tables.save(out, runs, settings, failed):
     print(f'\n{(out / "table.md").read_text()}\nwrote {out}/table.md, table.json and samples.png')
   if failed:
     text = '; '.join(f'{run} (exit {code})' for run, code in failed.items())
