@@ -5,7 +5,6 @@ A file is looked for at an explicit path; without one in the folder $SG2JAX_WEIG
 calls). Nothing in a file is run, see `interop`.
 """
 
-import contextlib
 import hashlib
 import http.client
 import os
@@ -34,14 +33,6 @@ class File(NamedTuple):
   urls: tuple[str, ...]  # https addresses of the same bytes
   what: str  # what it is, and what for
   licence: str
-
-
-class Identity(NamedTuple):
-  """What was loaded."""
-
-  path: str
-  sha256: str  # hexadecimal
-  known: bool  # whether that is the published file's
 
 
 # Sizes and hashes as several independent projects record them. Two names carry the first 8 digits,
@@ -98,96 +89,63 @@ def find(name: str, explicit: str | os.PathLike = '') -> pathlib.Path | None:
   return next((path for path in _places(name, explicit) if path.is_file()), None)
 
 
-def require(names: list[str], explicit: dict[str, str] | None = None) -> dict[str, pathlib.Path]:
-  """{name: path} of all files, of which `explicit` gives the paths of some; reads none.
+def require(names: list[str], explicit: dict[str, str]) -> None:
+  """Raises one WeightsError for all files that are missing, with the places looked at.
 
-  Raises:
-    UsageError: a name that isn't in FILES.
-    WeightsError: one for all missing files, with the places looked at and the remedy.
+  names: of FILES; explicit: {name: path} of some.
   """
-  explicit = {name: (explicit or {}).get(name, '') for name in names}
-  found = {name: find(name, path) for name, path in explicit.items()}
-  missing = [name for name, path in found.items() if path is None]
+  missing = [name for name in names if not find(name, explicit.get(name, ''))]
   if missing:
     looked = '; '.join(
       f'{name} ({FILES[name].name}), looked for at '
-      f'{", ".join(map(str, _places(name, explicit[name])))}'
+      f'{", ".join(map(str, _places(name, explicit.get(name, ""))))}'
       for name in missing
     )
     raise faults.WeightsError(
       f'missing weights: {looked}. Get them with: {TOOL} {" ".join(missing)}'
     )
-  return found
 
 
 def _places(name, explicit):
-  if name not in FILES:
-    raise faults.UsageError(f'weights {name!r} are unknown; choose from {", ".join(FILES)}')
   if explicit:
     return [pathlib.Path(os.path.expanduser(explicit)).absolute()]
   return [folder / FILES[name].name for folder in folders()]
 
 
-# ---- reading them
+def load(name: str, explicit: str | os.PathLike = '') -> tuple[dict[str, np.ndarray], str]:
+  """The arrays of the file `name` of FILES, and the SHA-256 of that file, hexadecimal.
 
-
-def load(name: str, explicit: str | os.PathLike = '') -> tuple[dict[str, np.ndarray], Identity]:
-  """The arrays of the file `name` of FILES, and its identity.
-
-  A file from `folders` must be the published one; at an explicit path any will do, and the identity
-  says which it was.
+  It is a PyTorch state dict (see interop.torch_file) or NPZ (numbers only); its content, not its
+  name, says which. A file from `folders` must be the published one; at an explicit path any will
+  do.
 
   Raises:
-    UsageError, WeightsError: as `require` and `read`; the file in a folder is another one.
+    WeightsError: it is missing, can't be read, is neither, or has anything else in it; the one in a
+      folder is another one. Says file and reason.
   """
-  path = require([name], {name: explicit})[name]
-  data = _bytes(path)
+  require([name], {name: explicit})
+  path = find(name, explicit)
   known = FILES[name]
-  digest = hashlib.sha256(data).hexdigest()
-  if digest != known.sha256 and not explicit:
-    raise faults.WeightsError(
-      f'{path}: {len(data):,} bytes with sha256 {digest}, and {known.name} has {known.bytes:,} '
-      f'with {known.sha256}. Delete the file and get it with: {TOOL} {name}; weights of your own '
-      'are given by their path'
-    )
-  return _parse(path, data), Identity(str(path), digest, digest == known.sha256)
-
-
-def read(path: str | os.PathLike) -> dict[str, np.ndarray]:
-  """The arrays in a file, whose content, not its name, says what it is.
-
-  Args:
-    path: PyTorch state dict (see interop.torch_file) or NPZ (numbers only).
-
-  Raises:
-    WeightsError: the file can't be read, is neither, or has anything else in it; says file and
-      reason.
-  """
-  return _parse(path, _bytes(path))
-
-
-def _bytes(path):
   try:
-    size = os.stat(path).st_size
+    size = path.stat().st_size
     if size > MAX_BYTES:
-      raise faults.WeightsError(
-        f'{path} is refused: it has {size:,} bytes, and {MAX_BYTES:,} are allowed'
+      raise ValueError(f'it has {size:,} bytes, and {MAX_BYTES:,} are allowed')
+    data = path.read_bytes()
+    digest = hashlib.sha256(data).hexdigest()
+    if digest != known.sha256 and not explicit:
+      raise ValueError(
+        f'it has {size:,} bytes and sha256 {digest}, and {known.name} {known.bytes:,} and '
+        f'{known.sha256}; delete it and get the right one with: {TOOL} {name}; weights of your own '
+        f'are given by their path, as in --weights={name}=FILE'
       )
-    return pathlib.Path(path).read_bytes()
-  except (OSError, MemoryError) as e:
-    reason = getattr(e, 'strerror', None) or type(e).__name__
-    raise faults.WeightsError(f'cannot read {path}: {reason}') from e
-
-
-def _parse(path, data):
-  kind = sniff.kind(data)
-  try:
+    kind = sniff.kind(data)
     if kind == 'npz':
-      return files.parse_npz(data, MAX_BYTES)
+      return files.parse_npz(data, MAX_BYTES), digest
     if kind in ('torch', 'pickle'):
-      return torch_file.parse(data)
+      return torch_file.parse(data), digest
     raise ValueError(sniff.explain(data, 'neither a PyTorch nor an NPZ file'))
-  except Exception as e:  # zipfile and numpy raise all sorts of them on broken files
+  # Of files of strangers, zipfile and numpy raise all sorts of errors.
+  except Exception as e:
     reason = str(e) if isinstance(e, ValueError) else f'{type(e).__name__}: {e}'
     raise faults.WeightsError(f'{path} is refused: {" ".join(reason.split())}') from e
 
@@ -196,8 +154,8 @@ def _parse(path, data):
 
 
 def is_right(path: pathlib.Path, file: File) -> bool:
-  """Whether `path` has the size and the sha256 of `file`."""
-  return path.is_file() and path.stat().st_size == file.bytes and files.sha256(path) == file.sha256
+  """Whether `path` has the content of `file`."""
+  return path.is_file() and files.sha256(path) == file.sha256
 
 
 def fetch(file: File, dest: pathlib.Path) -> None:
@@ -211,22 +169,16 @@ def fetch(file: File, dest: pathlib.Path) -> None:
   if is_right(path, file):
     print(f'{path}: already there, and the right file')
     return
-  if path.exists():
-    print(f'{path}: another file of that name, replaced if the download succeeds')
-  part = path.with_name(f'.{file.name}.{os.getpid()}.part')
   reasons = []
   for url in file.urls:
     try:
-      _download(url, file, part)
-      with files.writing(path):
-        os.replace(part, path)
-      print(f'{path}: {file.bytes:,} bytes, sha256 {file.sha256}')
-      return
+      data = _download(url, file)
     except (OSError, http.client.HTTPException, ValueError) as e:
       reasons.append(f'{url}: {" ".join(str(e).strip("<>").split()) or type(e).__name__}')
-    finally:
-      with contextlib.suppress(OSError):
-        part.unlink()
+      continue
+    files.write_atomic(path, data)
+    print(f'{path}: {file.bytes:,} bytes, sha256 {file.sha256}')
+    return
   raise faults.WeightsError(
     f'{file.name} could not be downloaded ({"; ".join(reasons)}). Without network: get the file '
     f'elsewhere ({file.bytes:,} bytes, sha256 {file.sha256}) and put it at {path}'
@@ -244,35 +196,21 @@ def _check_https(url):
     raise ValueError(f'leads to {url}, and only https is allowed')
 
 
-def _download(url, file, part):
-  """Writes the content of `url` to `part`.
-
-  Raises: ValueError if it isn't `file`; OSError for the network; WriteError.
-  """
+def _download(url, file):
+  """The content of `url`. Raises: ValueError if it isn't `file`; OSError for the network."""
   _check_https(url)
-  digest = hashlib.sha256()
-  size = 0
-  with contextlib.ExitStack() as stack:
-    with files.writing(part):
-      part.parent.mkdir(parents=True, exist_ok=True)
-      out = stack.enter_context(part.open('wb'))
-    opener = urllib.request.build_opener(_HttpsOnly)
-    response = stack.enter_context(opener.open(url, timeout=TIMEOUT))
-    bar = stack.enter_context(
-      tqdm.tqdm(total=file.bytes, desc=file.name, unit='B', unit_scale=True, disable=None)
-    )
-    while (chunk := response.read(CHUNK)) and size <= file.bytes:
-      with files.writing(part):
-        out.write(chunk)
-      digest.update(chunk)
-      size += len(chunk)
+  opener = urllib.request.build_opener(_HttpsOnly)
+  data = bytearray()
+  bar = tqdm.tqdm(total=file.bytes, desc=file.name, unit='B', unit_scale=True, disable=None)
+  with bar, opener.open(url, timeout=TIMEOUT) as response:
+    # A server that doesn't end sends no more than a chunk too much.
+    while len(data) <= file.bytes and (chunk := response.read(CHUNK)):
+      data += chunk
       bar.update(len(chunk))
-    with files.writing(part):
-      out.flush()
-      os.fsync(out.fileno())
-  if size != file.bytes or digest.hexdigest() != file.sha256:
-    got = f'{size:,} bytes' if size <= file.bytes else f'more than {file.bytes:,} bytes'
+  digest = hashlib.sha256(data).hexdigest()
+  if digest != file.sha256:
     raise ValueError(
-      f'holds {got} with sha256 {digest.hexdigest()}, which is not the file ({file.bytes:,}, '
-      f'{file.sha256})'
+      f'{len(data):,} bytes with sha256 {digest} came, and the file has {file.bytes:,} with '
+      f'{file.sha256}'
     )
+  return data

@@ -270,14 +270,6 @@ def test_what_does_not_move_is_seen_in_the_coarse_octaves():
   assert np.all(PHASE(np.zeros((24, 64, 64, 1)))[0] == 0)
 
 
-def test_a_path_goes_straight_from_end_to_end():
-  w0, w1 = np.random.default_rng(0).standard_normal((2, 4, 8)).astype(np.float32)
-  path = artifacts.path(w0, w1, 5)
-  np.testing.assert_allclose(path[0], w0)
-  np.testing.assert_allclose(path[2], (w0 + w1) / 2, atol=1e-6)
-  np.testing.assert_allclose(path[-1], w1, atol=1e-6)
-
-
 def test_preferred_positions_are_found_and_only_at_their_period():
   y, x = np.mgrid[:96, :128]
   envelope = np.exp(-((y - 40) ** 2 + (x - 70) ** 2) / 1500) + 0.1
@@ -289,5 +281,3 @@ def test_preferred_positions_are_found_and_only_at_their_period():
     artifacts.grid_preference(envelope * (1 + (y % 8 == 3) * (x % 8 == 6)), 7)[0] < preference / 4
   )
   assert artifacts.grid_preference(1 + (y % 4 == 1))[0] > 0.3  # shorter periods of 2^k are seen too
-  with pytest.raises(ValueError, match='14'):
-    artifacts.grid_preference(np.ones((14, 30)))

@@ -1,15 +1,21 @@
-"""Passes over images: whole or not there, the same whatever the batch, damaged ones set aside."""
+"""Passes over images: whole or not there, the same whatever the batch, damaged ones not used."""
 
 import logging
 import os
-import shutil
+import tempfile
 
 import numpy as np
 import pytest
 
-from sg2jax import files
 from sg2jax.evaluation import passes
 from sg2jax.faults import WriteError
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+  """The folder of cached passes, which is empty."""
+  monkeypatch.setenv('SG2JAX_CACHE', str(tmp_path))
+  return tmp_path / 'reals'
 
 
 def known_pass(asked=None, total=300, fail_at=None):
@@ -20,21 +26,9 @@ def known_pass(asked=None, total=300, fail_at=None):
       raise KeyboardInterrupt
     if asked is not None:
       asked.append(first)
-    x = np.float32(np.arange(first, first + n)[:, None] * [1, 0.1] + 0.3)
-    return {'rows': x, 'sum': x**2}
+    return {'rows': np.float32(np.arange(first, first + n)[:, None] * [1, 0.1] + 0.3)}
 
-  return passes.Pass({'images': 'test', 'total': total}, total, compute, ('sum',))
-
-
-def content(outputs):
-  """Bytes of all that a pass found."""
-  moments = outputs['sum']
-  arrays = outputs['rows'], moments.mean, moments.cov()
-  return [moments.count, *(x.tobytes() for x in arrays)]
-
-
-def names(folder):
-  return sorted(path.name for path in folder.iterdir())
+  return passes.Pass('a test', total, compute, {'images': 'test', 'total': total})
 
 
 class AfterLooks:
@@ -49,103 +43,77 @@ class AfterLooks:
 
 
 @pytest.mark.smoke
-def test_a_pass_is_the_same_whatever_the_batch_and_is_computed_once(tmp_path):
-  whole = passes.run(known_pass(total=2500), tmp_path / 'a', 2500)
-  assert whole['rows'].shape == (2500, 2) and whole['rows'].dtype == np.float32
-  np.testing.assert_allclose(whole['rows'][:, 0], np.arange(2500) + 0.3, rtol=1e-6)
+@pytest.mark.parametrize('only_moments', [False, True])
+def test_a_pass_is_the_same_whatever_the_batch_and_is_computed_once(cache, only_moments):
+  def content(job, batch):
+    found = passes.cached(job, only_moments, batch)
+    return [x.tobytes() for x in map(np.asarray, found)]
+
+  whole = passes.rows(passes.run(known_pass(total=2500), 2500))['rows']
+  assert whole.shape == (2500, 2) and whole.dtype == np.float32 and not whole.flags.writeable
+  np.testing.assert_allclose(whole[:, 0], np.arange(2500) + 0.3, rtol=1e-6)
+  expected = passes.moments([whole]) if only_moments else whole
   asked = []
   job = known_pass(asked, 2500)
-  assert content(passes.run(job, tmp_path / 'b', 77)) == content(whole)
+  assert content(job, 77) == [x.tobytes() for x in map(np.asarray, expected)]
   assert asked == list(range(0, 2500, 77))
-  assert names(tmp_path / 'b') == [job.key, f'{job.key}.lock']
+  assert len(list(cache.iterdir())) == 1 and len(list(cache.parent.iterdir())) == 1
   asked.clear()
-  assert content(passes.run(job, tmp_path / 'b', 64)) == content(whole) and not asked
+  assert content(job, 64) == content(job, 77) and not asked
 
 
-@pytest.mark.parametrize('how', ['signal', 'error', 'killed'])
-def test_a_pass_that_is_not_whole_is_dropped_and_begun_again(tmp_path, how):
+def test_a_pass_that_is_stopped_leaves_nothing_and_is_begun_again(cache):
   asked = []
-  job = known_pass(asked)
-  part = tmp_path / f'{job.key}.part'
-  if how == 'signal':
-    with pytest.raises(passes.Stopped):
-      passes.run(job, tmp_path, 20, AfterLooks(5))
-    assert len(asked) == 5
-  elif how == 'error':
-    with pytest.raises(KeyboardInterrupt):
-      passes.run(known_pass(asked, fail_at=200), tmp_path, 20)
-  else:  # by SIGKILL: what it had written is still there
-    part.mkdir()
-    (part / 'rows.npy').write_bytes(b'half')
-    (part / 'other.npy').write_bytes(b'half')
-  if how != 'killed':
-    assert names(tmp_path) == [f'{job.key}.lock']
+  with pytest.raises(passes.Stopped):
+    passes.cached(known_pass(asked), False, 20, AfterLooks(5))
+  assert len(asked) == 5
+  with pytest.raises(KeyboardInterrupt):
+    passes.cached(known_pass(asked, fail_at=200), True, 20)
+  assert not list(cache.parent.iterdir())
   asked.clear()
-  outputs = passes.run(job, tmp_path, 20)
-  assert asked[0] == 0 and set(outputs) == {'rows', 'sum'} and not part.exists()
-  assert content(outputs) == content(passes.run(known_pass(), tmp_path / 'whole', 300))
+  assert len(passes.cached(known_pass(asked), False, 20)) == 300 and asked[0] == 0
 
 
-@pytest.mark.parametrize('damage', ['truncated', 'flipped', 'missing', 'foreign', 'torn'])
-def test_a_damaged_or_foreign_pass_is_set_aside(tmp_path, caplog, damage):
-  job = known_pass()
-  whole = content(passes.run(job, tmp_path, 64))
-  rows, about = (tmp_path / job.key / name for name in ('rows.npy', 'about.json'))
-  before = rows.read_bytes()
+@pytest.mark.parametrize('only_moments', [False, True])
+@pytest.mark.parametrize('damage', ['truncated', 'flipped', 'missing'])
+def test_a_damaged_pass_is_computed_anew(cache, caplog, damage, only_moments):
+  whole = passes.cached(known_pass(), only_moments, 64)
+  (path,) = cache.iterdir()
+  before = path.read_bytes()
   if damage == 'truncated':
-    rows.write_bytes(before[:-100])
+    path.write_bytes(before[:-100])
   elif damage == 'flipped':
-    rows.write_bytes(before[:-100] + bytes([before[-100] ^ 1]) + before[-99:])
-  elif damage == 'missing':
-    rows.unlink()
-  elif damage == 'foreign':  # of another data set, copied to where these should be
-    about.write_text(about.read_text().replace('"test"', '"others"'))
+    path.write_bytes(before[:-100] + bytes([before[-100] ^ 1]) + before[-99:])
   else:
-    about.write_text(about.read_text()[:50])
+    path.unlink()
   asked = []
   logging.getLogger('absl').propagate = True
   with caplog.at_level('WARNING'):
-    assert content(passes.run(known_pass(asked), tmp_path, 64)) == whole
-  assert asked and 'set aside' in caplog.text and list(tmp_path.glob(f'{job.key}.damaged-*'))
+    again = passes.cached(known_pass(asked), only_moments, 64)
+  for x, y in zip(again, whole):
+    np.testing.assert_array_equal(x, y)
+  assert asked and (damage == 'missing' or f'{path} is damaged' in caplog.text)
+  assert [path.read_bytes() for path in cache.iterdir()] == [before]
 
 
-def test_a_full_disk_is_an_error_before_anything_is_computed_for_nothing(tmp_path, monkeypatch):
-  asked = []
-  monkeypatch.setattr(files, 'free_bytes', lambda path: 300 * 8 - 1)
-  with pytest.raises(WriteError, match='rows.npy: No space left.*2,399 bytes are free'):
-    passes.run(known_pass(asked), tmp_path, 50)
-  assert len(asked) <= 2 and names(tmp_path) == [f'{known_pass().key}.lock']
-  monkeypatch.setattr(files, 'free_bytes', lambda path: 300 * 8)
-  assert passes.run(known_pass(asked), tmp_path, 50)['sum'].count == 300
-
-
-def test_a_disk_that_fills_up_meanwhile_is_an_error(tmp_path):
-  """/dev/full takes no byte: what is written is reported, not buffered until it is too late."""
+def test_a_full_disk_is_an_error(cache, monkeypatch):
+  """/dev/full takes no byte, which is said in time, and not by all ways to write."""
   if not os.path.exists('/dev/full'):
     pytest.skip('this system has no /dev/full')
-  folder = tmp_path / known_pass().key
 
-  def batches():
-    yield {'rows': np.zeros((1000, 2000), np.float32)}
+  def full(*_, **__):
+    return open('/dev/full', 'wb')
 
-  real = passes._new_rows
-  with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(passes, '_new_rows', lambda path, total, x: real('/dev/full', 0, x))
-    with pytest.raises(WriteError, match='No space left'):
-      passes._write(folder, passes.Pass({}, 1000, None), batches())
-  assert not list(tmp_path.iterdir())
-
-
-def test_a_pass_belongs_to_one_process_and_waiting_for_it_can_be_ended(tmp_path, capsys):
-  job = known_pass()
-  folder = tmp_path / job.key
-  with passes.hold(tmp_path / f'{job.key}.lock', folder, ()):
-    with pytest.raises(passes.Stopped):
-      passes.run(job, tmp_path, 64, AfterLooks(2))
-  assert f'waiting for another process that computes {folder}' in capsys.readouterr().err
-  outputs = passes.run(job, tmp_path, 64)
-  shutil.rmtree(tmp_path)
-  assert len(content(outputs)) == 4  # what was read can still be used
+  said = f'cannot write {cache.parent}.*: No space left.*bytes are free'
+  with monkeypatch.context() as patch:
+    patch.setattr(tempfile, 'TemporaryFile', full)
+    with pytest.raises(WriteError, match=said):
+      passes.rows(passes.run(known_pass(), 300))
+  monkeypatch.setattr(passes, 'open', full, raising=False)
+  for only_moments in (False, True):
+    with pytest.raises(WriteError, match=said):
+      passes.cached(known_pass(), only_moments, 300)
+  assert not list(cache.iterdir())
 
 
 def test_files_of_another_format_are_not_opened(monkeypatch):

@@ -7,6 +7,7 @@ import sys
 import jax
 import numpy as np
 import pytest
+from scipy.stats import norm
 
 from sg2jax.evaluation import neighbors, protocols, scores
 from tests.runs import ROOT
@@ -16,10 +17,8 @@ def key(seed=0):
   return np.random.default_rng(seed)
 
 
-def stream(moments, rows, batch):
-  for i in range(0, len(rows), batch):
-    moments.add(rows[i : i + batch])
-  return moments
+def moments(rows, batch):
+  return scores.moments(rows[i : i + batch] for i in range(0, len(rows), batch))
 
 
 # ---- moments
@@ -27,41 +26,25 @@ def stream(moments, rows, batch):
 
 def test_moments_are_those_of_all_rows_though_the_mean_is_large():
   rows = key().standard_normal((2500, 5)) * [1, 2, 3, 1e-3, 1] + [1e6, 1e8, 0, 1e5, 0]
-  moments = stream(scores.Moments(5), rows, 64)
+  found = moments(rows, 64)
   centered = rows - rows.mean(0)
-  assert moments.count == 2500
-  np.testing.assert_allclose(moments.mean, rows.mean(0), rtol=1e-14, atol=1e-14)
+  assert found.count == 2500
+  np.testing.assert_allclose(found.mean, rows.mean(0), rtol=1e-14, atol=1e-14)
   for ddof in 0, 1:
     np.testing.assert_allclose(
-      moments.cov(ddof), centered.T @ centered / (2500 - ddof), rtol=1e-6, atol=1e-9
+      found.cov(ddof), centered.T @ centered / (2500 - ddof), rtol=1e-6, atol=1e-9
     )
-    np.testing.assert_array_equal(moments.cov(ddof), moments.cov(ddof).T)
+    np.testing.assert_array_equal(found.cov(ddof), found.cov(ddof).T)
+  np.testing.assert_array_equal(moments(rows[:1], 1).cov(), np.zeros((5, 5)))
 
 
 @pytest.mark.smoke
-def test_moments_have_the_same_bits_for_any_batch_and_when_restored():
+def test_moments_have_the_same_bits_for_any_batch():
   rows = key().standard_normal((2300, 6)).astype(np.float32)
-  whole = stream(scores.Moments(6), rows, 2300)
-  for batch in 7, 64, 1024:
-    moments = stream(scores.Moments(6), rows[:1030], batch)
-    moments.mean, moments.cov(-1)  # looking at it changes nothing
-    stream(moments, rows[1030:], batch)
-    restored = scores.Moments.restore(moments.state())
-    for found in moments, restored:
-      assert found.count == 2300
-      np.testing.assert_array_equal(found.mean, whole.mean)
-      np.testing.assert_array_equal(found.cov(1), whole.cov(1))
-
-
-def test_moments_refuse_rows_of_another_size_and_a_covariance_of_too_few():
-  moments = scores.Moments(3)
-  for rows in np.zeros((2, 4)), np.zeros(3):
-    with pytest.raises(ValueError, match=r'\[n,3\]'):
-      moments.add(rows)
-  moments.add(np.ones((1, 3)))
-  np.testing.assert_array_equal(moments.cov(), np.zeros((3, 3)))
-  with pytest.raises(ValueError, match='2 rows'):
-    moments.cov(ddof=1)
+  whole = moments(rows, 2300)
+  for batch in 7, 64, 1024, 2000:
+    for x, y in zip(moments(rows, batch), whole):
+      np.testing.assert_array_equal(x, y)
 
 
 # ---- FID
@@ -103,8 +86,9 @@ def test_fid_by_the_definition_with_a_matrix_root():
 @pytest.mark.parametrize('images', [2, 50, 500])
 def test_fid_of_a_set_with_itself_is_0_also_where_it_lacks_rank(images):
   rows = key().standard_normal((images, 200)) ** 2
-  moments = stream(scores.Moments(200), rows, 64)
-  distance = scores.frechet_distance(moments.mean, moments.cov(), moments.mean, moments.cov())
+  statistics = moments(rows, 64)
+  same = statistics.mean, statistics.cov()
+  distance = scores.frechet_distance(*same, *same)
   assert 0 <= distance < 1e-11
 
 
@@ -133,7 +117,7 @@ def test_influence_is_the_derivative_of_fid(fakes, reals):
   """By finite differences of the weight of a fake; with more and fewer images than features."""
   real = weighted(key(1).standard_normal((reals, 20)) * np.arange(1, 21) ** -0.5, np.ones(reals))
   rows = key(2).standard_normal((fakes, 20)) + 0.2
-  influence = scores.frechet_influence(*real, *weighted(rows, np.ones(fakes)))(rows)
+  influence = scores.frechet_influence(rows, *real, *weighted(rows, np.ones(fakes)))
   assert abs(influence.mean()) < 1e-10 * np.abs(influence).max()
 
   def fid(i, step):
@@ -153,9 +137,8 @@ def test_influences_give_the_spread_of_fid():
     mean, cov = weighted(rows, np.ones(2500))
     fid.append(scores.frechet_distance(*real, mean, cov))
     if seed < 5:
-      intervals.append(
-        scores.bootstrap_mean(scores.frechet_influence(*real, mean, cov)(rows), seed)
-      )
+      influence = scores.frechet_influence(rows, *real, mean, cov)
+      intervals.append(scores.interval(0, influence, seed))
   low, high = np.percentile(fid, [2.5, 97.5])
   assert np.diff(intervals, axis=1).mean() == pytest.approx(high - low, rel=0.25)
   assert all(a < 0 < b for a, b in intervals)
@@ -163,11 +146,11 @@ def test_influences_give_the_spread_of_fid():
 
 def test_bootstrap_of_a_mean_is_the_normal_interval():
   values = key().exponential(3, 4000)
-  low, high = scores.bootstrap_mean(values, 0)
+  low, high = scores.interval(0, values, 0)
   expected = 1.96 * values.std() / np.sqrt(len(values))
   assert low == pytest.approx(-expected, rel=0.15) and high == pytest.approx(expected, rel=0.15)
-  assert scores.bootstrap_mean(values, 0) == (low, high) != scores.bootstrap_mean(values, 1)
-  assert scores.bootstrap_mean(np.full(5, 2.5), 0) == (0, 0)
+  assert scores.interval(0, values, 0) == (low, high) != scores.interval(0, values, 1)
+  assert scores.interval(3, np.full(5, 2.5), 0) == (3, 3)
 
 
 # ---- KID
@@ -199,8 +182,6 @@ def test_kid_by_hand_and_its_subsets():
   among_x, among_y = 3**3, (1 + 1 + 4**3) / 3
   across = np.mean([(a * b + 1) ** 3 for a in (1, 2) for b in (0, 1, 3)])
   assert scores.mmd(x, y) == pytest.approx(among_x + among_y - 2 * across)
-  with pytest.raises(ValueError, match='2 rows'):
-    scores.mmd(x[:1], y)
   reals, fakes = scores.kid_subsets(10**6, 60, seed=3, subsets=9)
   assert reals.shape == fakes.shape == (9, 60) and reals.max() > 60
   assert all(len(set(rows)) == 60 for rows in [*reals, *fakes])
@@ -228,11 +209,6 @@ def test_inception_score_of_splits_that_are_not_equal():
     part = probs[i * 53 // 4 : (i + 1) * 53 // 4]
     expected.append(np.exp((part * np.log(part / part.mean(0))).sum(1).mean()))
   np.testing.assert_allclose(scores.inception_scores(probs, 4), expected, rtol=1e-13)
-  many = key().dirichlet(np.full(6, 0.3), 3000)  # more than a chunk in a split
-  whole = np.exp((many * np.log(many / many.mean(0))).sum(1).mean())
-  np.testing.assert_allclose(scores.inception_scores(many, 1), [whole], rtol=1e-13)
-  with pytest.raises(ValueError, match='1 to 53'):
-    scores.inception_scores(probs, 54)
 
 
 # ---- neighbours
@@ -272,12 +248,10 @@ def test_precision_and_recall_are_those_of_all_distances(small_blocks):
   np.testing.assert_allclose(found.fake_kth, fake_kth, rtol=1e-12)
   np.testing.assert_array_equal(found.in_reals, (across <= real_kth).any(1))
   np.testing.assert_array_equal(found.in_fakes, (across <= fake_kth[:, None]).any(0))
-  assert (
-    0 < found.precision == found.in_reals.mean() < 1
-    and 0 < found.recall == found.in_fakes.mean() < 1
-  )
+  assert 0 < found.in_reals.mean() < 1 and 0 < found.in_fakes.mean() < 1
   single = neighbors.precision_recall(reals.astype(np.float32), fakes.astype(np.float32), k=2)
-  assert single.precision == found.precision and single.recall == found.recall
+  np.testing.assert_array_equal(single.in_reals, found.in_reals)
+  np.testing.assert_array_equal(single.in_fakes, found.in_fakes)
 
 
 def test_precision_and_recall_of_constructed_sets():
@@ -285,7 +259,7 @@ def test_precision_and_recall_of_constructed_sets():
 
   def shares(reals, fakes):
     found = neighbors.precision_recall(reals, fakes, k=3)
-    return found.precision, found.recall
+    return found.in_reals.mean(), found.in_fakes.mean()
 
   assert shares(line, line) == (1, 1)
   assert shares(line, line + [0, 5]) == (0, 0)
@@ -300,27 +274,13 @@ def test_precision_and_recall_of_constructed_sets():
   assert found.in_reals.tolist() == [True, False]
 
 
-def test_neighbours_that_cannot_be_are_refused():
-  rows = np.zeros((3, 2))
-  for k in 0, 3:
-    with pytest.raises(ValueError, match=f'k={k} '):
-      neighbors.precision_recall(rows, rows, k)
-  with pytest.raises(ValueError, match='without the row itself'):
-    neighbors.nearest(rows, rows[:1], exclude_self=True)
-  with pytest.raises(ValueError, match='0 rows'):
-    neighbors.nearest(rows, rows[:0])
-
-
 # ---- copies
 
 
 def test_copying_is_the_test_of_mann_and_whitney():
-  from scipy.stats import norm, rankdata
-
   f, h = np.round(key(0).random(40), 1), np.round(key(1).random(50), 1)  # many ties
-  ranks = rankdata(np.concatenate([f, h]))
-  u = ranks[:40].sum() - 40 * 41 / 2
-  ties = sum(n**3 - n for n in np.unique(ranks, return_counts=True)[1])
+  u = (f[:, None] > h).sum() + (f[:, None] == h).sum() / 2
+  ties = sum(n**3 - n for n in np.unique(np.concatenate([f, h]), return_counts=True)[1])
   assert neighbors.copying(f, h) == pytest.approx(
     (u - 1000) / np.sqrt(2000 / 12 * (91 - ties / (90 * 89)))
   )
@@ -331,8 +291,6 @@ def test_copying_is_the_test_of_mann_and_whitney():
   assert np.std(scattered) == pytest.approx(1, abs=0.15) and abs(np.mean(scattered)) < 0.25
   assert np.mean(np.abs(scattered) > norm.ppf(0.975)) == pytest.approx(0.05, abs=0.04)
   assert neighbors.copying(np.ones(5), np.ones(9)) == 0
-  with pytest.raises(ValueError, match='0 of fakes'):
-    neighbors.copying([], [1.0])
 
 
 def test_copies_are_told_from_fakes_of_the_same_distribution():
@@ -355,7 +313,7 @@ def scored(name, seed=0, **compared):
 def test_frechet_divides_as_its_name_says():
   real = key(1).standard_normal((40, 3))
   fakes = key(2).standard_normal((30, 3)) + 1
-  reals = stream(scores.Moments(3), real, 40)
+  reals = moments(real, 40)
   for name, ddof in (('fid0.03k_full', 0), ('fid0.03k', 1)):
     found = scored(name, reals=reals, fakes=fakes)
     real_cov, fake_cov = (np.cov(rows.T, ddof=ddof) for rows in (real, fakes))
@@ -375,8 +333,6 @@ def test_kid_looks_at_the_reals_of_its_subsets():
   expected = np.mean([scores.mmd(real[i], fakes[j]) for i, j in zip(of_reals, of_fakes)])
   assert found.values['kid0.1k_full'] == pytest.approx(expected, rel=1e-12)
   assert found.notes == {'subsets': 100, 'subset_size': 100} and found.intervals
-  whole = scored('kid0.1k_full', 7, reals=real[:100], fakes=fakes, population=100)
-  assert not whole.intervals and whole.covers.startswith('nothing')
 
 
 def test_other_results():
@@ -391,7 +347,7 @@ def test_other_results():
   fakes = np.concatenate([line, line + [0, 5]])
   found = scored('pr0.042k3', reals=line, fakes=fakes)
   assert found.values == {'pr0.042k3_precision': 0.5, 'pr0.042k3_recall': 1}
-  assert found.intervals['pr0.042k3_recall'] == [1, 1]
+  assert found.intervals['pr0.042k3_recall'] == (1, 1)
   images = key().integers(0, 256, (2, 40, 8, 8, 1)).astype(np.uint8)
   found = scored('swd_0.04k', reals=images[0], fakes=images[1])
   assert found.values['swd_0.04k'] == found.notes['levels']['mean']
@@ -411,17 +367,14 @@ for shift in 0, 0.1:
   for i in range(0, N, 1000):
     rows[i:i + 1000] = key.standard_normal((1000, D), np.float32) + shift
   sets.append(rows)
-moments = []
-for rows in sets:
-  m = scores.Moments(D)
-  m.add(rows)
-  moments += [m.mean, m.cov()]
-print(scores.frechet_distance(*moments))
-print(scores.bootstrap_mean(scores.frechet_influence(*moments)(sets[1]), 0))
+found = [scores.moments([rows]) for rows in sets]
+found = [x for m in found for x in (m.mean, m.cov())]
+print(scores.frechet_distance(*found))
+print(scores.interval(0, scores.frechet_influence(sets[1], *found), 0))
 subsets = scores.kid_subsets(N, N, 0, subsets=2)
 print([scores.mmd(sets[0][i], sets[1][j]) for i, j in zip(*subsets)])
 few = 2 * neighbors.BLOCK + 1  # blocks of all kinds
-print(neighbors.precision_recall(sets[0][:few], sets[1][:few])[:2])
+print(neighbors.precision_recall(sets[0][:few], sets[1][:few], 3).in_reals.mean())
 print(neighbors.nearest(sets[0][:few], sets[1][:few])[0].mean())
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2 ** 20)
 """

@@ -133,9 +133,10 @@ def test_ctrl_c_saves_the_last_step(home, tmp_path):
 @pytest.mark.slow
 def test_signal_while_measuring_saves(home, tmp_path):
   process = start(home, tmp_path, metrics="('pixelfd50k_full',)", metrics_kimg=0.064)
-  while not list(tmp_path.glob('evaluation/*/partial/*')):
+  while not list(tmp_path.glob('evaluation/*/.due')):
     assert process.poll() is None
     time.sleep(0.05)
+  time.sleep(1)
   process.send_signal(signal.SIGTERM)
   out, err = finish(process, 75, timeout=60)
   assert 'saved step 8' in err and (tmp_path / 'checkpoints' / '8').is_dir()

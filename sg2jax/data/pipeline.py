@@ -78,7 +78,7 @@ def check_size(source: 'Source | Shrunk', batch: int) -> None:
 def shrink(images: np.ndarray, factor: int) -> np.ndarray:
   """Means of boxes: uint8 [...,H,W,C] -> uint8 [...,H/factor,W/factor,C], rounded half to even.
 
-  Sides are cut to multiples of `factor` at the bottom and the right.
+  Sides are cut to multiples of `factor` at the bottom and the right. Takes arrays of JAX, too.
   """
   if factor == 1:
     return images
@@ -87,7 +87,7 @@ def shrink(images: np.ndarray, factor: int) -> np.ndarray:
   width //= factor
   images = images[..., : height * factor, : width * factor, :]
   boxes = images.reshape(*leading, height, factor, width, factor, channels)
-  return np.rint(boxes.mean((-4, -2), dtype=np.float32)).astype(np.uint8)
+  return boxes.mean((-4, -2), dtype=np.float32).round().astype(np.uint8)
 
 
 class Shrunk:

@@ -20,8 +20,6 @@ import numpy as np
 from sg2jax import resample
 from sg2jax.faults import UsageError
 
-RGB = ('torgb',)
-LAYERS = ('conv0', 'conv1')
 PARTS = ('skip', 'msg')  # architectures in which several torgb layers make the picture
 TINY = 1e-30
 # of normalised features, whose mean square is 1; keeps the ratio of a layer of constant maps at 1
@@ -36,10 +34,6 @@ def features(
   In the layers' own dtype. torgb: the pixels before they are added to anything; conv0, conv1: after
   the activation, and in AdaIN networks after the style.
   """
-
-  def is_wanted(module, method):
-    return module.name in names and method == '__call__'
-
   _, state = generator.apply(
     variables,
     ws,
@@ -47,7 +41,7 @@ def features(
     **growing,
     method='synthesize',
     mutable=['intermediates'],
-    capture_intermediates=is_wanted,
+    capture_intermediates=lambda module, _: module.name in names,
   )
   return {
     f'{block}.{name}': layer['__call__'][0]
@@ -65,21 +59,11 @@ def resolution(name: str) -> int:
 # ---- contribution
 
 
-def check_parts(architecture: str) -> None:
-  """Raises UsageError if one layer makes the picture alone."""
-  if architecture not in PARTS:
-    raise UsageError(
-      'contribution needs several torgb layers that make the picture, so architecture skip or '
-      f'msg; in {architecture} one of them makes it alone'
-    )
-
-
 def torgb_pixels(generator: Any, variables: dict[str, Any], ws: jax.Array) -> dict[str, jax.Array]:
   """What each torgb returns, lowest resolution first: {'b8': float32 [N,8,8,C]}."""
-  pixels = features(generator, variables, ws, RGB)
-  return {
-    name.split('.')[0]: pixels[name].astype(jnp.float32) for name in sorted(pixels, key=resolution)
-  }
+  pixels = features(generator, variables, ws, ('torgb',))
+  names = sorted(pixels, key=resolution)
+  return {name.split('.')[0]: pixels[name].astype(jnp.float32) for name in names}
 
 
 def image_parts(generator: Any, variables: dict[str, Any], ws: jax.Array) -> dict[str, jax.Array]:
@@ -92,7 +76,11 @@ def image_parts(generator: Any, variables: dict[str, Any], ws: jax.Array) -> dic
   Raises: UsageError for other architectures.
   """
   net = generator.synthesis
-  check_parts(net.architecture)
+  if net.architecture not in PARTS:
+    raise UsageError(
+      'contribution needs several torgb layers that make the picture, so architecture skip or '
+      f'msg; in {net.architecture} one of them makes it alone'
+    )
   taps = np.asarray(net.variant.taps) / np.sum(net.variant.taps)
   whole_images = net.architecture == 'msg'
   below = 0
@@ -168,7 +156,7 @@ def droplets(
   to set the variance of a map lets the generator choose the scale of everything else in it. Without
   normalization there is nothing to gain by it.
   """
-  layers = features(generator, variables, ws, LAYERS, **growing)
+  layers = features(generator, variables, ws, ('conv0', 'conv1'), **growing)
   return {name: peak_to_median(x) for name, x in layers.items()}
 
 
@@ -227,11 +215,6 @@ def phase(frames: jax.Array) -> tuple[jax.Array, jax.Array]:
   return jnp.stack(fixed), (octaves[0] ** 2).mean((0, 3))
 
 
-def path(w0: jax.Array, w1: jax.Array, frames: int) -> jax.Array:
-  """Straight path between two w: [num_ws,w_dim] x 2 -> [frames,num_ws,w_dim], ends included."""
-  return w0 + jnp.linspace(0, 1, frames)[:, None, None] * (w1 - w0)
-
-
 def grid_preference(energy: np.ndarray, period: int = 8) -> tuple[float, np.ndarray]:
   """How strongly details prefer some positions of a grid: [H,W] -> (preference, folded).
 
@@ -240,13 +223,8 @@ def grid_preference(energy: np.ndarray, period: int = 8) -> tuple[float, np.ndar
   deviation of these means, 0 if there is none. A generator that grew has details jump from one
   preferred location to the next [S2 4]; what was aliased in a layer repeats with its pixels, so
   with periods 2, 4, 8 of the image. What the subject itself does shows at any period: compare
-  with one that divides no power of 2. Raises: ValueError for sides under 2 period - 1.
+  with one that divides no power of 2. Sides of 2 period - 1 or more.
   """
-  if min(energy.shape) < 2 * period - 1:
-    raise ValueError(
-      f'energy {energy.shape} is too small for period={period}; both sides must be '
-      f'{2 * period - 1} or more'
-    )
   energy = np.asarray(energy, np.float64)
   windows = np.lib.stride_tricks.sliding_window_view(energy, (period, period))
   mean = windows.mean((2, 3))

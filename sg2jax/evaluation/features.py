@@ -10,7 +10,7 @@ from concurrent import futures
 import functools
 from functools import partial
 import hashlib
-from importlib import util
+import importlib
 import os
 import pathlib
 from typing import Any, NamedTuple
@@ -43,7 +43,7 @@ class Setting(NamedTuple):
   sampler: Sampler
   source: Any  # a data.Source of reals
   mesh: Mesh
-  out: pathlib.Path  # folder of results, and of passes over fakes until all is measured
+  out: pathlib.Path  # folder of results
   seed: int = 0  # of latents, labels, noise and subsets
   batch: int = 0  # images at once, over all devices; 0: what suits their size
   holdout: Any = None  # a data.Source of reals that weren't trained on, or None
@@ -103,26 +103,21 @@ def load(name: str, shape: Sequence[int], explicit: dict[str, str] | None = None
     )
   convert, apply, resize = NETWORKS[name]
   if name != 'inception':
-    check_installed('lpips_j', 'flaxmodels')
-  loaded = [
-    pretrained.load(weights, (explicit or {}).get(weights, '')) for weights in WEIGHTS[name]
-  ]
-  arrays, identities = zip(*loaded)
-  digest = identities[0].sha256
-  if len(identities) > 1:
-    digest = hashlib.sha256(' '.join(i.sha256 for i in identities).encode()).hexdigest()
+    # What isn't installed is said now and not after hours.
+    importlib.import_module('lpips_j')
+    importlib.import_module('flaxmodels')
+  explicit = explicit or {}
+  loaded = [pretrained.load(weights, explicit.get(weights, '')) for weights in WEIGHTS[name]]
+  arrays, digests = zip(*loaded)
+  known = all(pretrained.FILES[w].sha256 == digest for w, digest in zip(WEIGHTS[name], digests))
+  digest = digests[0]
+  if len(digests) > 1:
+    digest = hashlib.sha256(' '.join(digests).encode()).hexdigest()
   try:
     params = jax.device_put(convert(*arrays))
   except ValueError as e:
-    raise WeightsError(str(e)) from None
-  return Detector(name, digest, all(i.known for i in identities), resize, params, apply)
-
-
-def check_installed(*modules: str) -> None:
-  """Raises UsageError if one of these isn't there, now and not after hours."""
-  missing = [name for name in modules if util.find_spec(name) is None]
-  if missing:
-    raise UsageError(f'{", ".join(missing)} cannot be imported; pip install -r requirements.txt')
+    raise WeightsError(f'weights of {name}: {e}') from None
+  return Detector(name, digest, known, resize, params, apply)
 
 
 def colour(images: jax.Array) -> jax.Array:
@@ -159,25 +154,12 @@ def shrink_factor(name: str, shape: Sequence[int]) -> int:
   return -(-max(shape[:2]) // side) if side else 1
 
 
-def shrink(images: jax.Array, factor: int) -> jax.Array:
-  """`data.shrink` on the device: uint8 [N,H,W,C] -> uint8 [N,H/factor,W/factor,C].
-
-  Means of boxes, rounded half to even.
-  """
-  n, h, w, c = images.shape
-  h = h // factor
-  w = w // factor
-  whole = images[:, : h * factor, : w * factor]
-  boxes = whole.reshape(n, h, factor, w, factor, c).astype(jnp.float32)
-  return jnp.rint(boxes.sum((2, 4)) / factor**2).astype(jnp.uint8)
-
-
 @functools.lru_cache
 def _shrinking(name, factor):
   """The apply of 'small' and of 'pixels', always the same object: what has it is compiled once."""
 
   def apply(_, images):
-    small = shrink(images, factor)
+    small = data.shrink(images, factor)
     if name == 'pixels':
       small = small.reshape(len(images), -1).astype(jnp.float32) / 255
     return {name: small}
@@ -229,23 +211,19 @@ def reals_pass(
 
   source: a data.Source; places: int [N], in it, or in the order of training.
   """
-  output = p.of_kind.output
-  moments = p.of_kind.reals == 'moments'
   training = s.training_order(p)
   samples = data.stream(source, **training) if training else source
   about = {
-    'images': 'reals',
     'data': source.hash,
     'shape': list(source.shape),
-    'count': len(places),
     'places': hashlib.sha256(np.asarray(places, np.int64).tobytes()).hexdigest(),
     'training': training,
-    'detector': [detector.name, detector.hash],
-    'resize': detector.resize,
-    'output': output,
-    'moments': moments,
+    'detector': [detector.name, detector.hash, detector.resize],
+    'output': p.of_kind.output,
+    'kept': p.of_kind.reals,
   }
-  outputs = _on_devices(s.mesh, _reals_step(s.mesh, detector.apply, output), detector.params)
+  step = _reals_step(s.mesh, detector.apply, p.of_kind.output)
+  outputs = _on_devices(s.mesh, step, detector.params)
   pool = futures.ThreadPoolExecutor(min(16, os.cpu_count() or 1))
 
   def read(number):
@@ -255,7 +233,7 @@ def reals_pass(
     images = np.stack(list(pool.map(read, _share(s.mesh, first, n, size))))
     return outputs(n, {'image': images[None]})
 
-  return Pass(about, len(places), compute, (output,) if moments else ())
+  return Pass(f'reals: {detector.name}', len(places), compute, about)
 
 
 # ---- fakes
@@ -318,16 +296,6 @@ def _outputs_of_fakes(s, detectors):
   return _on_devices(s.mesh, step, s.sampler.variables, {d.name: d.params for d in detectors})
 
 
-def _about_fakes(s, count):
-  return {
-    'images': 'fakes',
-    'generator': s.sampler.hash(),
-    'count': count,
-    'seed': s.seed,
-    'labels': s.source.hash if s.sampler.config.c_dim else None,
-  }
-
-
 def fakes_pass(s: Setting, detectors: list[Detector], count: int) -> Pass:
   """The Pass of detectors over `count` fakes: no truncation, noise of its own for each."""
   outputs = _outputs_of_fakes(s, detectors)
@@ -335,9 +303,7 @@ def fakes_pass(s: Setting, detectors: list[Detector], count: int) -> Pass:
   def compute(first, n, size):
     return outputs(n, latents(s, _share(s.mesh, first, n, size)))
 
-  about = _about_fakes(s, count)
-  about['detectors'] = sorted([d.name, d.hash, d.resize] for d in detectors)
-  return Pass(about, count, compute)
+  return Pass(f'fakes: {", ".join(d.name for d in detectors)}', count, compute)
 
 
 def fake_images(s: Setting, numbers: np.ndarray) -> np.ndarray:
@@ -393,6 +359,4 @@ def ppl_pass(s: Setting, p: Protocol, distance: Detector) -> Pass:
   def compute(first, n, size):
     return outputs(n, latents(s, _share(s.mesh, first, n, size, pairs), kind=1))
 
-  about = _about_fakes(s, p.count)
-  about |= {'ppl': [p.crop, p.space, p.sampling], 'distance': distance.hash}
-  return Pass(about, p.count, compute)
+  return Pass(f'pairs: {p.name}', p.count, compute)

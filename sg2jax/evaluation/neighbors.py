@@ -13,12 +13,9 @@ import jax
 from jax import lax
 import jax.numpy as jnp
 import numpy as np
+from scipy import stats
 
 BLOCK = 4096  # rows
-
-
-def _no_tick():
-  pass
 
 
 def _blocks(rows, origin):
@@ -55,10 +52,6 @@ def _within(a, b, radius_a, radius_b):
 
 def _kth_square(rows, k, origin, tick):
   """Squared distance to the k-th nearest other row, the (k+1)-th smallest with itself: [N]."""
-  if not 0 < k < len(rows):
-    raise ValueError(
-      f'k={k} neighbours need k + 1 rows or more, and k above 0; there are {len(rows)} rows'
-    )
   squares = []
   for _, a in _blocks(rows, origin):
     best = jnp.full((len(a), k + 1), jnp.inf, a.dtype)
@@ -70,10 +63,8 @@ def _kth_square(rows, k, origin, tick):
 
 
 class PrecisionRecall(NamedTuple):
-  """Precision and recall, and what they are made of."""
+  """What precision and recall are made of."""
 
-  precision: float
-  recall: float
   in_reals: np.ndarray  # bool [F], fakes within the reals' manifold; precision is their share
   in_fakes: np.ndarray  # bool [R], reals within the fakes' manifold; recall is their share
   real_kth: np.ndarray  # float64 [R], radii of the reals' manifold
@@ -81,13 +72,13 @@ class PrecisionRecall(NamedTuple):
 
 
 def precision_recall(
-  reals: np.ndarray, fakes: np.ndarray, k: int = 3, tick: Callable = _no_tick
+  reals: np.ndarray, fakes: np.ndarray, k: int, tick: Callable = lambda: None
 ) -> PrecisionRecall:
   """Improved precision and recall [Kynkaanniemi et al. 2019, arXiv 1904.06991, eq. 1 and 2].
 
   A manifold is the union of balls around its features that reach to the k-th neighbour, edge
-  included. reals: [R,D]; fakes: [F,D]; tick: called before each block of
-  distances. Raises: ValueError unless 0 < k < R, F.
+  included. reals: [R,D]; fakes: [F,D]; k: under R and F; tick: called before each block of
+  distances.
   """
   origin = _origin(reals)
   real_square = _kth_square(reals, k, origin, tick)
@@ -102,14 +93,8 @@ def precision_recall(
       fakes_in, reals_in = _within(a, b, fake_square[rows], real_square[columns])
       in_reals[rows] |= fakes_in
       in_fakes[columns] |= reals_in
-  return PrecisionRecall(
-    float(in_reals.mean()),
-    float(in_fakes.mean()),
-    in_reals,
-    in_fakes,
-    np.sqrt(real_square, dtype=np.float64),
-    np.sqrt(fake_square, dtype=np.float64),
-  )
+  radii = (np.sqrt(square, dtype=np.float64) for square in (real_square, fake_square))
+  return PrecisionRecall(in_reals, in_fakes, *radii)
 
 
 # ---- copies
@@ -128,7 +113,10 @@ def _closest(best, index, a, b, first_a, first_b, exclude_self):
 
 
 def nearest(
-  queries: np.ndarray, base: np.ndarray, exclude_self: bool = False, tick: Callable = _no_tick
+  queries: np.ndarray,
+  base: np.ndarray,
+  exclude_self: bool = False,
+  tick: Callable = lambda: None,
 ) -> tuple[np.ndarray, np.ndarray]:
   """The nearest row of base [B,D] to each query [Q,D]: (distance float64 [Q], index int64 [Q]).
 
@@ -139,12 +127,7 @@ def nearest(
     base: [B,D].
     exclude_self: row i of the base is none for query i, for neighbours within one set.
     tick: called before each block of distances.
-
-  Raises: ValueError if there is none.
   """
-  if len(base) <= exclude_self:
-    without = ' without the row itself' if exclude_self else ''
-    raise ValueError(f'no neighbours among {len(base)} rows{without}')
   origin = _origin(base)
   distance = np.empty(len(queries))
   index = np.empty(len(queries), np.int64)
@@ -172,18 +155,10 @@ def copying(fake_distances: np.ndarray, heldout_distances: np.ndarray) -> float:
   Args:
     fake_distances: of fakes to the nearest training image, [F].
     heldout_distances: of held-out reals to it, [H].
-
-  Raises: ValueError if either is empty.
   """
   f = len(fake_distances)
   h = len(heldout_distances)
-  if not f or not h:
-    raise ValueError(f'copying needs distances of both, got {f} of fakes and {h} of held-out reals')
-  both = np.concatenate([fake_distances, heldout_distances])
-  _, which, counts = np.unique(both, return_inverse=True, return_counts=True)
-  ranks = (np.cumsum(counts) - (counts - 1) / 2)[which]
+  ranks = stats.rankdata(np.concatenate([fake_distances, heldout_distances]))
   u = ranks[:f].sum() - f * (f + 1) / 2
-  n = f + h
-  ties = (counts.astype(np.float64) ** 3 - counts).sum() / (n * (n - 1))
-  deviation = np.sqrt(f * h / 12 * max(n + 1 - ties, 0))
+  deviation = np.sqrt(stats.tiecorrect(ranks) * f * h * (f + h + 1) / 12)
   return float((u - f * h / 2) / deviation) if deviation else 0.0

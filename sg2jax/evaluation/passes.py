@@ -1,120 +1,174 @@
-"""Passes over images: what a detector makes of many reals or fakes, computed whole and then kept.
+"""Passes over images: what a detector makes of many reals or fakes, batch by batch.
 
-A pass is a folder `<root>/<key>`. The key is a hash of all that the pass depends on (content of the
-data set or weights of the generator, weights of the detector, which images, the seed), so nothing
-is ever found by a directory's name. The folder holds
+Features of 50,000 images may be more than the memory, so they lie in files: of fakes in ones
+without a name, which are gone however the process ends; of reals in the cache, where the next
+evaluation finds them. A file there is called
 
-  <output>.npy    features, one row an image
-  <output>.npz    their mean and covariance, where nothing else is wanted
-  about.json      what the pass is, and the SHA-256 of its files
+  reals/<key>-<SHA-256 of its bytes>.npy    features, one row an image
+  reals/<key>-<SHA-256 of its bytes>.npz    their Moments, where nothing else is wanted
 
-It is written as `<key>.part` and renamed when it is whole: a process that is stopped or killed
-loses the pass that it was computing, and no other. A folder that isn't what it says is set aside
-with a warning and computed anew. Of several processes all compute, the first one writes.
+The key is a hash of all that they depend on (content of the data set, weights of the detector,
+which images), so nothing is ever found by a directory's name, and a file that isn't what it says is
+computed anew. Of several processes all compute, the first one writes.
 """
 
-from collections.abc import Callable, Iterator
-import contextlib
-import errno
+from collections.abc import Callable, Iterable, Iterator
 import hashlib
 import json
 import os
-import pathlib
-import shutil
-import sys
-import time
+import tempfile
 from typing import Any, NamedTuple
 
 from absl import logging
 import jax
 from jax.experimental import multihost_utils
 import numpy as np
-import tqdm
+from tqdm import tqdm
 
-from sg2jax import files, locks
-from sg2jax.evaluation.scores import Moments
+from sg2jax import files, paths
+from sg2jax.evaluation.scores import Moments, moments
 
-FORMAT = 3  # of the files; part of the key, so that passes of another format are never opened
+FORMAT = 4  # of the files; part of the key, so that files of another format are never opened
 
 
 class Stopped(Exception):
-  """A signal came. The same call goes on with the passes that were whole by then."""
+  """A signal came. The same call goes on with the results that were there by then."""
 
 
 class Pass(NamedTuple):
   """What is to be computed of `total` images."""
 
-  about: dict  # all that the result depends on, as JSON values
+  label: str  # of its progress bar
   total: int
   # (first, n, size) -> {output: array [n,...]}; called in order by every process, with a size >= n
   # that is the same each time
   compute: Callable[[int, int, int], dict]
-  moments: tuple[str, ...] = ()  # outputs of which only mean and covariance are kept
+  about: dict = {}  # of reals, all that the outputs depend on, as JSON values
 
   @property
   def key(self) -> str:
-    """Name of its folder."""
+    """The name of its output in the cache."""
     text = json.dumps([FORMAT, self.about], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
-def run(
-  job: Pass, root: str | os.PathLike, batch: int, stop: Any = (), label: str = ''
-) -> dict[str, Any] | None:
-  """The outputs of a Pass: read if `root` has it, else computed and written there.
+def run(job: Pass, batch: int, stop: Any = ()) -> Iterator[dict[str, np.ndarray]]:
+  """Yields the outputs of each batch of a Pass, on processes but the first none.
 
   Args:
     job: the pass.
-    root: folder of passes.
     batch: images at once, over all devices; shows in the result by float32 rounding only.
     stop: true after a signal.
-    label: of the progress bar.
+
+  Raises: Stopped.
+  """
+  batch = min(batch, job.total)
+  other = jax.process_index() > 0
+  starts = range(0, job.total, batch)
+  waiting = None  # what the devices compute while the host keeps the batch before
+  for first in tqdm(
+    starts, job.label, unit=' images', unit_scale=batch, leave=False, disable=other or None
+  ):
+    if heard(stop):
+      # A process that left before would take its part of this batch with it.
+      jax.block_until_ready(waiting)
+      raise Stopped
+    coming = job.compute(first, min(batch, job.total - first), batch)
+    if waiting is not None and not other:
+      yield jax.device_get(waiting)
+    waiting = coming
+  if not other:
+    yield jax.device_get(waiting)
+
+
+def rows(batches: Iterable[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+  """Outputs {name: [n,...]} of batches -> {name: [N,...]}, read-only memory maps.
+
+  Raises: WriteError.
+  """
+  folder = paths.cache()
+  found = {}
+  for outputs in batches:
+    for name, x in outputs.items():
+      with files.writing(folder):
+        if name not in found:
+          folder.mkdir(parents=True, exist_ok=True)
+          found[name] = tempfile.TemporaryFile(dir=folder), x
+        file = found[name][0]
+        # Not `x.tofile`, which says nothing of a disk without room.
+        file.write(x.tobytes())
+        file.flush()
+  return {
+    name: np.memmap(file, x.dtype, 'r').reshape(-1, *x.shape[1:])
+    for name, (file, x) in found.items()
+  }
+
+
+# ---- what stays in the cache
+
+
+def cached(
+  job: Pass, only_moments: bool, batch: int, stop: Any = ()
+) -> np.ndarray | Moments | None:
+  """The output of a Pass that has one: out of the cache, or computed and left there.
+
+  Args:
+    job: the pass.
+    only_moments: whether mean and covariance are all that is wanted.
+    batch: as of `run`.
+    stop: as of `run`.
 
   Returns:
-    {output: features [total,...], a read-only memory map, or Moments}. It outlives the folder. None
-    on processes but the first.
+    features [total,...], a read-only memory map, or Moments. Nothing of use on processes but the
+    first.
 
   Raises: Stopped; WriteError.
   """
-  folder = pathlib.Path(root) / job.key
-  outputs = None
-  with contextlib.ExitStack() as stack:
-    if jax.process_index() == 0:
-      stack.enter_context(hold(folder.with_name(f'{job.key}.lock'), folder, stop))
-      outputs = _read(folder, job.about)
-    if not agree(outputs is not None):
-      batches = _compute(job, batch, stop, label)
-      if jax.process_index() == 0:
-        _write(folder, job, batches)
-        outputs = _read(folder, job.about)
-      else:
-        for _ in batches:
-          pass
-  return outputs
+  first = jax.process_index() == 0
+  found = _read(job.key) if first else None
+  if agree(found is not None):
+    return found
+  batches = run(job, batch, stop)
+  if only_moments:
+    found = moments(x for outputs in batches for x in outputs.values())
+  else:
+    found = next(iter(rows(batches).values()), None)
+  if first:
+    _write(job.key, found)
+  return found
 
 
-@contextlib.contextmanager
-def hold(lock: pathlib.Path, folder: pathlib.Path, stop: Any) -> Iterator[None]:
-  """Holds a lock file for the time of a `with`; waits for another process that has it.
+def _read(name):
+  for path in (paths.cache() / 'reals').glob(f'{name}-*'):
+    if files.sha256(path) != path.stem.removeprefix(f'{name}-'):
+      logging.warning('%s is damaged; it is deleted and computed anew', path)
+      path.unlink()
+    elif path.suffix == '.npy':
+      return np.load(path, mmap_mode='r')
+    else:
+      with np.load(path) as sums:
+        return Moments(**sums)
 
-  Raises: Stopped: `stop` became true while waiting; WriteError.
-  """
-  told = False
-  while True:
+
+def _write(name, found):
+  folder = paths.cache() / 'reals'
+  part = folder / f'.{name}.{os.getpid()}'
+  with files.writing(part):
+    folder.mkdir(parents=True, exist_ok=True)
     try:
-      with files.writing(lock):
-        lock.parent.mkdir(parents=True, exist_ok=True)
-        file = locks.acquire(lock)
-      break
-    except locks.Held as e:
-      if stop:
-        raise Stopped from None
-      if not told:
-        print(f'waiting for another process that computes {folder}: {e}', file=sys.stderr)
-      told = True
-      time.sleep(0.5)
-  with file:
-    yield
+      with open(part, 'wb') as file:
+        if isinstance(found, Moments):
+          np.savez(file, **found._asdict())
+        else:
+          # Not `np.save`, which says nothing of a disk without room.
+          header = np.lib.format.header_data_from_array_1_0(found)
+          np.lib.format.write_array_header_1_0(file, header)
+          file.write(found)
+      # Nothing is synced: what a crash of the machine tears has another hash.
+      ending = 'npz' if isinstance(found, Moments) else 'npy'
+      part.rename(folder / f'{name}-{files.sha256(part)}.{ending}')
+    finally:
+      part.unlink(missing_ok=True)
 
 
 # ---- several processes
@@ -134,111 +188,3 @@ def heard(stop: Any) -> bool:
   if number and not stop:
     stop.signal = number
   return bool(number)
-
-
-# ---- computing, writing, reading
-
-
-def _compute(job, batch, stop, label):
-  """Yields the outputs of each batch; the host keeps one while the devices compute the next."""
-  batch = min(batch, job.total)
-  # In a log file, a line a minute.
-  every = {} if sys.stderr.isatty() else {'delay': 60, 'mininterval': 60}
-  other = jax.process_index() > 0
-  waiting = None
-  with tqdm.tqdm(
-    total=job.total, desc=label, unit='img', disable=other, leave=False, **every
-  ) as bar:
-    for first in [*range(0, job.total, batch), None]:
-      stopped = heard(stop)
-      coming = None
-      if first is not None and not stopped:
-        coming = job.compute(first, min(batch, job.total - first), batch)
-      if waiting is not None:
-        # A process that left before would take its part of this batch with it.
-        jax.block_until_ready(waiting)
-        if not stopped:
-          yield waiting
-          bar.update(len(next(iter(waiting.values()))))
-      if stopped:
-        raise Stopped
-      waiting = coming
-
-
-def _write(folder, job, batches):
-  part = folder.with_name(f'{folder.name}.part')
-  shutil.rmtree(part, ignore_errors=True)  # of a process that was killed
-  rows = {}
-  moments = {}
-  try:
-    with contextlib.ExitStack() as stack:
-      with files.writing(part):
-        part.mkdir(parents=True)
-      for outputs in batches:
-        for name, x in jax.device_get(outputs).items():
-          if name in job.moments:
-            moments.setdefault(name, Moments(x.shape[1])).add(x)
-            continue
-          with files.writing(part / f'{name}.npy'):
-            if name not in rows:
-              rows[name] = stack.enter_context(_new_rows(part / f'{name}.npy', job.total, x))
-            _append(rows[name], x)
-    with files.writing(part):
-      for name, sums in moments.items():
-        np.savez(part / f'{name}.npz', **sums.state())
-      digests = {path.name: files.sha256(path) for path in sorted(part.iterdir())}
-      about = {'format': FORMAT, 'about': job.about, 'files': digests}
-      (part / 'about.json').write_text(json.dumps(about, indent=1))
-      # Nothing is synced: what a crash of the machine tears is found by its digest.
-      part.rename(folder)
-  finally:
-    shutil.rmtree(part, ignore_errors=True)
-
-
-def _new_rows(path, total, x):
-  """An .npy file for `total` rows like those of x, open where the first one goes.
-
-  Raises: OSError if there is no room for all of them: better now than after hours.
-  """
-  shape = (total, *x.shape[1:])
-  if files.free_bytes(path) < total * x[0].nbytes:
-    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-  # Unbuffered: a buffer that finds no room raises when it is closed, where nothing expects it.
-  file = open(path, 'wb', buffering=0)
-  header = {'descr': np.lib.format.dtype_to_descr(x.dtype), 'fortran_order': False, 'shape': shape}
-  np.lib.format.write_array_header_1_0(file, header)
-  return file
-
-
-def _append(file, x):
-  left = memoryview(x.tobytes())
-  while left:
-    left = left[file.write(left) :]
-
-
-def _read(folder, about):
-  """The outputs in a folder; None if there are none, or if they were damaged and now lie aside."""
-  if not folder.exists():
-    return None
-  try:
-    stored = json.loads((folder / 'about.json').read_text())
-    if stored['about'] != about:
-      raise ValueError('it is of other images or of another detector')
-    outputs = {}
-    for name, digest in stored['files'].items():
-      path = folder / name
-      if files.sha256(path) != digest:
-        raise ValueError(f'{name} is damaged')
-      if path.suffix == '.npy':
-        outputs[path.stem] = np.load(path, mmap_mode='r')
-      else:
-        with np.load(path) as sums:
-          outputs[path.stem] = Moments.restore(sums)
-    return outputs
-  except Exception as e:  # json and numpy raise nearly anything on damaged files
-    aside = folder.with_name(f'{folder.name}.damaged-{time.time_ns()}')
-    folder.rename(aside)
-    logging.warning(
-      '%s: %s; set aside as %s and computed anew', folder, str(e) or type(e).__name__, aside.name
-    )
-    return None

@@ -23,6 +23,7 @@ import numpy as np
 from sg2jax.models.generator import largest
 from sg2jax.models.layers import draw_noise
 from sg2jax.models.mapping import broadcast
+from sg2jax.sampler import parts
 
 EPS = 1e-4
 SIZE = 256  # px, at which LPIPS looks
@@ -149,10 +150,10 @@ def path_length(
   dtype = jax.tree.leaves(variables['params'])[0].dtype
   z0, z1 = np.random.RandomState(seed).randn(2, pairs, generator.mapping.z_dim)
   lengths = []
-  for first in range(0, pairs, batch):
-    part = np.arange(first, first + batch) % pairs
-    args = (jnp.asarray(x[part], dtype) for x in (z0, z1, np.zeros(pairs), c))
-    with jax.default_matmul_precision('highest'):
+  with jax.default_matmul_precision('highest'):
+    for part, count in parts(pairs, batch):
+      args = (jnp.asarray(x[part], dtype) for x in (z0, z1, np.zeros(pairs), c))
       # eps is traced, not a constant that XLA folds: results keep the last bits that they had.
-      lengths.append(_distances(generator, distance, 'w', variables, *args, eps=EPS))
-  return float(trimmed(np.concatenate(lengths)[:pairs]).mean())
+      found = _distances(generator, distance, 'w', variables, *args, eps=EPS)
+      lengths.append(found[:count])
+  return float(trimmed(np.concatenate(lengths)).mean())

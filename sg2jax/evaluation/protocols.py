@@ -24,7 +24,6 @@ Other counts are other metrics: fid10k_full, pr5k3_full, is2.5k, nn1k; swd_4k, p
 pixel... need no network.
 """
 
-import difflib
 import re
 from typing import NamedTuple
 
@@ -46,14 +45,14 @@ class Kind(NamedTuple):
   detector: str  # what looks at the images, as in `features.load`
   output: str  # which of the detector's outputs is compared
   count: int | None = None  # images, where the name has no number
-  least: int = 1  # images without which it can't be computed, fakes and reals
+  least: int = 2  # images without which it can't be computed, fakes and reals
   reals: str = 'rows'  # what is kept of reals, 'rows' or 'moments'; '' if none are looked at
   max_reals: int | None = None  # of protocols that take all reals; None: no end
 
 
 KINDS = {
-  'fid': Kind(f'fid{_N}{_FULL}', 'fid50k_full', 'inception', 'pool', least=2, reals='moments'),
-  'kid': Kind(f'kid{_N}{_FULL}', 'kid50k_full', 'inception', 'pool', least=2, max_reals=1_000_000),
+  'fid': Kind(f'fid{_N}{_FULL}', 'fid50k_full', 'inception', 'pool', reals='moments'),
+  'kid': Kind(f'kid{_N}{_FULL}', 'kid50k_full', 'inception', 'pool', max_reals=1_000_000),
   'is': Kind(f'is{_N}', 'is50k', 'inception', 'probs', least=10, reals=''),
   'pr': Kind(
     f'pr{_N}{PR_K}{_FULL}', 'pr50k3_full', 'vgg16', 'fc', least=PR_K + 1, max_reals=200_000
@@ -67,9 +66,7 @@ KINDS = {
     reals='',
   ),
   'swd': Kind(f'swd(_{_N})?', 'swd', 'small', 'small', count=16_384),
-  'pixelfd': Kind(
-    f'pixelfd{_N}{_FULL}', 'pixelfd50k_full', 'pixels', 'pixels', least=2, reals='moments'
-  ),
+  'pixelfd': Kind(f'pixelfd{_N}{_FULL}', 'pixelfd50k_full', 'pixels', 'pixels', reals='moments'),
   'nn': Kind(f'nn{_N}', 'nn10k', 'vgg16', 'fc', max_reals=200_000),
   'pixelnn': Kind(f'pixelnn{_N}', 'pixelnn10k', 'pixels', 'pixels', max_reals=200_000),
 }
@@ -116,9 +113,8 @@ def parse(name: str) -> Protocol:
         sampling=groups.get('sampling', ''),
       )
   examples = [kind.example for kind in KINDS.values()]
-  near = ''.join(f'did you mean {x}? ' for x in difflib.get_close_matches(name, examples, 1))
   several = "; several are a tuple, ('fid50k_full', 'is50k')" if ',' in name else ''
   raise UsageError(
-    f'metric {name!r} is unknown; {near}Choose from {", ".join(examples)}, or others in '
+    f'metric {name!r} is unknown; choose from {", ".join(examples)}, or others in '
     f'docs/evaluation.md{several}'
   )

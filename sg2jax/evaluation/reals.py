@@ -40,24 +40,16 @@ def load(net: Sampler, named: str = '', labels: bool = True) -> Any:
 
 def check_labels(trained: Labels, measured: Labels, place: str) -> None:
   """Raises DatasetError if labels mean something else than those trained on, if both say it."""
-  remedy = 'prepare it again with the classes of the run, in their order, or name another --data'
   # Older and imported runs don't say what theirs mean; they look like classes without names.
   said = trained.names or not trained.one_hot
+  found = []
   if said and trained.one_hot != measured.one_hot:
+    found = ['its labels are vectors' if trained.one_hot else "the run's labels are vectors"]
+  elif trained.names and measured.names:
+    pairs = enumerate(zip(measured.names, trained.names))
+    found = [f'its class {i} is {x}, and that of the run {y}' for i, (x, y) in pairs if x != y]
+  if found:
     raise DatasetError(
-      f'{place}: its labels are {_kind(measured)}, and those of the run {_kind(trained)}; {remedy}'
+      f'{place}: {found[0]}; prepare it again with the classes of the run, in their order, or name '
+      'another --data'
     )
-  if not trained.names or not measured.names or trained.names == measured.names:
-    return
-  pairs = enumerate(zip(measured.names, trained.names))
-  i, (there, here) = next((i, pair) for i, pair in pairs if pair[0] != pair[1])
-  order = ''
-  if sorted(trained.names) == sorted(measured.names):
-    order = ' (the same names in another order)'
-  raise DatasetError(
-    f'{place}: its class {i} is {there}, and that of the run {here}{order}; {remedy}'
-  )
-
-
-def _kind(labels: Labels) -> str:
-  return 'classes' if labels.one_hot else 'vectors'

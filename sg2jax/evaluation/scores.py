@@ -4,11 +4,11 @@ SCORES, at the end, has a function for each kind of metric. NumPy float64 on the
 be np.memmap, which are read CHUNK rows at a time.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import numpy as np
-from scipy.special import xlogy
+from scipy.special import rel_entr
 
 from sg2jax.evaluation import neighbors, ppl
 from sg2jax.evaluation.protocols import PR_K, Protocol
@@ -23,77 +23,48 @@ FAKES = 'which fakes were drawn'
 # ---- Frechet distance
 
 
-class Moments:
-  """Mean and covariance of rows [n,dim] that come in batches; the same bits however they are cut.
+class Moments(NamedTuple):
+  """Mean and covariance of rows [n,D]."""
+
+  count: int  # of rows
+  mean: np.ndarray  # [D]
+  scatter: np.ndarray  # [D,D], sum of (x - mean) (x - mean)'
+
+  def cov(self, ddof: int = 0) -> np.ndarray:
+    """[D,D], divided by count - ddof."""
+    return self.scatter / (self.count - ddof)
+
+
+def moments(batches: Iterable[np.ndarray]) -> Moments:
+  """The Moments of rows that come in batches [n,D]; the same bits however they are cut.
 
   Whole chunks of CHUNK rows are merged by the pairwise update [Chan, Golub, LeVeque 1983]: each is
   summed around its own mean, so that no digits are lost where the mean is large against the
   deviation, as they are in plain sums of squares.
   """
-
-  def __init__(self, dim: int) -> None:
-    self._sums = 0, np.zeros(dim), np.zeros((dim, dim))
-    self._rows = np.empty((CHUNK, dim))
-    self._pending = 0  # rows of the chunk that is not merged yet
-
-  def add(self, x: np.ndarray) -> None:
-    """Takes rows [n,dim], any n, any float dtype. Raises: ValueError for another shape."""
-    if np.ndim(x) != 2 or x.shape[1] != self._rows.shape[1]:
-      raise ValueError(f'rows must be [n,{self._rows.shape[1]}], got {list(np.shape(x))}')
-    first = 0
-    while first < len(x):
-      part = x[first : first + CHUNK - self._pending]
-      self._rows[self._pending : self._pending + len(part)] = part
-      first += len(part)
-      self._pending += len(part)
-      if self._pending == CHUNK:
-        self._sums = self._total()
-        self._pending = 0
-
-  def _total(self):
-    """(count, mean, scatter around it) of all rows."""
-    count, mean, scatter = self._sums
-    if not self._pending:
-      return count, mean, scatter
-    rows = self._rows[: self._pending]
+  total = Moments(0, 0.0, 0.0)
+  for rows in _chunks(batches):
     center = rows.mean(0)
-    total = count + len(rows)
-    delta = center - mean
     rows = rows - center
-    scatter = scatter + rows.T @ rows
-    between = delta * np.sqrt(count * len(rows) / total)
+    count = total.count + len(rows)
+    delta = center - total.mean
+    scatter = total.scatter + rows.T @ rows
+    between = delta * np.sqrt(total.count * len(rows) / count)
     scatter += np.multiply.outer(between, between)
-    return total, mean + delta * (len(rows) / total), scatter
+    total = Moments(count, total.mean + delta * (len(rows) / count), scatter)
+  return total
 
-  @property
-  def count(self) -> int:
-    """Rows so far."""
-    return self._sums[0] + self._pending
 
-  @property
-  def mean(self) -> np.ndarray:
-    """[dim], 0 if there are no rows."""
-    return self._total()[1]
-
-  def cov(self, ddof: int = 0) -> np.ndarray:
-    """[dim,dim], divided by count - ddof. Raises: ValueError if that isn't above 0."""
-    if self.count <= ddof:
-      raise ValueError(
-        f'a covariance with ddof={ddof} needs {ddof + 1} rows or more, there are {self.count}'
-      )
-    return self._total()[2] / (self.count - ddof)
-
-  def state(self) -> dict[str, np.ndarray]:
-    """{name: array}: what `restore` makes the same mean and covariance of."""
-    count, mean, scatter = self._total()
-    return {'count': np.int64(count), 'mean': mean, 'scatter': scatter}
-
-  @classmethod
-  def restore(cls, state: Mapping[str, np.ndarray]) -> 'Moments':
-    """The Moments whose `state()` this was."""
-    moments = cls(len(state['mean']))
-    moments._sums = int(state['count']), np.array(state['mean']), np.array(state['scatter'])
-    return moments
+def _chunks(batches):
+  """float64 [CHUNK,D] of rows that come in batches [n,D]; the last one may be shorter."""
+  rest = []
+  for batch in batches:
+    rest = np.concatenate([rest, batch]) if len(rest) else batch
+    while len(rest) >= CHUNK:
+      yield np.asarray(rest[:CHUNK], np.float64)
+      rest = rest[CHUNK:]
+  if len(rest):
+    yield np.asarray(rest, np.float64)
 
 
 def _factor(cov):
@@ -124,9 +95,9 @@ def frechet_distance(
 
 
 def frechet_influence(
-  mean_r: np.ndarray, cov_r: np.ndarray, mean_f: np.ndarray, cov_f: np.ndarray
-) -> Callable[[np.ndarray], np.ndarray]:
-  """The derivative of FID by the distribution of fakes: a function, rows [N,D] -> float64 [N].
+  rows: np.ndarray, mean_r: np.ndarray, cov_r: np.ndarray, mean_f: np.ndarray, cov_f: np.ndarray
+) -> np.ndarray:
+  """The derivative of FID by the distribution of fakes, at each of some rows: [N,D] -> float64 [N].
 
   If a share e of the fakes moves to x, FID changes by e IF(x) + O(e^2), where with d = x - mf
       IF(x) = 2 (mf - mr).d + d'(I - T) d - tr((I - T) Cf),
@@ -142,29 +113,27 @@ def frechet_influence(
   shift = 2 * (np.asarray(mean_f) - mean_r)
   rest = np.trace(cov_f) - roots[real].sum()
 
-  def influence(rows):
-    result = np.empty(len(rows))
-    for i in range(0, len(rows), CHUNK):
-      d = rows[i : i + CHUNK] - np.asarray(mean_f, np.float64)
-      result[i : i + CHUNK] = d @ shift + (d**2).sum(1) - ((d @ t) ** 2).sum(1) - rest
-    return result
-
+  influence = np.empty(len(rows))
+  for i in range(0, len(rows), CHUNK):
+    d = rows[i : i + CHUNK] - np.asarray(mean_f, np.float64)
+    influence[i : i + CHUNK] = d @ shift + (d**2).sum(1) - ((d @ t) ** 2).sum(1) - rest
   return influence
 
 
-def bootstrap_mean(values: np.ndarray, seed: int, replicates: int = 1000) -> tuple[float, float]:
-  """95 % interval of what the mean of a resample is off the mean: [N] -> (low, high) [Efron 1979].
+def interval(
+  value: float, each: np.ndarray, seed: int, replicates: int = 1000
+) -> tuple[float, float]:
+  """95 % interval [Efron 1979] of a value that is the mean of `each` [N], or has its influences.
 
-  A mean m has the interval m + (low, high). With the influences of all fakes for values it is
-  FID's, in which FID is linearised: it knows how the fakes were drawn, not the bias that FID has
-  for few of them.
+  With the influences of all fakes it is FID's, in which FID is linearised: it knows how the fakes
+  were drawn, not the bias that FID has for few of them.
   """
-  values = np.asarray(values, np.float64)
+  each = np.asarray(each, np.float64)
   random = np.random.default_rng(seed)
-  n = len(values)
-  means = [values[random.integers(0, n, n)].mean() for _ in range(replicates)]
-  low, high = np.percentile(means, [2.5, 97.5]) - values.mean()
-  return float(low), float(high)
+  n = len(each)
+  means = [each[random.integers(0, n, n)].mean() for _ in range(replicates)]
+  low, high = np.percentile(means, [2.5, 97.5]) - each.mean()
+  return float(value + low), float(value + high)
 
 
 # ---- kernel inception distance
@@ -188,12 +157,8 @@ def mmd(x: np.ndarray, y: np.ndarray) -> float:
   """Unbiased squared maximum mean discrepancy, kernel (x.y / D + 1)^3: [m,D], [n,D] -> float.
 
   [Binkowski et al. 2018, arXiv 1801.01401]. It may be negative. KID is its mean over subsets.
-  Raises: ValueError if m or n is 1.
+  m and n are 2 or more.
   """
-  if min(len(x), len(y)) < 2:
-    raise ValueError(
-      f'an unbiased estimate needs 2 rows or more on both sides, got {len(x)} and {len(y)}'
-    )
   x = np.asarray(x, np.float64)
   y = np.asarray(y, np.float64)
 
@@ -213,24 +178,11 @@ def mmd(x: np.ndarray, y: np.ndarray) -> float:
 def inception_scores(probs: np.ndarray, splits: int = SPLITS) -> np.ndarray:
   """exp(E KL(p(y|x) || p(y))) of contiguous parts: [N,K] -> float64 [splits].
 
-  [Salimans et al. 2016, arXiv 1606.03498, 4]. Part i begins at image i * N // splits. Raises:
-  ValueError unless 1 <= splits <= N.
+  [Salimans et al. 2016, arXiv 1606.03498, 4]. Part i begins at image i * N // splits.
   """
-  if not 1 <= splits <= len(probs):
-    raise ValueError(
-      f'{len(probs)} images cannot be divided into {splits} splits; ask for 1 to {len(probs)}'
-    )
   ends = np.arange(splits + 1) * len(probs) // splits
-  results = []
-  for first, end in zip(ends, ends[1:]):
-    entropy = 0
-    mean = 0
-    for i in range(first, end, CHUNK):
-      p = np.asarray(probs[i : min(i + CHUNK, end)], np.float64)
-      entropy -= xlogy(p, p).sum() / (end - first)
-      mean += p.sum(0) / (end - first)
-    results.append(np.exp(-xlogy(mean, mean).sum() - entropy))
-  return np.array(results)
+  parts = (np.asarray(probs[i:j], np.float64) for i, j in zip(ends, ends[1:]))
+  return np.exp([rel_entr(p, p.mean(0)).sum(1).mean() for p in parts])
 
 
 # ---- one function for each kind of metric: (protocol, features, seed, tick) -> Result
@@ -240,7 +192,7 @@ def inception_scores(probs: np.ndarray, splits: int = SPLITS) -> np.ndarray:
 class Features(NamedTuple):
   """What a metric compares. On processes but the first, its arrays of features are None."""
 
-  fakes: Any  # [N,D]; of ppl, lengths [N]
+  fakes: Any = None  # [N,D]; of ppl, lengths [N]
   reals: Any = None  # [M,D], or their Moments
   places: np.ndarray = np.arange(0)  # int [M], of these reals: in the data set, or in training
   population: int = 0  # number of reals of which these were taken
@@ -251,27 +203,21 @@ class Result(NamedTuple):
   """What a metric says."""
 
   values: dict[str, float]
-  intervals: dict[str, list[float]]  # {name: [low, high]}, 95 %
+  intervals: dict[str, tuple[float, float]]  # {name: (low, high)}, 95 %
   covers: str  # what the intervals are about
   notes: dict[str, Any] = {}  # what else there is to say, JSON values
-
-
-def _interval(value, each, seed):
-  """[low, high] of a value that is the mean of `each`, or has its influences for `each`."""
-  return [float(value + x) for x in bootstrap_mean(each, seed)]
 
 
 def frechet(p: Protocol, compared: Features, seed: int, tick: Callable) -> Result:
   """FID, and the distance of pixels by the same formula."""
   ddof = int(not p.full)
   reals = compared.reals
-  fakes = Moments(compared.fakes.shape[1])
-  fakes.add(compared.fakes)
+  fakes = moments([compared.fakes])
   real = reals.mean, reals.cov(ddof)
   value = frechet_distance(*real, fakes.mean, fakes.cov(ddof))
   tick()
-  influence = frechet_influence(*real, fakes.mean, fakes.cov())
-  intervals = {p.name: _interval(value, influence(compared.fakes), seed)}
+  influence = frechet_influence(compared.fakes, *real, fakes.mean, fakes.cov())
+  intervals = {p.name: interval(value, influence, seed)}
   return Result({p.name: value}, intervals, f'{FAKES} (linearised; not the bias of few images)')
 
 
@@ -284,14 +230,9 @@ def kernel(p: Protocol, compared: Features, seed: int, tick: Callable) -> Result
     tick()
     each.append(mmd(compared.reals[i], compared.fakes[j]))
   value = float(np.mean(each))
-  size = of_reals.shape[1]
-  intervals = {p.name: _interval(value, each, seed)}
-  covers = 'the draw of subsets'
-  if size == p.count == compared.population:
-    intervals = {}
-    covers = 'nothing: every subset is the whole set'
-  notes = {'subsets': len(each), 'subset_size': size}
-  return Result({p.name: value}, intervals, covers, notes)
+  intervals = {p.name: interval(value, each, seed)}
+  notes = {'subsets': len(each), 'subset_size': of_reals.shape[1]}
+  return Result({p.name: value}, intervals, 'the draw of subsets', notes)
 
 
 def inception_score(p: Protocol, compared: Features, seed: int, tick: Callable) -> Result:
@@ -300,7 +241,7 @@ def inception_score(p: Protocol, compared: Features, seed: int, tick: Callable) 
   mean = f'{p.name}_mean'
   return Result(
     {mean: float(each.mean()), f'{p.name}_std': float(each.std())},
-    {mean: _interval(each.mean(), each, seed)},
+    {mean: interval(each.mean(), each, seed)},
     f'the {len(each)} splits',
   )
 
@@ -311,7 +252,7 @@ def precision_recall(p: Protocol, compared: Features, seed: int, tick: Callable)
   inside = {f'{p.name}_precision': found.in_reals, f'{p.name}_recall': found.in_fakes}
   return Result(
     {name: float(x.mean()) for name, x in inside.items()},
-    {name: _interval(x.mean(), x, seed) for name, x in inside.items()},
+    {name: interval(x.mean(), x, seed) for name, x in inside.items()},
     'which images of one set are compared with the other',
   )
 
@@ -320,7 +261,7 @@ def path_length(p: Protocol, compared: Features, seed: int, tick: Callable) -> R
   """PPL; its fakes are lengths of steps between two of them."""
   each = ppl.trimmed(compared.fakes)
   value = float(each.mean())
-  return Result({p.name: value}, {p.name: _interval(value, each, seed)}, 'which pairs were drawn')
+  return Result({p.name: value}, {p.name: interval(value, each, seed)}, 'which pairs were drawn')
 
 
 def sliced_wasserstein(p: Protocol, compared: Features, seed: int, tick: Callable) -> Result:
@@ -334,7 +275,7 @@ def sliced_wasserstein(p: Protocol, compared: Features, seed: int, tick: Callabl
   each = [distance(slice(i, None, groups))['mean'] for i in range(groups)]
   return Result(
     {p.name: levels['mean']},
-    {p.name: _interval(levels['mean'], each, seed)} if groups > 1 else {},
+    {p.name: interval(levels['mean'], each, seed)},
     f'both sets, by {groups} disjoint subsets',
     {'levels': levels},
   )
@@ -345,8 +286,10 @@ def nearest_reals(p: Protocol, compared: Features, seed: int, tick: Callable) ->
   base = compared.reals
   distance, index = neighbors.nearest(compared.fakes, base, tick=tick)
   if compared.holdout is None:
+    source = 'each real in turn, out of the others'
     held_out, _ = neighbors.nearest(base, base, exclude_self=True, tick=tick)
   else:
+    source = 'holdout'
     held_out, _ = neighbors.nearest(compared.holdout, base, tick=tick)
   closest = np.resize(np.argsort(distance, kind='stable')[:SHOWN], SHOWN)
   # Ties count half.
@@ -356,9 +299,7 @@ def nearest_reals(p: Protocol, compared: Features, seed: int, tick: Callable) ->
   value = float(farther.mean())
   medians = {'fakes': float(np.median(distance)), 'held_out': float(np.median(held_out))}
   notes = {
-    'held_out': 'holdout'
-    if compared.holdout is not None
-    else 'each real in turn, out of the others',
+    'held_out': source,
     'held_out_at_distance_0': int((held_out == 0).sum()),
     'median_distance': medians,
     'picture': f'{SHOWN} closest: fake, and right of it its nearest real',
@@ -366,7 +307,7 @@ def nearest_reals(p: Protocol, compared: Features, seed: int, tick: Callable) ->
     'their_reals': compared.places[index[closest]].tolist(),
   }
   values = {name: value, f'{p.name}_z': neighbors.copying(distance, held_out)}
-  return Result(values, {name: _interval(value, farther, seed)}, FAKES, notes)
+  return Result(values, {name: interval(value, farther, seed)}, FAKES, notes)
 
 
 SCORES = {

@@ -110,16 +110,8 @@ def swd(
   Returns:
     dict: '<H>x<W>' of each level -> distance x 1e3, >= 0, finest first, then 'mean' of the levels.
     Symmetric in its arguments; 0 for equal sets. Memory: about 75 kB x C per pair of images.
-
-  Raises:
-    ValueError: shapes that don't match, sides under 7 px, or an empty set.
   """
   n = min(len(reals), len(fakes))
-  if n < 1 or reals.shape[1:] != fakes.shape[1:] or min(reals.shape[1:3]) < PATCH:
-    raise ValueError(
-      f'swd needs two sets [N,H,W,C] of the same H, W >= {PATCH} and C, and N >= 1; '
-      f'got {reals.shape} and {fakes.shape}'
-    )
   key = np.random.default_rng(seed)
   subset = np.sort(key.permutation(max(len(reals), len(fakes)))[:n])
   sets = [s if len(s) == n else s[subset] for s in (reals, fakes)]

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from sg2jax import build, charts, sampler
-from sg2jax.evaluation import artifacts
+from sg2jax.evaluation import artifacts, ppl
 from sg2jax.faults import UsageError
 from sg2jax.files import write_atomic
 from sg2jax.lab import figures
@@ -67,10 +67,6 @@ def analyze(
     out: a folder.
   """
   _, measure, draw, unit, noise = KINDS[kind]
-  if kind == 'contribution':
-    # Before any is measured: the second of two networks may be the wrong one.
-    for _, net in networks:
-      artifacts.check_parts(net.config.g.architecture)
   measured = [measure(net, images, seed) for _, net in networks]
   documents = []
   for (path, net), m in zip(networks, measured):
@@ -203,7 +199,8 @@ def phase(net: Sampler, images: int, seed: int) -> Measured:
   starts = []
   # One path after the other: their frames together can be more than the memory of the host.
   for w0, w1 in zip(ends[::2], ends[1::2]):
-    frames = np.concatenate(_in_parts(net, render, artifacts.path(w0, w1, FRAMES)))
+    ws = ppl.lerp(w0[None], w1[None], jnp.linspace(0, 1, FRAMES))
+    frames = np.concatenate(_in_parts(net, render, ws))
     if min(frames.shape[1:3]) < 16:
       raise UsageError(
         f'{net.workdir}: phase needs images of 16 px or more, and this network makes '

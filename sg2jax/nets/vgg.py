@@ -121,13 +121,12 @@ def fc_params(arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
   'features.0.weight' [O,I,H,W] and so on. Float64 arrays give float64 parameters, all others
   float32. Raises: ValueError, naming missing, unknown or ill-shaped ones.
   """
-  layers, shapes = _convolutions()
+  layers = _convolutions()
   inputs = 7 * 7 * 512
   for layer, (place, width) in _DENSE.items():
-    layers[layer] = f'classifier.{place}'
-    shapes |= _weight_and_bias(layers[layer], (width, inputs))
+    layers[layer] = f'classifier.{place}', (width, inputs)
     inputs = width
-  return _convert('VGG16', arrays, shapes, layers)
+  return _convert('VGG16', arrays, layers)
 
 
 def lpips_params(
@@ -139,41 +138,38 @@ def lpips_params(
   ... Dtypes and errors: as for `fc_params`.
   """
   arrays = {name: x for name, x in arrays.items() if not name.startswith('classifier.')}
-  layers, shapes = _convolutions()
-  trunk = _convert('VGG16', arrays, shapes, layers)
-  names = {f'lins_{i}': f'lin{i}.model.1' for i in range(len(_BLOCKS))}
-  shapes = {f'{name}.weight': (1, width, 1, 1) for name, (_, width) in zip(names.values(), _BLOCKS)}
-  return {'vgg': trunk} | _convert("LPIPS' heads for VGG16", heads, shapes, names)
+  lins = {
+    f'lins_{i}': (f'lin{i}.model.1', (1, width, 1, 1)) for i, (_, width) in enumerate(_BLOCKS)
+  }
+  trunk = _convert('VGG16', arrays, _convolutions())
+  return {'vgg': trunk} | _convert("LPIPS' heads for VGG16", heads, lins, bias=False)
 
 
 def _convolutions():
-  """{layer: torchvision's name} and {array: shape} of the convolutions."""
+  """{layer: (torchvision's name, shape of its weight)} of the convolutions."""
   layers = {}
-  shapes = {}
   place = 0  # in `features`, where a ReLU follows each convolution, and a max-pool each block
   inputs = 3
   for block, (count, width) in enumerate(_BLOCKS, 1):
     for i in range(1, count + 1):
-      name = layers[f'conv{block}_{i}'] = f'features.{place}'
-      shapes |= _weight_and_bias(name, (width, inputs, 3, 3))
+      layers[f'conv{block}_{i}'] = f'features.{place}', (width, inputs, 3, 3)
       inputs = width
       place += 2
     place += 1
-  return layers, shapes
+  return layers
 
 
-def _weight_and_bias(name, shape):
-  return {f'{name}.weight': shape, f'{name}.bias': shape[:1]}
-
-
-def _convert(network, arrays, shapes, layers):
-  """Arrays, checked -> {layer: {'kernel', 'bias'}}. layers: {layer: name in the file}."""
+def _convert(network, arrays, layers, bias=True):
+  """Arrays, checked -> {layer: {'kernel', 'bias'}}. layers: as of `_convolutions`."""
+  shapes = {f'{name}.weight': shape for name, shape in layers.values()}
+  if bias:
+    shapes |= {f'{name}.bias': shape[:1] for name, shape in layers.values()}
   arrays, dtype = checked(network, arrays, shapes)
   order = {4: (2, 3, 1, 0), 2: (1, 0)}  # [O,I,H,W] -> [H,W,I,O], [O,I] -> [I,O]
   params = {}
-  for layer, name in layers.items():
+  for layer, (name, shape) in layers.items():
     weight = arrays[f'{name}.weight'].astype(dtype, copy=False)
-    params[layer] = {'kernel': weight.transpose(order[weight.ndim])}
-    if f'{name}.bias' in arrays:
+    params[layer] = {'kernel': weight.transpose(order[len(shape)])}
+    if bias:
       params[layer]['bias'] = arrays[f'{name}.bias'].astype(dtype)
   return params

@@ -8,13 +8,12 @@ $https_proxy is used; SSL_CERT_FILE names other certificates. On a machine witho
 files there by hand, under the names listed.
 """
 
-import os
 import pathlib
 
 from absl import flags
 
 from sg2jax import cli, pretrained
-from sg2jax.faults import UsageError, WeightsError
+from sg2jax.faults import UsageError
 
 
 def define_flags() -> None:
@@ -24,24 +23,18 @@ def define_flags() -> None:
 
 def main(argv: list[str]) -> None:
   """Fetches the files named in argv[1:], or lists all."""
-  names = list(dict.fromkeys(argv[1:]))
+  names = dict.fromkeys(argv[1:])
   for name in names:
     if name not in pretrained.FILES:
       raise UsageError(f'NAME={name} is unknown; choose from {", ".join(pretrained.FILES)}')
   dest = pretrained.folders()[0]
   if flags.FLAGS.dest:
-    dest = pathlib.Path(os.path.expanduser(flags.FLAGS.dest)).absolute()
+    dest = cli.folder(flags.FLAGS.dest, 'dest')
   if not names:
     list_files(dest)
     return
-  failed = []
   for name in names:
-    try:
-      pretrained.fetch(pretrained.FILES[name], dest)
-    except WeightsError as e:
-      failed.append(str(e))
-  if failed:
-    raise WeightsError('\n'.join(failed))
+    pretrained.fetch(pretrained.FILES[name], dest)
 
 
 def list_files(dest: pathlib.Path) -> None:
@@ -50,7 +43,7 @@ def list_files(dest: pathlib.Path) -> None:
     path = dest / file.name
     state = 'missing'
     if path.exists():
-      state = 'there' if pretrained.is_right(path, file) else 'there, but another file'
+      state = 'there' if pretrained.is_right(path, file) else 'another file'
     print(f'{name}: {file.what}; {file.licence}\n  {path} ({file.bytes / 1e6:,.2f} MB): {state}')
   print(f'to fetch them: {pretrained.TOOL} {" ".join(pretrained.FILES)}')
 

@@ -22,11 +22,10 @@ def _frechet(config, given):
 
 
 def _statistics(config, given):
-  moments = scores.Moments(given['x'].shape[1])
   x = given['x'][: config['max_items']]
-  for i in range(0, len(x), config['batches_of']):
-    moments.add(x[i : i + config['batches_of']])
-  return {'mean': moments.mean, 'cov': moments.cov(), 'cov_unbiased_N_minus_1': moments.cov(ddof=1)}
+  size = config['batches_of']
+  found = scores.moments(x[i : i + size] for i in range(0, len(x), size))
+  return {'mean': found.mean, 'cov': found.cov(), 'cov_unbiased_N_minus_1': found.cov(ddof=1)}
 
 
 def _kid(config, given):
@@ -53,8 +52,8 @@ def _precision_recall(config, given):
     given['real_features'], given['gen_features'], config['nhood_size']
   )
   return {
-    'precision': found.precision,
-    'recall': found.recall,
+    'precision': found.in_reals.mean(),
+    'recall': found.in_fakes.mean(),
     'real_kth_distance': found.real_kth,
     'gen_kth_distance': found.fake_kth,
   }
