@@ -162,7 +162,7 @@ def files_with_broken_metadata():
   exif = b'Exif\0\0'
   png = encode(half())
   jpeg = encode(half(), 'JPEG', quality=100)
-  files = {
+  return {
     'junk.png': (encode(half(), exif=junk), False),
     'junk.webp': (encode(half(), 'WEBP', exif=junk, lossless=True), False),
     'rational.png': (with_chunk(png, b'eXIf', exif_block([rational, turn])), True),
@@ -170,44 +170,30 @@ def files_with_broken_metadata():
     'junk.jpg': (with_segment(jpeg, 0xE1, exif + junk), False),
     'mpf.jpg': (with_segment(jpeg, 0xE2, b'MPF\0' + exif_block([(0xB001, 2, 9, 0)])), False),
     'photoshop.jpg': (with_segment(jpeg, 0xED, b'Photoshop 3.0\x008BIM\x04'), False),
-    'long.png': (with_chunk(png, b'zTXt', b'a\0\0' + zlib.compress(bytes(2**21))), False),
     'hex.png': (with_chunk(png, b'tEXt', b'Raw profile type exif\0\nexif\n 8\nxyz'), False),
-    'phys.png': (with_chunk(png, b'pHYs', b'\0'), False),
     'iccp.png': (with_chunk(png, b'iCCP', b'x\0\0y'), False),
     'array.jpg': (with_segment(jpeg, 0xE1, exif_block([(0x112, 3, 9, 6)], exif)), False),
     'pointer.tif': (encode(half(), 'TIFF', tiffinfo={0x8769: 3}), False),
   }
-  if 'AVIF' in formats.FORMATS:
-    good = encode(half(), 'AVIF', quality=100, exif=exif_block([(0x10F, 3, 1, 1)], exif))
-    files['junk.avif'] = (good.replace(b'II*\0', b'xx*\0'), False)
-  return files
 
 
 def files_of_other_formats():
   """{name: (bytes, what is said)}"""
   made = ('TGA', 'ICO', 'PCX', 'DDS', 'SGI', 'ICNS', 'JPEG2000')
   files = {f'{fmt}.png': (encode(noise(0, 32, 32), fmt), fmt) for fmt in made}
-  plain_tga = bytes([0, 0, 2] + [0] * 9) + struct.pack('<HHBB', 20, 20, 24, 0) + bytes(1200)
   return files | {
-    'old.jpg': (plain_tga, 'TGA'),
-    'x.tga': (b'\1\2' * 30, 'TGA'),
-    'x.nef': (b'\1\2' * 30, 'NEF'),
     'a.jxl': (b'\xff\x0a' + b'abc' * 9, 'JPEG XL'),
     'b.png': (b'\0\0\0\x0cJXL \r\n\x87\n', 'JPEG XL'),
     'codestream.jpg': (b'\xff\x4f\xff\x51' + bytes(40), 'JPEG2000'),
     'q.png': (b'qoif' + bytes(40), 'QOI'),
     'p.jpg': (b'8BPS\0\1' + bytes(40), 'PSD'),
-    'x.exr': (b'\x76\x2f\x31\x01' + bytes(40), 'OpenEXR'),
     'h.jpg': (b'\0\0\0\x18ftypheic' + bytes(40), 'HEIC'),
     'm.jpg': (b'\0\0\0\x18ftypmif1\0\0\0\0heic', 'HEIC'),
     'v.png': (b'\0\0\0\x18ftypmp42' + bytes(40), 'video'),
-    'k.webm': (b'\x1aE\xdf\xa3' + bytes(40), 'video'),
-    'x.pdf': (b'%PDF-1.7\n', 'PDF'),
     'x.svg': (b'<?xml version="1.0"?><svg xmlns="x"/>', 'SVG'),
     's.svg': (b'<svg xmlns="x"/>', 'SVG'),
     'z.svgz': (b'\x1f\x8b\x08' + bytes(40), 'gzip'),
     'x.zip': (b'PK\x03\x04' + bytes(30), 'zip'),
     'l.png': (b'version https://git-lfs.github.com/spec/v1', 'git lfs pull'),
-    'n.png': (b'\x93NUMPY', 'NumPy'),
     'README.txt': (b'hello', 'text'),
   }

@@ -173,8 +173,6 @@ def test_found_by_folder(pictures, name):
     ({'name': 'cifar10', 'data_dir': '/nowhere'}, ['/nowhere', 'tfds build cifar10', 'prepare']),
     ({'data_dir': ''}, ['data.name is empty', 'prepare']),
     ({'data_dir': '/nowhere'}, ['/nowhere', 'prepare']),
-    ({'data_dir': '..'}, ['data.name=set']),
-    ({'data_dir': '/x\udce9'}, ['UTF-8', 'dce9']),
   ],
 )
 def test_refusals_name_value_and_remedy(pictures, change, words):
@@ -185,8 +183,6 @@ def test_refusals_name_value_and_remedy(pictures, change, words):
     'channels': 3,
     'labels': False,
   } | change
-  if arguments['data_dir'] == '..':
-    arguments['data_dir'] = str(pathlib.Path(pictures).parent)
   with pytest.raises(DatasetError) as refusal:
     data.load(**arguments)
   for word in words:

@@ -2,7 +2,6 @@
 
 import json
 import os
-import re
 import zipfile
 
 import numpy as np
@@ -10,10 +9,10 @@ from PIL import Image
 import pytest
 
 from sg2jax import data
-from sg2jax.data import destination, images, prepare, records, summary
+from sg2jax.data import images, prepare, records
 from sg2jax.faults import DatasetError, UsageError, WriteError
 from sg2jax.tools import prepare as tool
-from tests.pictures import animation, bomb, encode, noise, odd_files, png, saved, write_all
+from tests.pictures import animation, bomb, encode, noise, odd_files, saved, write_all
 from tests.runs import call
 
 
@@ -40,7 +39,6 @@ def test_folder_with_everything_odd(tmp_path):
   bad = {'zero.png': b'', 'text.png': b'text', 'small.png': encode(noise(0, 8, 8))}
   write_all(root, odd | good | bad | {b'mojibake-\xff\xfe.png': b'no picture', 'bomb.png': bomb()})
   write_all(root, {'.hidden.png': b'x', '__MACOSX/a.png': b'x', '.git/a': b'x', 'Thumbs.db': b'x'})
-  (root / 'folder.png').mkdir()
   (root / 'gone.png').symlink_to('nowhere.png')
   (root / 'circle.png').symlink_to('circle.png')
   (root / 'loop').symlink_to(root)
@@ -53,7 +51,6 @@ def test_folder_with_everything_odd(tmp_path):
     'text.png': 'text',
     'small.png': 'too small',
     'bomb.png': 'decompression bomb',
-    'folder.png': 'a folder',
     'loop': 'a loop',
     'pipe.png': 'not a regular file',
     'mojibake-\\udcff\\udcfe.png': 'text',
@@ -67,7 +64,7 @@ def test_folder_with_everything_odd(tmp_path):
   names = sorted([*odd, *good])
   assert len(source) == len(names) == report['images']
   for i, name in enumerate(names):
-    expected = images.convert((odd | good)[name], images.Options(16, 16)).pixels
+    expected = images.convert((odd | good)[name], images.Options(16, 16))
     np.testing.assert_array_equal(source[i]['image'], expected, err_msg=name)
 
 
@@ -116,10 +113,6 @@ def test_pictures_above_the_limit_of_pillow(tmp_path):
   write_all(tmp_path / 'in', {'a.png': saved(Image.new('1', (16_384, 12_000), 1))})
   report = build(tmp_path / 'in', tmp_path / 'out')
   assert '--max_pixels=196608000' in reasons(report)['a.png']
-  limit = Image.MAX_IMAGE_PIXELS
-  with prepare._pillow(images.Options(16, 16, max_pixels=2 * 10**8)):
-    assert Image.MAX_IMAGE_PIXELS == 2 * 10**8
-  assert Image.MAX_IMAGE_PIXELS == limit
 
 
 def test_range_of_16_bits_is_warned_of(tmp_path):
@@ -131,12 +124,8 @@ def test_range_of_16_bits_is_warned_of(tmp_path):
 
   assert '--max_value=4095' in warning()
   assert not warning(max_value=4095)
-  assert '2 pictures with values above --max_value=1023' in warning(max_value=1023)
   write_all(tmp_path / 'in', {'c.png': encode(np.full((16, 16), 60_000, np.uint16))})
   assert not warning()
-  rows = b''.join(b'\0' + np.arange(48, dtype='>u2').tobytes() for _ in range(16))
-  write_all(tmp_path / 'colour', {'a.png': png(16, 16, 16, rows)})
-  assert 'convert colour' in build(tmp_path / 'colour', tmp_path / 'out')['warnings'][0]
 
 
 @pytest.mark.parametrize('channels', [1, 3, 4])
@@ -186,75 +175,40 @@ def test_dest_that_is_refused(tmp_path):
   (tmp_path / 'mine').mkdir()
   (tmp_path / 'mine/report.json').write_text('{"tool": "another"}')
   for dest, words in {
-    'a': 'a',
-    'file': 'is a file',
-    'file/out': 'is a file',
-    'in2/out': 'inside',
-    'mine': 'not empty',
-    '\udce9': 'UTF-8',
+    'a': 'links',
+    'file': 'Not a directory',
+    'file/out': 'Not a directory',
+    '\udce9': 'utf-8',
+    'mine': "holds 'report.json', which was not made by this tool",
   }.items():
     with pytest.raises(UsageError, match=words):
       build_into(tmp_path, tmp_path / dest, 2)
   out = tmp_path / 'out'
   build_into(tmp_path, out, 2)
   (out / 'runs').mkdir()  # somebody's own, in a folder that would be replaced
-  with pytest.raises(UsageError, match="'runs', which would be lost"):
+  with pytest.raises(UsageError, match="'runs', which .* would be lost"):
     build_into(tmp_path, out, 3)
-  os.rename(tmp_path / 'in3', out / 'runs/pictures')
-  with pytest.raises(UsageError, match='which would be replaced'):
-    build(out / 'runs/pictures', out)
   assert len(load(out)) == 2
 
 
-@pytest.mark.parametrize('failing', ['features.json', 'dataset_info.json'])
-@pytest.mark.parametrize('step', ['.old-', '.building-'])
-def test_the_earlier_data_set_survives_a_failure(tmp_path, monkeypatch, failing, step):
-  build_into(tmp_path, tmp_path / 'out', 2)
-  rename = os.rename
-
-  def fail(source, target):
-    if (step in str(target) or f'{step}{os.getpid()}/' in str(source)) and failing in str(target):
-      monkeypatch.setattr(os, 'rename', rename)
-      raise OSError(28, 'No space left on device')
-    rename(source, target)
-
-  monkeypatch.setattr(os, 'rename', fail)
-  with pytest.raises(WriteError, match='No space'):
-    build_into(tmp_path, tmp_path / 'out', 3)
-  assert os.rename is rename and len(load(tmp_path / 'out')) == 2
-  assert not [name for name in os.listdir(tmp_path / 'out') if name[0] == '.']
-
-
-def test_what_can_not_be_deleted_is_named(tmp_path, monkeypatch):
+def test_a_killed_run_leaves_no_half_of_a_data_set(tmp_path, monkeypatch):
   out = tmp_path / 'out'
   build_into(tmp_path, out, 2)
-  remove = destination.shutil.rmtree
+  replace = os.replace
 
-  def fail(path, **kwargs):
-    if '.old-' in str(path):
-      raise PermissionError(13, 'Permission denied', str(path))
-    remove(path, **kwargs)
+  def fail(source, target):
+    if str(target).endswith('features.json'):
+      raise OSError(28, 'No space left on device')
+    replace(source, target)
 
   with monkeypatch.context() as patch:
-    patch.setattr(destination.shutil, 'rmtree', fail)
-    warnings = build_into(tmp_path, out, 3)
-  old = out / f'.old-{os.getpid()}'
-  assert len(warnings) == 1 and str(old) in warnings[0] and 'Permission denied' in warnings[0]
-  assert len(load(out)) == 3
-  old.rename(out / '.old-999999999')  # as of a run that was killed
-  assert '.old-999999999' in build_into(tmp_path, out, 4)[0]
-
-
-def test_a_folder_of_a_killed_run_is_used_again(tmp_path):
-  (tmp_path / 'out/.building-999999999').mkdir(parents=True)
-  assert 'delete it' in build_into(tmp_path, tmp_path / 'out', 2)[0]
-  assert len(load(tmp_path / 'out')) == 2
-
-
-def test_nothing_is_left_where_nothing_was_made(tmp_path):
-  write_all(tmp_path / 'in', {'a.png': encode(noise(0))})
-  report = build(tmp_path / 'in', tmp_path / 'x/y/out', size=(64, 64))
-  assert not report['images'] and os.listdir(tmp_path) == ['in']
+    patch.setattr(os, 'replace', fail)
+    with pytest.raises(WriteError, match='No space'):
+      build_into(tmp_path, out, 3)
+  assert not (out / records.INFO).exists()
+  (out / '.building-x').mkdir()
+  assert '.building-x was left behind' in build_into(tmp_path, out, 4)[0]
+  assert len(load(out)) == 4
 
 
 # ---- sizes, summaries, command line
@@ -263,18 +217,15 @@ def test_nothing_is_left_where_nothing_was_made(tmp_path):
 @pytest.mark.parametrize(
   'height, width, fit, remedy',
   [
-    (100, 100, 'center', '--resolution=96'),
-    (100, 256, 'center', '128x256'),
-    (96, 100, 'wide', '92x96'),
-    (3, 3, 'pad', '4'),
-    (2, 3, 'center', '4'),
+    (100, 100, 'center', 'try 96x96'),
+    (100, 256, 'center', 'try 128x256'),
+    (96, 100, 'wide', '--fit=wide.*100x100.*try 96x96'),
+    (3, 3, 'pad', 'try 4x4'),
   ],
 )
 def test_sizes_that_no_network_has(tmp_path, height, width, fit, remedy):
-  with pytest.raises(UsageError, match=remedy) as refusal:
+  with pytest.raises(UsageError, match=remedy):
     build(tmp_path / 'nowhere', tmp_path / 'out', size=(height, width), fit=fit)
-  near = re.search(r'try --resolution=(\d+)(?:x(\d+))?$', str(refusal.value))
-  prepare.check_resolution(images.Options(int(near[1]), int(near[2] or near[1]), fit=fit))
 
 
 def test_height_of_wide_is_free():
@@ -285,12 +236,10 @@ def test_summary_is_short(tmp_path):
   small = {f'{i}.png': encode(noise(i)) for i in range(40)}
   write_all(tmp_path / 'in', small | {'a.txt': b'text', 'b.gif': animation('GIF')})
   report = build(tmp_path / 'in', tmp_path / 'out', size=(64, 64))
-  lines = list(summary.lines(report))
-  assert report['images'] == 0 and len(lines) == 1 + 3 + 20 + 1 and lines[-1] == '  ... and 22 more'
-  assert any('40 x too small' in line and '--allow_upscale' in line for line in lines)
-  assert any('1 x animated' in line and '--animation=first' in line for line in lines)
-  wide = build(tmp_path / 'in', tmp_path / 'out', size=(64, 64), fit='wide')
-  assert 'allow_upscale' not in ' '.join(summary.lines(wide))
+  lines = list(tool.summary(report))
+  assert report['images'] == 0 and len(lines) == 1 + 3 + 20 + 1
+  assert lines[1] == '  40 x too small' and lines[-1] == '  ... and 22 more, see the report'
+  assert any('`prepare --allow_upscale` enlarges it' in line for line in lines)
 
 
 @pytest.mark.parametrize('hidden', [False, True])
@@ -329,4 +278,4 @@ def test_command_line(tmp_path, capsys):
   ):
     with pytest.raises(fault, match=words):
       call(tool, *place, *arguments)
-  assert sorted(os.listdir(tmp_path)) == ['in', 'out']
+  assert not os.listdir(tmp_path / 'new')

@@ -12,8 +12,8 @@ import tensorflow_datasets as tfds
 from tensorflow_datasets.proto import tf_example_pb2
 
 from sg2jax import paths
-from sg2jax.data import digits, records, wording
-from sg2jax.data import labels as label_lib
+from sg2jax.data import digits, records
+from sg2jax.data.labels import FILE, Labels
 from sg2jax.faults import DatasetError
 
 MODES = {1: 'L', 2: 'LA', 3: 'RGB', 4: 'RGBA'}  # Pillow's, by channels
@@ -39,10 +39,7 @@ class Source:
     resize_filter: by which images were brought to this size; 'unknown' where that isn't stored.
   """
 
-  # Of data sets that don't store their labels, so many records are read at most, and so many bytes:
-  # an image is read with its label.
-  READ_RECORDS = 65_536
-  READ_BYTES = 2**34
+  READ_RECORDS = 65_536  # at most, for labels that aren't stored: an image is read with its label
 
   def __init__(self, builder: tfds.core.DatasetBuilder, labels: bool) -> None:
     self.place = str(builder.data_path)
@@ -150,43 +147,26 @@ class Source:
   # ---- what labels there are
 
   @functools.cached_property
-  def labels(self) -> label_lib.Labels | None:
+  def labels(self) -> Labels | None:
     """Which labels there are, how many images have each, names; None without labels.
 
     As `prepare` stored it. Of other data sets, and of those that earlier versions prepared, labels
-    are read: all, or of more than READ_RECORDS records or READ_BYTES a subset, the same each time,
-    stands for them.
+    are read: all, or of more than READ_RECORDS records a subset, the same each time, stands for
+    them.
     """
     if not self.c_dim:
       return None
-    stored = self._stored_labels()
-    return self._read_labels() if stored is None else stored
-
-  def _stored_labels(self) -> label_lib.Labels | None:
-    try:
-      stored = label_lib.Labels.from_json(pathlib.Path(self.place, label_lib.FILE).read_text())
-    except (OSError, ValueError, KeyError, TypeError, IndexError, AttributeError):
-      return None
-    if (stored.c_dim, stored.one_hot) != (self.c_dim, self._one_hot):
-      return None
-    # Of vectors only some may be stored, so their counts say nothing.
-    if self._one_hot and stored.counts.sum() != len(self):
-      return None
-    return stored
-
-  def _read_labels(self) -> label_lib.Labels:
-    # A mean of 16 records tells how many fit into READ_BYTES.
-    probe = range(0, len(self), max(1, len(self) // 16))
-    record_bytes = np.mean([len(self._record(i)) for i in probe])
-    most = min(self.READ_RECORDS, max(1024, int(self.READ_BYTES / record_bytes)))
-    some = range(len(self))
-    if len(self) > most:
-      some = np.sort(np.random.default_rng(0).choice(len(self), most, replace=False)).tolist()
-    labels = [self.label(i) for i in some]
+    stored = pathlib.Path(self.place, FILE)
+    if stored.exists():
+      return Labels.from_json(stored.read_text())
+    some = np.arange(len(self))
+    if len(self) > self.READ_RECORDS:
+      some = np.sort(np.random.default_rng(0).choice(len(self), self.READ_RECORDS, replace=False))
+    labels = [self.label(i) for i in some.tolist()]
     if not self._one_hot:
-      return label_lib.Labels.of_vectors(labels)
+      return Labels.of_vectors(labels)
     counts = np.bincount(np.argmax(labels, axis=1), minlength=self.c_dim)
-    return label_lib.Labels.of_classes(self._class_names, counts)
+    return Labels.of_classes(self._class_names, counts)
 
 
 def _first_line(error: Exception) -> str:
@@ -207,19 +187,10 @@ def open_source(name: str, data_dir: str, resolution: tuple[int, int], labels: b
 
 def _find(name: str, data_dir: str, resolution: tuple[int, int]) -> tfds.core.DatasetBuilder:
   """Never downloads and never runs a data set's own code."""
-  if any('\ud800' <= char <= '\udfff' for char in f'{data_dir}{name}'):  # bytes that are no text
-    raise DatasetError(
-      f'data.dir={data_dir!r} data.name={name!r} is no UTF-8, which the libraries that read need; '
-      'rename it'
-    )
-  prepare = f'to make one, {_PREPARE.format(*resolution)}'
   place = _folder(name, data_dir, resolution)
+  prepare = f'to make one, {_PREPARE.format(*resolution)}'
   if place is None and not name:
-    siblings = _below(data_dir)
-    remedy = (
-      f'in it are {", ".join(siblings)}: set data.name={siblings[0]}' if siblings else prepare
-    )
-    raise DatasetError(f'no data set in data.dir={data_dir!r} and data.name is empty; {remedy}')
+    raise DatasetError(f'no data set in data.dir={data_dir!r} and data.name is empty; {prepare}')
   try:
     if place is not None:
       return tfds.builder_from_directory(place)
@@ -249,29 +220,10 @@ def _folder(name: str, data_dir: str, resolution: tuple[int, int]) -> str | os.P
   if _is_dataset(name):
     return name
   if name == 'digits':
-    return digits.prepare(data_dir or _default_data_dir(), *resolution)
-  if name and data_dir and _is_dataset(os.path.join(data_dir, name)):
-    return os.path.join(data_dir, name)
-  return None
-
-
-def _default_data_dir() -> str | os.PathLike:
-  """TFDS's own, unless that begins with the ~ of a user without home folder."""
-  own = tfds.core.constants.DATA_DIR
-  if own.startswith('~') and not paths.home_cache():
-    return paths.cache() / 'data'
-  return own
+    return digits.prepare(data_dir or paths.cache() / 'data', *resolution)
+  below = os.path.join(data_dir, name)
+  return below if name and _is_dataset(below) else None
 
 
 def _is_dataset(place: str) -> bool:
   return bool(place) and os.path.exists(os.path.join(os.path.expanduser(place), records.INFO))
-
-
-def _below(place: str) -> list[str]:
-  """Names of the first few data sets in a folder."""
-  try:
-    names = sorted(os.listdir(os.path.expanduser(place)))[:1000] if place else []
-  except OSError:
-    return []
-  found = [n for n in names if n[0] != '.' and _is_dataset(os.path.join(place, n))]
-  return [wording.printable(n) for n in found[:5]]

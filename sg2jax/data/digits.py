@@ -17,7 +17,6 @@ import tensorflow_datasets as tfds
 
 from sg2jax import files
 from sg2jax.data import records
-from sg2jax.faults import WriteError
 
 ARRAYS = pathlib.Path(__file__).with_name('digits.npz')
 VERSION = '1.0.0'
@@ -28,12 +27,12 @@ def prepare(data_dir: str | os.PathLike, height: int, width: int) -> pathlib.Pat
 
   Made beside its place and renamed into it, so a killed build leaves nothing that looks like a
   data set, and of two builds at once one wins and the other is thrown away. Raises WriteError if
-  the TFDS data directory can't be written.
+  it can't be written.
   """
   place = pathlib.Path(data_dir).expanduser() / 'digits' / f'{height}x{width}' / VERSION
   if (place / records.INFO).exists():
     return place
-  try:
+  with files.writing(place):
     place.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix='.building-', dir=place.parent) as scratch:
       built = pathlib.Path(scratch, VERSION)
@@ -44,11 +43,6 @@ def prepare(data_dir: str | os.PathLike, height: int, width: int) -> pathlib.Pat
       except OSError:
         if not (place / records.INFO).exists():
           raise
-  except OSError as e:
-    raise WriteError(
-      f'{place}: the digits could not be written there ({e}); '
-      'set data.dir to a folder that can be written'
-    ) from e
   return place
 
 
@@ -56,19 +50,15 @@ def _write(place: pathlib.Path, height: int, width: int):
   with np.load(ARRAYS) as arrays:
     images = arrays['images']  # uint8 [1797,8,8]
     labels = arrays['labels']  # uint8 [1797]
-  features = tfds.features.FeaturesDict(
-    {
-      'image': tfds.features.Image(shape=(height, width, 1), encoding_format='png'),
-      'label': tfds.features.ClassLabel(num_classes=10),
-    }
-  )
   content = hashlib.sha256(images.tobytes() + labels.tobytes())
   content.update(f'{height}x{width} {VERSION}'.encode())
-  with records.Writer(place, 'digits', features) as writer:
+  with records.Writer(place, 'digits') as writer:
     for image, label in zip(images, labels, strict=True):
       png = files.png(enlarge(image, height, width), compress_level=0)
-      writer.add(features.serialize_example({'image': png, 'label': int(label)}))
+      writer.add(records.example(png, int(label)))
     writer.finish(
+      (height, width, 1),
+      tfds.features.ClassLabel(num_classes=10),
       {'content_sha256': content.hexdigest(), 'resize_filter': 'lanczos'},
       description='Optical Recognition of Handwritten Digits (UCI), upsampled.',
       homepage='https://doi.org/10.24432/C50P49',

@@ -3,8 +3,7 @@
 What a file is shown as, following a photo viewer:
 - one of formats.FORMATS, recognised by content, never by name; Pillow may try no other (EPS runs
   code);
-- EXIF orientation is applied, if it can be read; broken metadata never lose a picture; colour
-  profiles (ICC) are ignored;
+- EXIF orientation is applied, if it can be read; colour profiles (ICC) are ignored;
 - 16-bit grey is scaled by 255/max_value (65535 unless stated), what is above is white; of 16-bit
   colour Pillow keeps the high byte; 32-bit integers are taken as 16-bit if none is above 65535;
   floating point is refused: its range is unknown;
@@ -15,11 +14,8 @@ What a file is shown as, following a photo viewer:
   multi-picture JPEG (MPO, from phones) the first picture is taken.
 """
 
-import contextlib
 import dataclasses
 import io
-import re
-from typing import NamedTuple
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
@@ -30,6 +26,8 @@ FILTERS = {f.name.lower(): f for f in Image.Resampling}
 FITS = ('center', 'wide', 'pad')
 ANIMATIONS = ('refuse', 'first')
 MAX_PIXELS = 89_478_485  # 256 MiB of RGB, Pillow's limit too
+# Every picture is held against Options.max_pixels instead, before its pixels are decoded.
+Image.MAX_IMAGE_PIXELS = None
 
 
 class Unusable(Exception):
@@ -70,77 +68,46 @@ class Options:
     return self.width if self.fit == 'wide' else self.height, self.width, self.channels
 
 
-class Picture(NamedTuple):
-  """Pixels, uint8 [H,W,C], and where they had 16 bits the largest value (of colour about).
-
-  The latter is None for 8 bits, and for colour if max_value is stated, which is for grey alone.
-  """
-
-  pixels: np.ndarray
-  peak: int | None
-
-
-def convert(data: bytes, options: Options, name: str = '') -> Picture:
+def convert(data: bytes, options: Options) -> np.ndarray:
   """A picture file at the size of the data set: `decode`, then `fit_image`."""
-  picture = decode(data, options, name)
-  return picture._replace(pixels=fit_image(picture.pixels, options))
+  return fit_image(decode(data, options), options)
 
 
 # ---- file -> pixels
 
 
-def decode(data: bytes, options: Options, name: str = '') -> Picture:
-  """Reads a picture file by the rules above, as large as it is.
+def decode(data: bytes, options: Options) -> np.ndarray:
+  """Reads a picture file by the rules above, as large as it is: uint8 [H,W,C].
 
-  Raises Unusable with the reason; the name of the file only tells what else it may be.
+  Raises Unusable with the reason.
   """
-  if not data:
-    raise Unusable('empty file')
   try:
     return _open(data, options)
   except Unusable:
     raise
-  except Image.DecompressionBombError as e:  # Pillow looks at the size before we can
-    pixels = re.search(r'\((\d+) pixels', str(e))[1]
-    raise _too_large(pixels, options) from None
+  except UnidentifiedImageError:
+    raise Unusable(formats.what_else(data)) from None
   except Exception as e:  # Pillow's decoders raise nearly anything on damaged files
-    # ---- once more without metadata, which may be all that is broken
-    bare = formats.without_metadata(data)
-    if bare != data:
-      with contextlib.suppress(Exception):
-        return _open(bare, options)
-    # ---- what it is, or what is wrong
-    if isinstance(e, UnidentifiedImageError):
-      raise Unusable(formats.what_else(data, name)) from None
     kind = 'truncated' if 'truncated' in str(e).lower() else 'corrupt'
     raise Unusable(f'{kind}: {str(e) or type(e).__name__}') from e
 
 
-def _too_large(pixels: int | str, options: Options) -> Unusable:
-  return Unusable(
-    f'decompression bomb, or a very large picture: {pixels} pixels, more than '
-    f'{options.max_pixels}; --max_pixels={pixels} takes it'
-  )
-
-
-def _open(data: bytes, options: Options) -> Picture:
+def _open(data: bytes, options: Options) -> np.ndarray:
   with Image.open(io.BytesIO(data), formats=formats.FORMATS) as image:
-    if image.width * image.height > options.max_pixels:
-      raise _too_large(image.width * image.height, options)
+    pixels = image.width * image.height
+    if pixels > options.max_pixels:
+      raise Unusable(
+        f'decompression bomb, or a very large picture: {pixels} pixels, more than '
+        f'{options.max_pixels}; `prepare --max_pixels={pixels}` takes it'
+      )
     count = getattr(image, 'n_frames', 1)
     if count > 1 and image.format != 'MPO' and options.animation != 'first':
       raise Unusable(
-        f'animated or multi-page {image.format}: {count} pictures; --animation=first takes the '
-        'first'
+        f'animated or multi-page: {count} pictures of {image.format}; `prepare --animation=first` '
+        'takes the first'
       )
-    # Known before the pixels are loaded only: Pillow then keeps the high byte.
-    is_deep_colour = image.mode[0] != 'I' and any(';16' in str(tile[3]) for tile in image.tile)
     image.load()
-    image, peak = _to_8_bits(_upright(image), options.max_value)
-    pixels = _to_channels(image, options)
-    if is_deep_colour and not options.max_value:
-      peak = int(pixels[:, :, :3].max()) * 257
-    return Picture(pixels, peak)
+    return _to_channels(_to_8_bits(_upright(image), options.max_value), options)
 
 
 _TURNS = {  # by EXIF orientation
@@ -164,21 +131,21 @@ def _upright(image: Image.Image) -> Image.Image:
   return image if turn is None else image.transpose(turn)
 
 
-def _to_8_bits(image: Image.Image, max_value: int) -> tuple[Image.Image, int | None]:
-  """Grey of 16 bits to 8, with its largest value; others as they are, with None."""
+def _to_8_bits(image: Image.Image, max_value: int) -> Image.Image:
+  """Grey of 16 bits to 8; others as they are."""
   if image.mode == 'F':
     raise Unusable('wrong format: floating-point pixels, brightness range unknown')
   if image.mode != 'I' and not image.mode.startswith('I;16'):
-    return image, None
+    return image
   values = np.asarray(image).astype(np.int64)  # [H,W]
-  peak = int(values.max())
-  if values.min() < 0 or (peak > 65535 and not max_value):
+  if values.min() < 0 or (values.max() > 65535 and not max_value):
     raise Unusable(
-      'wrong format: 32-bit integer pixels, brightness range unknown; --max_value states it'
+      'wrong format: 32-bit integer pixels, brightness range unknown; `prepare --max_value` states '
+      'it'
     )
   white = max_value or 65535
   values = (np.minimum(values, white) * 255 + white // 2) // white
-  return Image.fromarray(values.astype(np.uint8)), peak
+  return Image.fromarray(values.astype(np.uint8))
 
 
 def _to_channels(image: Image.Image, options: Options) -> np.ndarray:
@@ -213,59 +180,42 @@ def fit_image(image: np.ndarray, options: Options) -> np.ndarray:
 
   uint8 [H,W,C] -> uint8 of options.shape. Raises Unusable: too small, or (wide) too flat.
   """
-  fit = {'center': _center, 'wide': _wide, 'pad': _pad}[options.fit]
-  return fit(image, options.height, options.width, options)
-
-
-def _center(image: np.ndarray, height: int, width: int, options: Options) -> np.ndarray:
-  h, w, _ = image.shape
-  # One of the two is the whole side, the other what the target's aspect leaves of it.
-  rows = max(1, min(h, round(w * height / width)))
-  columns = max(1, min(w, round(h * width / height)))
-  if (rows < height or columns < width) and not options.allow_upscale:
-    raise Unusable(
-      f'too small: {h}x{w} gives a crop of {rows}x{columns}, the target is {height}x{width}'
-    )
-  top = (h - rows) // 2
-  left = (w - columns) // 2
-  image = image[top : top + rows, left : left + columns]
-  return resize(image, height, width, options.resize_filter)
-
-
-def _wide(image: np.ndarray, height: int, width: int, options: Options) -> np.ndarray:
   h, w, channels = image.shape
-  # The rows kept of the source, computed from the width that comes out: so do the vectors.
-  rows = int(np.round(width * h / w))
-  if w < width:
-    raise Unusable(f'too small: {h}x{w} is less than {width} wide')
-  if rows < height:
-    raise Unusable(f'wrong aspect: {h}x{w} is flatter than {height}x{width}')
-  image = image[(h - rows) // 2 : (h + rows) // 2]
-  canvas = np.zeros((width, width, channels), np.uint8)
-  inner = resize(image, height, width, options.resize_filter)
-  canvas[(width - height) // 2 : (width + height) // 2] = inner
+  size = options.height, options.width  # that the picture gets
+  # ---- how much of the picture is kept
+  if options.fit == 'center':
+    # One of the two is the whole side, the other what the target's aspect leaves of it.
+    rows = max(1, min(h, round(w * options.height / options.width)))
+    columns = max(1, min(w, round(h * options.width / options.height)))
+  elif options.fit == 'wide':
+    # Computed from the width that comes out: so do the vectors.
+    rows, columns = round(options.width * h / w), w
+  else:
+    rows, columns = h, w
+    scale = min(options.height / h, options.width / w)
+    size = max(1, round(h * scale)), max(1, round(w * scale))
+  if rows < size[0] or columns < size[1]:
+    reason = f'{h}x{w} gives {rows}x{columns} pixels for {size[0]}x{size[1]}'
+    if options.fit == 'wide':
+      raise Unusable(f'too small, or wrong aspect: {reason}')
+    if not options.allow_upscale:
+      raise Unusable(f'too small: {reason}; `prepare --allow_upscale` enlarges it')
+  # ---- cut out, resized, in the middle of what comes out
+  image = _middle(image, rows, columns)
+  canvas = np.zeros((*options.shape[:2], channels), np.uint8)
+  if options.fit == 'pad':
+    # What nothing but transparency looks like.
+    nothing = Image.new('RGBA', (1, 1), (*options.background, 0))
+    canvas[:] = _to_channels(nothing, options)
+  _middle(canvas, *size)[:] = resize(image, *size, options.resize_filter)
   return canvas
 
 
-def _pad(image: np.ndarray, height: int, width: int, options: Options) -> np.ndarray:
-  h, w, channels = image.shape
-  scale = min(height / h, width / w)
-  if scale > 1 and not options.allow_upscale:
-    raise Unusable(f'too small: {h}x{w} fits into the target {height}x{width}')
-  rows = max(1, round(h * scale))
-  columns = max(1, round(w * scale))
-  background = Image.new('RGB', (1, 1), options.background)
-  fill = {
-    1: background.convert('L').getpixel((0, 0)),
-    3: options.background,
-    4: (*options.background, 0),
-  }[channels]
-  canvas = np.full((height, width, channels), fill, np.uint8)
-  top = (height - rows) // 2
-  left = (width - columns) // 2
-  inner = resize(image, rows, columns, options.resize_filter)
-  canvas[top : top + rows, left : left + columns] = inner
-  return canvas
+def _middle(image: np.ndarray, rows: int, columns: int) -> np.ndarray:
+  """A view of so many rows and columns."""
+  top = (image.shape[0] - rows) // 2
+  left = (image.shape[1] - columns) // 2
+  return image[top : top + rows, left : left + columns]
 
 
 def resize(image: np.ndarray, height: int, width: int, resize_filter: str) -> np.ndarray:

@@ -4,10 +4,8 @@ A class is what has at least one usable picture. The forms of dataset.json are r
 `dataset_json.py`; docs/data.md states them.
 """
 
-import collections
 from collections.abc import Callable
 import concurrent.futures
-import os
 import posixpath
 from typing import NamedTuple
 
@@ -17,174 +15,94 @@ from sg2jax.faults import DatasetError
 RULES = ('none', 'folder', 'json')
 _SPLITS = set('train training val valid validation test testing dev eval holdout'.split())
 
+IsUsable = Callable[[str], bool]  # whether a file is a picture that can be used
+
 
 class Assignment(NamedTuple):
   """What a rule says of the files.
 
   Attributes:
-    labels: {name of a file: index of its class, or vector}.
+    labels: {name of a file: index of its class, or vector}; only of those that have one.
     names: of the classes, by index; () where they are numbers, or labels are vectors.
-    c_dim: classes, or components of a vector; 0 without labels, or without a usable picture.
-    one_hot: labels are classes.
-    missing: {name of a file: why it has no label}.
     warnings: what the user should know, a line each.
     stale: paths in dataset.json of which there is no file.
   """
 
   labels: dict[str, int | list[float]]
   names: tuple[str, ...] = ()
-  c_dim: int = 0
-  one_hot: bool = True
-  missing: dict[str, str] = {}
   warnings: tuple[str, ...] = ()
   stale: tuple[str, ...] = ()
 
 
-def assign(rule: str, source: sources.Listing, usable: Callable[[str], bool]) -> Assignment:
-  """Finds the labels by one of RULES; usable: whether a file is a picture that can be used.
-
-  Raises DatasetError: no labels, or not in this form.
-  """
-  if rule == 'folder':
-    return _from_folders(source, usable)
-  if rule == 'json':
-    return _from_json(source, usable)
-  return Assignment({})
-
-
-def _number_classes(
-  files: dict[str, list[str]], usable: Callable[[str], bool]
-) -> tuple[dict[str, int], tuple[str, ...], list[str]]:
-  """Numbers classes, of each of which the files are given, in natural order.
-
-  Returns:
-    {file: index of its class}, the names of the classes, a warning of those that have no usable
-    picture, which aren't numbered.
-  """
-  # In threads: the first picture of each of many classes has to be decoded.
-  order = sorted(files, key=wording.natural_key)
-  with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
-    is_class = dict(zip(order, pool.map(lambda c: any(map(usable, files[c])), order)))
-  classes = [c for c in order if is_class[c]]
-  labels = {path: i for i, c in enumerate(classes) for path in files[c]}
-  names = {}
-  for name in classes:
-    name = wording.printable(name) or '(empty)'
-    while name in names:  # two may become the same as text
-      name += '_'
-    names[name] = None
-  warnings = []
-  if len(classes) < len(order):
-    empty = wording.enumerate_names(c for c in order if not is_class[c])
-    warnings.append(f'no usable picture in {empty}: no class of the data set')
-  return labels, tuple(names), warnings
-
-
-# ---- folders; here one is '' or ends in '/'
-
-
-def _from_folders(source: sources.Listing, usable: Callable[[str], bool]) -> Assignment:
-  top = _shared_folder(source.names, usable)
-  if top is None:
+def assign(rule: str, source: sources.Listing, is_usable: IsUsable) -> Assignment:
+  """Finds the labels by one of RULES. Raises DatasetError: there are none, or not in this form."""
+  if rule == 'none':
     return Assignment({})
-  # Where all usable pictures are in one folder, and others beside it, those are broken classes,
-  # which shall be said.
-  above = _parent(top.rstrip('/'))
-  has_classes = any(_class_of(path, top) and usable(path) for path in source.names)
-  if not has_classes and any(_is_picture_beside(path, top, above) for path in source.names):
-    top = above
-  # ---- classes: folders in `top`
-  files = {_class_of(folder + '/', top): [] for folder in source.folders}  # also those without any
-  for path in source.names:
-    files.setdefault(_class_of(path, top), []).append(path)
-  files.pop(None, None)
-  labels, names, warnings = _number_classes(files, usable)
-  if not names:
-    reasons = '; '.join(f'{e["file"]}: {e["reason"]}' for e in source.unusable[:3])
-    raise DatasetError(
-      '--labels=folder: all pictures lie in one folder; make one folder per class'
-      + (f' (left out: {reasons})' if reasons else '')
-    )
-  # ---- what the user should look at
-  if all(name.lower() in _SPLITS for name in names):
+  stale = []
+  warnings = []
+  if rule == 'folder':
+    labels = _of_folders(source, is_usable)
+  else:
+    labels, stale = dataset_json.read(source)
+  if stale:
     warnings.append(
-      f'the classes are {wording.enumerate_names(names)}: these look like parts of a data set, not '
-      'like classes; to have the folders in them as classes, prepare one of them, as in '
-      f'--source=.../{names[0]}'
+      f'{wording.count(len(stale), "path")} of dataset.json without a file, such as {stale[0]!r} '
+      f'(the source has {source.names[0]!r}); left out'
     )
-  beside = 'no label by --labels=folder: it lies beside the folders of the classes'
-  missing = {path: beside for path in source.names if path not in labels and usable(path)}
-  return Assignment(labels, names, len(names), True, missing, tuple(warnings))
+  names = ()
+  if any(isinstance(label, str) for label in labels.values()):
+    names, empty = _classes(labels, is_usable)
+    index = {name: i for i, name in enumerate(names)}
+    labels = {path: index[name] for path, name in labels.items() if name in index}
+    if empty:
+      listed = wording.enumerate_names(empty)
+      warnings.append(f'no usable picture in {listed}: no class of the data set')
+    if names and {name.lower() for name in names} <= _SPLITS:
+      warnings.append(
+        'the classes look like parts of a data set; to have the folders in them as classes, '
+        f'prepare one of them, as in --source=.../{names[0]}'
+      )
+  return Assignment(labels, tuple(map(wording.printable, names)), tuple(warnings), tuple(stale))
 
 
-def _parent(path: str) -> str:
-  return posixpath.join(posixpath.dirname(path), '')
+def _classes(labels: dict[str, str], is_usable: IsUsable) -> tuple[list[str], list[str]]:
+  """The classes with a usable picture, and the others, in natural order."""
+  used = _with_usable(labels, is_usable)
+  order = sorted(set(labels.values()), key=wording.natural_key)
+  return [name for name in order if name in used], [name for name in order if name not in used]
 
 
-def _class_of(path: str, top: str) -> str | None:
-  """The folder in `top` that a file lies in, at any depth."""
-  if not path.startswith(top):
-    return None
-  folder, slash, _ = path[len(top) :].partition('/')
-  return folder if slash else None
+def _with_usable(groups: dict[str, str], is_usable: IsUsable) -> set[str]:
+  """The groups, of {file: group}, that have a usable picture."""
+  files = {}
+  for file, group in groups.items():
+    files.setdefault(group, []).append(file)
+  # In threads: a picture of each has to be decoded.
+  with concurrent.futures.ThreadPoolExecutor() as pool:
+    found = pool.map(lambda group: any(map(is_usable, group)), files.values())
+    return {group for group, is_used in zip(files, found) if is_used}
 
 
-def _is_picture_beside(path: str, top: str, above: str) -> bool:
-  return bool(
-    _class_of(path, above)
-    and not path.startswith(top)
-    and path.lower().endswith(sources.PICTURE_SUFFIXES)
-  )
-
-
-def _shared_folder(paths: list[str], usable: Callable[[str], bool]) -> str | None:
-  """The folder that all usable pictures share; None: no picture is usable.
+def _of_folders(source: sources.Listing, is_usable: IsUsable) -> dict[str, str]:
+  """{file: its folder, of those in the folder that all usable pictures share}.
 
   Of usable ones, so that a README, or a broken picture, beside the folders or above them changes no
-  class. Few are looked at: one each in folders that would change the answer.
+  class.
   """
-  files = collections.defaultdict(list)
-  for path in paths:
-    files[_parent(path)].append(path)
-  shared = None
-  # Sorted, a folder comes before those in it, so most are inside `shared` by then.
-  for folder in sorted(files):
-    if shared is not None and folder.startswith(shared):
-      continue
-    if any(map(usable, files[folder])):
-      if shared is None:
-        shared = folder
-      while not folder.startswith(shared):
-        shared = _parent(shared[:-1])
-  return shared
-
-
-# ---- dataset.json
-
-
-def _from_json(source: sources.Listing, usable: Callable[[str], bool]) -> Assignment:
-  labels, missing, warnings, stale = dataset_json.read(source)
-  kind = type(next(iter(labels.values())))
-  if kind is list:
-    c_dim = len(next(iter(labels.values())))
-    return Assignment(labels, (), c_dim, False, missing, tuple(warnings), stale)
-  files = collections.defaultdict(list)
-  for path, label in labels.items():
-    files[label].append(path)
-  names = ()
-  if kind is str:
-    numbered, names, more = _number_classes(files, usable)
-    c_dim = len(names)
-    # Pictures of no class get any label: each will be left out for a reason of its own.
-    labels = {path: numbered.get(path, 0) for path in labels}
-  else:
-    # Class numbers stay what they are; the last is the last that a usable picture has.
-    last = next((c for c in sorted(files, reverse=True) if any(map(usable, files[c]))), -1)
-    c_dim = last + 1
-    more = [
-      f'no usable picture of class {c} ({wording.enumerate_names(files[c], 3)}): the last class is '
-      f'{last}'
-      for c in sorted(files)
-      if c > last >= 0
-    ]
-  return Assignment(labels, names, c_dim, True, missing, (*warnings, *more), stale)
+  folders = _with_usable({file: posixpath.dirname(file) for file in source.names}, is_usable)
+  if not folders:  # each file will be left out for a reason of its own
+    return {}
+  top = posixpath.join(posixpath.commonpath(folders), '')  # '' or ends in '/'
+  if len(folders) == 1:
+    reasons = [f'; left out: {file}: {why}' for file, why in source.unusable.items()]
+    raise DatasetError(
+      f'--labels=folder: all usable pictures lie in one folder, {top!r}; make one folder per class'
+      + ''.join(reasons[:3])
+    )
+  labels = {}
+  for file in source.names:
+    if file.startswith(top):
+      folder, slash, _ = file[len(top) :].partition('/')
+      if slash:
+        labels[file] = folder
+  return labels

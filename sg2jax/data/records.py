@@ -12,6 +12,7 @@ from typing import Self
 
 from array_record.python.array_record_module import ArrayRecordWriter
 import tensorflow_datasets as tfds
+from tensorflow_datasets.proto import tf_example_pb2
 
 from sg2jax.faults import DatasetError
 
@@ -28,6 +29,18 @@ BUILD = (
 )
 
 
+def example(png: bytes, label: int | Sequence[float] | None) -> bytes:
+  """A record: an image with its class, a vector, or no label."""
+  record = tf_example_pb2.Example()
+  feature = record.features.feature
+  feature['image'].bytes_list.value.append(png)
+  if isinstance(label, int):
+    feature['label'].int64_list.value.append(label)
+  elif label is not None:
+    feature['label'].float_list.value.extend(label)
+  return record.SerializeToString(deterministic=True)
+
+
 class Writer:
   """Writes the records of a split `train` and what TFDS wants to know of them.
 
@@ -35,10 +48,9 @@ class Writer:
   then `finish`; closes its file also where an error comes between.
   """
 
-  def __init__(self, place: pathlib.Path, name: str, features: tfds.features.FeaturesDict) -> None:
+  def __init__(self, place: pathlib.Path, name: str) -> None:
     self._place = place
     self._name = name
-    self._features = features
     self._lengths = []  # records in each file
     self._sizes = []  # bytes in each file
     self._file = None
@@ -66,11 +78,24 @@ class Writer:
     self._lengths[-1] += 1
     self._sizes[-1] += len(record)
 
-  def finish(self, metadata: dict[str, str], **info: str) -> None:
+  def finish(
+    self,
+    shape: tuple[int, int, int],
+    label: tfds.features.FeatureConnector | None,
+    metadata: dict[str, str],
+    **info: str,
+  ) -> None:
     """Names the files as TFDS does, now that their number is known, and describes them.
 
-    metadata: `Source` reads its content_sha256 and resize_filter; info: of tfds.core.DatasetInfo.
+    Args:
+      shape: (H, W, C) of all images.
+      label: what the labels are; None: there are none.
+      metadata: `Source` reads its content_sha256 and resize_filter.
+      **info: of tfds.core.DatasetInfo.
     """
+    features = {'image': tfds.features.Image(shape=shape, encoding_format='png')}
+    if label is not None:
+      features['label'] = label
     self._close()
     template = tfds.core.ShardedFileTemplate(
       data_dir=self._place, dataset_name=self._name, split='train', filetype_suffix='array_record'
@@ -88,7 +113,7 @@ class Writer:
     )
     tfds.folder_dataset.write_metadata(
       data_dir=self._place,
-      features=self._features,
+      features=tfds.features.FeaturesDict(features),
       split_infos=[split],
       filename_template=template,
       check_data=False,  # the check needs TensorFlow
@@ -107,22 +132,15 @@ def open_records(builder: tfds.core.DatasetBuilder) -> Sequence[bytes]:
   info = builder.info
   place = builder.data_path
   splits = list(info.splits)
-  if 'train' in splits:
-    split = 'train'
-  elif len(splits) == 1:
-    split = splits[0]
-  else:
+  if 'train' not in splits and len(splits) != 1:
     raise DatasetError(f"{place}: has no split 'train' (splits: {splits or 'none'})")
-  array_record = tfds.core.FileFormat.ARRAY_RECORD
-  if array_record not in (info.file_format, *info.alternative_file_formats):
+  split = 'train' if 'train' in splits else splits[0]
+  if info.file_format != tfds.core.FileFormat.ARRAY_RECORD:
     raise DatasetError(
       f'{place}: stored as {info.file_format.value}, which has no random access; rebuild it: '
       f'{BUILD.format(name=info.name)}'
     )
-  # Stored in several formats: open it anew as the one that is wanted.
-  if info.file_format != array_record:
-    builder = tfds.builder_from_directory(place, file_format='array_record')
-  for path in builder.info.splits[split].filepaths:
+  for path in info.splits[split].filepaths:
     # os.stat: that of etils also looks up the name of the owner, which there need not be.
     if not path.exists() or not os.stat(path).st_size:
       raise DatasetError(f'{path}: missing or empty; make the data set again')

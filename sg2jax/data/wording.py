@@ -2,40 +2,25 @@
 
 from collections.abc import Iterable
 import re
-import unicodedata
-
-_NO_TEXT = ('Cc', 'Cs', 'Zl', 'Zp')  # Unicode categories: controls, surrogates, line separators
 
 
 def printable(name: str) -> str:
-  """A name as it is shown or stored: what is no text, and blanks at its ends, are escaped.
+  """A name as it is shown or stored: what can't be shown, and blanks at its ends, are escaped.
 
   File names are any bytes; a line of output, the name of a class, and JSON are text.
   """
-  shown = ''.join(_escaped(c) if unicodedata.category(c) in _NO_TEXT else c for c in name)
-  inner = shown.strip()
-  start = len(shown) - len(shown.lstrip())
-  head = map(_escaped, shown[:start])
-  tail = map(_escaped, shown[start + len(inner) :])
-  return ''.join([*head, inner, *tail])
-
-
-def _escaped(char: str) -> str:
-  if char == ' ':
-    return '\\x20'
-  return char.encode('unicode_escape', 'surrogatepass').decode()
+  # Backslashes, too, so that different names stay different.
+  shown = ''.join(c if c.isprintable() and c != '\\' else ascii(c)[1:-1] for c in name)
+  return re.sub('^ +| +$', lambda blanks: r'\x20' * len(blanks[0]), shown)
 
 
 def natural_key(name: str) -> tuple:
   """Key for sorting names: numbers by value, and before text; text by code points."""
   key = []
-  for part in re.findall('[0-9]+|[^0-9]+', name):
-    if re.match('[0-9]', part):
-      digits = part.lstrip('0')
-      # By length, then as text: Python refuses to read numbers of more than 4,300 digits.
-      key.append((0, len(digits), digits))
-    else:
-      key.append((1, 0, part))
+  for number, text in re.findall('([0-9]+)|([^0-9]+)', name):
+    digits = number.lstrip('0')
+    # By length, then as text: Python refuses to read numbers of more than 4,300 digits.
+    key.append((text != '', len(digits), digits or text))
   return key, name
 
 

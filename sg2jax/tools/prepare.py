@@ -7,14 +7,19 @@ DIR becomes a TFDS data set in array_record format, to be used as --config.data.
 rules are stated in docs/data.md.
 """
 
+import collections
+from collections.abc import Iterable, Iterator
 import re
+import warnings
 
 from absl import flags
 from PIL import ImageColor
 
 from sg2jax import cli, faults
-from sg2jax.data import destination, images, label_rules, prepare, summary, wording
+from sg2jax.data import destination, images, label_rules, prepare, wording
 from sg2jax.tools import flags as shared
+
+_LISTED = 20  # files, kinds of reasons, classes; of more there is the report
 
 
 def define_flags() -> None:
@@ -87,6 +92,8 @@ def _background(text: str) -> tuple[int, int, int]:
 def main(argv: list[str]) -> None:
   """Builds the data set; exits 3 if no picture was usable."""
   del argv
+  # Pillow warns of oddities that it can read, and the report is for what it can't.
+  warnings.filterwarnings('ignore', module='PIL')
   given = flags.FLAGS
   options = images.Options(
     *given.resolution,
@@ -100,15 +107,41 @@ def main(argv: list[str]) -> None:
     max_value=given.max_value or 0,
   )
   report = prepare.build(given.source, given.dest, options, given.labels, given.workers)
-  for line in summary.lines(report):
+  for line in summary(report):
     print(line)
   if not report['images']:
     raise faults.DatasetError(
-      f'--source={wording.printable(given.source)}: no usable picture in it (the reasons are '
-      'above); nothing was made'
+      f'--source={given.source}: no usable picture in it (the reasons are above); nothing was made'
     )
-  dest = wording.printable(given.dest)
-  print(f'{dest}: ready; the report is {dest}/{destination.REPORT}')
+  print(f'{given.dest}: ready; the report is {given.dest}/{destination.REPORT}')
+
+
+def summary(report: dict) -> Iterator[str]:
+  """The report for people, line by line."""
+  unusable = report['unusable']
+  yield f'{report["images"]} images, {len(unusable)} unusable files'
+  # 70,000 files may have one reason, which begins with its kind.
+  kinds = collections.Counter(entry['reason'].partition(':')[0] for entry in unusable)
+  for kind, count in kinds.most_common(_LISTED):
+    yield f'  {count} x {kind}'
+  yield from _first(f'{entry["file"]}: {entry["reason"]}' for entry in unusable)
+  if 'classes' in report:
+    yield 'classes by index (names are in natural order: numbers by value, then text):'
+    counted = enumerate(report['classes'].items())
+    yield from _first(f'{i}: {name}, {wording.count(n, "image")}' for i, (name, n) in counted)
+  if 'components' in report:
+    yield f'labels are vectors of {report["components"]} components'
+  for warning in report['warnings']:
+    yield f'warning: {warning}'
+
+
+def _first(lines: Iterable[str]) -> Iterator[str]:
+  """The first few, indented, and how many more there are."""
+  lines = list(lines)
+  for line in lines[:_LISTED]:
+    yield f'  {line}'
+  if len(lines) > _LISTED:
+    yield f'  ... and {len(lines) - _LISTED} more, see the report'
 
 
 if __name__ == '__main__':
