@@ -5,10 +5,13 @@ import json
 from flax import struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 from PIL import Image
 import pytest
 
+from sg2jax import sampler
 from sg2jax.faults import UsageError
+from sg2jax.lab import analyze as lab
 from sg2jax.tools import analyze
 from tests.runs import call, write_run
 from tests.test_artifacts import network, tiny
@@ -60,7 +63,15 @@ def read(folder, kind):
   return document['networks']
 
 
-def test_phase_of_two_networks(skip, growing, capsys):
+def test_phase_of_two_networks(skip, growing, capsys, monkeypatch):
+  kind = lab.KINDS['phase']
+  drawn = []
+
+  def draw(titles, measured, caption):
+    drawn.extend(measured)
+    return kind.draw(titles, measured, caption)
+
+  monkeypatch.setitem(lab.KINDS, 'phase', kind._replace(draw=draw))
   call(analyze, 'phase', f'--checkpoint={skip}', f'--checkpoint={growing}', '--images=64')
   printed = capsys.readouterr().out
   assert 'skip: skip, 20 kimg' in printed and 'grown: stylegan1, alpha 0.5, 5 kimg' in printed
@@ -69,6 +80,12 @@ def test_phase_of_two_networks(skip, growing, capsys):
   assert [a[k] for k in names] == ['skip', 100, 20_000, 64, 0, 'none']
   assert [b[k] for k in names] == ['stylegan1', 100, 5000, 64, 0, 'none']
   assert (b['stage'], b['alpha']) == (0, 0.5)
+  # The frames of the last path are in the middle of the fade, as the images of the network are.
+  net = sampler.load(growing)
+  first, last = sampler.sample_ws(net, 4, 0)[2:]
+  frames, _ = drawn[1].pictures
+  images = net.images(np.stack([first, last]), noise='none')
+  assert np.allclose(np.clip(frames[[0, -1]], -1, 1) * 127.5 + 128, images, atol=1.5)
   assert all(0 < o['fixed'] < 1 for o in a['octaves'] + b['octaves'])
 
 
@@ -92,11 +109,12 @@ def test_contribution_with_what_training_logged(skip, tmp_path):
 @pytest.mark.parametrize(
   'args, said',
   [
-    ('', '--checkpoint=\\[\\]: must be given 1 to 6 times'),
+    ('droplets', '--checkpoint is missing; name a workdir, as in --checkpoint=runs/quickstart'),
+    (7 * '--checkpoint=RUN ', 'can be given 6 times at most'),
     ('--checkpoint=RUN', 'KIND is missing; choose from contribution, droplets, phase'),
     ('blobs --checkpoint=RUN', 'KIND=blobs is unknown'),
-    ('phase --checkpoint=RUN --images=48', '--images=48 must be a multiple of 32, 64 or more'),
-    ('droplets --checkpoint=RUN --images=0', '--images=0 must be 1 or more'),
+    ('phase --checkpoint=RUN --images=48', '--images=48 must be a multiple of 32, and 64 at least'),
+    ('droplets --checkpoint=RUN --images=0', '--images=0: 0 is not a positive'),
     ('contribution --checkpoint=GROWING', 'needs several torgb layers'),
   ],
 )

@@ -35,19 +35,7 @@ class Kind(NamedTuple):
   images: int  # by default
   measure: Callable  # (net, images, seed) -> Measured
   draw: Callable  # (titles, [Measured, ...], caption) -> Figure
-  unit: str = 'images'  # what `images` counts
   noise: str = 'const'  # noise_mode of the images
-
-
-def check_images(kind: str, images: int) -> None:
-  """Raises UsageError for a number of images that a kind can't take."""
-  rule = ''
-  if images < 1:
-    rule = '1 or more'
-  if kind == 'phase' and (images % FRAMES or images < 2 * FRAMES):
-    rule = f'a multiple of {FRAMES}, {2 * FRAMES} or more'
-  if rule:
-    raise UsageError(f'--images={images} must be {rule}')
 
 
 def analyze(
@@ -66,11 +54,13 @@ def analyze(
     seed: of latents and labels.
     out: a folder.
   """
-  _, measure, draw, unit, noise = KINDS[kind]
-  measured = [measure(net, images, seed) for _, net in networks]
+  _, measure, draw, noise = KINDS[kind]
+  measured = []
   documents = []
-  for (path, net), m in zip(networks, measured):
+  for path, net in networks:
+    m = measure(net, images, seed)
     print(f'{net.title}\n  {m.table}')
+    measured.append(m)
     documents.append(
       {
         'checkpoint': path,
@@ -86,7 +76,7 @@ def analyze(
         **m.numbers,
       }
     )
-  caption = f'{images} {unit} of each network, moving average of the weights, noise {noise}'
+  caption = f'{images} images of each network, moving average of the weights, noise {noise}'
   figure = draw([net.title for _, net in networks], measured, caption)
   write_atomic(out / f'{kind}.png', charts.png(figure))
   document = {'kind': kind, 'networks': documents}
@@ -123,9 +113,8 @@ def contribution(net: Sampler, images: int, seed: int) -> Measured:
   parts = _in_parts(net, sums, sampler.sample_ws(net, images, seed))
   moments = jax.tree.map(lambda *x: np.sum(x, 0, np.float64) / images, *parts)
   names = sorted(moments[0], key=artifacts.resolution)
-  share, share_torgb = (
-    {name: float(shares[name]) for name in names} for shares in map(artifacts.shares, moments)
-  )
+  shares = map(artifacts.shares, moments)
+  share, share_torgb = ({name: float(x[name]) for name in names} for x in shares)
   table = f'in the image: {_percent(share)}\n  as torgb returns it: {_percent(share_torgb)}'
   logged = _logged(net, names)
   return Measured({'share': share, 'share_torgb': share_torgb, 'logged': logged}, table)
@@ -139,15 +128,13 @@ def _logged(net, names):
   """[{'kimg', 'b4', ...}]: what training logged up to this checkpoint."""
   log = net.workdir / 'metrics.jsonl'
   lines = log.read_text().splitlines() if log.exists() else []
-  logged = []
-  for line in lines:
-    if not line.endswith('}'):
-      continue  # torn: the run was killed, and went on
-    row = json.loads(line)
-    if row['nimg'] <= net.nimg and f'contribution_{names[-1]}' in row:
-      shares = {name: float(row[f'contribution_{name}']) for name in names}
-      logged.append({'kimg': row['nimg'] / 1000, **shares})
-  return logged
+  # One may be torn: the run was killed, and went on.
+  rows = [json.loads(line) for line in lines if line.endswith('}')]
+  return [
+    {'kimg': row['nimg'] / 1000} | {name: float(row[f'contribution_{name}']) for name in names}
+    for row in rows
+    if row['nimg'] <= net.nimg and f'contribution_{names[-1]}' in row
+  ]
 
 
 # ---- droplets
@@ -186,7 +173,6 @@ def phase(net: Sampler, images: int, seed: int) -> Measured:
   The last of the means is the finest octave's less the coarsest's. pictures: the frames of the last
   path, and where the details of all lie modulo 8.
   """
-  ends = sampler.sample_ws(net, 2 * (images // FRAMES), seed)
 
   @jax.jit
   def render(variables, ws):
@@ -194,6 +180,7 @@ def phase(net: Sampler, images: int, seed: int) -> Measured:
     return largest(pictures)
 
   measure = jax.jit(artifacts.phase)
+  ends = sampler.sample_ws(net, 2 * (images // FRAMES), seed)
   shares = []
   energies = []
   starts = []
@@ -203,24 +190,21 @@ def phase(net: Sampler, images: int, seed: int) -> Measured:
     frames = np.concatenate(_in_parts(net, render, ws))
     if min(frames.shape[1:3]) < 16:
       raise UsageError(
-        f'{net.workdir}: phase needs images of 16 px or more, and this network makes '
-        f'{frames.shape[1:3]}'
+        f'{net.workdir}: phase needs images of 16 px or more, not {frames.shape[1:3]}'
       )
-    share, energy = jax.device_get(measure(frames))
-    shares.append(share)
+    share, energy = map(np.float64, measure(frames))
+    # The finest less the coarsest, too, of each path: so it has an error of its own.
+    shares.append([*share, share[0] - share[-1]])
     energies.append(energy)
     starts.append(frames[0])
-  shares = np.array(shares, np.float64)  # [paths,octaves]
-  # Per path, so that the difference of the finest and the coarsest has an error of its own.
-  shares = np.concatenate([shares, shares[:, :1] - shares[:, -1:]], 1)
-  mean = shares.mean(0).tolist()
-  error = (shares.std(0, ddof=1) / math.sqrt(len(shares))).tolist()
+  mean = np.mean(shares, 0).tolist()
+  error = (np.std(shares, 0, ddof=1) / math.sqrt(len(shares))).tolist()
   unrelated = jax.device_get(measure(np.stack(starts))[0]).tolist()
   octaves = [
     {'period_px': [2 ** (k + 1), 2 ** (k + 2)], 'fixed': mean[k], 'error': error[k], 'unrelated': u}
     for k, u in enumerate(unrelated)
   ]
-  energy = np.sum(energies, 0, np.float64)
+  energy = np.sum(energies, 0)
   preference, folded = artifacts.grid_preference(energy, 8)
   # No layer repeats every 7 px: what shows there, too, is of the subject and not of the network.
   control, _ = artifacts.grid_preference(energy, 7)
@@ -246,5 +230,5 @@ def phase(net: Sampler, images: int, seed: int) -> Measured:
 KINDS = {
   'contribution': Kind(1024, contribution, figures.contribution),
   'droplets': Kind(256, droplets, figures.droplets),
-  'phase': Kind(1024, phase, figures.phase, unit='frames', noise='none'),
+  'phase': Kind(1024, phase, figures.phase, noise='none'),
 }

@@ -15,11 +15,10 @@ truncated, a network that grows is taken at the stage it had reached. docs/analy
 read the figures.
 """
 
-import pathlib
-
 from absl import flags
 
 from sg2jax import charts, cli, sampler
+from sg2jax.faults import UsageError
 from sg2jax.lab import analyze
 from sg2jax.tools import flags as shared
 
@@ -29,15 +28,19 @@ def define_flags() -> None:
   flags.DEFINE_multi_string(
     'checkpoint', [], 'Workdir, or one step of it; give several to compare them.'
   )
+  shared.define_required('checkpoint', 'name a workdir, as in --checkpoint=runs/quickstart')
   most = len(charts.COLOURS)
   flags.register_validator(
-    'checkpoint', lambda paths: 1 <= len(paths) <= most, f'must be given 1 to {most} times'
+    'checkpoint', lambda paths: len(paths) <= most, f'can be given {most} times at most'
   )
   flags.DEFINE_string(
     'out', None, 'Folder for the figure and the numbers; default: analysis/ in the first workdir.'
   )
   flags.DEFINE_integer(
-    'images', None, 'Samples of w; default: 1024, droplets: 256. phase: 32 make a path.'
+    'images',
+    None,
+    'Samples of w; default: 1024, droplets: 256. phase: 32 make a path.',
+    lower_bound=1,
   )
   shared.define_seed('Of latents and labels.')
 
@@ -46,10 +49,13 @@ def main(argv: list[str]) -> None:
   """Checks, measures, draws."""
   args = flags.FLAGS
   kind = cli.choice(argv, 'KIND', analyze.KINDS)
-  images = analyze.KINDS[kind].images if args.images is None else args.images
-  analyze.check_images(kind, images)
+  images = args.images or analyze.KINDS[kind].images
+  if kind == 'phase' and (images % analyze.FRAMES or images < 2 * analyze.FRAMES):
+    raise UsageError(
+      f'--images={images} must be a multiple of {analyze.FRAMES}, and {2 * analyze.FRAMES} at least'
+    )
   networks = [(path, sampler.load(path)) for path in args.checkpoint]
-  out = pathlib.Path(args.out or networks[0][1].workdir / 'analysis')
+  out = cli.folder(args.out or networks[0][1].workdir / 'analysis')
   analyze.analyze(kind, networks, images, args.seed, out)
 
 
