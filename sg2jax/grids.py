@@ -43,12 +43,14 @@ def image_grid(images: np.ndarray, cols: int | None = None) -> np.ndarray:
   return grid.reshape(rows * height, cols * width, channels)
 
 
-def readable_grid(images: np.ndarray, cols: int | None = None) -> np.ndarray:
+def readable_grid(images: np.ndarray, cols: int | None = None, side: int = READABLE) -> np.ndarray:
   """`image_grid` as a person sees it: small images enlarged by a whole factor, 1, 3 or 4 channels.
+
+  side: px; images of smaller sides are enlarged, by the largest factor that leaves them at most so.
 
   1 and 2 channels become grey, 4 stay RGBA, others become RGB of the first three.
   """
-  factor = max(1, READABLE // min(images.shape[1:3]))
+  factor = max(1, side // min(images.shape[1:3]))
   grid = image_grid(np.asarray(images), cols)
   grid = grid.repeat(factor, 0).repeat(factor, 1)
   return grid[..., : {1: 1, 2: 1, 4: 4}.get(grid.shape[2], 3)]

@@ -19,20 +19,8 @@ def check_seeds(seeds: Seeds) -> list[int]:
   return [int(s) for s in seeds]
 
 
-def class_number(labels: Labels, given: str | float) -> int:
-  """A class by name or number; text may be either.
-
-  Raises: UsageError, naming the choices.
-  """
-  if isinstance(given, str):
-    return labels.index(given)
-  if isinstance(given, bool) or given not in range(labels.c_dim):
-    raise UsageError(f'class {given}: there is no such class; choose from {labels.listing()}')
-  return int(given)
-
-
 def label_vectors(labels: Labels | None, given: LabelsLike, count: int) -> np.ndarray:
-  """What people call labels -> float32 [count,c_dim].
+  """What people call labels -> float32 [count,c_dim], which may be read-only.
 
   Args:
     labels: of the network; None: it has none.
@@ -43,40 +31,27 @@ def label_vectors(labels: Labels | None, given: LabelsLike, count: int) -> np.nd
   """
   shown = ' '.join(str(given).split())[:100]
   if not labels:
-    raise UsageError(f'class {shown}: this network was trained without labels; leave the class out')
+    raise UsageError(f'label {shown}: this network was trained without labels; leave it out')
   try:
     array = np.asarray(given)
-  except ValueError:  # rows of unlike lengths
-    array = np.zeros(0)
-  if labels.one_hot and _are_classes(array, labels.c_dim, count):
-    if array.size not in (1, count):
-      raise UsageError(
-        f'classes {shown}: these are {array.size}; give one for all, or one for each of {count} '
-        'seeds'
-      )
-    # One class stands for all seeds.
-    numbers = [class_number(labels, x) for x in array.ravel().tolist()]
-    return np.eye(labels.c_dim, dtype=np.float32)[np.resize(numbers, count)]
-  if not labels.one_hot and (array.dtype.kind == 'U' or not array.ndim):
-    raise UsageError(
-      f'class {shown}: the labels of this network are no classes but {labels.listing()}; give a '
-      f'vector, as in --label={labels.name(labels.values[0])}'
-    )
-  try:
-    vectors = array.astype(np.float32)
-  except (TypeError, ValueError):
+    if labels.one_hot and _are_classes(array, labels.c_dim, count):
+      vectors = _of_classes(labels, array.ravel().tolist())
+    else:
+      vectors = array.astype(np.float32)
+  except (TypeError, ValueError):  # rows of unlike lengths, or what is no number
     vectors = np.zeros(0)
-  if vectors.shape not in [(labels.c_dim,), (1, labels.c_dim), (count, labels.c_dim)]:
+  shapes = [(labels.c_dim,), (1, labels.c_dim), (count, labels.c_dim)]
+  if vectors.shape not in shapes or not np.isfinite(vectors).all():
+    choices = f'classes, as 0 or [0, 1] ({labels.listing()}), or {labels.c_dim} finite numbers'
+    if not labels.one_hot:
+      choices = f'no classes but {labels.listing()}, as in --label={labels.name(labels.values[0])}'
     raise UsageError(
-      f'labels of shape {list(np.shape(array))} ({shown}): they must be a class '
-      f'({labels.listing()}), a list of classes, or vectors [{count},{labels.c_dim}]'
+      f'label {shown}: labels of this network are {choices}; give one for all seeds, or {count}'
     )
-  if not np.isfinite(vectors).all():
-    raise UsageError(f'label {shown}: must be finite numbers')
-  return np.broadcast_to(vectors, (count, labels.c_dim)).copy()
+  return np.broadcast_to(vectors, (count, labels.c_dim))
 
 
-def _are_classes(array: np.ndarray, c_dim: int, count: int) -> bool:
+def _are_classes(array, c_dim, count):
   """Whether these are names or numbers of classes, and no components of vectors.
 
   [0,1,0] is both where there are three classes: classes for three seeds, a vector for any other
@@ -87,3 +62,13 @@ def _are_classes(array: np.ndarray, c_dim: int, count: int) -> bool:
   if array.dtype.kind == 'U':
     return True
   return array.dtype.kind in 'iu' and (len(array) in (1, count) or len(array) != c_dim)
+
+
+def _of_classes(labels, classes):
+  """Classes by name or number -> float32 [N,c_dim]; text may be either."""
+  vectors = np.zeros((len(classes), labels.c_dim), np.float32)
+  for vector, given in zip(vectors, classes):
+    if not isinstance(given, str) and given not in range(labels.c_dim):
+      raise UsageError(f'class {given}: there is no such class; choose from {labels.listing()}')
+    vector[labels.index(given) if isinstance(given, str) else int(given)] = 1
+  return vectors

@@ -35,7 +35,6 @@ from sg2jax.training import checkpoint
 MAX_IMAGES = 32
 MAX_PIXELS = 2**22
 MAPPED = 4096  # latents that are mapped at once
-MAX_PSI = 1e6  # beyond it float32 has no digits left for w
 
 
 class Sampler(NamedTuple):
@@ -170,8 +169,8 @@ class Sampler(NamedTuple):
 
   def truncate(self, w: np.ndarray, psi: float = 1.0, cutoff: int | None = None) -> np.ndarray:
     """w [N,w_dim] -> ws, truncated: float32 [N,num_ws,w_dim]. Arguments as of a call."""
-    if not abs(psi) <= MAX_PSI:  # NaN isn't, either
-      raise UsageError(f'psi={psi} must be a number such as 0.7, within +-{MAX_PSI:g}')
+    if not abs(psi) <= 1e6:  # NaN isn't, either; beyond, float32 has no digits left for w
+      raise UsageError(f'psi={psi} must be a number such as 0.7, within +-1e6')
     if cutoff is not None and cutoff not in range(self.num_ws + 1):
       raise UsageError(f'cutoff={cutoff} must be a number of ws, from 0 to {self.num_ws}')
     ws = np.broadcast_to(w[:, None], (len(w), self.num_ws, w.shape[1]))
@@ -193,10 +192,9 @@ class Sampler(NamedTuple):
     if noise not in NOISE_MODES:
       raise UsageError(f'noise={noise} is unknown; choose from {", ".join(NOISE_MODES)}')
     w_dim = self.generator.mapping.w_dim
-    if np.ndim(ws) != 3 or not len(ws) or np.shape(ws)[1:] != (self.num_ws, w_dim):
+    if np.shape(ws) != (len(ws) or 1, self.num_ws, w_dim):
       raise UsageError(
-        f'ws of shape {list(np.shape(ws))}: this network takes [N,{self.num_ws},{w_dim}], with N '
-        'of 1 or more'
+        f'ws of shape {list(np.shape(ws))}: this network takes [1 or more,{self.num_ws},{w_dim}]'
       )
     step = _images_step(sharding.make_mesh(), self.generator, tuple(self.growing.items()), noise)
     number = np.arange(len(ws)) if seeds is None else np.asarray(seeds)
@@ -265,16 +263,14 @@ def read_labels(path: str | os.PathLike, c_dim: int) -> Labels | None:
   if not c_dim:
     return None
   # that of a step first: it may have been copied from a run with other classes
-  folders = (pathlib.Path(path).expanduser().absolute(), _workdir(path))
-  file = next((place for folder in folders if (place := folder / FILE).exists()), None)
+  places = [folder / FILE for folder in (pathlib.Path(path).expanduser(), _workdir(path))]
+  file = next((place for place in places if place.exists()), None)
   if not file:
     return Labels.unknown(c_dim)
   try:
     labels = Labels.from_json(file.read_text(encoding='utf-8'))
     if labels.c_dim != c_dim:
       raise ValueError(f'{labels.c_dim} components, and {c_dim} of the run')
-    if not len(labels.counts) or min(labels.counts) < 1 or len(labels.names) not in (0, c_dim):
-      raise ValueError('a label without images or a class without name')
   except Exception as e:  # whatever a file that isn't as it was written leads to
     raise CheckpointError(
       f'{file} does not hold the labels of this run ({e or type(e).__name__}); bring it back, or '

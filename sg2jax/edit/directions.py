@@ -4,7 +4,6 @@ By GANSpace [Haerkoenen et al. 2020, arXiv 2004.02546], or by closed-form factor
 and Zhou 2021, arXiv 2007.06600].
 """
 
-from functools import lru_cache
 from typing import NamedTuple
 
 import jax
@@ -49,8 +48,7 @@ def sefa(net: Sampler, w: np.ndarray, layers: slice, count: int) -> list[Directi
 
   Raises: UsageError if no convolution reads these ws.
   """
-  styles = _styles(net.generator, net.growing.get('stage', 0), layers.start, layers.stop)
-  styles = np.asarray(styles(net.variables), np.float64)
+  styles = np.asarray(_styles(net, layers), np.float64)
   a = styles[1:] - styles[0]  # [w_dim,features], A transposed
   if not a.any():
     raise UsageError(
@@ -83,31 +81,24 @@ def _leading(matrix, covariance, layers, count):
   return [Direction(vector, layers, stdev, value) for vector, stdev, value in rows]
 
 
-@lru_cache(8)
-def _styles(generator, stage, start, stop):
-  """Function of the variables: all convolutions' styles at some ws, [1+w_dim,features].
+def _styles(net, layers):
+  """All convolutions' styles, for w = 0 and each unit vector at the layers: [1+w_dim,features].
 
-  For w = 0 and each unit vector at start:stop. Styles are affine in w, so differences are the
-  matrix, whatever the architecture. The compiler drops the convolutions.
+  Styles are affine in w, so differences are the matrix, whatever the architecture.
   """
-  w_dim = generator.mapping.w_dim
-  ws = np.zeros((1 + w_dim, generator.synthesis.num_ws, w_dim), np.float32)
-  ws[1:, start:stop] = np.eye(w_dim)[:, None]
+  w_dim = net.generator.mapping.w_dim
+  ws = np.zeros((1 + w_dim, net.num_ws, w_dim), np.float32)
+  ws[1:, layers] = np.eye(w_dim)[:, None]
 
   def is_style(module, _):
     return module.name == 'affine' and module.path[-2] != 'torgb'
 
+  @jax.jit  # The compiler drops the convolutions.
   def styles(variables):
-    with jax.default_matmul_precision('highest'):
-      _, captured = generator.apply(
-        variables,
-        jnp.asarray(ws),
-        'none',
-        stage,
-        method='synthesize',
-        mutable=['intermediates'],
-        capture_intermediates=is_style,
-      )
-    return jnp.concatenate(jax.tree.leaves(captured['intermediates']), 1)
+    captured = {'mutable': ['intermediates'], 'capture_intermediates': is_style}
+    stage = net.growing.get('stage', 0)
+    _, found = net.generator.apply(variables, ws, 'none', stage, method='image', **captured)
+    return jnp.concatenate(jax.tree.leaves(found['intermediates']), 1)
 
-  return jax.jit(styles)
+  with jax.default_matmul_precision('highest'):
+    return styles(net.variables)

@@ -17,7 +17,7 @@ from absl import flags
 from ml_collections import config_flags
 import numpy as np
 
-from sg2jax import cli, pretrained
+from sg2jax import cli, inputs, pretrained
 from sg2jax.faults import UsageError
 from sg2jax.models.layers import NOISE_MODES
 from sg2jax.sampler import Sampler
@@ -222,8 +222,8 @@ def _vectors(text: str) -> np.ndarray:
 # ---- what they mean for a network
 
 
-def labels(net: Sampler, count: int) -> list[str] | np.ndarray | None:
-  """What --class or --label ask for, as `Sampler.c` takes it: None, one, or one for each seed.
+def labels(net: Sampler, count: int) -> np.ndarray | None:
+  """What --class or --label ask for: float32 [count,c_dim]; None if neither is given.
 
   Raises: UsageError, naming the flag, if the network hasn't got such labels.
 
@@ -238,13 +238,12 @@ def labels(net: Sampler, count: int) -> list[str] | np.ndarray | None:
     known = net.labels.names if net.labels else ()
     # Names may hold commas.
     given = [text] if text in known else [name.strip() for name in text.split(',')]
-  if given is not None:
-    try:
-      # One stands for all: a vector for each of a million seeds isn't wanted here.
-      net.c(range(count if len(given) > 1 else 1), given)
-    except UsageError as e:
-      raise UsageError(f'{flag}: {e}') from None
-  return given
+  if given is None:
+    return None
+  try:
+    return inputs.label_vectors(net.labels, given, count)
+  except UsageError as e:
+    raise UsageError(f'{flag}: {e}') from None
 
 
 def ws_range(net: Sampler, name: str) -> slice:

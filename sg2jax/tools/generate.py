@@ -18,7 +18,6 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 import math
 import pathlib
-import time
 from typing import Any
 
 from absl import flags
@@ -29,7 +28,6 @@ from sg2jax import cli, files, inputs, sampler
 from sg2jax.faults import UsageError
 from sg2jax.tools import flags as shared
 from sg2jax.tools import sheets
-from sg2jax.training import report
 
 KINDS = ('images', 'mix', 'sweep')
 SWEEP = (1.0, 0.7, 0.5, 0.0, -0.5, -1.0)  # [S1 Fig. 8]
@@ -59,8 +57,7 @@ def main(argv: list[str]) -> None:
   kind = cli.choice(argv, 'KIND', KINDS, 'images')
   if kind == 'images' and not asked.out and not asked.sheet:
     raise UsageError(
-      '--out and --sheet are missing; name a folder for an image per seed, a PNG file for a sheet, '
-      'or both'
+      'name a folder for images, --out=DIR, or a file for one sheet, --sheet=FILE.png'
     )
   if kind != 'images' and asked.out:
     raise UsageError(f'--out={asked.out} is for images; {kind} writes one sheet: --sheet=FILE.png')
@@ -75,26 +72,17 @@ def main(argv: list[str]) -> None:
   seeds = asked.seeds
   cols = asked.cols if kind == 'mix' else []
   label = shared.labels(net, len(seeds) + len(cols))
-  if label is None or len(label) == 1:
-    seeds = list(dict.fromkeys(seeds))  # with labels of its own, a seed is worth asking for again
-  if sheet:
-    pictures = {
-      'images': len(seeds),
-      'mix': (len(seeds) + 1) * (len(cols) + 1),
-      'sweep': len(seeds) * len(psis),
-    }
-    sheets.check_size(net, pictures[kind])
-
-  # ---- images
   options = {'cutoff': asked.cutoff, 'noise': asked.noise, 'batch': asked.batch or None}
   if kind == 'images':
     images(net, seeds, label, out, sheet, psi=psis[0], **options)
   elif kind == 'mix':
     styles = shared.ws_range(net, 'styles')
+    sheets.check_size(net, (len(seeds) + 1) * (len(cols) + 1))
     pictures = mix(net, seeds, cols, styles, label, psi=psis[0], **options)
     names = sheets.seed_names(net, [*seeds, *cols], label)
     sheets.write_sheet(sheet, pictures, ['', *names[: len(seeds)]], ['', *names[len(seeds) :]])
   else:
+    sheets.check_size(net, len(seeds) * len(psis))
     pictures = sweep(net, seeds, psis, label, **options)
     rows = sheets.seed_names(net, seeds, label)
     sheets.write_sheet(sheet, pictures, rows, [f'psi {psi:g}' for psi in psis])
@@ -104,7 +92,7 @@ def main(argv: list[str]) -> None:
 def images(
   net: sampler.Sampler,
   seeds: list[int],
-  label: inputs.LabelsLike | None,
+  label: np.ndarray | None,
   out: pathlib.Path | None,
   sheet: pathlib.Path | None,
   batch: int | None = None,
@@ -112,14 +100,14 @@ def images(
 ) -> None:
   """An image of each seed into the folder `out`, a sheet of all to the file `sheet`; None: not.
 
-  It takes the memory of a few batches, but for the sheet. label: of `shared.labels`; options: of a
-  call of `net`.
+  It takes the memory of a few batches, but for the sheet. label: [N,c_dim], or None: drawn from
+  each seed; options: of a call of `net`.
   """
-  start = time.monotonic()
-  names = file_names(seeds)
+  if sheet:
+    sheets.check_size(net, len(seeds))
   batch = min(batch or net.batch, len(seeds))
+  names = file_names(seeds)
   pictures = []  # for the sheet
-  classes = []
   writing = ()
 
   def write(name, image):
@@ -128,16 +116,13 @@ def images(
   # Threads deflate and write a batch while the device makes the next.
   with ThreadPoolExecutor() as pool, tqdm(total=len(seeds), unit=' images', disable=None) as bar:
     for rows, count in sampler.parts(len(seeds), batch):
-      part = [seeds[i] for i in rows]
-      each = label if label is None or len(label) == 1 else [label[i] for i in rows]
-      c = net.c(part, each) if net.labels else None
-      made = net(part, label=c, batch=batch, **options)[:count]
+      each = None if label is None else label[rows]
+      made = net([seeds[i] for i in rows], label=each, batch=batch, **options)[:count]
       list(writing)  # waits for the files of the batch before, and raises what went wrong
       if out:
         writing = pool.map(write, [names[i] for i in rows[:count]], made)
       if sheet:
         pictures += list(made)
-        classes += [net.labels.name(x) for x in c[:count]] if net.labels else []
       bar.update(count)
     list(writing)
   if sheet:
@@ -145,18 +130,15 @@ def images(
     cols = min(len(seeds), max(8, math.isqrt(len(seeds) - 1) + 1))
     pictures += [np.full_like(pictures[0], 255)] * (-len(pictures) % cols)
     pictures = np.stack(pictures).reshape(-1, cols, *pictures[0].shape)
-    more = ' ...' if cols > 1 else ''
-    rows = [f'seed {seed}{more}' for seed in seeds[::cols]]
-    sheets.write_sheet(sheet, pictures, rows, below=classes)
-  seconds = time.monotonic() - start
-  rate = report.number(len(seeds) / seconds)
-  print(f'{len(seeds)} images in {report.duration(seconds)}, {rate} a second')
+    rows = [f'seed {seed} ...' for seed in seeds[::cols]]
+    below = [net.labels.name(c) for c in net.c(seeds, label)] if net.labels else []
+    sheets.write_sheet(sheet, pictures, rows, below=below)
 
 
 def file_names(seeds: list[int]) -> list[str]:
-  """A PNG file for each seed, the second of a seed (with another label) with its count."""
-  names = []
+  """A PNG file for each seed, the second of a seed (for another label) with its count."""
   counts = Counter()
+  names = []
   for seed in seeds:
     counts[seed] += 1
     number = f'_{counts[seed]}' if counts[seed] > 1 else ''
@@ -181,17 +163,14 @@ def mix(
   each row and then for each column; options: of `net.ws`.
   """
   # all at once: psi and cutoff go for both
-  mapped = net.ws([*rows, *cols], label=label, **options)
-  row_ws = mapped[: len(rows)]
-  col_ws = mapped[len(rows) :]
-  ws = np.empty((1 + len(rows), 1 + len(cols), *mapped.shape[1:]), np.float32)
-  ws[0, 0] = col_ws[0]  # made, but not shown
-  ws[0, 1:] = col_ws
-  ws[1:] = row_ws[:, None]
+  row_ws, col_ws = np.split(net.ws([*rows, *cols], label=label, **options), [len(rows)])
+  # The corner is made of the first column, but not shown.
+  top = np.concatenate([col_ws[:1], col_ws])
+  ws = np.stack([top, *np.repeat(row_ws[:, None], len(top), 1)])  # [1+rows,1+cols,num_ws,w_dim]
   ws[1:, 1:, styles] = col_ws[:, styles]
-  number = np.array([[cols[0], *cols], *([row] * (1 + len(cols)) for row in rows)])
-  pictures = net.images(ws.reshape(-1, *mapped.shape[1:]), noise, number.ravel(), batch)
-  pictures = pictures.reshape(*ws.shape[:2], *pictures.shape[1:])
+  number = np.repeat([cols[0], *rows], len(top))
+  number[1 : len(top)] = cols
+  pictures = _images(net, ws, noise, number, batch)
   pictures[0, 0] = 255
   return pictures
 
@@ -208,8 +187,13 @@ def sweep(
   """Images of seeds (rows) at several psi (columns) [S1 Fig. 8]: uint8 [seeds,psis,H,W,C]."""
   w = net.map(net.z(seeds), net.c(seeds, label))
   ws = np.stack([net.truncate(w, psi, cutoff) for psi in psis], 1)  # [seeds,psis,num_ws,w_dim]
-  pictures = net.images(ws.reshape(-1, *ws.shape[2:]), noise, np.repeat(seeds, len(psis)), batch)
-  return pictures.reshape(*ws.shape[:2], *pictures.shape[1:])
+  return _images(net, ws, noise, np.repeat(seeds, len(psis)), batch)
+
+
+def _images(net, ws, noise, seeds, batch):
+  """Of ws [R,C,num_ws,w_dim], seeds [R*C] of the noise: uint8 [R,C,H,W,C]."""
+  images = net.images(ws.reshape(-1, *ws.shape[2:]), noise, seeds, batch)
+  return images.reshape(*ws.shape[:2], *images.shape[1:])
 
 
 if __name__ == '__main__':

@@ -44,7 +44,7 @@ def define_flags() -> None:
   flags.DEFINE_float(
     'seconds', 0, 'Length of the video; 0: 2 seconds for each step from seed to seed.'
   )
-  flags.DEFINE_float('fps', 30, 'Frames per second.')
+  flags.DEFINE_float('fps', 30, 'Frames per second; of a .gif 50 at most.', upper_bound=240)
   flags.DEFINE_boolean('loop', True, 'Whether the last seed leads back to the first.')
 
 
@@ -52,7 +52,7 @@ def main(_: list[str]) -> None:
   """Checks, makes, writes."""
   # ---- what is asked, before anything is loaded
   asked = flags.FLAGS
-  out = videos.check_file(asked.out, asked.fps)
+  out = cli.file(asked.out, videos.ENCODERS)
   rows, cols = map(int, _GRID.fullmatch(asked.grid).groups())
   cells = rows * cols
   if len(asked.seeds) % cells or len(asked.seeds) < 2 * cells:
@@ -63,9 +63,9 @@ def main(_: list[str]) -> None:
   seeds = np.reshape(asked.seeds, (rows, cols, -1))
   seconds = asked.seconds or 2 * (seeds.shape[2] - (not asked.loop))
   if not 2 <= seconds * asked.fps < 1e9:  # NaN isn't, either
-    raise UsageError(
-      f'--seconds={seconds:g} at {asked.fps:g} frames per second must make 2 frames or more'
-    )
+    raise UsageError(f'--seconds={seconds:g} at --fps={asked.fps:g} must make 2 frames or more')
+  if out.suffix == '.gif' and asked.fps > 50:
+    raise UsageError(f'--fps={asked.fps:g}: a .gif has at most 50')  # viewers show more as 10
   count = round(seconds * asked.fps)
 
   # ---- frames, made as the encoder takes them

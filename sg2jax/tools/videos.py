@@ -11,8 +11,8 @@ import tempfile
 import imageio_ffmpeg
 import numpy as np
 
-from sg2jax import cli, files, grids
-from sg2jax.faults import UsageError, WriteError
+from sg2jax import files, grids
+from sg2jax.faults import WriteError
 
 READABLE = 256  # px; smaller frames are enlarged by a whole factor
 ENCODERS = {
@@ -22,22 +22,9 @@ ENCODERS = {
   '.gif': '-vf split[a][b];[a]palettegen=stats_mode=single[p];[b][p]paletteuse=new=1',
   '.webp': '-c:v libwebp_anim -quality 90 -loop 0',
 }
-MAX_FPS = {'.mp4': 240, '.gif': 50, '.webp': 240}  # gif: hundredths; viewers take 1 for 10
 
 
-def check_file(path: str | os.PathLike, fps: float, flag: str = 'out') -> pathlib.Path:
-  """The absolute path of a video to be written.
-
-  Raises: UsageError if it can't be one, or `fps` not its frame rate.
-  """
-  path = cli.file(path, ENCODERS, flag)
-  most = MAX_FPS[path.suffix]
-  if not 0 < fps <= most:
-    raise UsageError(f'--fps={fps:g} must be above 0 and at most {most} for {path.suffix}')
-  return path
-
-
-def write_video(path: str | os.PathLike, frames: Iterable[np.ndarray], fps: float) -> None:
+def write_video(path: pathlib.Path, frames: Iterable[np.ndarray], fps: float) -> None:
   """Writes a video, frame by frame, so that `path` holds the old or the new one whole.
 
   Frames under READABLE px are enlarged by a whole factor; sides that mp4 can't have (odd) get one
@@ -48,51 +35,32 @@ def write_video(path: str | os.PathLike, frames: Iterable[np.ndarray], fps: floa
     frames: uint8 [H,W,C], all of one shape; C as in `grids.readable_grid`.
     fps: frames per second.
 
-  Raises: UsageError as `check_file`, before the first frame is asked for; WriteError.
+  Raises: WriteError.
   """
-  path = check_file(path, fps)
   frames = (_readable(frame, path.suffix) for frame in frames)
   first = next(frames)
   temporary = path.with_name(f'.{path.stem}.{os.getpid()}{path.suffix}')
+  # Not imageio_ffmpeg.write_frames: it doesn't tell how the encoder ended, so that a file that a
+  # full disk cut short would pass. In a process group of its own: Ctrl-C is ours to handle.
   command = _command(first.shape, path.suffix, fps, temporary)
   with files.writing(path), tempfile.TemporaryFile() as log:
     path.parent.mkdir(parents=True, exist_ok=True)
+    options = {'stdin': subprocess.PIPE, 'stdout': log, 'stderr': log, 'process_group': 0}
     try:
-      failed = _encode(command, itertools.chain([first], frames), log)
-      if failed:
-        raise WriteError(f'cannot write {path}: {failed}')
+      # A pipe breaks where the encoder gives up by itself; it then says why.
+      with contextlib.suppress(BrokenPipeError), subprocess.Popen(command, **options) as encoder:
+        for frame in itertools.chain([first], frames):
+          encoder.stdin.write(frame.tobytes())
+      if encoder.returncode:
+        log.seek(0)
+        said = log.read().decode(errors='replace').strip().splitlines()[-1:]
+        reason = ': '.join([f'the encoder ended with {encoder.returncode}', *said])
+        raise WriteError(f'cannot write {path}: {reason}')
       with open(temporary, 'rb') as f:
         os.fsync(f.fileno())
       os.replace(temporary, path)
     finally:
       temporary.unlink(missing_ok=True)
-
-
-def _encode(command, frames, log):
-  """Runs the encoder on frames -> why it failed, or ''. What it says goes to the file `log`.
-
-  Not imageio_ffmpeg.write_frames: it doesn't tell how the encoder ended, so that a file that a full
-  disk cut short would pass.
-  """
-  # in a process group of its own: Ctrl-C is ours to handle
-  options = {'stdin': subprocess.PIPE, 'stdout': log, 'stderr': log, 'process_group': 0}
-  whole = False
-  with contextlib.suppress(BrokenPipeError), subprocess.Popen(command, **options) as encoder:
-    try:
-      for frame in frames:
-        encoder.stdin.write(frame.tobytes())
-      encoder.stdin.close()
-      whole = True
-    except BrokenPipeError:
-      raise  # it gave up by itself, and is waited for
-    except BaseException:
-      encoder.kill()
-      raise
-  if whole and encoder.returncode == 0:
-    return ''
-  log.seek(0)
-  last = log.read().decode(errors='replace').strip().splitlines()[-1:]
-  return ': '.join([f'the encoder ended with {encoder.returncode}', *last])
 
 
 def _command(shape, suffix, fps, path):
@@ -108,9 +76,7 @@ def _command(shape, suffix, fps, path):
 
 def _readable(frame, suffix):
   """A frame as it is encoded: uint8 [H,W,C] -> [h,w,1|3|4]."""
-  frame = grids.readable_grid(frame[None])
-  factor = max(1, READABLE // min(frame.shape[:2]))
-  frame = frame.repeat(factor, 0).repeat(factor, 1)
+  frame = grids.readable_grid(frame[None], 1, READABLE)
   if suffix == '.mp4':
     height, width, _ = frame.shape
     frame = np.pad(frame, [(0, height % 2), (0, width % 2), (0, 0)], 'edge')
