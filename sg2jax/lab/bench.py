@@ -6,6 +6,7 @@ import statistics
 import time
 from typing import Any
 
+from flax import traverse_util
 import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
@@ -27,19 +28,16 @@ def measure(config: ConfigDict, rounds: int) -> dict:
   state = build.init_state(config, steps, sharding.replicated(mesh))
   batch, ws = _random_batch(config, steps, mesh)
   key = jax.device_put(jax.random.key(0), sharding.replicated(mesh))
-  sizes = {'state_bytes': sum(x.nbytes for x in jax.tree.leaves(state))}
   flop = flop_per_image(config, state, steps)
+  state_bytes = sum(x.nbytes for x in jax.tree.leaves(state))
 
   # ---- compile
-  compiled = {}
-  compile_seconds = {}
-  for name in steps.phases(0):
-    start = time.perf_counter()
-    step = sharding.jit_step(getattr(steps, name), mesh)
-    compiled[name] = step.lower(key, state, batch).compile()
-    compile_seconds[f'compile_{name}'] = time.perf_counter() - start
-  temporaries = [step.memory_analysis().temp_size_in_bytes for step in compiled.values()]
-  sizes['temp_bytes'] = max(temporaries)
+  start = time.perf_counter()
+  compiled = {
+    name: sharding.jit_step(getattr(steps, name), mesh).lower(key, state, batch).compile()
+    for name in steps.phases(0)
+  }
+  compile_seconds = time.perf_counter() - start
 
   @jax.jit
   def synthesize(state, ws):
@@ -52,12 +50,17 @@ def measure(config: ConfigDict, rounds: int) -> dict:
     state, aux = compiled[name](key, state, batch)
     return state, aux
 
-  peak_dtype = jnp.bfloat16 if config.g.num_bf16_res else jnp.float32
-  multiply, multiply_flop = matmul_probe(peak_dtype)
+  dtype = jnp.bfloat16 if config.g.num_bf16_res else jnp.float32
+  # Large enough to be bound by arithmetic, not by memory or the launch.
+  side = 1536 if jax.default_backend() == 'cpu' else 8192
+  matrix = jnp.ones((side, side), dtype)
   functions = {name: partial(train, name) for name in compiled}
-  functions |= {'synthesis': lambda: synthesize(state, ws), 'matmul': multiply}
+  functions |= {
+    'synthesis': lambda: synthesize(state, ws),
+    'matmul': partial(jax.jit(jnp.matmul), matrix, matrix),
+  }
   seconds = interleaved(functions, rounds)
-  peak = multiply_flop * mesh.size / min(seconds.pop('matmul'))
+  peak = 2 * side**3 * mesh.size / min(seconds.pop('matmul'))
   device = jax.devices()[0]
   return {
     'device': device.device_kind,
@@ -65,11 +68,12 @@ def measure(config: ConfigDict, rounds: int) -> dict:
     'jax': jax.__version__,
     'resolution': list(build.resolution(config)),
     'batch': stage.batch,
-    **compile_seconds,
-    **sizes,
+    'compile_seconds': compile_seconds,
+    'state_bytes': state_bytes,
+    'temp_bytes': max(step.memory_analysis().temp_size_in_bytes for step in compiled.values()),
     'device_peak_bytes': (device.memory_stats() or {}).get('peak_bytes_in_use'),
     **flop,
-    'peak_dtype': jnp.dtype(peak_dtype).name,
+    'peak_dtype': jnp.dtype(dtype).name,
     'peak_flop_per_sec': peak,
     **_rates(seconds, steps, ws.shape[1], flop['flop_lazy'], peak),
   }
@@ -91,19 +95,18 @@ def interleaved(functions: dict[str, Callable], rounds: int) -> dict[str, list[f
 def _rates(seconds, steps, images, flop_per_image, peak):
   """Medians, and what follows from them; images: that synthesis makes at once."""
   median = {name: statistics.median(times) for name, times in seconds.items()}
-  synthesis = median.pop('synthesis')
   every = {'g': 1, 'd': 1, 'g_reg': steps.pl_interval, 'd_reg': steps.r1_interval}
+  training = [name for name in every if name in median]
   # A minibatch of training: regularizers run every few only, and their cost is shared out.
-  lazy = sum(median[name] / every[name] for name in median)
-  eager = sum(median.values())
+  lazy = sum(median[name] / every[name] for name in training)
+  eager = sum(median[name] for name in training)
   batch = steps.stage.batch
   return {
-    **{f'sec_{name}': median[name] for name in median},
-    'sec_synthesis': synthesis,
+    **{f'sec_{name}': value for name, value in median.items()},
     'img_per_sec_lazy': batch / lazy,
     'img_per_sec_eager': batch / eager,
     'lazy_over_eager': eager / lazy,
-    'img_per_sec_synthesis': images / synthesis,
+    'img_per_sec_synthesis': images / median['synthesis'],
     'flop_per_sec': flop_per_image * batch / lazy,
     'share_of_peak': flop_per_image * batch / lazy / peak,
   }
@@ -124,15 +127,6 @@ def _random_batch(config, steps, mesh):
   )
 
 
-def matmul_probe(dtype: Any) -> tuple[Callable[[], jax.Array], int]:
-  """A function that multiplies two square matrices on one device, and its FLOP."""
-  # Large enough to be bound by arithmetic, not by memory or the launch.
-  n = 1536 if jax.default_backend() == 'cpu' else 8192
-  x = jnp.ones((n, n), dtype)
-  multiply = jax.jit(lambda x: x @ x)
-  return lambda: multiply(x), 2 * n**3
-
-
 def flop_per_image(config: ConfigDict, state: Any, steps: Any) -> dict[str, float]:
   """FLOP of one forward pass of G and D, and of an image trained lazily: weights times pixels."""
   pixels = {f'b{max(s)}': s[0] * s[1] for s in block_sizes(build.resolution(config))}
@@ -151,41 +145,34 @@ def flop_per_image(config: ConfigDict, state: Any, steps: Any) -> dict[str, floa
 
 def _forward_flop(params, pixels, quartered):
   total = 0
-  for path, w in jax.tree_util.tree_leaves_with_path(params):
-    names = [part.key for part in path]
-    if names[-1] != 'weight':
-      continue
+  for path, w in traverse_util.flatten_dict(params).items():
     times = 1
     if w.ndim == 4:  # a convolution: at each pixel of its block
-      times = next((pixels[name] for name in names if name in pixels), 1)
-      if names[-2] in quartered:
+      times = next((pixels[name] for name in path if name in pixels), 1)
+      if path[-2] in quartered:
         times /= 4
-    total += 2 * w.size * times
+    if path[-1] == 'weight':
+      total += 2 * w.size * times
   return total
 
 
 def table(config: ConfigDict, r: dict) -> str:
   """The figures of `measure`, for a person."""
-  times = []
-  for name in ('g', 'd', 'g_reg', 'd_reg', 'synthesis'):
-    seconds = r.get(f'sec_{name}')
-    times.append(f'{name} off' if seconds is None else f'{name} {seconds * 1e3:.1f} ms')
-  compile_time = sum(v for k, v in r.items() if k.startswith('compile_'))
-  memory = (
-    f'{r["state_bytes"] / 2**20:.0f} MiB state, {r["temp_bytes"] / 2**20:.0f} MiB temporaries of '
-    'the largest step'
+  names = ('g', 'd', 'g_reg', 'd_reg', 'synthesis')
+  times = [f'{name} {r[f"sec_{name}"] * 1e3:.1f} ms' for name in names if f'sec_{name}' in r]
+  peak = r['device_peak_bytes']
+  peak = f', {peak / 2**30:.1f} GiB device peak' if peak else ''
+  return '\n'.join(
+    [
+      f'{r["devices"]} x {r["device"]}, jax {r["jax"]}, {r["resolution"][0]}x{r["resolution"][1]}, '
+      f'batch {r["batch"]}, fmap_base {config.g.fmap_base}, fmap_max {config.g.fmap_max}',
+      '  '.join(times),
+      f'training {r["img_per_sec_lazy"]:.2f} images/s lazily, {r["img_per_sec_eager"]:.2f} eagerly '
+      f'({r["lazy_over_eager"]:.2f}x); synthesis {r["img_per_sec_synthesis"]:.1f} images/s',
+      f'{r["flop_lazy"] / 1e9:.1f} GFLOP per image trained (forward G {r["flop_g"] / 1e9:.2f}, D '
+      f'{r["flop_d"] / 1e9:.2f}); {r["flop_per_sec"] / 1e9:.1f} GFLOP/s, {r["share_of_peak"]:.0%} '
+      f'of the {r["peak_dtype"]} matmul peak {r["peak_flop_per_sec"] / 1e9:.0f} GFLOP/s',
+      f'compiled in {r["compile_seconds"]:.0f} s; {r["state_bytes"] / 2**20:.0f} MiB state, '
+      f'{r["temp_bytes"] / 2**20:.0f} MiB temporaries of the largest step{peak}',
+    ]
   )
-  if r['device_peak_bytes']:
-    memory += f', {r["device_peak_bytes"] / 2**30:.1f} GiB device peak'
-  lines = [
-    f'{r["devices"]} x {r["device"]}, jax {r["jax"]}, {r["resolution"][0]}x{r["resolution"][1]}, '
-    f'batch {r["batch"]}, fmap_base {config.g.fmap_base}, fmap_max {config.g.fmap_max}',
-    '  '.join(times),
-    f'training {r["img_per_sec_lazy"]:.2f} images/s lazily, {r["img_per_sec_eager"]:.2f} eagerly '
-    f'({r["lazy_over_eager"]:.2f}x); synthesis {r["img_per_sec_synthesis"]:.1f} images/s',
-    f'{r["flop_lazy"] / 1e9:.1f} GFLOP per image trained (forward G {r["flop_g"] / 1e9:.2f}, D '
-    f'{r["flop_d"] / 1e9:.2f}); {r["flop_per_sec"] / 1e9:.1f} GFLOP/s, {r["share_of_peak"]:.0%} '
-    f'of the {r["peak_dtype"]} matmul peak {r["peak_flop_per_sec"] / 1e9:.0f} GFLOP/s',
-    f'compiled in {compile_time:.0f} s; {memory}',
-  ]
-  return '\n'.join(lines)
