@@ -196,18 +196,18 @@ def test_shrink_on_the_device_is_that_of_the_host():
 def test_a_missing_package_is_an_error_before_anything_is_computed(monkeypatch):
   monkeypatch.setitem(sys.modules, 'lpips_j', None)
   with pytest.raises(ModuleNotFoundError, match='lpips_j'):
-    features.load('vgg16', (8, 8, 3))
+    features.load('vgg16', (8, 8, 3), {})
 
 
 def test_networks_take_grey_and_rgb_only():
   assert features.colour(np.ones((2, 4, 4, 1))).shape == (2, 4, 4, 3)
   with pytest.raises(UsageError, match='4 channels'):
-    features.load('inception', (8, 8, 4))
+    features.load('inception', (8, 8, 4), {})
 
 
 def test_reals_are_found_by_content_not_by_place(setting, tmp_path):
   """A second copy of the data set uses the cache; the same place with other images doesn't."""
-  detector = features.load('pixels', setting.source.shape)
+  detector = features.load('pixels', setting.source.shape, {})
   plain = setting.sampler.config.copy_and_resolve_references()
   plain.data.mirror = False
 
@@ -363,13 +363,13 @@ def test_copies_are_seen(setting):
   rows = np.stack([setting.source[i]['image'].ravel() for i in range(600)]).astype(np.float32)
   copies = scores.Features(rows[100:400], rows, np.arange(600) + 7)
   found = scores.nearest_reals(p, copies, 0, lambda: None)
-  assert found.values['pixelnn0.3k_farther'] == 0 and found.values['pixelnn0.3k_z'] < -20
+  assert found.values['pixelnn0.3k_farther'][0] == 0 and found.values['pixelnn0.3k_z'][0] < -20
   assert found.notes['closest_fakes'] == list(range(32))
   assert found.notes['their_reals'] == list(range(107, 139))
   assert found.notes['held_out'].startswith('each real')
   # "held-out" reals that were trained on: no difference then
   found = scores.nearest_reals(p, copies._replace(holdout=rows[:99]), 0, lambda: None)
-  assert found.values == {'pixelnn0.3k_farther': 0.5, 'pixelnn0.3k_z': 0}
+  assert [value for value, _ in found.values.values()] == [0.5, 0]
   assert found.notes['held_out'] == 'holdout'
   with pytest.raises(UsageError, match='is the data set itself'):
     values(['pixelnn0.3k'], setting._replace(holdout=setting.source))
@@ -465,7 +465,7 @@ def test_tiny_networks_are_measured_by_what_suits_them(capsys):
 
 
 CATS = Labels.of_classes(('cat', 'dog'), (3, 4))
-VECTORS = Labels.of_vectors(np.eye(2) + 1, ())
+VECTORS = Labels.of_vectors(np.eye(2) + 1)
 
 
 @pytest.mark.parametrize(

@@ -279,35 +279,40 @@ def test_precision_and_recall_of_constructed_sets():
 
 def test_copying_is_the_test_of_mann_and_whitney():
   f, h = np.round(key(0).random(40), 1), np.round(key(1).random(50), 1)  # many ties
-  u = (f[:, None] > h).sum() + (f[:, None] == h).sum() / 2
+  each = ((f[:, None] > h).sum(1) + (f[:, None] == h).sum(1) / 2) / 50
   ties = sum(n**3 - n for n in np.unique(np.concatenate([f, h]), return_counts=True)[1])
-  assert neighbors.copying(f, h) == pytest.approx(
-    (u - 1000) / np.sqrt(2000 / 12 * (91 - ties / (90 * 89)))
-  )
-  assert neighbors.copying(h, f) == pytest.approx(-neighbors.copying(f, h))
+  farther, z = neighbors.copying(f, h)
+  np.testing.assert_allclose(farther, each, rtol=1e-12)
+  deviation = np.sqrt(2000 / 12 * (91 - ties / (90 * 89)))
+  assert z == pytest.approx((2000 * each.mean() - 1000) / deviation)
+  assert neighbors.copying(h, f)[1] == pytest.approx(-z)
   scattered = [
-    neighbors.copying(key(i).random(40), key(-i % 99991).random(50)) for i in range(1, 300)
+    neighbors.copying(key(i).random(40), key(-i % 99991).random(50))[1] for i in range(1, 300)
   ]
   assert np.std(scattered) == pytest.approx(1, abs=0.15) and abs(np.mean(scattered)) < 0.25
   assert np.mean(np.abs(scattered) > norm.ppf(0.975)) == pytest.approx(0.05, abs=0.04)
-  assert neighbors.copying(np.ones(5), np.ones(9)) == 0
+  assert neighbors.copying(np.ones(5), np.ones(9))[1] == 0
 
 
 def test_copies_are_told_from_fakes_of_the_same_distribution():
   train, held, fakes = (key(i).standard_normal((200, 8)).astype(np.float32) for i in range(3))
-  held_distance = neighbors.nearest(held, train)[0]
   copies = np.where(np.arange(200)[:, None] % 2, fakes, train + 1e-3)  # every second one
-  assert abs(neighbors.copying(neighbors.nearest(fakes, train)[0], held_distance)) < 3
-  assert neighbors.copying(neighbors.nearest(copies, train)[0], held_distance) < -6
+  held, fakes, copies = (neighbors.nearest(x, train)[0] for x in (held, fakes, copies))
+  assert abs(neighbors.copying(fakes, held)[1]) < 3
+  assert neighbors.copying(copies, held)[1] < -6
 
 
 # ---- from features to results
 
 
 def scored(name, seed=0, **compared):
-  """The Result of a metric from features."""
+  """(values, intervals, notes, covers) of a metric from features."""
   p = protocols.parse(name)
-  return scores.SCORES[p.kind](p, scores.Features(**compared), seed, lambda: None)
+  result = scores.SCORES[p.kind](p, scores.Features(**compared), seed, lambda: None)
+  values = {name: value for name, (value, _) in result.values.items()}
+  each = {name: (value, x) for name, (value, x) in result.values.items() if x is not None}
+  intervals = {name: scores.interval(value, x, seed) for name, (value, x) in each.items()}
+  return values, intervals, result.notes, result.covers
 
 
 def test_frechet_divides_as_its_name_says():
@@ -315,11 +320,11 @@ def test_frechet_divides_as_its_name_says():
   fakes = key(2).standard_normal((30, 3)) + 1
   reals = moments(real, 40)
   for name, ddof in (('fid0.03k_full', 0), ('fid0.03k', 1)):
-    found = scored(name, reals=reals, fakes=fakes)
+    found, intervals, *_ = scored(name, reals=reals, fakes=fakes)
     real_cov, fake_cov = (np.cov(rows.T, ddof=ddof) for rows in (real, fakes))
     expected = scores.frechet_distance(real.mean(0), real_cov, fakes.mean(0), fake_cov)
-    assert found.values == {name: pytest.approx(expected, rel=1e-10)}
-    low, high = found.intervals[name]
+    assert found == {name: pytest.approx(expected, rel=1e-10)}
+    low, high = intervals[name]
     assert low < expected < high
 
 
@@ -329,29 +334,33 @@ def test_kid_looks_at_the_reals_of_its_subsets():
   fakes = key(2).standard_normal((100, 3))
   of_reals, of_fakes = scores.kid_subsets(5000, 100, 7)
   drawn = np.unique(of_reals)
-  found = scored('kid0.1k_full', 7, reals=real[drawn], fakes=fakes, population=5000)
+  found, intervals, notes, _ = scored(
+    'kid0.1k_full', 7, reals=real[drawn], fakes=fakes, population=5000
+  )
   expected = np.mean([scores.mmd(real[i], fakes[j]) for i, j in zip(of_reals, of_fakes)])
-  assert found.values['kid0.1k_full'] == pytest.approx(expected, rel=1e-12)
-  assert found.notes == {'subsets': 100, 'subset_size': 100} and found.intervals
+  assert found == {'kid0.1k_full': pytest.approx(expected, rel=1e-12)}
+  low, high = intervals['kid0.1k_full']
+  assert notes == {'subsets': 100, 'subset_size': 100} and low < expected < high
 
 
 def test_other_results():
   probs = key().dirichlet(np.full(6, 0.3), 50)
   each = scores.inception_scores(probs, 10)
-  found = scored('is0.05k', fakes=probs)
-  assert found.values == {'is0.05k_mean': each.mean(), 'is0.05k_std': each.std()}
+  found, intervals, *_ = scored('is0.05k', fakes=probs)
+  assert found == {'is0.05k_mean': each.mean(), 'is0.05k_std': each.std()}
+  assert list(intervals) == ['is0.05k_mean']
   lengths = key().random(200)
-  found = scored('ppl2_0.2k_wend', fakes=lengths)
-  assert found.values['ppl2_0.2k_wend'] == np.sort(lengths)[1:-1].mean()
+  found, *_ = scored('ppl2_0.2k_wend', fakes=lengths)
+  assert found['ppl2_0.2k_wend'] == np.sort(lengths)[1:-1].mean()
   line = np.linspace(0, 1, 21)[:, None] * [1, 0]
   fakes = np.concatenate([line, line + [0, 5]])
-  found = scored('pr0.042k3', reals=line, fakes=fakes)
-  assert found.values == {'pr0.042k3_precision': 0.5, 'pr0.042k3_recall': 1}
-  assert found.intervals['pr0.042k3_recall'] == (1, 1)
+  found, intervals, *_ = scored('pr0.042k3', reals=line, fakes=fakes)
+  assert found == {'pr0.042k3_precision': 0.5, 'pr0.042k3_recall': 1}
+  assert intervals['pr0.042k3_recall'] == (1, 1)
   images = key().integers(0, 256, (2, 40, 8, 8, 1)).astype(np.uint8)
-  found = scored('swd_0.04k', reals=images[0], fakes=images[1])
-  assert found.values['swd_0.04k'] == found.notes['levels']['mean']
-  assert found.covers == 'both sets, by 8 disjoint subsets'
+  found, _, notes, covers = scored('swd_0.04k', reals=images[0], fakes=images[1])
+  assert found['swd_0.04k'] == notes['levels']['mean']
+  assert covers == 'both sets, by 8 disjoint subsets'
 
 
 # ---- memory

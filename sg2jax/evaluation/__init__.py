@@ -5,8 +5,8 @@ From a name to a number:
   measure     the passes that it needs, in order, and the file of its result
   features    what looks at images, and which images it sees
   scores      SCORES has the function of each kind, from features to numbers
-Below them: passes (computed whole, then kept on disk), neighbors, swd, ppl. Beside them: reals (the
-data set of a run, or another that fits), artifacts (droplets and such, which are no scores).
+Below them: passes (batch by batch; those over reals are kept), neighbors, swd, ppl. Beside them:
+reals (the data set of a run, or another that fits), artifacts (droplets and such, no scores).
 
 A new metric of features that are there already: a row in protocols.KINDS, a function in
 scores.SCORES. One that wants another network: a row in protocols.WEIGHTS and in features.NETWORKS,

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from sg2jax import resample
+from sg2jax.evaluation.swd import blur
 from sg2jax.faults import UsageError
 
 PARTS = ('skip', 'msg')  # architectures in which several torgb layers make the picture
@@ -173,22 +174,11 @@ def details(x: jax.Array) -> list[jax.Array]:
   octaves = []
   k = 1
   while 4 * k < min(x.shape[1:3]):
-    low = _blur(_blur(x, 1, k), 2, k)
+    low = blur(blur(x, 1, step=k, xp=jnp), 2, step=k, xp=jnp)
     octaves.append(x - low)
     x = low
     k *= 2
   return octaves
-
-
-def _blur(x, axis, k):
-  """[1,4,6,4,1]/16 along an axis of [N,H,W,C], taps k apart, borders mirrored."""
-  pad = [(2 * k, 2 * k) if a == axis else (0, 0) for a in range(4)]
-  padded = jnp.pad(x, pad, mode='reflect')
-  size = x.shape[axis]
-  return sum(
-    tap / 16 * lax.slice_in_dim(padded, i * k, i * k + size, axis=axis)
-    for i, tap in enumerate((1, 4, 6, 4, 1))
-  )
 
 
 def phase(frames: jax.Array) -> tuple[jax.Array, jax.Array]:

@@ -83,7 +83,7 @@ class Detector(NamedTuple):
   apply: Callable
 
 
-def load(name: str, shape: Sequence[int], explicit: dict[str, str] | None = None) -> Detector:
+def load(name: str, shape: Sequence[int], explicit: dict[str, str]) -> Detector:
   """The Detector of that name for images of `shape` (H, W, C).
 
   Outputs of 'inception': 'pool' [N,2048] and 'probs' [N,1008]; of 'vgg16': 'fc' [N,4096]; of
@@ -106,7 +106,6 @@ def load(name: str, shape: Sequence[int], explicit: dict[str, str] | None = None
     # What isn't installed is said now and not after hours.
     importlib.import_module('lpips_j')
     importlib.import_module('flaxmodels')
-  explicit = explicit or {}
   loaded = [pretrained.load(weights, explicit.get(weights, '')) for weights in WEIGHTS[name]]
   arrays, digests = zip(*loaded)
   known = all(pretrained.FILES[w].sha256 == digest for w, digest in zip(WEIGHTS[name], digests))
@@ -326,7 +325,6 @@ def _ppl_step(mesh, generator, distance, protocol, seed):
 
   def step(variables, params, batch):
     def group(part):
-      t = part['t'] if protocol.sampling == 'full' else jnp.zeros_like(part['t'])
       return ppl.distances(
         generator,
         partial(distance, params),
@@ -334,7 +332,7 @@ def _ppl_step(mesh, generator, distance, protocol, seed):
         variables,
         part['z'],
         part['z1'],
-        t,
+        part['t'] * (protocol.sampling == 'full'),
         part['label'],
         _keys(seed, part['number']),
         protocol.crop,

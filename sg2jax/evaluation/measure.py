@@ -214,11 +214,16 @@ def _fakes_pass(p, s, detectors, due):
 
 def _write_document(p, s, result, about, seconds):
   """Writes what there is to say of a result, and returns it."""
+  intervals = {
+    name: scores.interval(value, each, s.seed)
+    for name, (value, each) in result.values.items()
+    if each is not None
+  }
   document = {
     'metric': p.name,
     'run': str(s.sampler.workdir.absolute()),
-    'values': result.values,
-    'intervals_95': result.intervals,
+    'values': {name: float(value) for name, (value, _) in result.values.items()},
+    'intervals_95': intervals,
     'intervals_cover': result.covers,
     **about,
     **result.notes,

@@ -144,21 +144,24 @@ def nearest(
   return distance, index
 
 
-def copying(fake_distances: np.ndarray, heldout_distances: np.ndarray) -> float:
-  """Whether fakes are closer to the training set than held-out reals are: a z-score.
+def copying(fake_distances: np.ndarray, heldout_distances: np.ndarray) -> tuple[np.ndarray, float]:
+  """Whether fakes are closer to the training set than held-out reals are.
 
-  Far below 0 if they are, as copies would be. The Mann-Whitney U test of Meehan et al. 2020 (arXiv
-  2004.05675): of all pairs, how often the fake is farther, against half of them, in standard
-  deviations under chance. Ties count half and lessen the deviation; all tied: 0. Over the whole
-  space, where the paper's C_T is a mean over cells.
+  The Mann-Whitney U test of Meehan et al. 2020 (arXiv 2004.05675), over the whole space, where the
+  paper's C_T is a mean over cells. Ties count half and lessen the deviation.
 
   Args:
     fake_distances: of fakes to the nearest training image, [F].
     heldout_distances: of held-out reals to it, [H].
+
+  Returns:
+    of each fake, how often it is the farther one of it and a held-out real, float64 [F] in [0,1];
+    their mean less a half, in standard deviations under chance: far below 0 for copies. All tied:
+    0.
   """
   f = len(fake_distances)
   h = len(heldout_distances)
   ranks = stats.rankdata(np.concatenate([fake_distances, heldout_distances]))
-  u = ranks[:f].sum() - f * (f + 1) / 2
-  deviation = np.sqrt(stats.tiecorrect(ranks) * f * h * (f + h + 1) / 12)
-  return float((u - f * h / 2) / deviation) if deviation else 0.0
+  farther = (ranks[:f] - stats.rankdata(fake_distances)) / h
+  deviation = np.sqrt(stats.tiecorrect(ranks) * (f + h + 1) / (12 * f * h))
+  return farther, float((farther.mean() - 0.5) / deviation) if deviation else 0.0

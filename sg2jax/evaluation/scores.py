@@ -202,9 +202,9 @@ class Features(NamedTuple):
 class Result(NamedTuple):
   """What a metric says."""
 
-  values: dict[str, float]
-  intervals: dict[str, tuple[float, float]]  # {name: (low, high)}, 95 %
-  covers: str  # what the intervals are about
+  # {name: (value, that of which it is the mean or its influences [N], None if it's neither)}
+  values: dict[str, tuple[float, np.ndarray | None]]
+  covers: str  # what the intervals of these values are about
   notes: dict[str, Any] = {}  # what else there is to say, JSON values
 
 
@@ -217,8 +217,7 @@ def frechet(p: Protocol, compared: Features, seed: int, tick: Callable) -> Resul
   value = frechet_distance(*real, fakes.mean, fakes.cov(ddof))
   tick()
   influence = frechet_influence(compared.fakes, *real, fakes.mean, fakes.cov())
-  intervals = {p.name: interval(value, influence, seed)}
-  return Result({p.name: value}, intervals, f'{FAKES} (linearised; not the bias of few images)')
+  return Result({p.name: (value, influence)}, f'{FAKES} (linearised; not the bias of few images)')
 
 
 def kernel(p: Protocol, compared: Features, seed: int, tick: Callable) -> Result:
@@ -229,39 +228,29 @@ def kernel(p: Protocol, compared: Features, seed: int, tick: Callable) -> Result
   for i, j in zip(rows, of_fakes):
     tick()
     each.append(mmd(compared.reals[i], compared.fakes[j]))
-  value = float(np.mean(each))
-  intervals = {p.name: interval(value, each, seed)}
   notes = {'subsets': len(each), 'subset_size': of_reals.shape[1]}
-  return Result({p.name: value}, intervals, 'the draw of subsets', notes)
+  return Result({p.name: (np.mean(each), each)}, 'the draw of subsets', notes)
 
 
 def inception_score(p: Protocol, compared: Features, seed: int, tick: Callable) -> Result:
   """IS; its spread is over the splits."""
   each = inception_scores(compared.fakes)
-  mean = f'{p.name}_mean'
-  return Result(
-    {mean: float(each.mean()), f'{p.name}_std': float(each.std())},
-    {mean: interval(each.mean(), each, seed)},
-    f'the {len(each)} splits',
-  )
+  values = {f'{p.name}_mean': (each.mean(), each), f'{p.name}_std': (each.std(), None)}
+  return Result(values, f'the {len(each)} splits')
 
 
 def precision_recall(p: Protocol, compared: Features, seed: int, tick: Callable) -> Result:
   """Improved precision and recall."""
   found = neighbors.precision_recall(compared.reals, compared.fakes, PR_K, tick)
   inside = {f'{p.name}_precision': found.in_reals, f'{p.name}_recall': found.in_fakes}
-  return Result(
-    {name: float(x.mean()) for name, x in inside.items()},
-    {name: interval(x.mean(), x, seed) for name, x in inside.items()},
-    'which images of one set are compared with the other',
-  )
+  values = {name: (x.mean(), x) for name, x in inside.items()}
+  return Result(values, 'which images of one set are compared with the other')
 
 
 def path_length(p: Protocol, compared: Features, seed: int, tick: Callable) -> Result:
   """PPL; its fakes are lengths of steps between two of them."""
   each = ppl.trimmed(compared.fakes)
-  value = float(each.mean())
-  return Result({p.name: value}, {p.name: interval(value, each, seed)}, 'which pairs were drawn')
+  return Result({p.name: (each.mean(), each)}, 'which pairs were drawn')
 
 
 def sliced_wasserstein(p: Protocol, compared: Features, seed: int, tick: Callable) -> Result:
@@ -273,12 +262,8 @@ def sliced_wasserstein(p: Protocol, compared: Features, seed: int, tick: Callabl
   levels = distance(slice(None))
   groups = min(GROUPS, len(compared.fakes))
   each = [distance(slice(i, None, groups))['mean'] for i in range(groups)]
-  return Result(
-    {p.name: levels['mean']},
-    {p.name: interval(levels['mean'], each, seed)},
-    f'both sets, by {groups} disjoint subsets',
-    {'levels': levels},
-  )
+  covers = f'both sets, by {groups} disjoint subsets'
+  return Result({p.name: (levels['mean'], each)}, covers, {'levels': levels})
 
 
 def nearest_reals(p: Protocol, compared: Features, seed: int, tick: Callable) -> Result:
@@ -292,11 +277,7 @@ def nearest_reals(p: Protocol, compared: Features, seed: int, tick: Callable) ->
     source = 'holdout'
     held_out, _ = neighbors.nearest(compared.holdout, base, tick=tick)
   closest = np.resize(np.argsort(distance, kind='stable')[:SHOWN], SHOWN)
-  # Ties count half.
-  ends = [np.searchsorted(np.sort(held_out), distance, side) for side in ('left', 'right')]
-  farther = np.mean(ends, 0) / len(held_out)
-  name = f'{p.name}_farther'
-  value = float(farther.mean())
+  farther, z = neighbors.copying(distance, held_out)
   medians = {'fakes': float(np.median(distance)), 'held_out': float(np.median(held_out))}
   notes = {
     'held_out': source,
@@ -306,8 +287,8 @@ def nearest_reals(p: Protocol, compared: Features, seed: int, tick: Callable) ->
     'closest_fakes': closest.tolist(),
     'their_reals': compared.places[index[closest]].tolist(),
   }
-  values = {name: value, f'{p.name}_z': neighbors.copying(distance, held_out)}
-  return Result(values, {name: interval(value, farther, seed)}, FAKES, notes)
+  values = {f'{p.name}_farther': (farther.mean(), farther), f'{p.name}_z': (z, None)}
+  return Result(values, FAKES, notes)
 
 
 SCORES = {

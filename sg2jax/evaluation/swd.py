@@ -13,6 +13,7 @@ one distribution reach, about as 1 / sqrt(images). Decided here, where the paper
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
@@ -25,21 +26,24 @@ MIN_STD = 0.01  # grey levels; a channel below it has no structure and becomes z
 CHUNK = 2**21  # numbers in a work array, about
 
 
-def _blur(x, axis, gain=1):
-  """Filters float32 x [N,H,W,C] with [1,4,6,4,1]/16 * gain along `axis`, borders mirrored."""
-  pad = [(2, 2) if a == axis else (0, 0) for a in range(4)]
-  p = np.pad(x, pad, mode='reflect')
+def blur(x: np.ndarray, axis: int, gain: float = 1, step: int = 1, xp: Any = np) -> np.ndarray:
+  """Filters float32 x [N,H,W,C] with [1,4,6,4,1]/16 * gain along `axis`, borders mirrored.
+
+  step: from tap to tap, in pixels; xp: numpy, or jax.numpy for its arrays.
+  """
+  pad = [(2 * step, 2 * step) if a == axis else (0, 0) for a in range(4)]
+  p = xp.pad(x, pad, mode='reflect')
   n = x.shape[axis]
-  tap = [p[(slice(None),) * axis + (slice(k, k + n),)] for k in range(5)]
+  tap = [p[(slice(None),) * axis + (slice(k, k + n),)] for k in range(0, 5 * step, step)]
   return ((tap[0] + tap[4]) + 4 * (tap[1] + tap[3]) + 6 * tap[2]) * np.float32(gain / 16)
 
 
 def _split(x):
   """float32 [N,H,W,C] -> its detail [N,H,W,C] and the next level [N,ceil(H/2),ceil(W/2),C]."""
-  coarse = _blur(_blur(x, 1)[:, ::2], 2)[:, :, ::2]
+  coarse = blur(blur(x, 1)[:, ::2], 2)[:, :, ::2]
   up = np.zeros_like(x)
   up[:, ::2, ::2] = coarse
-  return x - _blur(_blur(up, 1, gain=2), 2, gain=2), coarse
+  return x - blur(blur(up, 1, gain=2), 2, gain=2), coarse
 
 
 def _descriptors(images, places, lowest):

@@ -6,6 +6,7 @@ outputs, TensorFlow 1's resize, means that don't count padding, a max-pool in Mi
 """
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 from flax import linen as nn
@@ -142,9 +143,7 @@ def features(params: Any, images: jax.Array) -> dict[str, jax.Array]:
   sharded over devices call it per shard (jax.shard_map), since a loop over a sharded axis would
   gather them.
   """
-
-  def network(images):
-    return Inception().apply({'params': params}, images)
+  network = partial(Inception().apply, {'params': params})
 
   def one_by_one(images):
     return lax.map(lambda image: jax.tree.map(lambda y: y[0], network(image[None])), images)

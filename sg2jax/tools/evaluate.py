@@ -48,7 +48,6 @@ def main(_: list[str]) -> None:
   net = sampler.load(args.checkpoint)
   if not wanted:
     wanted = defaults(net)
-    measure.check(wanted, explicit)
   setting = measure.Setting(
     net,
     reals.load(net, args.data),
