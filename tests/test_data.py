@@ -192,7 +192,7 @@ def test_refusals_name_value_and_remedy(pictures, change, words):
 def test_fewer_images_than_a_batch(pictures):
   source = data.load('', pictures, (8, 12), 3, False)
   with pytest.raises(DatasetError, match='10 images, fewer than batch=12'):
-    data.batches(source, batch=12, microbatch=12, seed=0, mirror=False, nimg=0)
+    data.check_size(source, 12)
 
 
 @pytest.mark.parametrize('damage', ['gone', 'empty', 'cut', 'noise', 'info', 'features', 'format'])

@@ -65,8 +65,9 @@ def test_numbers_are_sorted_by_value_and_before_text(tmp_path):
   assert list(report['classes'].values()) == [1, 1, 1, 2, 1, 1, 1, 1, 1]
   assert source.labels.names == tuple(report['classes'])
   assert source.labels.class_counts() == report['classes']
-  assert (tmp_path / 'out/label.labels.txt').read_text().split() == list(report['classes'])
-  assert '  3: 2, 2 images\n' in shown(report) and 'natural order' in shown(report)
+  features = tfds.builder_from_directory(tmp_path / 'out').info.features
+  assert features['label'].names == list(report['classes'])
+  assert '  3: 2, 2\n' in shown(report) and 'natural order' in shown(report)
   assert json.loads((tmp_path / 'out/report.json').read_text())['classes'] == report['classes']
 
 
@@ -86,43 +87,15 @@ def test_classes_come_from_usable_pictures_only(tmp_path):
   assert [source.label(i).argmax() for i in range(3)] == [0, 1, 1]
 
 
-@pytest.mark.parametrize(
-  'files, found, words',
-  [
-    (
-      pictures('train/a/1.png', 'val/a/1.png', 'val/b/1.png'),
-      {'train': 1, 'val': 2},
-      'parts of a data set',
-    ),
-    (pictures('top.png', 'all/a/1.png', 'all/b/1.png'), {'all': 2}, 'classes by index'),
-    (
-      pictures('in/cat/1.png', 'in/fox/1.png') | {'in/dog/1.png': b'x'},
-      {'cat': 1, 'fox': 1},
-      'warning: no usable picture in dog',
-    ),
-  ],
-)
-def test_suspicious_folders_are_shown(tmp_path, files, found, words):
-  report, _ = build(tmp_path, files)
-  assert report['classes'] == found and words in shown(report)
+def test_classes_that_look_like_parts_are_shown(tmp_path):
+  report, _ = build(tmp_path, pictures('train/a/1.png', 'val/a/1.png', 'val/b/1.png'))
+  assert report['classes'] == {'train': 1, 'val': 2} and 'parts of a data set' in shown(report)
 
 
-@pytest.mark.parametrize(
-  'files',
-  [
-    {'a/1.jpg': PNG, 'b/1.jfif': PNG, 'c/1.pgm': PNG},
-    {'a/1.png': PNG, 'b/0001': PNG, 'c/x.blob': PNG},
-    {
-      'top/a/1.png': PNG,
-      'top/b/1.png': PNG,
-      'top/c/1': PNG,
-      'README.png': b'no picture',
-      'x/README': b'hello',
-    },
-  ],
-)
-def test_suffixes_decide_nothing(tmp_path, files):
-  assert build(tmp_path, files)[0]['classes'] == {'a': 1, 'b': 1, 'c': 1}
+def test_suffixes_decide_nothing(tmp_path):
+  files = pictures('top/a/1.jpg', 'top/b/1.jfif', 'top/c/x.blob', 'top/d/1')
+  report, _ = build(tmp_path, files | {'README.png': b'no picture', 'x/README': b'hello'})
+  assert report['classes'] == {'a': 1, 'b': 1, 'c': 1, 'd': 1}
 
 
 def test_one_folder_is_refused_with_what_was_left_out(tmp_path):
@@ -156,13 +129,11 @@ def test_linked_folders_are_classes_and_loops_end(tmp_path):
 
 
 def test_names_that_are_no_text(tmp_path):
-  files = {
-    name: PNG for name in (b'caf\xe9/0.png', b'b\nc/0.png', b' /0.png', b' x/0.png', b'x/\xff.png')
-  }
-  write_all(tmp_path / 'in', files)
+  names = b'caf\xe9', b'caf\\udce9', b'b\nc', b' ', b' x', b'x', '\u5b57 \U0001f600'.encode()
+  write_all(tmp_path / 'in', {name + b'/\xff.png': PNG for name in names})
   report, source = finish(tmp_path, tmp_path / 'in')
-  assert list(report['classes']) == ['\\x20', '\\x20x', 'b\\nc', 'caf\\udce9', 'x']
-  assert source.c_dim == 5 and source.labels.names == tuple(report['classes'])
+  expected = ['\\x20', '\\x20x', 'b\\nc', 'caf\\\\udce9', 'caf\\udce9', 'x', '\u5b57 \U0001f600']
+  assert list(report['classes']) == expected and source.labels.names == tuple(expected)
   shown(report).encode()
 
 
@@ -369,23 +340,8 @@ def test_natural_order():
   assert sorted(names, key=wording.natural_key) == expected
 
 
-def test_text_is_text_and_classes_stay_different(tmp_path):
-  for name in ('a\udce9', 'x\n', ' a', 'b ', '\u2028', '\x00', ' '):
-    text = wording.printable(name)
-    assert text.encode() and text.isprintable() and text == text.strip() and text != name
-  assert wording.printable('na\u00efve \u5b57 \U0001f600') == 'na\u00efve \u5b57 \U0001f600'
-  report, _ = build(tmp_path, pictures('\udce9/0.png', '\\udce9/0.png', '\\udce9_/0.png'))
-  assert len(report['classes']) == 3
-
-
 def test_one_hot_labels_of_many_classes_take_no_square(tmp_path):
   # the square would be 40 GB
   many = labels.Labels.of_classes((), np.eye(1, 100_000, 7, dtype=int)[0])
   again = labels.Labels.from_json(many.to_json())
   assert many.c_dim == again.c_dim == 100_000 and again.values.argmax() == 7
-
-
-def test_metadata_for_tfds_is_whole(tmp_path):
-  build(tmp_path, pictures('a b/0.png', 'c/0.png'))
-  info = tfds.builder_from_directory(tmp_path / 'out').info
-  assert info.features['label'].names == ['a b', 'c']

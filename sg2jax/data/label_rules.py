@@ -46,8 +46,8 @@ def assign(rule: str, source: sources.Listing, is_usable: IsUsable) -> Assignmen
     labels, stale = dataset_json.read(source)
   if stale:
     warnings.append(
-      f'{wording.count(len(stale), "path")} of dataset.json without a file, such as {stale[0]!r} '
-      f'(the source has {source.names[0]!r}); left out'
+      f'paths of dataset.json without a file: {len(stale)}, such as {stale[0]!r} (the source has '
+      f'{source.names[0]!r}); left out'
     )
   names = ()
   if any(isinstance(label, str) for label in labels.values()):
@@ -55,7 +55,7 @@ def assign(rule: str, source: sources.Listing, is_usable: IsUsable) -> Assignmen
     index = {name: i for i, name in enumerate(names)}
     labels = {path: index[name] for path, name in labels.items() if name in index}
     if empty:
-      listed = wording.enumerate_names(empty)
+      listed = wording.enumerate_names(map(wording.printable, empty))
       warnings.append(f'no usable picture in {listed}: no class of the data set')
     if names and {name.lower() for name in names} <= _SPLITS:
       warnings.append(

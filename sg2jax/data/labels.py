@@ -21,7 +21,7 @@ class Labels(NamedTuple):
   """What the labels of a data set are; labels are drawn from it as the data has them.
 
   Attributes:
-    names: names of the c_dim components: of the classes where `one_hot`; () if nobody named them.
+    names: of the classes; () if nobody named them, or labels are vectors.
     one_hot: each image has exactly one class, and `values` are rows of the identity matrix.
     values: float32 [K,c_dim], the distinct labels that at least one image has.
     counts: int64 [K], images with each.
@@ -48,7 +48,7 @@ class Labels(NamedTuple):
     return cls(names, True, _one_hot(present, len(counts)), counts[present])
 
   @classmethod
-  def of_vectors(cls, vectors: Sequence | np.ndarray, names: Sequence[str] = ()) -> Self:
+  def of_vectors(cls, vectors: Sequence | np.ndarray) -> Self:
     """Labels that are vectors: those of all images, [N,c_dim]."""
     vectors = np.asarray(vectors, np.float32)
     values, counts = np.unique(vectors, axis=0, return_counts=True)
@@ -56,7 +56,7 @@ class Labels(NamedTuple):
       some = np.sort(np.random.default_rng(0).choice(len(values), MAX_VECTORS, replace=False))
       values = values[some]
       counts = counts[some]
-    return cls(tuple(names), False, values, counts.astype(np.int64))
+    return cls((), False, values, counts.astype(np.int64))
 
   @classmethod
   def unknown(cls, c_dim: int) -> Self:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from sg2jax.faults import DatasetError, UsageError
+from sg2jax.faults import DatasetError
 
 if TYPE_CHECKING:  # these import TFDS, and this file is imported without it
   from sg2jax.data.dataset import Source
@@ -180,19 +180,9 @@ def batches(
     An iterator (with `close()`) of dict(image=uint8 [rounds,micro_local,H,W,C], label=float32
     [rounds,micro_local,c_dim]); rounds = batch / microbatch, micro_local = microbatch /
     process_count.
-
-  Raises:
-    DatasetError: fewer images than a batch.
-    UsageError: `batch` or `microbatch` is no such multiple.
   """
   import grain
 
-  check_size(source, batch)
-  if batch % microbatch or microbatch % process_count:
-    raise UsageError(
-      f'batch={batch} must be a multiple of microbatch={microbatch}, and '
-      f'that of the number of processes, {process_count}'
-    )
   rounds = batch // microbatch
   micro_local = microbatch // process_count
   samples = stream(source, seed=seed, mirror=mirror)

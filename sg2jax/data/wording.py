@@ -27,14 +27,7 @@ def natural_key(name: str) -> tuple:
 def enumerate_names(names: Iterable[str], most: int = 20) -> str:
   """'a, b, c', of more than `most` names the first ones and their number."""
   names = list(names)
-  listed = ', '.join(map(printable, names[:most]))
+  listed = ', '.join(names[:most])
   if len(names) > most:
     listed += f' ... ({len(names)} in all)'
   return listed
-
-
-def count(number: int, noun: str) -> str:
-  """'1 image', '2 images', '2 classes'."""
-  if number != 1:
-    noun += 'es' if noun.endswith('s') else 's'
-  return f'{number} {noun}'

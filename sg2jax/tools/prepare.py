@@ -16,7 +16,7 @@ from absl import flags
 from PIL import ImageColor
 
 from sg2jax import cli, faults
-from sg2jax.data import destination, images, label_rules, prepare, wording
+from sg2jax.data import destination, images, label_rules, prepare
 from sg2jax.tools import flags as shared
 
 _LISTED = 20  # files, kinds of reasons, classes; of more there is the report
@@ -126,9 +126,9 @@ def summary(report: dict) -> Iterator[str]:
     yield f'  {count} x {kind}'
   yield from _first(f'{entry["file"]}: {entry["reason"]}' for entry in unusable)
   if 'classes' in report:
-    yield 'classes by index (names are in natural order: numbers by value, then text):'
+    yield 'classes by index (in natural order: numbers by value, then text), and their images:'
     counted = enumerate(report['classes'].items())
-    yield from _first(f'{i}: {name}, {wording.count(n, "image")}' for i, (name, n) in counted)
+    yield from _first(f'{i}: {name}, {count}' for i, (name, count) in counted)
   if 'components' in report:
     yield f'labels are vectors of {report["components"]} components'
   for warning in report['warnings']:
