@@ -1,7 +1,6 @@
 """`python -m sg2jax TOOL ...`, installed as `sg2jax TOOL ...`: lists the tools, or runs one."""
 
 import ast
-import difflib
 import os
 import pathlib
 import runpy
@@ -38,11 +37,7 @@ def main() -> None:
     for name, summary in found.items():
       print(f'  {name:<15}{summary}')
   else:
-    near = difflib.get_close_matches(name, found, 1)
-    hint = f'do you mean {near[0]}? ' if near else ''
-    print(
-      f'sg2jax: TOOL={name!a} is unknown; {hint}choose from {", ".join(found)}', file=sys.stderr
-    )
+    print(f'sg2jax: TOOL={name!a} is unknown; choose from {", ".join(found)}', file=sys.stderr)
     sys.exit(2)
 
 

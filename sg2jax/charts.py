@@ -45,6 +45,7 @@ def plain(axes: Axes, grid: str, title: str) -> Axes:
 def sheet(
   title: str,
   caption: str,
+  chart_title: str,
   headings: Sequence[str],
   pictures: Sequence[dict[str, np.ndarray]],
   names: Sequence[str],
@@ -55,6 +56,7 @@ def sheet(
   Args:
     title: above.
     caption: below.
+    chart_title: of the chart, above it.
     headings: of the strips, in COLOURS.
     pictures: of each strip, {name: [h,w,...]}, all of one shape.
     names: of all pictures; each has its own place in every strip.
@@ -79,4 +81,4 @@ def sheet(
       if name in pictures[i]:
         axes.imshow(pictures[i][name], extent=(0, 1, 0, ratios[i]), **options)
         axes.set_xlabel(name, size=9, color=GREY)
-  return figure, top.add_subplot()
+  return figure, plain(top.add_subplot(), 'y', chart_title)

@@ -51,24 +51,17 @@ def except_hook(
 
   That is 2 for a package that is missing. --debug: shows the traceback instead, as for all else.
   """
-  if isinstance(error, faults.Fault):
-    message = str(error)
-    code = error.code
-  elif isinstance(error, KeyboardInterrupt):
-    message = 'interrupted; files that were written are whole'
-    code = faults.Interrupted.code
+  shown = error
+  if isinstance(error, KeyboardInterrupt):
+    shown = faults.Interrupted('interrupted; files that were written are whole')
   # Installed with pip, the package brings only what `sg2jax.load` needs.
-  elif isinstance(error, ModuleNotFoundError) and not str(error.name).startswith('sg2jax'):
-    message = f'{error}; pip install "sg2jax[train,eval,video]" brings all that sg2jax needs'
-    code = faults.UsageError.code
-  else:
-    code = None
-  # Looked for in the arguments: they may be what couldn't be parsed.
-  if code is None or '--debug' in sys.argv:
-    sys.__excepthook__(kind, error, trace)
-  else:
-    print(f'{pathlib.Path(sys.argv[0]).stem}: {message}', file=sys.stderr)
-    sys.exit(code)
+  if isinstance(error, ModuleNotFoundError) and not str(error.name).startswith('sg2jax'):
+    shown = faults.UsageError(f'{error}; pip install "sg2jax[train,eval,video]" brings all')
+  # --debug is looked for in the arguments: they may be what couldn't be parsed.
+  if isinstance(shown, faults.Fault) and '--debug' not in sys.argv:
+    print(f'{pathlib.Path(sys.argv[0]).stem}: {shown}', file=sys.stderr)
+    sys.exit(shown.code)
+  sys.__excepthook__(kind, error, trace)
 
 
 def parse(argv: list[str]) -> list[str]:

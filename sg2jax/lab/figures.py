@@ -9,7 +9,7 @@ from typing import Any
 
 from matplotlib import colormaps
 from matplotlib.cm import ScalarMappable
-from matplotlib.colors import LogNorm
+from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 import numpy as np
 
@@ -49,48 +49,33 @@ def contribution(titles: Sequence[str], measured: Sequence[Any], caption: str) -
 
 def droplets(titles: Sequence[str], measured: Sequence[Any], caption: str) -> Figure:
   """Ratios of all layers and networks, logarithmic; below, each layer's map of its worst sample."""
-  maps = [m.pictures for m in measured]
+  maps = [{name: np.log2(_tallest(x)) for name, x in m.pictures.items()} for m in measured]
   names = sorted(set().union(*maps), key=lambda name: (artifacts.resolution(name), name))
-  top = max(x.max() for layers in maps for x in layers.values())
-  top = max(3, math.ceil(math.log2(top)))
-  scale = {'norm': LogNorm(0.5, 2**top), 'cmap': 'magma'}
+  top = max(3, *(x.max() for layers in maps for x in layers.values()))
   figure, chart = charts.sheet(
     "Droplets: how far the tallest pixel stands out of a layer's feature maps",
     caption,
-    titles,
-    [{name: _tallest(x) for name, x in layers.items()} for layers in maps],
-    names,
-    **scale,
-  )
-  charts.plain(
-    chart,
-    'y',
     'peak / median of the pixels (dot: median of the samples; end of line: 95th percentile)',
+    titles,
+    maps,
+    names,
+    cmap='magma',
+    vmin=-1,
+    vmax=top,
   )
   for i, m in enumerate(measured):
     layers = m.numbers['peak_to_median']
     # Side by side, where several networks have the layer.
     x = np.array([names.index(name) for name in layers]) + 0.08 * (i - (len(titles) - 1) / 2)
-    median = [layer['median'] for layer in layers.values()]
-    chart.vlines(x, median, [layer['p95'] for layer in layers.values()], COLOURS[i], linewidth=2.5)
-    chart.semilogy(
-      x, median, 'o-', base=2, color=COLOURS[i], linewidth=1, markersize=8, markeredgecolor='white'
-    )
+    median, p95 = np.array([[layer['median'], layer['p95']] for layer in layers.values()]).T
+    chart.errorbar(x, median, (0 * x, p95 - median), fmt='o-', color=COLOURS[i], elinewidth=3)
+  chart.set_yscale('log', base=2)
   chart.set_ylim(1, 2 ** math.ceil(math.log2(chart.get_ylim()[1])))
   chart.yaxis.set_major_formatter('{x:g}')
   chart.set_xticks(range(len(names)), [name.replace('.', '\n') for name in names])
-  bar = chart.figure.colorbar(
-    ScalarMappable(**scale),
-    ax=chart,
-    location='bottom',
-    shrink=0.6,
-    aspect=60,
-    format='{x:g}',
-    ticks=2.0 ** np.arange(-1, top + 1),
-    label='norm / median in the maps below',
-  )
-  bar.minorticks_off()
-  bar.outline.set_visible(False)
+  scale = ScalarMappable(Normalize(-1, top), 'magma')
+  label = 'log2(norm / median) in the maps below'
+  chart.figure.colorbar(scale, ax=chart, location='bottom', aspect=60, label=label)
   return figure
 
 
@@ -111,18 +96,13 @@ def phase(titles: Sequence[str], measured: Sequence[Any], caption: str) -> Figur
   figure, chart = charts.sheet(
     'Phase: how much of the detail stays on its pixels while w moves',
     caption,
+    'share of energy that stays on its pixels (line: standard error; dashes: unrelated images)',
     headings,
     pictures,
     list(pictures[0]),
     cmap='magma',
     vmin=0,
     vmax=2,
-  )
-  charts.plain(
-    chart,
-    'y',
-    'share of energy that stays on its pixels (line: standard error; dashes: among unrelated '
-    'images)',
   )
   width = min(0.2, 0.8 / len(titles))
   for i, m in enumerate(measured):

@@ -1,21 +1,22 @@
 """The paper's comparison at small scale: a run for each cell and seed, trained and measured."""
 
 from collections.abc import Sequence
-import contextlib
 import json
 import pathlib
 import statistics
 import subprocess
 import sys
+import time
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sg2jax import build, faults, pretrained, sampler, sharding
+from sg2jax import build, pretrained, sampler, sharding
 from sg2jax.evaluation import measure, passes, protocols, reals
 from sg2jax.evaluation.ppl import path_length
+from sg2jax.faults import DatasetError, Interrupted, Preempted, UsageError, WriteError
 from sg2jax.files import write_atomic
 from sg2jax.lab import tables
 from sg2jax.lab.tables import Run, result
@@ -23,14 +24,7 @@ from sg2jax.training import checkpoint
 
 # Exit codes that aren't about the cell but about the command, the data, the disk, a signal.
 ENDS = {
-  fault.code: fault
-  for fault in (
-    faults.UsageError,
-    faults.DatasetError,
-    faults.WriteError,
-    faults.Preempted,
-    faults.Interrupted,
-  )
+  fault.code: fault for fault in (UsageError, DatasetError, WriteError, Preempted, Interrupted)
 }
 PPL_PAIRS = 4096
 
@@ -53,7 +47,7 @@ def begin(out: pathlib.Path, settings: dict) -> None:
   if any(out.glob('*/seed*/checkpoints')):
     old = json.loads(path.read_text())
     if old != settings:
-      raise faults.UsageError(
+      raise UsageError(
         f'{out} holds runs with {json.dumps(old)}, not {json.dumps(settings)}; use another --out'
       )
   write_atomic(path, json.dumps(settings) + '\n')
@@ -78,15 +72,14 @@ def command(run: Run, settings: dict) -> list[str]:
 def start(command: list[str], stop: Any) -> int:
   """Runs a command on this terminal -> its exit code; once `stop` is true it gets a SIGTERM."""
   with subprocess.Popen(command) as process:
-    told = False
-    while True:
-      # Ctrl-C reaches the child by itself; a SIGTERM comes to this process alone.
-      with contextlib.suppress(subprocess.TimeoutExpired):
-        return process.wait(0.2)
-      # Once: a second one would end it before it has saved.
-      if stop and not told:
+    while process.poll() is None:
+      time.sleep(0.2)
+      # Ctrl-C reaches the child by itself, a SIGTERM this process alone. Once: a second one would
+      # end the child before it has saved.
+      if stop:
         process.terminate()
-        told = True
+        return process.wait()
+    return process.returncode
 
 
 def work(out: pathlib.Path, runs: list[Run], settings: dict, stop: Any) -> dict[Run, int]:
@@ -143,7 +136,7 @@ def measure_run(run: Run, stop: Any = ()) -> dict:
   net = sampler.from_state(run.workdir, config, state, labels)
   # Smaller images have an SWD of their own, that can't be compared.
   if build.growth(net.config).lod(net.nimg) or 'swd' not in ticks[-1]:
-    raise faults.UsageError(
+    raise UsageError(
       f'{run} has no SWD, or has not grown to full size; leave grow and swd_images as they are, '
       'and use another --out'
     )

@@ -13,8 +13,6 @@ from reals at all. Without the weights of LPIPS take --distance=pyramid. Stop it
 the same command goes on where it was.
 """
 
-from collections.abc import Iterator
-from functools import partial
 import json
 import pathlib
 
@@ -33,9 +31,7 @@ from sg2jax.tools import pictures, projections
 
 LEAST = 10  # images of each group, for rates to mean anything
 GROUPS = {'own': "the network's own", 'reals': 'reals', 'images': 'in question'}
-# Examples on the figure, by their place among the sorted distances. Where few images share places,
-# the last of these counts: the ends.
-QUANTILES = {'20 %': 0.2, '40 %': 0.4, '60 %': 0.6, '80 %': 0.8, 'closest': 0, 'farthest': 1}
+# Examples on the figure, by their place among the sorted distances.
 COLUMNS = ('closest', '20 %', '40 %', '60 %', '80 %', 'farthest')
 
 
@@ -53,20 +49,17 @@ def main(_: list[str]) -> None:
   """Checks, projects, judges, prints."""
   asked = flags.FLAGS
   seeds = list(dict.fromkeys(asked.own))
-  if len(seeds) < LEAST:
-    raise UsageError(f'--own has {len(seeds)} seeds, and rates need {LEAST} at least')
   # ---- projections of each group, in a folder of its own
   with Stop() as stop:
     job = projections.read_job(stop)
     out = shared.out_folder(job.net, 'attribution')
-    reals = pictures.read_items(asked.reals, job.net, out)
-    if len(reals) < LEAST:
-      raise UsageError(
-        f'--reals={asked.reals} has {len(reals)} pictures, and rates need {LEAST} at least'
-      )
-    # drawn, and not the first: folders are often sorted by what they show
-    chosen = np.sort(np.random.RandomState(asked.seed).permutation(len(reals))[: len(seeds)])
-    groups = {'own': own_items(job.net, seeds), 'reals': [reals[i] for i in chosen]}
+    groups = {
+      'own': own_items(job.net, seeds),
+      'reals': pictures.read_items(asked.reals, job.net, out, len(seeds), asked.seed),
+    }
+    if min(map(len, groups.values())) < LEAST:
+      counts = f'--own has {len(seeds)} seeds, --reals {len(groups["reals"])} pictures'
+      raise UsageError(f'{counts}; rates need {LEAST} at least of both')
     if asked.images:
       groups['images'] = pictures.read_items(asked.images, job.net, out)
     documents = {
@@ -82,11 +75,9 @@ def main(_: list[str]) -> None:
 
 def own_items(net: Sampler, seeds: list[int]) -> list[pictures.Item]:
   """Images of seeds, with random noise and labels."""
+  images = net(seeds, noise='random')
   return [
-    pictures.Item(
-      f'seed{seed:04d}', f'seed {seed}', partial(np.asarray, image), pictures.image_hash(image)
-    )
-    for seed, image in zip(seeds, net(seeds, noise='random'))
+    pictures.Item(f'seed{seed:04d}', f'seed {seed}', image) for seed, image in zip(seeds, images)
   ]
 
 
@@ -102,31 +93,27 @@ def judge(documents: dict[str, list[dict]]) -> dict:
     'own_missed': missed,
     'reals_taken_for_own': false,
     'distances': distances,
-    'images': [
-      document | attribute.judge(document['distance'], *both)._asdict()
-      for document in documents.get('images', [])
-    ],
+    'images': [d | attribute.judge(d['distance'], *both) for d in documents.get('images', [])],
   }
 
 
-def table(verdict: dict) -> Iterator[str]:
-  """Lines for people."""
+def table(verdict: dict) -> list[str]:
+  """Lines for people: two of both groups, and one of each image in question."""
   low, high = verdict['auc_interval']
-  counts = {name: len(distances) for name, distances in verdict['distances'].items()}
-  yield (
-    f'{counts["own"]} own images and {counts["reals"]} reals: AUC {verdict["auc"]:.3f} (95 % '
-    f'interval {low:.3f} to {high:.3f})'
-  )
-  yield (
+  distances = verdict['distances']
+  lines = [
+    f'{len(distances["own"])} own images and {len(distances["reals"])} reals: AUC '
+    f'{verdict["auc"]:.3f} (95 % interval {low:.3f} to {high:.3f})',
     f'threshold {verdict["threshold"]:.3g}; errors: {verdict["own_missed"]:.1%} of own images '
-    f'missed, {verdict["reals_taken_for_own"]:.1%} of reals taken for own'
-  )
+    f'missed, {verdict["reals_taken_for_own"]:.1%} of reals taken for own',
+  ]
   for image in verdict['images']:
     said = GROUPS['own'] if image['own'] else 'not of this network'
-    yield (
+    lines.append(
       f'{image["name"]}: {said}; distance {image["distance"]:.3g}, as far {image["p_own"]:.1%} '
       f'of own images, as close {image["p_real"]:.1%} of reals'
     )
+  return lines
 
 
 def draw(
@@ -134,23 +121,17 @@ def draw(
 ) -> Figure:
   """Histograms of the groups, the threshold, examples of targets and results: a Figure."""
   distances = {name: np.maximum(x, 1e-12) for name, x in verdict['distances'].items()}
-  caption = (
-    f'{job.net.title}; {job.distance.name}, {job.settings.steps} steps; AUC {verdict["auc"]:.3f}; '
-    f'errors: {verdict["own_missed"]:.1%} of own missed, {verdict["reals_taken_for_own"]:.1%} of '
-    'reals taken for own'
-  )
+  caption = '; '.join([f'{job.net.title}, {job.settings.steps} steps', *table(verdict)[:2]])
   figure, chart = charts.sheet(
     'Attribution: how close projections come to their targets',
     caption,
+    'images per bin of distance (line: threshold; triangles: images in question)',
     [f'{GROUPS[name]} (target beside what was found)' for name in documents],
     [examples(out / name, group) for name, group in documents.items()],
     list(COLUMNS),
     cmap='gray',
     vmin=0,
     vmax=255,
-  )
-  charts.plain(
-    chart, 'y', 'images per bin of distance (line: threshold; triangles: images in question)'
   )
   # ---- histograms, with bins of equal width on a logarithmic axis
   everything = np.concatenate(list(distances.values()))
@@ -172,10 +153,12 @@ def draw(
 def examples(folder: pathlib.Path, documents: list[dict]) -> dict[str, np.ndarray]:
   """{column: target beside what was found, uint8 [h,w] or [h,w,3]}, no image twice."""
   ordered = sorted(documents, key=lambda document: document['distance'])
-  titles = {round(share * (len(ordered) - 1)): title for title, share in QUANTILES.items()}
+  places = np.linspace(0, len(ordered) - 1, len(COLUMNS)).round().astype(int)
+  # Of columns with one place, the first.
+  columns = dict(zip(places[::-1].tolist(), COLUMNS[::-1]))
   return {
-    title: np.asarray(Image.open(folder / f'{ordered[i]["name"]}.png'))
-    for i, title in titles.items()
+    column: np.asarray(Image.open(folder / f'{ordered[i]["name"]}.png'))
+    for i, column in columns.items()
   }
 
 
