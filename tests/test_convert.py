@@ -254,9 +254,12 @@ def test_networks_that_do_not_fit_each_other_are_refused():
   labelled = torch_nets('skip', 'resnet_cond')[0]['D']
   for nets, says in (
     ({'D': labelled}, 'D: resolution=16, but its arrays say 32'),
-    ({'D': labelled._replace(kwargs={})}, 'D has c_dim=5, G_ema has 0'),
+    ({'D': labelled._replace(kwargs={})}, 'D has c_dim=5, and the generator has 0'),
     ({'D': fields(d, 'block_kwargs', activation='relu')}, 'epilogue'),
-    ({'D': d, 'G': fields(g, SYNTHESIS, conv_clamp=3)}, '^G has clamp=3.0, G_ema has 0.0$'),
+    (
+      {'D': d, 'G': fields(g, SYNTHESIS, conv_clamp=3)},
+      '^G has clamp=3.0, and the generator has 0.0$',
+    ),
   ):
     with pytest.raises(ValueError, match=says):
       read.of_nets({'G_ema': g} | nets)

@@ -251,7 +251,7 @@ def test_exports_without_their_json_or_changed_are_refused(tmp_path):
     path.with_name(f'{path.name}.json'),
     path.with_name(f'{path.name}.json').read_text(),
   )
-  refused("'h', which belongs to no network")
+  refused("'h'.* and should hold")
   beside.unlink()
   with pytest.raises(WeightsError, match='it needs more.safetensors.json'):
     read.read_network(path)
@@ -312,7 +312,6 @@ def test_stablehlo_runs_in_a_process_that_imports_only_jax(name, nimg, tmp_path)
     and theirs.shape == (5, 16, 16, 1)
     and document['result'] == ['N', '16', '16', '1']
   )
-  assert 'needs jax and flatbuffers' in document['run']
   assert np.abs(theirs - ours).max() < 1e-5 * max(1, np.abs(ours).max()) and theirs.std() > 0
   assert bool(net.growing) == (name == 'growing') and (not nimg or 0 < net.growing['alpha'] < 1)
 
@@ -359,7 +358,7 @@ def test_labels_come_along(name, tmp_path):
 
 
 @pytest.mark.parametrize(
-  'dest, suffix, says', [('x.pt', '.npz', 'must be a folder, or end in .npz'), ('', '.npz', '')]
+  'dest, suffix, says', [('x.pt', '.npz', 'must end in .npz'), ('', '.npz', '')]
 )
 def test_destination(dest, suffix, says, tmp_path):
   if says:

@@ -1,36 +1,26 @@
 """The architecture of a network of others, as fields of our configuration.
 
-Sizes follow from its parameters, in our names and layouts; the rest from its arguments.
+Sizes follow from its parameters, in our names and layouts; the rest from its arguments. What its
+parameters say is told as a tuple:
+
+  image   {'resolution', 'channels', 'c_dim'}
+  fields  of config.g or config.d, those of its variant among them
+  widths  {side of a block: its feature maps}
 """
 
 import re
-from typing import NamedTuple
 
 from sg2jax.interop.network_file import Net
 from sg2jax.models.sizes import fmaps
 
-
-class Architecture(NamedTuple):
-  """What the parameters of a network say.
-
-  Attributes:
-    image: {'resolution', 'channels', 'c_dim'}.
-    fields: of config.g or config.d, those of its variant among them.
-    widths: {side of a block: its feature maps}.
-  """
-
-  image: dict
-  fields: dict
-  widths: dict
+Architecture = tuple[dict, dict, dict]  # image, fields, widths
 
 
 def growing(net: Net) -> str:
   """The growing architecture of a TensorFlow network of configs A-D, or ''."""
   if net.format != 'tensorflow':
     return ''
-  if net.kind == 'D_basic' or '4x4/Dense1/weight' in net.arrays:
-    return 'stylegan1'
-  if any('/StyleMod/' in name for name in net.arrays):
+  if any('/StyleMod/' in name or name == '4x4/Dense1/weight' for name in net.arrays):
     return 'stylegan1'
   kinds = {net.kind, net.kwargs.get('synthesis_func')}  # the latter of a generator without parts
   return 'revised' if kinds & {'G_synthesis_stylegan_revised', 'D_stylegan'} else ''
@@ -69,7 +59,7 @@ def of_generator(params: dict, grows: str) -> Architecture:
     'channels': blocks[-1][1]['torgb']['weight'].shape[-1],
     'c_dim': c_dim,
   }
-  return Architecture(image, fields, {side: b['conv1']['bias'].shape[0] for side, b in blocks})
+  return image, fields, {side: b['conv1']['bias'].shape[0] for side, b in blocks}
 
 
 def of_discriminator(params: dict, grows: str, image: dict) -> Architecture:
@@ -99,7 +89,7 @@ def of_discriminator(params: dict, grows: str, image: dict) -> Architecture:
     'mbstd_num_channels': last['conv']['weight'].shape[2] - widths[side],
   }
   channels = blocks[-1][1]['fromrgb']['weight'].shape[2]
-  return Architecture(image | {'channels': channels, 'c_dim': c_dim}, fields, widths)
+  return image | {'channels': channels, 'c_dim': c_dim}, fields, widths
 
 
 def _blocks(tree):
@@ -128,7 +118,7 @@ def options(name: str, net: Net, widths: dict, given: dict, grows: str) -> dict:
   Args:
     name: of the network in its file, for messages.
     net: the network.
-    widths: as of Architecture.
+    widths: what the parameters say, as above.
     given: fields that the arguments say.
     grows: as of `growing`.
 
@@ -177,7 +167,7 @@ def configuration(image: dict, g: dict, d: dict) -> dict:
   """What of a run's configuration a network needs.
 
   Args:
-    image: as of Architecture.
+    image: what the parameters of its networks say, as above.
     g: config.g.
     d: config.d; {}: there is no discriminator.
   """
@@ -187,24 +177,13 @@ def configuration(image: dict, g: dict, d: dict) -> dict:
     d |= {'architecture': 'resnet', 'mapping_layers': 8, 'mbstd_group_size': 4, 'freeze_layers': 0}
   return {
     'resolution': image['resolution'],
-    'seed': 0,
     'c_dim': image['c_dim'],
-    'data_hash': '',
-    'metrics': [],
     'data': {
       'name': '',
       'dir': '',
       'channels': image['channels'],
       'labels': image['c_dim'] > 0,
       'mirror': False,
-    },
-    'grow': {
-      'start_res': 0,
-      'hold_kimg': 600.0,
-      'fade_kimg': 600.0,
-      'batch': [],
-      'lr': [],
-      'repeats': 4,
     },
     'g': g,
     'd': d,

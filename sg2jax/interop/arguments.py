@@ -14,38 +14,31 @@ from sg2jax.ops import ACTIVATIONS
 WHOLE_BATCH = 2**16  # minibatch-stddev group that stands for all of the batch
 
 # {theirs: ours}, a field of config.g, config.d or a Variant, or of what the arrays must agree with
-# (see architecture.Architecture). Names as in the networks' constructors: first those of stylegan,
-# stylegan2 and stylegan2-ada, then those of stylegan2-ada-pytorch and stylegan3's copy. Dicts among
-# the arguments are flattened, see _flat.
+# (see `architecture`). Dicts among the arguments are flattened, see _flat.
 _FIELDS = {
-  'architecture': 'architecture',
+  # as in our networks
+  **{name: name for name in ('architecture', 'activation', 'mbstd_group_size', 'resolution')},
+  **{name: name for name in ('fmap_base', 'fmap_max', 'fmap_min', 'c_dim', 'z_dim', 'w_dim')},
   'conv_clamp': 'clamp',
   'use_noise': 'noise',
+  # stylegan, stylegan2 and stylegan2-ada
   'nonlinearity': 'activation',
   'resample_kernel': 'taps',
   'mapping_lrmul': 'mapping_lr_mul',
-  'fmap_base': 'fmap_base',
-  'fmap_max': 'fmap_max',
-  'fmap_min': 'fmap_min',
   'fused_scale': 'fused',
-  'mbstd_group_size': 'mbstd_group_size',
   'label_size': 'c_dim',
-  'resolution': 'resolution',
   'num_channels': 'channels',
   'latent_size': 'z_dim',
   'dlatent_size': 'w_dim',
-  'activation': 'activation',
+  # stylegan2-ada-pytorch and stylegan3's copy
   'resample_filter': 'taps',
   'mapping_kwargs.lr_multiplier': 'mapping_lr_mul',
   'channel_base': 'fmap_base',
   'channel_max': 'fmap_max',
   'epilogue_kwargs.mbstd_group_size': 'mbstd_group_size',
   'epilogue_kwargs.activation': 'epilogue_activation',
-  'c_dim': 'c_dim',
   'img_resolution': 'resolution',
   'img_channels': 'channels',
-  'z_dim': 'z_dim',
-  'w_dim': 'w_dim',
 }
 _FIXED = {
   'mapping_nonlinearity': 'lrelu',

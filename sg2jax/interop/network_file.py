@@ -9,7 +9,7 @@ that a pickle brings along (`module_src`, `build_module_src`) is left alone.
 from typing import NamedTuple
 
 from sg2jax.interop import numpy_pickle, pickle_reader, sniff, torch_file
-from sg2jax.interop.pickle_reader import Call, Global, describe, is_call
+from sg2jax.interop.pickle_reader import Call, Global, describe, is_call, need
 
 _NETWORK = Global('dnnlib.tflib.network', 'Network')
 _MODULE = {Global('torch_utils.persistence', '_reconstruct_persistent_obj')}
@@ -18,15 +18,10 @@ _DICTS = {Global('collections', 'OrderedDict'), Global('dnnlib.util', 'EasyDict'
 # What modules hold besides, and nobody looks at. The name of a memory format depends on what was
 # imported when it was written; `__builtin__` is of protocol 2.
 _UNREAD = {
-  Global('builtins', 'set'),
-  Global('__builtin__', 'set'),
-  Global('torch', 'float16'),
-  Global('torch', 'float32'),
-  Global('torch', 'device'),
-  Global('torch', 'channels_last'),
-  Global('torch', 'contiguous_format'),
-  Global('torch._utils', 'torch.channels_last'),
-  Global('torch._utils', 'torch.contiguous_format'),
+  *(Global(module, 'set') for module in ('builtins', '__builtin__')),
+  *(Global('torch', name) for name in ('float16', 'float32', 'device')),
+  *(Global('torch', name) for name in ('channels_last', 'contiguous_format')),
+  *(Global('torch._utils', f'torch.{name}') for name in ('channels_last', 'contiguous_format')),
 }
 _COMMON_NAMES = numpy_pickle.NAMES | torch_file.NAMES
 _PICKLE_NAMES = _COMMON_NAMES | {_NETWORK} | _MODULE | _HIDDEN_FILE | _DICTS | _UNREAD
@@ -47,7 +42,8 @@ class Net(NamedTuple):
       under 'args' arguments without names, if there are any.
     arrays: {name: array}, read-only, in the file's dtype and layout, under the names of the program
       that wrote it.
-    attributes: pytorch: the plain ones of each module, {'synthesis.b4.conv1': {name: value}}.
+    attributes: pytorch: those of each module that are None, text or numbers, by its path:
+      {'synthesis.b4.conv1': {name: value}}.
   """
 
   format: str
@@ -80,8 +76,7 @@ def parse(data: bytes) -> dict[str, Net]:
       raise ValueError(
         sniff.explain(data, 'neither a pickle of protocol 2 to 5 nor a file of torch.save')
       )
-  if not nets:
-    raise ValueError('it holds no network')
+  need(nets, 'it holds no network')
   return nets
 
 
@@ -98,8 +93,7 @@ class _Parser:
 
   def spend(self, size):
     self.budget -= size
-    if self.budget < 0:
-      raise ValueError('its values are shared so often that they are far larger than the file')
+    need(self.budget >= 0, 'its values are shared so often that they are far larger than the file')
 
   # ---- parts of all formats
 
@@ -113,14 +107,12 @@ class _Parser:
     """The entries `names` of a dict."""
     found = self.entries(node)
     missing = [name for name in names if name not in found]
-    if missing:
-      raise ValueError(f'a network, or a part of one, lacks {", ".join(missing)}')
+    need(not missing, f'a network, or a part of one, lacks {", ".join(missing)}')
     return [found[name] for name in names]
 
   def add_array(self, arrays, name, array):
     self.spend(32 + len(name) + array.nbytes)
-    if name in arrays:
-      raise ValueError(f'{describe(name)} occurs twice')
+    need(name not in arrays, f'{describe(name)} occurs twice')
     arrays[name] = array
 
   def plain(self, node):
@@ -159,33 +151,30 @@ class _Parser:
       nodes = dict(zip(('G', 'D', 'Gs'), tree))
     else:
       nodes = self.entries(tree)
-    return {
-      ours: self.network(nodes[theirs])
-      if _is_network(nodes[theirs])
-      else self.module(nodes[theirs])
-      for theirs, ours in (('G', 'G'), ('D', 'D'), ('Gs', 'G_ema'), ('G_ema', 'G_ema'))
-      if nodes.get(theirs) is not None
-    }
+    nets = {}
+    for theirs, ours in (('G', 'G'), ('D', 'D'), ('Gs', 'G_ema'), ('G_ema', 'G_ema')):
+      node = nodes.get(theirs)
+      if node is not None:
+        nets[ours] = self.network(node) if _is_network(node) else self.module(node)
+    return nets
 
   def network(self, node):
     """Net of a Network of dnnlib (TensorFlow)."""
-    if not is_call(node, {_NETWORK}, stateful=True) or node.args:
-      raise ValueError(f'holds {describe(node)} where a network should be')
+    is_network = is_call(node, {_NETWORK}, stateful=True) and not node.args
+    need(is_network, f'holds {describe(node)} where a network should be')
     version, kind, kwargs, variables = self.required(
       node.state, 'version', 'build_func_name', 'static_kwargs', 'variables'
     )
     # Of all of these what is read here is alike.
-    if version not in (2, 3, 4, 5):
-      raise ValueError(f'a network of version {describe(version)}; known are 2 to 5')
-    if not isinstance(kind, str):
-      raise ValueError(f'a network whose build_func_name is {describe(kind)}, which is no text')
+    need(version in (2, 3, 4, 5), f'a network of version {describe(version)}; known are 2 to 5')
+    need(isinstance(kind, str), f'build_func_name is {describe(kind)}, which is no text')
     kwargs = self.plain_dict(kwargs)
     arrays = {}
     if not isinstance(variables, (list, tuple)):
       variables = self.entries(variables).items()
     for variable in variables:
-      if not _is_sequence(variable, 2) or not isinstance(variable[0], str):
-        raise ValueError(f'holds {describe(variable)} where a variable should be')
+      is_variable = _is_sequence(variable, 2) and isinstance(variable[0], str)
+      need(is_variable, f'holds {describe(variable)} where a variable should be')
       name, value = variable
       self.add_array(arrays, _without_g(name), numpy_pickle.array(value, name))
 
@@ -218,18 +207,18 @@ class _Parser:
       (class name, {name: node} of all that it holds).
     """
     where = prefix.removesuffix('.')
-    if not is_call(node, _MODULE) or len(node.args) != 1:
-      raise ValueError(f'{describe(where)} is {describe(node)}, which is no module')
+    is_module = is_call(node, _MODULE) and len(node.args) == 1
+    need(is_module, f'{describe(where)} is {describe(node)}, which is no module')
     what, kind, state = self.required(node.args[0], 'type', 'class_name', 'state')
-    if what != 'class' or not isinstance(kind, str):
-      raise ValueError(f'{describe(where)} is {describe(what)} {describe(kind)}, which is no class')
+    is_class = what == 'class' and isinstance(kind, str)
+    need(is_class, f'{describe(where)} is {describe(what)} {describe(kind)}, which is no class')
     state = self.entries(state)
     groups = self.required(state, '_parameters', '_buffers', '_modules')
     parameters, buffers, modules = map(self.entries, groups)
     attributes[where] = {
       name: self.plain(value)
       for name, value in state.items()
-      if not name.startswith('_') and self.is_plain(value)
+      if not name.startswith('_') and _is_scalar(value)
     }
     for name, value in (*parameters.items(), *buffers.items()):
       if value is not None:
@@ -241,16 +230,10 @@ class _Parser:
         self.add_module(value, f'{prefix}{name}.', arrays, attributes)
     return kind, state
 
-  def is_plain(self, node):
-    """Whether a value is a scalar, or a list of such."""
-    parts = node if isinstance(node, (list, tuple)) else [node]
-    self.spend(len(parts))
-    return all(map(_is_scalar, parts))
-
   def hidden_storage(self, node):
     """The elements of a storage, which is a file of torch.save by itself."""
-    if not is_call(node, _HIDDEN_FILE) or len(node.args) != 1:
-      raise ValueError(f'a storage of an unknown kind: {describe(node)}')
+    is_file = is_call(node, _HIDDEN_FILE) and len(node.args) == 1
+    need(is_file, f'a storage of an unknown kind: {describe(node)}')
     content = node.args[0]
     # By id: the pickle's memo makes tensors share the bytes. The tree keeps them alive.
     if id(content) not in self.storages:

@@ -5,17 +5,16 @@ import math
 import numpy as np
 
 from sg2jax.interop import torch_file
-from sg2jax.interop.pickle_reader import Call, Global, describe, is_call
+from sg2jax.interop.pickle_reader import Call, Global, describe, is_call, need
 
 _ARRAY = Global('numpy', 'ndarray')
 _DTYPE = {Global('numpy', 'dtype')}
 _ENCODE = {Global('_codecs', 'encode')}  # how protocol 2 writes bytes
-_BYTES = {Global('builtins', 'bytes'), Global('__builtin__', 'bytes')}  # the latter: protocol 2
 _CORES = ('numpy.core', 'numpy._core')  # before and since NumPy 2
 _RECONSTRUCT = {Global(f'{core}.multiarray', '_reconstruct') for core in _CORES}
 _SCALAR = {Global(f'{core}.multiarray', 'scalar') for core in _CORES}
 _FROMBUFFER = {Global(f'{core}.numeric', '_frombuffer') for core in _CORES}
-NAMES = {_ARRAY, *_DTYPE, *_ENCODE, *_BYTES, *_RECONSTRUCT, *_SCALAR, *_FROMBUFFER}
+NAMES = {_ARRAY, *_DTYPE, *_ENCODE, *_RECONSTRUCT, *_SCALAR, *_FROMBUFFER}
 _NUMBERS = ('f2', 'f4', 'f8', 'i1', 'i2', 'i4', 'i8', 'u1', 'u2', 'u4', 'u8', 'b1')
 
 
@@ -34,8 +33,9 @@ def array(node: object, name: str) -> np.ndarray:
   axes = None
   if isinstance(node, float):
     return np.broadcast_to(node, ())  # read-only by that
-  if is_call(node, _RECONSTRUCT, stateful=True) and node.args[:1] == (_ARRAY,) and node.state:
-    _, shape, dtype, fortran, raw = _of_length(node.state, 5, label)
+  made = is_call(node, _RECONSTRUCT, stateful=True) and node.args[:1] == (_ARRAY,)
+  if made and isinstance(node.state, tuple) and len(node.state) == 5:
+    _, shape, dtype, fortran, raw = node.state
     order = 'F' if fortran is True else 'C'
   elif is_call(node, _FROMBUFFER) and len(node.args) in (4, 5):
     raw, dtype, shape, order, axes = (*node.args, None)[:5]
@@ -46,21 +46,14 @@ def array(node: object, name: str) -> np.ndarray:
     raise ValueError(f'{label} is {describe(node)}, which is no array of numbers')
   dtype = _dtype(dtype, label)
   raw = to_bytes(raw)
-  if not torch_file.is_shape(shape) or math.prod(shape) * dtype.itemsize != len(raw):
-    raise ValueError(f'{label} has an impossible shape, or not as many bytes as that')
-  values = torch_file.numbers(raw, dtype, math.prod(shape)) if raw else np.zeros(0, dtype)
+  is_whole = torch_file.is_shape(shape) and math.prod(shape) * dtype.itemsize == len(raw)
+  need(is_whole, f'{label} has an impossible shape, or not as many bytes as that')
+  values = torch_file.numbers(raw, dtype)
   # 'K': in the order of memory, of which `axes` are the array's own
   if order == 'K' and torch_file.is_shape(axes) and sorted(axes) == [*range(len(shape))]:
     return values.reshape(shape).transpose(axes)
-  if order not in ('C', 'F'):
-    raise ValueError(f'{label} is in the order {describe(order)}')
+  need(order in ('C', 'F'), f'{label} is in the order {describe(order)}')
   return values.reshape(shape, order=order)
-
-
-def _of_length(node, length, label):
-  if not isinstance(node, tuple) or len(node) != length:
-    raise ValueError(f'{label} is {describe(node)}, which is no array of numbers')
-  return node
 
 
 def _dtype(node, label):
@@ -79,8 +72,5 @@ def to_bytes(node: object) -> bytes:
   if is_call(node, _ENCODE) and len(node.args) == 2 and node.args[1] == 'latin1':
     if isinstance(node.args[0], str):
       return node.args[0].encode('latin-1')
-  if is_call(node, _BYTES) and not node.args:
-    return b''
-  if not isinstance(node, bytes):
-    raise ValueError(f'holds {describe(node)} where bytes should be')
+  need(isinstance(node, bytes), f'holds {describe(node)} where bytes should be')
   return node

@@ -82,8 +82,7 @@ def parse(
     ValueError: malformed, too long, too deep or not allowed (see the module); names the position.
   """
   value, end = parse_at(data, 0, names, persistent_load)
-  if end != len(data):
-    raise ValueError(f'{len(data) - end} bytes follow the end of the pickle')
+  need(end == len(data), f'{len(data) - end} bytes follow the end of the pickle')
   return value
 
 
@@ -104,6 +103,12 @@ def parse_at(
     # Errors of decoding quote all of the text.
     reason = str(e) if type(e) is ValueError else 'text that cannot be decoded'
     raise ValueError(f'byte {stream.tell()} of the pickle: {reason[:300]}') from None
+
+
+def need(is_right: bool, text: str) -> None:
+  """Raises ValueError with the text unless what was looked at is right."""
+  if not is_right:
+    raise ValueError(text)
 
 
 def describe(value: object) -> str:
@@ -170,8 +175,7 @@ class _StackMachine:
         raise ValueError(f'more than {MAX_OPCODES:,} opcodes')
       operands = self.operands(opcode)
       if opcode.name == 'STOP':
-        if self.stack or self.stacks_below:
-          raise ValueError('ends with an unfinished value')
+        need(not self.stack and not self.stacks_below, 'ends with an unfinished value')
         return operands[0]
       if opcode.name in _LITERALS:
         self.literal(argument)
@@ -192,15 +196,13 @@ class _StackMachine:
       after_mark = self.pop_mark()
     elif opcode.name == 'POP' and not self.stack:
       return self.pop_mark()
-    if len(self.stack) < count:
-      raise ValueError('takes a value where there is none')
+    need(len(self.stack) >= count, 'takes a value where there is none')
     values = self.stack[len(self.stack) - count :]
     del self.stack[len(self.stack) - count :]
     return values + after_mark
 
   def pop_mark(self):
-    if not self.stacks_below:
-      raise ValueError('there is no mark')
+    need(self.stacks_below, 'there is no mark')
     values = self.stack
     self.stack = self.stacks_below.pop()
     return values
@@ -209,8 +211,8 @@ class _StackMachine:
     # So that nothing that is read can be changed.
     if isinstance(value, bytearray):
       value = bytes(value)
-    if isinstance(value, int) and value.bit_length() > MAX_INTEGER:
-      raise ValueError(f'an integer of more than {MAX_INTEGER} bits')
+    is_short = not isinstance(value, int) or value.bit_length() <= MAX_INTEGER
+    need(is_short, f'an integer of more than {MAX_INTEGER} bits')
     self.stack.append(value)
 
   def execute(self, name, argument, operands):
@@ -218,8 +220,7 @@ class _StackMachine:
       case 'FRAME' | 'POP' | 'POP_MARK':
         pass  # a frame only serves reading ahead
       case 'PROTO':
-        if argument > 5:
-          raise ValueError(f'protocol {argument}; known are 0 to 5')
+        need(argument <= 5, f'protocol {argument}; known are 0 to 5')
       case 'MARK':
         self.stacks_below.append(self.stack)
         self.stack = []
@@ -234,8 +235,7 @@ class _StackMachine:
         self.stack += operands
         self.memorize(len(self.memo))
       case 'GET' | 'BINGET' | 'LONG_BINGET':
-        if argument not in self.memo:
-          raise ValueError('recalls a value that was not remembered')
+        need(argument in self.memo, 'recalls a value that was not remembered')
         self.stack.append(self.memo[argument])
       # Containers
       case 'EMPTY_TUPLE' | 'TUPLE' | 'TUPLE1' | 'TUPLE2' | 'TUPLE3':
@@ -271,8 +271,7 @@ class _StackMachine:
         raise ValueError(f'opcode {name} is not allowed')
 
   def memorize(self, index):
-    if not self.stack:
-      raise ValueError('remembers a value where there is none')
+    need(self.stack, 'remembers a value where there is none')
     self.memo[index] = self.stack[-1]
 
   def push_container(self, container, parts=()):
@@ -292,8 +291,7 @@ class _StackMachine:
       what = describe(container)
       raise ValueError(f'{what} changes after it became part of another value or of itself')
     depth = max((self.depth[part] + 1 for part in parts), default=0)
-    if depth > MAX_DEPTH:
-      raise ValueError(f'values nested more than {MAX_DEPTH} deep')
+    need(depth <= MAX_DEPTH, f'values nested more than {MAX_DEPTH} deep')
     self.depth[id(container)] = max(self.depth[id(container)], depth)
 
   def append(self, container, *items):
@@ -302,8 +300,7 @@ class _StackMachine:
     target.extend(items)
 
   def assign(self, container, keys_and_values):
-    if len(keys_and_values) % 2:
-      raise ValueError('a key without a value')
+    need(len(keys_and_values) % 2 == 0, 'a key without a value')
     self.finish(container, keys_and_values)
     for key, value in zip(keys_and_values[::2], keys_and_values[1::2]):
       if isinstance(container, Call):
@@ -336,13 +333,11 @@ class _StackMachine:
     self.push_container(call, [args, kwargs])
 
   def push_persistent(self, identity):
-    if self.persistent_load is None:
-      raise ValueError(f'refers to {describe(identity)} outside of the pickle')
+    need(self.persistent_load, f'refers to {describe(identity)} outside of the pickle')
     self.stack.append(self.persistent_load(identity))
 
   def set_state(self, target, state):
-    if _expect(target, Call).state is not None:
-      raise ValueError(f'{describe(target)} gets a state twice')
+    need(_expect(target, Call).state is None, f'{describe(target)} gets a state twice')
     self.finish(target, [state])
     target.state = state
     self.stack.append(target)

@@ -28,6 +28,12 @@ from sg2jax.models.sizes import GROWING, block_sizes
 MAX_BYTES = 2**32  # of a file, and of its arrays
 MAX_LAYERS = 64  # of a mapping network; far above any
 MAX_TAPS = 64
+# Networks of a file, and what there is if it lacks one.
+_NAMES = {
+  'G_ema': 'g_ema is a copy of g',
+  'G': 'g is a copy of g_ema',
+  'D': 'd is empty',
+}
 MEAN_OF = 10_000  # w that w_avg is the mean of if a file lacks it
 
 
@@ -91,25 +97,21 @@ def of_nets(nets: dict[str, Net]) -> Imported:
   Raises:
     ValueError: names what our networks don't have, what is missing, or is of another shape.
   """
-  main = 'G_ema' if 'G_ema' in nets else 'G'
-  if main not in nets:
+  if not nets.keys() & {'G', 'G_ema'}:
     raise ValueError('it holds no generator')
-  report = _report(nets[main].format)
+  report = _report(next(iter(nets.values())).format)
   report['networks'] = {name: net.kind for name, net in nets.items()}
+  found = {}
   # The average first: what images are made by decides about sizes, and the others must fit.
-  ema = _import(nets[main], main, None, report)
-  g = ema
-  if main == 'G_ema' and 'G' in nets:
-    g = _import(nets['G'], 'G', ema, report)
-    _check_equal(g.image | g.fields, ema.image | ema.fields, 'G', main)
-  d = _Network({}, {}, None, {}, {})
-  if 'D' in nets:
-    d = _import(nets['D'], 'D', ema, report)
-    _check_equal(d.image, ema.image, 'D', main)
-  instead = {'G': 'g is a copy of g_ema', 'D': 'd is empty', 'G_ema': 'g_ema is a copy of g'}
-  for name, text in instead.items():
-    if name not in nets:
-      report['initialised'][f'({name})'] = f'the file has no {name}: {text}'
+  for name, instead in _NAMES.items():
+    if name in nets:
+      generator = next(iter(found.values()), None)
+      found[name] = _import(nets[name], name, generator, report)
+    else:
+      report['initialised'][f'({name})'] = f'the file has no {name}: {instead}'
+  ema = found.get('G_ema') or found['G']
+  g = found.get('G', ema)
+  d = found.get('D', _Network({}, {}, None, {}, {}))
   state = {
     'step': np.int32(0),
     'nimg': np.int32(0),
@@ -126,7 +128,7 @@ def of_nets(nets: dict[str, Net]) -> Imported:
 
 
 class _Network(NamedTuple):
-  """A network with our names; image and fields as of architecture.Architecture."""
+  """A network with our names; image and fields as `architecture` tells them."""
 
   params: dict
   noise: dict
@@ -139,14 +141,8 @@ def _report(format_):
   return {'format': format_, 'networks': {}, 'unused': {}, 'initialised': {}, 'notes': []}
 
 
-def _check_equal(fields, others, name, other_name):
-  for key, value in fields.items():
-    if value != others[key]:
-      raise ValueError(f'{name} has {key}={value}, {other_name} has {others[key]}')
-
-
 def _import(net, name, generator, report):
-  """The _Network of a Net; generator: that of G_ema or G, if this is another."""
+  """The _Network of a Net; generator: the first of a file, if this is another."""
   given, notes = arguments.parse(net, name)
   report['notes'] += notes
   unused = report['unused'].setdefault(name, {})
@@ -156,7 +152,7 @@ def _import(net, name, generator, report):
     params, noise, w_avg = _load_tensorflow(net.arrays, name, grows, fused, unused)
   else:
     taps = given.get('taps', resample.TAPS)
-    resolution = generator.image['resolution'] if generator else None
+    resolution = generator.image['resolution'] if generator else 4
     params, noise, w_avg = _load_pytorch(net, name[0], taps, resolution, unused)
   try:
     if name == 'D':
@@ -177,6 +173,11 @@ def _import(net, name, generator, report):
     if value not in (sizes[key], [sizes[key]] * 2):
       raise ValueError(f'{name}: {key}={value}, but its arrays say {sizes[key]}')
   fields |= architecture.options(name, net, widths, given, grows)
+  if generator:
+    others = generator.image | generator.fields
+    for key, value in (image if name == 'D' else image | fields).items():
+      if value != others[key]:
+        raise ValueError(f'{name} has {key}={value}, and the generator has {others[key]}')
   return _Network(params, noise, w_avg, image, fields)
 
 
@@ -196,33 +197,23 @@ def _load_tensorflow(arrays, name, grows, fused, unused):
 
 
 def _load_pytorch(net, letter, taps, resolution, unused):
-  """Also of rosinality. resolution: of the generator, whose first block may be oblong."""
-  filters = {key: x for key, x in net.arrays.items() if names.FILTER.fullmatch(key)}
-  _check_filters(filters, taps, letter, unused)
-  arrays = {key: x for key, x in net.arrays.items() if key not in filters}
-  if net.format == 'rosinality':
-    arrays = names.rosinality(arrays, letter)
-  # What b4.fc flattens has the first block's sides. A discriminator's arrays don't show them.
-  if resolution:
-    size = block_sizes(np.broadcast_to(resolution, 2).tolist())[0]
-  else:
-    size = next((x.shape[1:] for key, x in arrays.items() if key.endswith('.const')), (4, 4))
-  return names.from_pytorch(arrays, size)
-
-
-def _check_filters(filters, taps, letter, unused):
-  """Filters that are used must be those of `taps`."""
+  """Also of rosinality. resolution: of the generator, where this is a discriminator."""
+  arrays = dict(net.arrays)
+  # Filters that are used must be those of `taps`.
   expected = resample.setup_filter(taps)
   idle = tuple(f'.{layer}.resample_filter' for layer in names.IDLE[letter])
-  for name, x in filters.items():
-    if name.endswith(idle):
-      unused[name] = 'a filter that its layer does not use'
-      continue
+  for key in filter(names.FILTER.fullmatch, net.arrays):
+    x = arrays.pop(key)
+    unused[key] = 'a filter, which follows from the taps'
     # Those of rosinality that follow an up-sampling have its gain.
-    gain = 4 if name.endswith(('.conv.blur.kernel', '.upsample.kernel')) else 1
-    if x.shape != expected.shape or not np.allclose(x, expected * gain, rtol=0, atol=1e-5):
-      raise ValueError(f'{name} is not the filter of the taps {list(taps)}')
-    unused[name] = 'the filter that the taps say'
+    gain = 4 if key.endswith(('.conv.blur.kernel', '.upsample.kernel')) else 1
+    fits = x.shape == expected.shape and np.allclose(x, expected * gain, rtol=0, atol=1e-5)
+    if not fits and not key.endswith(idle):
+      raise ValueError(f'{key} is not the filter of the taps {list(taps)}')
+  if net.format == 'rosinality':
+    arrays = names.rosinality(arrays, letter)
+  # What a discriminator's b4.fc flattens has the sides of the first block.
+  return names.from_pytorch(arrays, block_sizes(np.broadcast_to(resolution, 2).tolist())[0])
 
 
 # ---- our own exports
@@ -257,26 +248,17 @@ def _labels(document, c_dim):
 def _own_names(arrays, document):
   """Imported of an export in our names."""
   state = {'d': {}, 'noise': {}} | traverse_util.unflatten_dict(arrays, sep='.')
-  for name in names.FIELDS:
-    if name not in state:
-      raise ValueError(f'it lacks {name}')
-  for name in state.keys() - set(names.FIELDS):
-    raise ValueError(f'it holds {name[:80]!a}, which belongs to no network here')
+  if state.keys() != set(names.FIELDS):
+    raise ValueError(f'it holds {sorted(state)!a}, and should hold {sorted(names.FIELDS)}')
   report = _report('sg2jax')
   return Imported(document['config'], _complete(document['config'], state, report), report)
 
 
 def _nvidia_names(arrays, document):
   """{name: Net} of an export in NVIDIA's names."""
-  nets = {
-    name: Net('pytorch', 'Discriminator' if name == 'D' else 'Generator', kwargs, {})
-    for name, kwargs in document['networks'].items()
-    if name in ('G', 'D', 'G_ema')
-  }
+  nets = {name: Net('pytorch', '', kwargs, {}) for name, kwargs in document['networks'].items()}
   for name, x in arrays.items():
     net, _, key = name.partition('.')
-    if net not in nets:
-      raise ValueError(f'holds {name[:80]!a}, of a network that its JSON does not know')
     nets[net].arrays[key] = x
   return nets
 

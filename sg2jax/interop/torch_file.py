@@ -9,6 +9,7 @@ pickle (see `network_file`, which reads that one as well).
 from collections.abc import Callable, Container
 import contextlib
 import dataclasses
+import functools
 import io
 import math
 import zipfile
@@ -17,7 +18,7 @@ import ml_dtypes
 import numpy as np
 
 from sg2jax.interop import pickle_reader, sniff
-from sg2jax.interop.pickle_reader import Call, Global, describe
+from sg2jax.interop.pickle_reader import Call, Global, describe, is_call, need
 
 STORAGES = {  # of modules torch and torch.cuda
   'FloatStorage': np.float32,
@@ -58,11 +59,6 @@ class Storage:
   dtype: np.dtype
   size: int
 
-  @property
-  def nbytes(self) -> int:
-    """Its size in bytes."""
-    return self.size * self.dtype.itemsize
-
 
 def parse(data: bytes) -> dict[str, np.ndarray]:
   """The tensors of a state dict, in its order.
@@ -93,7 +89,21 @@ def contents(
   Raises:
     ValueError: malformed, or a name that isn't in `names`; that function: as well.
   """
-  return _zip(data, names) if data.startswith(b'PK\x03\x04') else _legacy(data, names)
+  read_format = _zip if data.startswith(b'PK\x03\x04') else _legacy
+  tree, raw = read_format(data, names)
+
+  @functools.cache  # tensors that share memory in the file share it here
+  def elements(storage):
+    content = raw(storage.key)
+    is_whole = len(content) == storage.size * storage.dtype.itemsize
+    need(is_whole, f'storage {describe(storage.key)} is not of {storage.size} elements')
+    return numbers(content, storage.dtype)
+
+  def load_storage(node):
+    need(isinstance(node, Storage), f'a storage of an unknown kind: {describe(node)}')
+    return elements(node)
+
+  return tree, load_storage
 
 
 def entries(node: object, kinds: Container[Global] = (_DICT,)) -> dict[str, object]:
@@ -104,8 +114,7 @@ def entries(node: object, kinds: Container[Global] = (_DICT,)) -> dict[str, obje
   """
   pairs = _pairs(node, kinds)
   found = {name: value for name, value in pairs if isinstance(name, str)}
-  if len(found) < len(pairs):
-    raise ValueError('its names are not text, or one occurs twice')
+  need(len(found) == len(pairs), 'its names are not text, or one occurs twice')
   return found
 
 
@@ -133,26 +142,21 @@ def tensor(node: object, name: str, load_storage: Callable[[object], np.ndarray]
     ValueError: not exactly a tensor, or not within its storage.
   """
   label = describe(name)
-  if isinstance(node, Call) and node.function == _PARAMETER and node.state is None:
-    if len(node.args) == 3:
-      node = node.args[0]
-  if not isinstance(node, Call) or node.state is not None:
-    raise ValueError(f'{label} is {describe(node)}, which is no tensor')
-  if len(node.args) not in _TENSORS.get(node.function, ()):
-    raise ValueError(f'{label} is {describe(node)}, which is no tensor')
+  if is_call(node, {_PARAMETER}) and len(node.args) == 3:
+    node = node.args[0]
+  is_tensor = is_call(node, _TENSORS) and len(node.args) in _TENSORS[node.function]
+  need(is_tensor, f'{label} is {describe(node)}, which is no tensor')
   storage_node, offset, shape, strides = node.args[:4]
   storage = load_storage(storage_node)
   shape = _unwrapped_size(shape)
   strides = _unwrapped_size(strides)
-  if not is_shape(shape) or not is_shape(strides) or not is_shape((offset,)):
-    raise ValueError(f'{label} has an impossible shape, stride or offset')
-  if len(shape) != len(strides):
-    raise ValueError(f'{label} has an impossible shape, stride or offset')
+  is_possible = all(map(is_shape, (shape, strides, (offset,)))) and len(shape) == len(strides)
+  need(is_possible, f'{label} has an impossible shape, stride or offset')
   size = math.prod(shape)
   last = offset + sum((n - 1) * stride for n, stride in zip(shape, strides))
   # `size`, too: strides of 0 would make a large array of little.
-  if size > storage.size or (size and last >= storage.size):
-    raise ValueError(f'{label} reaches beyond its storage of {storage.size} elements')
+  is_within = size <= storage.size and (not size or last < storage.size)
+  need(is_within, f'{label} reaches beyond its storage of {storage.size} elements')
   # Before strides: of an empty array they may point anywhere.
   if not size:
     return np.zeros(shape, storage.dtype)
@@ -162,9 +166,7 @@ def tensor(node: object, name: str, load_storage: Callable[[object], np.ndarray]
 
 def _unwrapped_size(node):
   """The tuple in a torch.Size; anything else as it is."""
-  if isinstance(node, Call) and node.function == _SIZE and len(node.args) == 1:
-    return node.args[0]
-  return node
+  return node.args[0] if is_call(node, {_SIZE}) and len(node.args) == 1 else node
 
 
 def is_shape(node: object) -> bool:
@@ -176,11 +178,11 @@ def is_shape(node: object) -> bool:
   )
 
 
-def numbers(data: bytes, dtype: np.dtype, size: int, start: int = 0) -> np.ndarray:
-  """[size] numbers of `data`, read-only. Raises ValueError for booleans other than 0 and 1."""
-  if dtype == np.bool_ and np.frombuffer(data, np.uint8, size, start).max(initial=0) > 1:
+def numbers(data: bytes, dtype: np.dtype) -> np.ndarray:
+  """[N] numbers of `data`, read-only. Raises ValueError for booleans other than 0 and 1."""
+  if dtype == np.bool_ and np.frombuffer(data, np.uint8).max(initial=0) > 1:
     raise ValueError('booleans other than 0 and 1')
-  return np.frombuffer(data, dtype, size, start)
+  return np.frombuffer(data, dtype)
 
 
 class _Storages(dict):
@@ -196,19 +198,12 @@ class _Storages(dict):
       case _:
         what = identity[1] if isinstance(identity, tuple) and len(identity) > 1 else identity
         raise ValueError(f'a storage of an unknown kind: {describe(what)}')
-    if self.setdefault(key, storage) != storage:
-      raise ValueError(f'a tensor disagrees with another about storage {describe(key)}')
+    agrees = self.setdefault(key, storage) == storage
+    need(agrees, f'a tensor disagrees with another about storage {describe(key)}')
     return storage
 
 
-def check_storage(node: object) -> Storage:
-  """The node, if it is a Storage. Raises ValueError."""
-  if not isinstance(node, Storage):
-    raise ValueError(f'a storage of an unknown kind: {describe(node)}')
-  return node
-
-
-# ---- the zip format
+# ---- the two formats: (what the pickle holds, a function from a storage's key to its bytes)
 
 
 def _zip(data, names):
@@ -218,45 +213,30 @@ def _zip(data, names):
   parts = archive.infolist()
   sizes = {part.filename: part.file_size for part in parts}
   roots = [name.removesuffix('data.pkl') for name in sizes if name.endswith('/data.pkl')]
-  if not roots:
-    raise ValueError(
-      'a zip archive without data.pkl, so not of torch.save: unpack it and name the file in it, '
-      f'or {sniff.AGAIN}'
-    )
+  need(
+    roots,
+    'a zip archive without data.pkl, so not of torch.save: unpack it and name the file in it, '
+    f'or {sniff.AGAIN}',
+  )
   # So that nothing unpacks to more than the file, and readers agree on what a name stands for.
-  if (
-    len(sizes) < len(parts)
-    or sum(sizes.values()) > len(data)
-    or any(part.compress_type != zipfile.ZIP_STORED or part.flag_bits & 1 for part in parts)
-  ):
-    raise ValueError(
-      'its parts are compressed, encrypted, doubled or overlapping, as torch.save never makes them'
-    )
-  if len(roots) > 1:
-    raise ValueError('a zip file with several data.pkl')
+  need(
+    len(sizes) == len(parts)
+    and len(roots) == 1
+    and sum(sizes.values()) <= len(data)
+    and all(part.compress_type == zipfile.ZIP_STORED for part in parts)
+    and not any(part.flag_bits & 1 for part in parts),
+    'its parts are compressed, encrypted, doubled or overlapping, or there are several data.pkl, '
+    'as torch.save never makes them',
+  )
 
   def read(name):
     with _zip_errors():
       return archive.read(roots[0] + name)
 
-  # One array for each storage, so that tensors that share memory there share it here.
-  arrays = {}
-
-  def load_storage(node):
-    storage = check_storage(node)
-    if storage.key not in arrays:
-      part = f'data/{storage.key}'
-      if sizes.get(roots[0] + part) != storage.nbytes:
-        raise ValueError(
-          f'storage {describe(storage.key)} is missing or not of {storage.size} elements'
-        )
-      arrays[storage.key] = numbers(read(part), storage.dtype, storage.size)
-    return arrays[storage.key]
-
-  if f'{roots[0]}byteorder' in sizes and read('byteorder') != b'little':
-    raise ValueError('its numbers are not little-endian')
+  if f'{roots[0]}byteorder' in sizes:
+    need(read('byteorder') == b'little', 'its numbers are not little-endian')
   tree = pickle_reader.parse(read('data.pkl'), names, _Storages().persistent_load)
-  return tree, load_storage
+  return tree, lambda key: read(f'data/{key}')
 
 
 @contextlib.contextmanager
@@ -264,13 +244,11 @@ def _zip_errors():
   try:
     yield
   except Exception as e:  # zipfile raises all sorts of them
-    raise ValueError(f'a broken zip file: {e}; {sniff.AGAIN}') from None
-
-
-# ---- the format before
+    raise ValueError(f'a broken zip file: {str(e)[:200]}; {sniff.AGAIN}') from None
 
 
 def _legacy(data, names):
+  """Of before torch 1.6."""
   storages = _Storages()
   position = 0
 
@@ -280,30 +258,22 @@ def _legacy(data, names):
     return value
 
   # Magic number, protocol, machine, tensors, keys of the storages.
-  if next_pickle() != sniff.TORCH_MAGIC or next_pickle() != PROTOCOL:
-    raise ValueError('not a file of torch.save')
-  machine = next_pickle()
-  if not isinstance(machine, dict) or machine.get('little_endian') is not True:
-    raise ValueError('its numbers are not little-endian')
+  magic, protocol, machine = next_pickle(), next_pickle(), next_pickle()
+  need(magic == sniff.TORCH_MAGIC and protocol == PROTOCOL, 'not a file of torch.save')
+  is_little = isinstance(machine, dict) and machine.get('little_endian') is True
+  need(is_little, 'its numbers are not little-endian')
   tree = next_pickle()
   keys = next_pickle()
-  if not isinstance(keys, list) or not all(isinstance(key, str) for key in keys):
-    raise ValueError('the keys of its storages are not text')
   # Else a part of the file would be skipped, or a tensor be without memory.
-  if sorted(keys) != sorted(storages):
-    raise ValueError('its storages are not those of its tensors')
+  is_text = isinstance(keys, list) and all(isinstance(key, str) for key in keys)
+  need(is_text and sorted(keys) == sorted(storages), 'its storages are not those of its tensors')
 
   # The storages follow in the order of their keys, each after its size.
-  arrays = {}
+  contents = {}
   for key in keys:
-    storage = storages[key]
-    start = position + 8
-    if int.from_bytes(data[position:start], 'little') != storage.size:
-      raise ValueError(f'storage {describe(key)} is cut off or not of {storage.size} elements')
-    position = start + storage.nbytes
-    if position > len(data):
-      raise ValueError(f'storage {describe(key)} is cut off or not of {storage.size} elements')
-    arrays[key] = numbers(data, storage.dtype, storage.size, start)
-  if position != len(data):
-    raise ValueError(f'{len(data) - position} bytes follow its end')
-  return tree, lambda node: arrays[check_storage(node).key]
+    size = int.from_bytes(data[position : position + 8], 'little')
+    end = position + 8 + size * storages[key].dtype.itemsize
+    contents[key] = memoryview(data)[position + 8 : end]
+    position = end
+  need(position == len(data), 'it is cut off, or bytes follow its end')
+  return tree, contents.get

@@ -18,10 +18,6 @@ from sg2jax.models.sizes import block_sizes
 from sg2jax.sampler import Sampler
 
 PLATFORMS = ('cpu', 'cuda', 'rocm', 'tpu')
-RUN = (
-  "from jax import export; net = export.deserialize(open('FILE', 'rb').read()); "
-  'images = net.call({arguments})  # numpy arrays of these shapes; needs jax and flatbuffers'
-)
 
 
 def write_safetensors(state: dict, config: dict) -> tuple[bytes, dict]:
@@ -142,6 +138,4 @@ def write_stablehlo(net: Sampler) -> tuple[bytes, dict]:
     'platforms': PLATFORMS,
     'jax': jax.__version__,
     'calling_convention': module.calling_convention_version,
-    'step': net.step,
-    'run': RUN.format(arguments=', '.join(shapes)),
   }

@@ -34,7 +34,7 @@ import jax
 import sg2jax
 from sg2jax import cli, files, grids, sampler
 from sg2jax.data.labels import FILE
-from sg2jax.faults import UsageError, WriteError
+from sg2jax.faults import UsageError
 from sg2jax.interop.read import read_network
 from sg2jax.state import TrainState
 from sg2jax.tools import flags as shared
@@ -98,10 +98,9 @@ def whole(dest: pathlib.Path) -> Iterator[pathlib.Path]:
   """A folder that is called `dest` once all is in it, and is gone otherwise. Raises WriteError."""
   folder = dest.with_name(f'.{dest.name}.{os.getpid()}')
   try:
-    yield folder
-    os.replace(folder, dest)
-  except OSError as e:
-    raise WriteError(f'cannot write {dest}: {e.strerror}; name another folder') from e
+    with files.writing(dest):
+      yield folder
+      os.replace(folder, dest)
   finally:
     shutil.rmtree(folder, ignore_errors=True)
 

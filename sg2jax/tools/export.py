@@ -8,7 +8,7 @@
                constructors' arguments
   stablehlo    FILE.stablehlo: the generator as a module of StableHLO: latents in, images out. Runs
                where jax and flatbuffers are installed (CPU, CUDA, ROCm, TPU), without this package;
-               the JSON file has the line for it
+               docs/interop.md has the lines for it
 
 Beside it FILE.<ending>.json says what it is. `python -m sg2jax.tools.convert` reads the first two
 again. DEST may be a folder; the file is then called after the run. Nothing is overwritten.
@@ -73,13 +73,11 @@ def beside(path: pathlib.Path) -> pathlib.Path:
 def destination(dest: str, name: str, suffix: str) -> pathlib.Path:
   """The file to write: `dest`, or one of that name in it.
 
-  Raises UsageError if it has another suffix, or is there already.
+  Raises as `cli.file` does, and UsageError if it is there already.
   """
-  path = pathlib.Path(dest).expanduser().absolute()
-  if path.is_dir() or dest.endswith('/'):
-    path = path / f'{name}{suffix}'
-  if path.suffix != suffix:
-    raise UsageError(f'--dest={dest} must be a folder, or end in {suffix}')
+  if pathlib.Path(dest).expanduser().is_dir() or dest.endswith('/'):
+    dest = f'{dest}/{name}{suffix}'
+  path = cli.file(dest, [suffix], 'dest')
   for there in (path, beside(path)):
     if there.exists():
       raise UsageError(f'--dest={dest}: {there} is there already; choose another name')
