@@ -122,6 +122,7 @@ TOOL_WITH_ALL = types.SimpleNamespace(
     ('--checkpoint=r --seeds=4294967296', 'is no seed'),
     ('--checkpoint=r --seeds=', "'' is no seed"),
     ('--checkpoint=r --seeds=0-1000000', 'is no seed'),
+    ('--checkpoint=r --seeds=0-99999999999999999999', 'is no seed'),
     ('--checkpoint=r --psi=inf', '--psi=inf: must be finite numbers'),
     ('--checkpoint=r --label=nan,1', '--label=nan,1: must be numbers, as in 1,0,1'),
     (f'--checkpoint=r --out={__file__}', 'is a file; name a folder'),

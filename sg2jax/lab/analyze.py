@@ -211,10 +211,6 @@ def phase(net: Sampler, images: int, seed: int) -> Measured:
   text = '  '.join(
     '{period_px[0]}-{period_px[1]} px {fixed:.3f} ({unrelated:.3f})'.format(**o) for o in octaves
   )
-  table = (
-    f'stays on its pixels (among unrelated images): {text}  finest less coarsest {mean[-1]:+.3f}\n'
-    f'  preference for positions modulo 8: {preference:.3f}, modulo 7: {control:.3f}'
-  )
   numbers = {
     'paths': len(shares),
     'frames': FRAMES,
@@ -224,6 +220,7 @@ def phase(net: Sampler, images: int, seed: int) -> Measured:
     'grid_preference': preference,
     'grid_preference_control': control,
   }
+  table = f'stays on its pixels (among unrelated images): {text}'
   return Measured(numbers, table, (frames, folded))
 
 

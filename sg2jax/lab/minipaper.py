@@ -16,16 +16,14 @@ import numpy as np
 from sg2jax import build, pretrained, sampler, sharding
 from sg2jax.evaluation import measure, passes, protocols, reals
 from sg2jax.evaluation.ppl import path_length
-from sg2jax.faults import DatasetError, Interrupted, Preempted, UsageError, WriteError
+from sg2jax.faults import DatasetError, Fault, Interrupted, Preempted, UsageError, WriteError
 from sg2jax.files import write_atomic
 from sg2jax.lab import tables
 from sg2jax.lab.tables import Run, result
 from sg2jax.training import checkpoint
 
 # Exit codes that aren't about the cell but about the command, the data, the disk, a signal.
-ENDS = {
-  fault.code: fault for fault in (UsageError, DatasetError, WriteError, Preempted, Interrupted)
-}
+ENDS = [x.code for x in (UsageError, DatasetError, WriteError, Preempted, Interrupted)]
 PPL_PAIRS = 4096
 
 
@@ -91,8 +89,7 @@ def work(out: pathlib.Path, runs: list[Run], settings: dict, stop: Any) -> dict[
     settings: what all runs have in common: 'kimg', 'resolution', 'set' {field: value}.
     stop: a signals.Stop.
 
-  Raises: Preempted or Interrupted after a signal, and the Fault of an exit code that isn't about
-  the cell.
+  Raises: Preempted or Interrupted after a signal, and a Fault with an exit code of ENDS.
   """
   failed = {}
   for i, run in enumerate(runs):
@@ -106,10 +103,9 @@ def work(out: pathlib.Path, runs: list[Run], settings: dict, stop: Any) -> dict[
       stop.leave(done)
     # The next run would end in the same way.
     if code in ENDS:
-      raise ENDS[code](
-        f'{run} ended with exit code {code}, for the reason above; {done}, and the same command '
-        'goes on'
-      )
+      fault = Fault(f'{run} ended with exit code {code}, for the reason above; {done}')
+      fault.code = code
+      raise fault
     if code:
       failed[run] = code
       print(f'{run} failed with exit code {code}, for the reason above', flush=True)

@@ -27,15 +27,15 @@ ARCHITECTURES = ('orig', 'skip', 'resnet')
 PAIRS = {(g, d): f'e:G{g}-D{d}' for g in ARCHITECTURES for d in ARCHITECTURES}
 PAIRS['skip', 'resnet'] = 'e'
 CELLS = list(dict.fromkeys([*LADDER, *PAIRS.values()]))
-# (name in a result, title, digits behind the point; None: three that count)
-QUALITY = (('swd', 'SWD', 1), ('ppl_w_end_pixel_mse', 'PPL_W of pixels', None))
-NETWORKS = (('fid10k_full', 'FID', 1), ('ppl2_4k_wend', 'PPL', 1))  # where the weights are
+# (name in a result, title, format)
+QUALITY = (('swd', 'SWD', '.1f'), ('ppl_w_end_pixel_mse', 'PPL_W of pixels', '.3g'))
+NETWORKS = (('fid10k_full', 'FID', '.1f'), ('ppl2_4k_wend', 'PPL', '.1f'))  # where the weights are
 COST = (
-  ('img_per_sec', 'images/s', 0),
-  ('img_per_sec_full_size', 'at full size', 0),
-  ('train_seconds', 'seconds', 0),
-  ('parameters_g', 'parameters G', 0),
-  ('parameters_d', 'D', 0),
+  ('img_per_sec', 'images/s', '.0f'),
+  ('img_per_sec_full_size', 'at full size', '.0f'),
+  ('train_seconds', 'seconds', '.0f'),
+  ('parameters_g', 'parameters G', '.0f'),
+  ('parameters_d', 'D', '.0f'),
 )
 NOTES = """\
 SWD: sliced Wasserstein distance x 1000 to the real images, of the moving average of the weights.
@@ -121,15 +121,14 @@ def tables(cells: dict[str, dict], settings: dict) -> str:
   return '\n'.join([*text, NOTES])
 
 
-def spread(runs: list[dict], name: str, title: str, digits: int | None) -> str:
+def spread(runs: list[dict], name: str, title: str, spec: str) -> str:
   """'mean [least, greatest]' of a number over runs; 'mean' if they agree; '-' without any.
 
-  name, title, digits: of a column, as in QUALITY.
+  name, title, spec: of a column, as in QUALITY.
   """
   values = [run[name] for run in runs]
   if not values:
     return '-'
-  spec = '.3g' if digits is None else f'.{digits}f'
   mean = format(statistics.fmean(values), spec)
   if min(values) == max(values):
     return mean

@@ -89,14 +89,10 @@ def define_seed(what: str, default: int | None = 0) -> None:
   flags.DEFINE_integer('seed', default, what, lower_bound=0, upper_bound=2**32 - 1)
 
 
-def define_batch(what: str = 'Images') -> None:
+def define_batch() -> None:
   """--batch: 0 leaves it to the size of the images."""
-  flags.DEFINE_integer(
-    'batch',
-    0,
-    f'{what} at once, over all devices; 0: what suits their size. Results do not depend on it.',
-    lower_bound=0,
-  )
+  what = 'Images at once, over all devices; 0: what suits their size. Results do not depend on it.'
+  flags.DEFINE_integer('batch', 0, what, lower_bound=0)
 
 
 def define_finite(name: str, default: float, what: str, lower_bound: float | None = None) -> None:
@@ -157,10 +153,11 @@ def _seeds(text: str) -> list[int]:
     first, _, last = part.partition('-')
     try:
       seeds = range(int(first), int(last or first) + 1)
-    except ValueError:
-      seeds = ()
-    # A million: a range is a list before it is anything else.
-    if not 0 < len(seeds) <= 10**6 or seeds[-1] >= 2**32:
+      # A million: a range is a list before it is anything else.
+      good = 0 < len(seeds) <= 10**6 and seeds[-1] < 2**32
+    except (ValueError, OverflowError):
+      good = False
+    if not good:
       raise ValueError(
         f'{part.strip()!r} is no seed; give numbers in [0, 2^32) and ranges, as in 0-31,100'
       )
