@@ -10,7 +10,7 @@ import http.client
 import os
 import pathlib
 from typing import NamedTuple
-import urllib.request
+from urllib import request
 
 import numpy as np
 import tqdm
@@ -152,6 +152,15 @@ def load(name: str, explicit: str | os.PathLike = '') -> tuple[dict[str, np.ndar
 
 # ---- fetching them
 
+_HANDLERS = (
+  request.ProxyHandler,
+  request.HTTPSHandler,
+  request.HTTPRedirectHandler,
+  request.HTTPDefaultErrorHandler,
+  request.HTTPErrorProcessor,
+  request.UnknownHandler,
+)
+
 
 def is_right(path: pathlib.Path, file: File) -> bool:
   """Whether `path` has the content of `file`."""
@@ -185,21 +194,12 @@ def fetch(file: File, dest: pathlib.Path) -> None:
   )
 
 
-class _HttpsOnly(urllib.request.HTTPRedirectHandler):
-  def redirect_request(self, req, fp, code, msg, headers, newurl):
-    _check_https(newurl)
-    return super().redirect_request(req, fp, code, msg, headers, newurl)
-
-
-def _check_https(url):
-  if not url.lower().startswith('https://'):
-    raise ValueError(f'leads to {url}, and only https is allowed')
-
-
 def _download(url, file):
   """The content of `url`. Raises: ValueError if it isn't `file`; OSError for the network."""
-  _check_https(url)
-  opener = urllib.request.build_opener(_HttpsOnly)
+  # Https only, also where a server sends us on: no handler is for anything else.
+  opener = request.OpenerDirector()
+  for handler in _HANDLERS:
+    opener.add_handler(handler())
   data = bytearray()
   bar = tqdm.tqdm(total=file.bytes, desc=file.name, unit='B', unit_scale=True, disable=None)
   with bar, opener.open(url, timeout=TIMEOUT) as response:

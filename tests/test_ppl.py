@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from sg2jax.evaluation import ppl
 from sg2jax.evaluation.ppl import distances, path_length, trimmed, view
 from sg2jax.models.generator import Generator, Synthesis
 from sg2jax.models.mapping import Mapping
@@ -34,7 +35,7 @@ def sum_of_squares(a, b):
 
 @pytest.mark.smoke
 @pytest.mark.parametrize('full', [False, True])
-def test_path_length_in_closed_form(full):
+def test_path_length_in_closed_form(full, monkeypatch):
   """Lines: w moves by d = 3 (z1 - z0), pixels by d, or by 2 w d if squares. Arcs: of radius 3."""
   variables = {'params': {'x': np.zeros(())}, 'noise': {}}
   random = np.random.RandomState(5)
@@ -55,7 +56,8 @@ def test_path_length_in_closed_form(full):
     np.testing.assert_allclose(length(Power()), lines, 1e-7)
     np.testing.assert_allclose(length(Power(2), eps=1e-7), squares, 1e-4)
     np.testing.assert_allclose(length(Power(), 'z'), 9 * np.arccos(cosine) ** 2, 1e-5)
-    found = path_length(Power(), variables, sum_of_squares, c, seed=5, batch=16)
+    monkeypatch.setattr(ppl, 'BATCH', 16)
+    found = path_length(Power(), variables, sum_of_squares, c, seed=5)
     assert found == pytest.approx(trimmed(lines).mean(), rel=1e-7)
 
 

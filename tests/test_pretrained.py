@@ -202,9 +202,9 @@ def test_download_to_a_new_folder_and_again(server, trusted, tmp_path, capsys):
     ('/long', ' bytes with sha256 '),
     ('/short', f'{len(CONTENT) - 5:,} bytes with'),
     ('/missing', '404'),
-    ('/to/http://localhost/good', 'only https'),
+    ('/to/http://localhost/good', 'unknown url type: http'),
     ('/to/file:///etc/passwd', 'Redirection to'),
-    ('/to/ftp://localhost/a', 'only https'),
+    ('/to/ftp://localhost/a', 'unknown url type: ftp'),
   ],
 )
 def test_a_wrong_download_leaves_nothing(server, trusted, tmp_path, path, said):
@@ -221,7 +221,7 @@ def test_an_untrusted_server_and_http(server, tmp_path, monkeypatch):
   monkeypatch.delenv('SSL_CERT_FILE', raising=False)
   with pytest.raises(WeightsError, match='CERTIFICATE_VERIFY_FAILED'):
     pretrained.fetch(published(f'{server}/good'), tmp_path)
-  with pytest.raises(WeightsError, match='only https'):
+  with pytest.raises(WeightsError, match='unknown url type: http'):
     pretrained.fetch(published(server.replace('https', 'http') + '/good'), tmp_path)
   assert not list(tmp_path.iterdir())
 

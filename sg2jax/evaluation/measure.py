@@ -94,9 +94,8 @@ def places(p: Protocol, s: Setting, everyone: np.ndarray) -> np.ndarray:
 def measure(protocols: list[Protocol], setting: Setting) -> Iterator[dict[str, Any]]:
   """Measures one metric after the other, and yields the dict of each.
 
-  It is also written, as <out>/<metric>.json. A metric whose file is there, of the same generator,
-  data, weights and seed, is not measured again. Processes but the first take part, and yield
-  nothing.
+  It is also written, as <out>/<metric>.json, by the first of several processes. A metric whose file
+  is there, of the same generator, data, weights and seed, is not measured again.
 
   Raises: WeightsError, UsageError, DatasetError, WriteError; passes.Stopped after a signal: the
     same call goes on with the metrics that were measured, and with the reals that were looked at.
@@ -110,31 +109,29 @@ def measure(protocols: list[Protocol], setting: Setting) -> Iterator[dict[str, A
     )
   detectors = load(protocols, s.source, s.explicit)
   start = time.monotonic()
-  first = jax.process_index() == 0
   about = {p: _about(p, s, detectors[p.of_kind.detector]) for p in protocols}
   before = {p: _measured(s.out / f'{p.name}.json', about[p]) for p in protocols}
-  due = [p for p in protocols if not passes.agree(before[p] is not None)]
+  due = [p for p in protocols if not passes.everywhere(before[p] is not None)]
   # Before all fakes, which have to be made again if the process ends: these stay in the cache.
   reals = {p: _reals(p, s, detectors[p.of_kind.detector]) for p in due}
   fakes = {}  # outputs of detectors by number of fakes, of which several metrics take theirs
   for p in protocols:
     if p not in due:
-      if first:
-        yield before[p] | {'measured_before': True}
+      yield before[p] | {'measured_before': True}
       continue
     group = p if p.kind == 'ppl' else count(p, s)
     if group not in fakes:
       job = _fakes_pass(p, s, detectors, due)
       fakes[group] = passes.rows(passes.run(job, s.at_once, s.stop))
-    compared = reals[p]._replace(fakes=fakes[group].get(p.of_kind.output))
-    result = scores.SCORES[p.kind](p, compared, s.seed, s.check_stop) if first else None
+    compared = reals[p]._replace(fakes=fakes[group][p.of_kind.output])
+    result = scores.SCORES[p.kind](p, compared, s.seed, s.check_stop)
     if p.kind in ('nn', 'pixelnn'):
-      _write_picture(s, s.out / f'{p.name}.png', result)
-    if first:
-      counts = {'fakes': count(p, s), 'reals': len(compared.places)}
-      yield _write_document(p, s, result, counts | about[p], time.monotonic() - start)
+      _write(s, f'{p.name}.png', _picture(s, result))
+    counts = {'fakes': count(p, s), 'reals': len(compared.places)}
+    document = _document(p, s, result, counts | about[p], time.monotonic() - start)
+    _write(s, f'{p.name}.json', json.dumps(document, indent=1) + '\n')
+    yield document
     start = time.monotonic()
-  passes.agree(True)  # the others wait until the first has done its arithmetic
 
 
 def _about(p, s, detector):
@@ -212,14 +209,19 @@ def _fakes_pass(p, s, detectors, due):
 # ---- files
 
 
-def _write_document(p, s, result, about, seconds):
-  """Writes what there is to say of a result, and returns it."""
+def _write(s, name, data):
+  if jax.process_index() == 0:
+    files.write_atomic(s.out / name, data)
+
+
+def _document(p, s, result, about, seconds):
+  """All that there is to say of a result."""
   intervals = {
     name: scores.interval(value, each, s.seed)
     for name, (value, each) in result.values.items()
     if each is not None
   }
-  document = {
+  return {
     'metric': p.name,
     'run': str(s.sampler.workdir.absolute()),
     'values': {name: float(value) for name, (value, _) in result.values.items()},
@@ -232,18 +234,14 @@ def _write_document(p, s, result, about, seconds):
     'devices': s.mesh.size,
     'sg2jax': __version__,
   }
-  files.write_atomic(s.out / f'{p.name}.json', json.dumps(document, indent=1) + '\n')
-  return document
 
 
-def _write_picture(s, path, result):
+def _picture(s, result):
   """PNG of the fakes that are closest to reals, each with its real to the right."""
-  numbers = result.notes['closest_fakes'] if result else [0] * scores.SHOWN
-  fakes = features.fake_images(s, passes.agree(np.array(numbers)))
-  if result:
-    reals = np.stack([s.source[i]['image'] for i in result.notes['their_reals']])
-    both = np.stack([fakes, reals], 1).reshape(-1, *fakes.shape[1:])
-    files.write_atomic(path, files.png(grids.readable_grid(both, cols=8)))
+  fakes = features.fake_images(s, np.array(result.notes['closest_fakes']))
+  reals = np.stack([s.source[i]['image'] for i in result.notes['their_reals']])
+  both = np.stack([fakes, reals], 1).reshape(-1, *fakes.shape[1:])
+  return files.png(grids.readable_grid(both, cols=8))
 
 
 def table(document: dict[str, Any]) -> list[str]:

@@ -13,7 +13,6 @@ import jax
 from jax import lax
 import jax.numpy as jnp
 import numpy as np
-from scipy import stats
 
 BLOCK = 4096  # rows
 
@@ -159,6 +158,8 @@ def copying(fake_distances: np.ndarray, heldout_distances: np.ndarray) -> tuple[
     their mean less a half, in standard deviations under chance: far below 0 for copies. All tied:
     0.
   """
+  from scipy import stats  # here: it takes a second, and training does without
+
   f = len(fake_distances)
   h = len(heldout_distances)
   ranks = stats.rankdata(np.concatenate([fake_distances, heldout_distances]))

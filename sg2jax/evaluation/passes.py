@@ -9,15 +9,15 @@ evaluation finds them. A file there is called
 
 The key is a hash of all that they depend on (content of the data set, weights of the detector,
 which images), so nothing is ever found by a directory's name, and a file that isn't what it says is
-computed anew. Of several processes all compute, the first one writes.
+computed anew. Several processes share the images; each keeps what all have found.
 """
 
 from collections.abc import Callable, Iterable, Iterator
 import hashlib
 import json
-import os
 import tempfile
 from typing import Any, NamedTuple
+import uuid
 
 from absl import logging
 import jax
@@ -53,7 +53,7 @@ class Pass(NamedTuple):
 
 
 def run(job: Pass, batch: int, stop: Any = ()) -> Iterator[dict[str, np.ndarray]]:
-  """Yields the outputs of each batch of a Pass, on processes but the first none.
+  """Yields the outputs of each batch of a Pass.
 
   Args:
     job: the pass.
@@ -63,22 +63,18 @@ def run(job: Pass, batch: int, stop: Any = ()) -> Iterator[dict[str, np.ndarray]
   Raises: Stopped.
   """
   batch = min(batch, job.total)
-  other = jax.process_index() > 0
   starts = range(0, job.total, batch)
   waiting = None  # what the devices compute while the host keeps the batch before
-  for first in tqdm(
-    starts, job.label, unit=' images', unit_scale=batch, leave=False, disable=other or None
-  ):
+  for first in tqdm(starts, job.label, unit=' images', unit_scale=batch, leave=False, disable=None):
     if heard(stop):
       # A process that left before would take its part of this batch with it.
       jax.block_until_ready(waiting)
       raise Stopped
     coming = job.compute(first, min(batch, job.total - first), batch)
-    if waiting is not None and not other:
+    if waiting is not None:
       yield jax.device_get(waiting)
     waiting = coming
-  if not other:
-    yield jax.device_get(waiting)
+  yield jax.device_get(waiting)
 
 
 def rows(batches: Iterable[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
@@ -107,9 +103,7 @@ def rows(batches: Iterable[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
 # ---- what stays in the cache
 
 
-def cached(
-  job: Pass, only_moments: bool, batch: int, stop: Any = ()
-) -> np.ndarray | Moments | None:
+def cached(job: Pass, only_moments: bool, batch: int, stop: Any = ()) -> np.ndarray | Moments:
   """The output of a Pass that has one: out of the cache, or computed and left there.
 
   Args:
@@ -119,22 +113,19 @@ def cached(
     stop: as of `run`.
 
   Returns:
-    features [total,...], a read-only memory map, or Moments. Nothing of use on processes but the
-    first.
+    features [total,...], a read-only memory map, or Moments.
 
   Raises: Stopped; WriteError.
   """
-  first = jax.process_index() == 0
-  found = _read(job.key) if first else None
-  if agree(found is not None):
+  found = _read(job.key)
+  if everywhere(found is not None):
     return found
   batches = run(job, batch, stop)
   if only_moments:
     found = moments(x for outputs in batches for x in outputs.values())
   else:
-    found = next(iter(rows(batches).values()), None)
-  if first:
-    _write(job.key, found)
+    (found,) = rows(batches).values()
+  _write(job.key, found)
   return found
 
 
@@ -152,7 +143,8 @@ def _read(name):
 
 def _write(name, found):
   folder = paths.cache() / 'reals'
-  part = folder / f'.{name}.{os.getpid()}'
+  # A name of its own: other processes, and other machines, may be at the same.
+  part = folder / f'.{uuid.uuid4().hex}'
   with files.writing(part):
     folder.mkdir(parents=True, exist_ok=True)
     try:
@@ -174,9 +166,9 @@ def _write(name, found):
 # ---- several processes
 
 
-def agree(values: Any) -> Any:
-  """What the first process says, on all of them."""
-  return multihost_utils.broadcast_one_to_all(values) if jax.process_count() > 1 else values
+def everywhere(true: bool) -> bool:
+  """Whether something is true on all processes."""
+  return bool(np.all(multihost_utils.process_allgather(np.bool_(true))))
 
 
 def heard(stop: Any) -> bool:

@@ -27,6 +27,7 @@ from sg2jax.sampler import parts
 
 EPS = 1e-4
 SIZE = 256  # px, at which LPIPS looks
+BATCH = 64  # pairs at once in `path_length`
 SPACES = ('z', 'w')
 
 
@@ -134,7 +135,6 @@ def path_length(
   distance: Callable[[jax.Array, jax.Array], jax.Array],
   c: np.ndarray,
   seed: int = 0,
-  batch: int = 64,
 ) -> float:
   """Path length in w, at end points, of whole images with constant noise.
 
@@ -144,14 +144,13 @@ def path_length(
     distance: as in `distances`; hashable, and the same object again to be compiled only once.
     c: labels, one for each pair: [pairs,c_dim].
     seed: of the latents.
-    batch: pairs at once.
   """
   pairs = len(c)
   dtype = jax.tree.leaves(variables['params'])[0].dtype
   z0, z1 = np.random.RandomState(seed).randn(2, pairs, generator.mapping.z_dim)
   lengths = []
   with jax.default_matmul_precision('highest'):
-    for part, count in parts(pairs, batch):
+    for part, count in parts(pairs, BATCH):
       args = (jnp.asarray(x[part], dtype) for x in (z0, z1, np.zeros(pairs), c))
       # eps is traced, not a constant that XLA folds: results keep the last bits that they had.
       found = _distances(generator, distance, 'w', variables, *args, eps=EPS)

@@ -190,7 +190,7 @@ def inception_scores(probs: np.ndarray, splits: int = SPLITS) -> np.ndarray:
 
 
 class Features(NamedTuple):
-  """What a metric compares. On processes but the first, its arrays of features are None."""
+  """What a metric compares."""
 
   fakes: Any = None  # [N,D]; of ppl, lengths [N]
   reals: Any = None  # [M,D], or their Moments

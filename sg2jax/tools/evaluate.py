@@ -62,7 +62,8 @@ def main(_: list[str]) -> None:
   with Stop() as stop:
     try:
       for document in measure.measure(wanted, setting._replace(stop=stop)):
-        print('\n'.join(measure.table(document)), flush=True)
+        if jax.process_index() == 0:
+          print('\n'.join(measure.table(document)), flush=True)
     except passes.Stopped:
       stop.leave(f'what is done is in {setting.out}')
   if jax.process_index() == 0:
