@@ -256,17 +256,15 @@ def from_state(
 def read_labels(path: str | os.PathLike, c_dim: int) -> Labels | None:
   """The Labels of a run: a workdir or one step, which may have its own labels.json beside it.
 
-  None without labels; unknown ones where no file says them: in older and imported runs.
+  None without labels, and where no file says them: in older and imported runs.
 
   Raises: CheckpointError: they can't be read, or are of another run.
   """
-  if not c_dim:
-    return None
   # that of a step first: it may have been copied from a run with other classes
   places = [folder / FILE for folder in (pathlib.Path(path).expanduser(), _workdir(path))]
   file = next((place for place in places if place.exists()), None)
-  if not file:
-    return Labels.unknown(c_dim)
+  if not c_dim or not file:
+    return None
   try:
     labels = Labels.from_json(file.read_text(encoding='utf-8'))
     if labels.c_dim != c_dim:

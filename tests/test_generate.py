@@ -61,22 +61,22 @@ def all_close(folder, images):
 
 def test_mixing_copies_the_chosen_ws_only(net):
   rows, cols = [3, 4], [5, 6, 7]
-  pictures = generate.mix(net, rows, cols, slice(2, 5), noise='random', batch=4, psi=0.8)
+  ws, number = generate.mix(net, rows, cols, slice(2, 5), None, psi=0.8)
   a, b = net.ws(rows, 0.8), net.ws(cols, 0.8)
-  ws = np.repeat(a, 3, 0)
-  ws[:, 2:5] = np.tile(b[:, 2:5], (2, 1, 1))
-  assert pictures.shape == (3, 4, 8, 16, 3) and (pictures[0, 0] == 255).all()
-  mixed = pictures[1:, 1:].reshape(6, 8, 16, 3)
-  assert close(mixed, net.images(ws, 'random', np.repeat(rows, 3), 4))
-  edges = np.concatenate([pictures[1:, 0], pictures[0, 1:]])
-  assert close(edges, made(net, [*rows, *cols], 0.8, noise='random'))
+  want = np.repeat(a[:, None], 3, 1)
+  want[:, :, 2:5] = b[:, 2:5]
+  np.testing.assert_array_equal(ws[1:, 1:], want)
+  np.testing.assert_array_equal(ws[1:, 0], a)
+  np.testing.assert_array_equal(ws[0, 1:], b)
+  assert number[0, 1:].tolist() == cols and number[1:].tolist() == [[3] * 4, [4] * 4]
 
 
 def test_sweep(net):
   psis = (1, 0, -0.5)
-  pictures = generate.sweep(net, [3, 4], psis, label=1, cutoff=4, noise='random', batch=4)
+  ws, number = generate.sweep(net, [3, 4], psis, label=1, cutoff=4)
   for j, psi in enumerate(psis):
-    assert close(pictures[:, j], made(net, [3, 4], psi, label=1, cutoff=4, noise='random'))
+    np.testing.assert_array_equal(ws[:, j], net.ws([3, 4], psi, 4, 1))
+  assert number.tolist() == [[3] * 3, [4] * 3]
 
 
 def test_files_of_images(net, run, tmp_path, monkeypatch):
@@ -84,9 +84,9 @@ def test_files_of_images(net, run, tmp_path, monkeypatch):
   sizes = []
   make = sampler.Sampler.__call__
 
-  def counted(self, seeds, **options):
+  def counted(self, seeds, *options):
     sizes.append(len(seeds))
-    return make(self, seeds, **options)
+    return make(self, seeds, *options)
 
   args = [f'--checkpoint={run}', f'--out={out}', '--batch=4']
   with monkeypatch.context() as patch:
@@ -115,9 +115,13 @@ def test_sheets(net, run, tmp_path):
   want[:9] = made(net, range(9))
   tiles = png(place).reshape(2, 64 + sheets.LINE, -1, 3)[:, :64:8, -8 * 128 :: 8]
   assert close(tiles, want.reshape(2, 8, 8, 16, 3).transpose(0, 2, 1, 3, 4).reshape(2, 8, 128, 3))
-  call(generate, 'mix', *args, '--seeds=0,1', '--cols=2-4', '--styles=1-1')
-  want = generate.mix(net, [0, 1], [2, 3, 4], slice(1, 2), batch=4)
-  assert close(png(place)[-192::8, -4 * 128 :: 8], want.transpose(0, 2, 1, 3, 4).reshape(24, 64, 3))
+  mix = ['--seeds=0,1', '--cols=2-4', '--styles=1-1', '--noise=random']
+  call(generate, 'mix', *args, *mix)
+  ws, number = generate.mix(net, [0, 1], [2, 3, 4], slice(1, 2), None)
+  want = net.images(ws.reshape(12, 6, Z), 'random', number.ravel(), 4)
+  want[0] = 255
+  tiles = png(place)[-192::8, -4 * 128 :: 8].reshape(3, 8, 4, 16, 3)
+  assert close(tiles.swapaxes(1, 2).reshape(want.shape), want)
   call(generate, 'sweep', *args, '--seeds=0')
   assert png(place).shape[1] > 6 * 128 and close(png(place)[-64::8, -128::8], made(net, [0], -1)[0])
   assert names(tmp_path) == ['sheet.png']

@@ -262,7 +262,6 @@ def test_video(search, pictures, tmp_path):
     (['--steps=0'], UsageError, '--steps=0'),
     (['--lr=nan'], UsageError, '--lr=nan'),
     (['--batch=-1'], UsageError, '--batch=-1'),
-    (['--noise_weight=-1'], UsageError, '--noise_weight=-1'),
     (['--images=/nowhere'], DatasetError, '/nowhere has no picture.* No such file'),
     (['--images=PICTURES/text.png'], DatasetError, 'not an image: text'),
     (['--out=PICTURES/p1.png'], UsageError, 'is a file'),
@@ -341,8 +340,9 @@ def test_auc_threshold_and_errors():
   x, y = random.rand(2, 60)
   promised = errors(attribute.threshold(x, y), x, y) / 2
   assert np.mean(attribute.error_rates(x, y)) > max(0.4, promised)
-  assert attribute.judge(2.5, [1, 2, 3], [8, 9, 10]) == (True, 2 / 4, 1 / 4)
-  assert not attribute.judge(9.5, [1, 2, 3], [8, 9, 10]).own
+  found = attribute.judge(2.5, [1, 2, 3], [8, 9, 10])
+  assert found == {'own': True, 'p_own': 2 / 4, 'p_real': 1 / 4}
+  assert not attribute.judge(9.5, [1, 2, 3], [8, 9, 10])['own']
 
 
 def test_attribution_tool(search, pictures, tmp_path, capsys, monkeypatch):
@@ -370,7 +370,7 @@ def test_attribution_tool(search, pictures, tmp_path, capsys, monkeypatch):
   monkeypatch.setattr(project, 'Projector', None)  # nothing is done again
   search(attribute_tool, *args)
   for bad, match in (
-    ('--own=0-2', '4 at least'),
+    ('--own=0-2', '3 seeds.* 4 at least'),
     (f'--reals={pictures}/p1.png', '1 pictures'),
     ('--reals=', '--reals is missing'),
   ):

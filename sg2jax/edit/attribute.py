@@ -4,19 +4,9 @@ All functions take distances, [N] each: of projections of the network's own imag
 it never saw. None of them is below 0; the smaller, the more an image is like the network's own.
 """
 
-from typing import NamedTuple
-
 import numpy as np
 
 RESAMPLES = 1000  # for intervals
-
-
-class Judgement(NamedTuple):
-  """Whether an image is taken for the network's own."""
-
-  own: bool  # the decision, by `threshold`
-  p_own: float  # share of the network's own images that are as far or farther
-  p_real: float  # share of reals that are as close or closer
 
 
 def auc(own: np.ndarray, reals: np.ndarray) -> float:
@@ -69,15 +59,19 @@ def error_rates(own: np.ndarray, reals: np.ndarray) -> tuple[float, float]:
   return float(np.mean(missed)), float(np.mean(false))
 
 
-def judge(distance: float, own: np.ndarray, reals: np.ndarray) -> Judgement:
-  """The Judgement of an image.
+def judge(distance: float, own: np.ndarray, reals: np.ndarray) -> dict[str, bool | float]:
+  """Whether an image is taken for the network's own.
 
   It is counted among those it is compared with, as in permutation tests: no p is below 1 / (N + 1).
+
+  Returns:
+    'own', the decision, by `threshold`; 'p_own', the share of own images that are as far or
+    farther; 'p_real', the share of reals that are as close or closer.
   """
-  own = np.asarray(own)
-  reals = np.asarray(reals)
-  return Judgement(
-    bool(distance <= threshold(own, reals)),
-    (1 + int((own >= distance).sum())) / (1 + len(own)),
-    (1 + int((reals <= distance).sum())) / (1 + len(reals)),
-  )
+  farther = np.count_nonzero(np.asarray(own) >= distance)
+  closer = np.count_nonzero(np.asarray(reals) <= distance)
+  return {
+    'own': bool(distance <= threshold(own, reals)),
+    'p_own': (1 + farther) / (1 + len(own)),
+    'p_real': (1 + closer) / (1 + len(reals)),
+  }

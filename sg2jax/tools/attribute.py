@@ -121,7 +121,7 @@ def draw(
 ) -> Figure:
   """Histograms of the groups, the threshold, examples of targets and results: a Figure."""
   distances = {name: np.maximum(x, 1e-12) for name, x in verdict['distances'].items()}
-  caption = '; '.join([f'{job.net.title}, {job.settings.steps} steps', *table(verdict)[:2]])
+  caption = '\n'.join([f'{job.net.title}, {job.settings.steps} steps', *table(verdict)[:2]])
   figure, chart = charts.sheet(
     'Attribution: how close projections come to their targets',
     caption,
@@ -154,8 +154,8 @@ def examples(folder: pathlib.Path, documents: list[dict]) -> dict[str, np.ndarra
   """{column: target beside what was found, uint8 [h,w] or [h,w,3]}, no image twice."""
   ordered = sorted(documents, key=lambda document: document['distance'])
   places = np.linspace(0, len(ordered) - 1, len(COLUMNS)).round().astype(int)
-  # Of columns with one place, the first.
-  columns = dict(zip(places[::-1].tolist(), COLUMNS[::-1]))
+  # Where few images share places, the ends count.
+  columns = dict(zip(places.tolist(), COLUMNS)) | {0: COLUMNS[0]}
   return {
     column: np.asarray(Image.open(folder / f'{ordered[i]["name"]}.png'))
     for i, column in columns.items()

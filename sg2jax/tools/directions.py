@@ -56,11 +56,9 @@ def main(argv: list[str]) -> None:
   w_dim = net.generator.mapping.w_dim
   if asked.count > w_dim:
     raise UsageError(f'--count={asked.count} must be at most {w_dim}, the dimensions of w')
-  sheets.check_size(net, asked.count * STEPS)
   out = shared.out_folder(net, 'directions')
 
   # ---- directions, and the image moved along each
-  ws = net.ws([asked.seed], asked.psi, label=label)[0]
   # of seed 0 whatever --seed is: the same network has the same directions
   w = sampler.sample_w(net, SAMPLES, 0, label)
   if method == 'pca':
@@ -68,8 +66,9 @@ def main(argv: list[str]) -> None:
   else:
     moves = directions.sefa(net, w, layers, asked.count)
   amounts = np.linspace(-asked.sigma, asked.sigma, STEPS)
+  ws = net.ws([asked.seed], asked.psi, label=label)[0]
   moved = np.stack([direction.move(ws, amounts) for direction in moves])
-  pictures = net.images(moved.reshape(-1, *ws.shape), seeds=[asked.seed] * asked.count * STEPS)
+  pictures = sheets.render(net, moved, np.full(moved.shape[:2], asked.seed))
 
   # ---- files
   stdevs = np.array([direction.stdev for direction in moves])
@@ -83,12 +82,9 @@ def main(argv: list[str]) -> None:
     checkpoint=net.hash(),
   )
   files.write_atomic(out / f'{method}.npz', arrays)
-  sheets.write_sheet(
-    out / f'{method}.png',
-    pictures.reshape(*moved.shape[:2], *pictures.shape[1:]),
-    [f'{method} {i}' for i in range(asked.count)],
-    [f'{amount:+.2g}' if amount else '0' for amount in amounts],
-  )
+  rows = [f'{method} {i}' for i in range(asked.count)]
+  cols = [f'{amount:+.2g}' if amount else '0' for amount in amounts]
+  sheets.write_sheet(out / f'{method}.png', pictures, rows, cols)
   shares = '  '.join(f'{share:.1%}' for share in stdevs**2 / w.var(0).sum())
   print(f'{net.title}\n  shares of the variance of w: {shares}')
   print(f'wrote {out / method}.npz and {method}.png')

@@ -24,7 +24,7 @@ from absl import flags
 import numpy as np
 from tqdm import tqdm
 
-from sg2jax import cli, files, inputs, sampler
+from sg2jax import cli, files, sampler
 from sg2jax.faults import UsageError
 from sg2jax.tools import flags as shared
 from sg2jax.tools import sheets
@@ -72,18 +72,19 @@ def main(argv: list[str]) -> None:
   seeds = asked.seeds
   cols = asked.cols if kind == 'mix' else []
   label = shared.labels(net, len(seeds) + len(cols))
-  options = {'cutoff': asked.cutoff, 'noise': asked.noise, 'batch': asked.batch or None}
+  batch = asked.batch or net.batch
   if kind == 'images':
-    images(net, seeds, label, out, sheet, psi=psis[0], **options)
+    images(net, seeds, label, out, sheet, batch, asked.noise, psis[0], asked.cutoff)
   elif kind == 'mix':
     styles = shared.ws_range(net, 'styles')
-    sheets.check_size(net, (len(seeds) + 1) * (len(cols) + 1))
-    pictures = mix(net, seeds, cols, styles, label, psi=psis[0], **options)
+    ws, number = mix(net, seeds, cols, styles, label, psi=psis[0], cutoff=asked.cutoff)
+    pictures = sheets.render(net, ws, number, asked.noise, batch)
+    pictures[0, 0] = 255
     names = sheets.seed_names(net, [*seeds, *cols], label)
     sheets.write_sheet(sheet, pictures, ['', *names[: len(seeds)]], ['', *names[len(seeds) :]])
   else:
-    sheets.check_size(net, len(seeds) * len(psis))
-    pictures = sweep(net, seeds, psis, label, **options)
+    ws, number = sweep(net, seeds, psis, label, asked.cutoff)
+    pictures = sheets.render(net, ws, number, asked.noise, batch)
     rows = sheets.seed_names(net, seeds, label)
     sheets.write_sheet(sheet, pictures, rows, [f'psi {psi:g}' for psi in psis])
   print(f'wrote {" and ".join(str(path) for path in (out, sheet) if path)}')
@@ -95,17 +96,19 @@ def images(
   label: np.ndarray | None,
   out: pathlib.Path | None,
   sheet: pathlib.Path | None,
-  batch: int | None = None,
-  **options: Any,
+  batch: int,
+  noise: str,
+  psi: float,
+  cutoff: int | None,
 ) -> None:
   """An image of each seed into the folder `out`, a sheet of all to the file `sheet`; None: not.
 
   It takes the memory of a few batches, but for the sheet. label: [N,c_dim], or None: drawn from
-  each seed; options: of a call of `net`.
+  each seed; the others as of a call of `net`.
   """
   if sheet:
     sheets.check_size(net, len(seeds))
-  batch = min(batch or net.batch, len(seeds))
+  batch = min(batch, len(seeds))
   names = file_names(seeds)
   pictures = []  # for the sheet
   writing = ()
@@ -116,8 +119,9 @@ def images(
   # Threads deflate and write a batch while the device makes the next.
   with ThreadPoolExecutor() as pool, tqdm(total=len(seeds), unit=' images', disable=None) as bar:
     for rows, count in sampler.parts(len(seeds), batch):
+      part = [seeds[i] for i in rows]
       each = None if label is None else label[rows]
-      made = net([seeds[i] for i in rows], label=each, batch=batch, **options)[:count]
+      made = net(part, psi, cutoff, each, noise, batch)[:count]
       list(writing)  # waits for the files of the batch before, and raises what went wrong
       if out:
         writing = pool.map(write, [names[i] for i in rows[:count]], made)
@@ -146,54 +150,36 @@ def file_names(seeds: list[int]) -> list[str]:
   return names
 
 
+# ---- sheets: ws [R,C,num_ws,w_dim], and the seed of the noise of each picture [R,C]
+
+
 def mix(
-  net: sampler.Sampler,
-  rows: Sequence[int],
-  cols: Sequence[int],
-  styles: slice,
-  label: inputs.LabelsLike | None = None,
-  noise: str = 'const',
-  batch: int | None = None,
-  **options: Any,
-) -> np.ndarray:
-  """Style mixing [S1 Fig. 3] -> uint8 [1+rows,1+cols,H,W,C].
+  net: sampler.Sampler, rows: list[int], cols: list[int], styles: slice, label: Any, **options: Any
+) -> tuple[np.ndarray, np.ndarray]:
+  """Style mixing [S1 Fig. 3]: 1+rows, 1+cols; the corner isn't to be shown.
 
   Seeds of rows are on the left, of columns on top, mixed ones between. The slice `styles` of the ws
-  comes from the column; the others are the row's, as is its noise. label: one for all, or one for
-  each row and then for each column; options: of `net.ws`.
+  comes from the column; the others are the row's, as is its noise. label: as of `net.ws`, each of a
+  row and then of a column; options: of `net.ws`.
   """
   # all at once: psi and cutoff go for both
   row_ws, col_ws = np.split(net.ws([*rows, *cols], label=label, **options), [len(rows)])
-  # The corner is made of the first column, but not shown.
+  # The corner is made of the first column.
   top = np.concatenate([col_ws[:1], col_ws])
-  ws = np.stack([top, *np.repeat(row_ws[:, None], len(top), 1)])  # [1+rows,1+cols,num_ws,w_dim]
+  ws = np.stack([top, *np.repeat(row_ws[:, None], len(top), 1)])
   ws[1:, 1:, styles] = col_ws[:, styles]
-  number = np.repeat([cols[0], *rows], len(top))
-  number[1 : len(top)] = cols
-  pictures = _images(net, ws, noise, number, batch)
-  pictures[0, 0] = 255
-  return pictures
+  number = np.repeat([[cols[0]], *([row] for row in rows)], len(top), 1)
+  number[0, 1:] = cols
+  return ws, number
 
 
 def sweep(
-  net: sampler.Sampler,
-  seeds: Sequence[int],
-  psis: Sequence[float],
-  label: inputs.LabelsLike | None = None,
-  cutoff: int | None = None,
-  noise: str = 'const',
-  batch: int | None = None,
-) -> np.ndarray:
-  """Images of seeds (rows) at several psi (columns) [S1 Fig. 8]: uint8 [seeds,psis,H,W,C]."""
+  net: sampler.Sampler, seeds: list[int], psis: Sequence[float], label: Any, cutoff: int | None
+) -> tuple[np.ndarray, np.ndarray]:
+  """Seeds (rows) at several psi (columns) [S1 Fig. 8]. label, cutoff: as of `net.ws`."""
   w = net.map(net.z(seeds), net.c(seeds, label))
-  ws = np.stack([net.truncate(w, psi, cutoff) for psi in psis], 1)  # [seeds,psis,num_ws,w_dim]
-  return _images(net, ws, noise, np.repeat(seeds, len(psis)), batch)
-
-
-def _images(net, ws, noise, seeds, batch):
-  """Of ws [R,C,num_ws,w_dim], seeds [R*C] of the noise: uint8 [R,C,H,W,C]."""
-  images = net.images(ws.reshape(-1, *ws.shape[2:]), noise, seeds, batch)
-  return images.reshape(*ws.shape[:2], *images.shape[1:])
+  ws = np.stack([net.truncate(w, psi, cutoff) for psi in psis], 1)
+  return ws, np.repeat(np.asarray(seeds)[:, None], len(psis), 1)
 
 
 if __name__ == '__main__':

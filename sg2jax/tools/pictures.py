@@ -1,8 +1,6 @@
 """Pictures that are to be projected: a file or a folder of them, and the names of their results."""
 
 from collections import Counter
-from collections.abc import Callable
-from functools import partial
 import hashlib
 import pathlib
 import sys
@@ -22,54 +20,59 @@ class Item(NamedTuple):
 
   name: str  # of the files of its results
   source: str  # where it is from
-  load: Callable  # () -> uint8 [H,W,C] of the network's size
-  hash: str  # of that
+  image: np.ndarray  # uint8 [H,W,C] of the network's size
+
+  @property
+  def hash(self) -> str:
+    """SHA-256 of the image and its shape, hex digits."""
+    return hashlib.sha256(f'{self.image.shape}'.encode() + self.image.tobytes()).hexdigest()
 
 
-def read_items(path: str, net: sampler.Sampler, out: pathlib.Path) -> list[Item]:
+def read_items(
+  path: str, net: sampler.Sampler, out: pathlib.Path, most: int | None = None, seed: int = 0
+) -> list[Item]:
   """Items of a picture, or of those in a folder and its folders; says which files can't be used.
 
-  Raises: DatasetError if there are none, UsageError if results, which go to the folder `out`, would
-    be among them.
+  Args:
+    path: of the picture or folder.
+    net: whose size they get.
+    out: folder of results.
+    most: so many at most are taken, drawn at random: folders are often sorted by what they show.
+    seed: of that.
+
+  Raises: DatasetError if there are none, UsageError if results would be among them.
   """
   path = pathlib.Path(path).expanduser().absolute()
+  root = path.parent
+  names = [path.name]
+  unusable = {}
   if path.is_dir():
     root = path
-    names, entries, *_ = sources.listing(path)
-    unusable = [f'{name}: {reason}' for name, reason in entries.items()]
-  else:
-    root = path.parent
-    names = [path.name]
-    unusable = []
+    names, unusable, *_ = sources.listing(path)
   # Results among the pictures would be pictures of the next command.
   if out == root or path in out.parents:
-    raise UsageError(
-      f'--out={out}: results would be among the pictures of {path}; use another folder'
-    )
+    raise UsageError(f'--out={out} is among the pictures of {path}; use another folder')
+  if most:
+    names = np.random.RandomState(seed).permutation(names).tolist()
   options = images.Options(*net.generator.synthesis.resolution, net.config.data.channels)
   items = []
   for name in names:
-    load = partial(_load, root / name, options)
+    if len(items) == most:
+      break
     try:
-      items.append(Item(name.replace('/', '_'), str(root / name), load, image_hash(load())))
+      image = images.convert((root / name).read_bytes(), options)
+      items.append(Item(name.replace('/', '_'), str(root / name), image))
     except (images.Unusable, OSError) as e:
-      unusable.append(f'{name}: {getattr(e, "strerror", None) or e}')
+      unusable[name] = getattr(e, 'strerror', None) or e
+  lines = [f'{name}: {reason}' for name, reason in unusable.items()]
   if not items:
-    reasons = '; '.join(unusable[:3]) or 'it is empty'
+    reasons = '; '.join(lines[:3]) or 'it is empty'
     raise DatasetError(f'{path} has no picture that can be projected: {reasons}')
-  for line in unusable:
+  for line in lines:
     print(f'left out: {line}', file=sys.stderr)
+  items.sort(key=lambda item: item.source)
   names = result_names([item.name for item in items])
   return [item._replace(name=name) for item, name in zip(items, names)]
-
-
-def _load(file, options):
-  return images.convert(file.read_bytes(), options)
-
-
-def image_hash(image: np.ndarray) -> str:
-  """SHA-256 of an image and its shape, hex digits."""
-  return hashlib.sha256(f'{image.shape}'.encode() + image.tobytes()).hexdigest()
 
 
 def result_names(file_names: list[str]) -> list[str]:

@@ -67,9 +67,6 @@ def define_flags() -> None:
   )
   flags.DEFINE_integer('steps', 1000, 'Of the search.', lower_bound=1)
   shared.define_finite('lr', 0.1, 'Learning rate, at its largest.', lower_bound=0)
-  shared.define_finite(
-    'noise_weight', 1e5, 'How strictly noise maps must stay noise.', lower_bound=0
-  )
   shared.define_seed('Of the noise in the search.')
   flags.DEFINE_integer(
     'batch', 0, 'Pictures at once, over all devices; 0: what suits their size.', lower_bound=0
@@ -85,7 +82,7 @@ def read_job(stop: Stop, video: bool = False) -> Job:
   distance = project.distance(asked.distance)
   if asked.distance == 'lpips':
     distance = _lpips((height, width, net.config.data.channels))
-  settings = project.Settings(asked.steps, asked.space, asked.lr, asked.noise_weight, asked.seed)
+  settings = project.Settings(asked.steps, asked.space, asked.lr, seed=asked.seed)
   # Whatever changes the result is in here, so that other results are never taken for these.
   about = {'network': net.hash(), 'distance': distance.name, 'weights': distance.hash}
   about |= settings._asdict()
@@ -135,7 +132,7 @@ def project_all(job: Job, items: list[Item], out: pathlib.Path, label: str = '')
 
 def _project(job, batch, out, label):
   """Projects a batch and writes its files; between two steps it leaves if it is to stop."""
-  targets = np.stack([item.load() for item in batch])
+  targets = np.stack([item.image for item in batch])
   projector = project.Projector(job.net, targets, job.distance, job.settings, job.start)
   steps = job.settings.steps
   film = []  # for each frame, images [N,H,W,C]

@@ -28,6 +28,18 @@ def check_size(net: Sampler, count: int) -> None:
     )
 
 
+def render(
+  net: Sampler, ws: np.ndarray, seeds: np.ndarray, noise: str = 'const', batch: int | None = None
+) -> np.ndarray:
+  """The pictures of a sheet: uint8 [R,C,H,W,C].
+
+  ws: [R,C,num_ws,w_dim]; seeds: [R,C], of their noise; the others as of `Sampler.images`.
+  """
+  check_size(net, seeds.size)
+  pictures = net.images(ws.reshape(-1, *ws.shape[2:]), noise, seeds.ravel(), batch)
+  return pictures.reshape(*seeds.shape, *pictures.shape[1:])
+
+
 def seed_names(net: Sampler, seeds: Sequence[int], label: LabelsLike | None) -> list[str]:
   """What a sheet calls the images of seeds; label: as `Sampler.c` takes it."""
   if not net.labels:
