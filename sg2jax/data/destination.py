@@ -61,7 +61,8 @@ def replace(built: pathlib.Path, dest: pathlib.Path) -> list[str]:
   for name in there:
     if records.FILES.fullmatch(name) and name not in new:
       (dest / name).unlink(missing_ok=True)
-  for name in sorted(new, key=lambda name: name == records.INFO):
+  # The report, by which the folder is known as ours, first.
+  for name in sorted(new, key=lambda name: (name == records.INFO, name != REPORT)):
     os.replace(built / name, dest / name)
   return [
     f'{dest / name} was left behind by a run that was killed, if none is at work; delete it'
