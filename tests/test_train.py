@@ -22,7 +22,6 @@ from sg2jax import build, main, sharding, state
 from sg2jax.faults import Fault
 from sg2jax.tools import prepare
 from sg2jax.training import checkpoint, train
-from sg2jax.training.tally import Tally
 from tests.runs import LAST, ROOT, TINY, call, configuration, content, finish, log, start, wait_for
 from tests.test_checkpoint import rewrite
 
@@ -133,7 +132,7 @@ def test_ctrl_c_saves_the_last_step(home, tmp_path):
 @pytest.mark.slow
 def test_signal_while_measuring_saves(home, tmp_path):
   process = start(home, tmp_path, metrics="('pixelfd50k_full',)", metrics_kimg=0.064)
-  while not list(tmp_path.glob('evaluation/*/.due')):
+  while not (tmp_path / 'checkpoints' / '8' / 'manifest.json').exists():
     assert process.poll() is None
     time.sleep(0.05)
   time.sleep(1)
@@ -144,7 +143,7 @@ def test_signal_while_measuring_saves(home, tmp_path):
     tmp_path
   )[-1]
   out, _ = finish(
-    start(home, tmp_path, metrics="('pixelfd0.1k_full',)", metrics_kimg=10, total_kimg=0.096)
+    start(home, tmp_path, metrics="('pixelfd0.1k_full',)", metrics_kimg=0.064, total_kimg=0.096)
   )
   measured = [line['step'] for line in log(tmp_path) if 'pixelfd0.1k_full' in line]
   assert measured == [8, 12]  # what was due is made up for; the end is always measured
@@ -211,18 +210,13 @@ def test_an_error_is_one_line_and_an_exit_code(tmp_path):
   run = subprocess.run(
     [sys.executable, '-m', 'sg2jax.main', *command], cwd=ROOT, capture_output=True, text=True
   )
-  assert run.returncode == 2 and 'no file' in run.stderr and len(run.stderr.splitlines()) == 1
+  assert run.returncode == 2 and 'No such file' in run.stderr and len(run.stderr.splitlines()) == 1
   assert not (tmp_path / 'run').exists()
 
 
 @pytest.mark.smoke
-def test_a_tick_is_fetched_in_one_transfer(monkeypatch):
-  fetched = []
-  get = jax.device_get
-  monkeypatch.setattr(
-    jax, 'device_get', lambda tree: fetched.append(len(jax.tree.leaves(tree))) or get(tree)
-  )
-  tally = Tally()
+def test_a_tick_has_the_means_of_each_phase():
+  tally = train.Tally()
   running = types.SimpleNamespace(fault=jnp.asarray(state.NO_FAULT))
   for i in range(100):
     tally.add(
@@ -231,58 +225,47 @@ def test_a_tick_is_fetched_in_one_transfer(monkeypatch):
     if i % 16 == 0:
       tally.add('d_reg', {'r1': jnp.float32(i + 1)})
   assert tally.fetch(running) == {'loss_d': 49.5, 'grad_norm_d': 2, 'r1': 49}
-  assert fetched == [1]
   running.fault = jnp.array([-1, 3, 0], np.int32)
   assert tally.fetch(running) is None
 
 
 @pytest.mark.slow  # in the suite tests/test_workdir.py has it, without whole runs
 def test_a_run_starts_from_the_weights_of_another(home, whole, tmp_path):
-  """Without labels and with the upper layers of D frozen; what doesn't fit is listed and drawn as
-  in a run of its own.
-  """
-  fields = {
+  """Without labels and with the upper layers of D frozen; what doesn't fit is listed and drawn."""
+  fields = OPTIONS | {
+    'metrics': (),
     'data.labels': False,
-    'd.freeze_layers': 4,
+    'd.freeze_layers': 3,
     'total_kimg': 0.016,
     'snapshot_kimg': 0.008,
     'keep': 9,
+    'init_from': whole[0],
   }
-  out, _ = finish(start(home, tmp_path / 'a', init_from=whole[0], **fields))
+  out, _ = finish(start(home, tmp_path / 'a', **fields))
   done = json.loads((tmp_path / 'a' / 'init_from.json').read_text())
-  assert done['settings'] == {'d.freeze_layers': '0 there, 4 here'} and 'starting from' in out
+  assert done['settings'] == {'d.freeze_layers': '0 there, 3 here'} and 'starting from' in out
   fc0 = '[16, 16], [32, 16] there'
   assert done['initialised'] == {
     'g.mapping.fc0.weight': fc0,
     'g_ema.mapping.fc0.weight': fc0,
-    'd.b4.out.weight': '[32, 1], [32, 32] there',
-    'd.b4.out.bias': '[1], [32] there',
+    'd.b6.out.weight': '[21, 1], [21, 21] there',
+    'd.b6.out.bias': '[1], [21] there',
   }
-  assert {name.split('.')[2] for name in done['unused']} <= {'embed', 'fc0'} and len(
-    done['unused']
-  ) == 8
-  assert f'{len(done["copied"])} arrays copied, 4 initialised, 8 unused' in out
-  old, new = checkpoint.load(whole[0])[0], checkpoint.load(tmp_path / 'a' / 'checkpoints' / '1')[0]
-  same = lambda block, layer: all(
-    (x == new['d'][block][layer][k]).all() for k, x in old['d'][block][layer].items()
-  )
-  assert all(same('b8', layer) for layer in ('fromrgb', 'conv0', 'conv1', 'skip')) and not same(
-    'b4', 'conv'
-  )
-  maps = [x['noise']['synthesis']['b8']['conv0']['noise_const'] for x in (old, new)]
-  assert (maps[0] == maps[1]).all()
-  near = abs(old['g']['synthesis']['b4']['const'] - new['g']['synthesis']['b4']['const']).max()
+  assert {name.split('.')[2] for name in done['unused']} <= {'embed', 'fc0'}
+  assert f'{len(done["copied"])} copied, 4 initialised, 8 unused' in out
+
+  old = checkpoint.load(whole[0])[0]
+  new = checkpoint.load(tmp_path / 'a' / 'checkpoints' / '1')[0]
+  assert set(old['d']['b12']) == {'fromrgb', 'conv0', 'conv1'}
+  assert jax.tree.all(jax.tree.map(np.array_equal, old['d']['b12'], new['d']['b12']))
+  assert not np.array_equal(old['d']['b6']['conv']['weight'], new['d']['b6']['conv']['weight'])
+  assert jax.tree.all(jax.tree.map(np.array_equal, old['noise'], new['noise']))
+  consts = [x['g']['synthesis']['b6']['const'] for x in (old, new)]
+  near = abs(consts[0] - consts[1]).max()
   assert 0 < near < 0.01 and int(new['nimg']) == 8  # one step of Adam away, with a clock of its own
-  out, _ = finish(start(home, tmp_path / 'a', init_from=whole[0], **fields | {'total_kimg': 0.024}))
-  assert 'resuming at step 2' in out and 'arrays copied' not in out
-  _, err = finish(
-    start(home, tmp_path / 'b', init_from=whole[0], **{'g.variant': "{'taps': (1, 2, 1)}"}), 2
-  )
-  assert (
-    '--config.g.variant.taps=[1, 2, 1]' in err
-    and '[1, 3, 3, 1]' in err
-    and not (tmp_path / 'b').exists()
-  )
+
+  out, _ = finish(start(home, tmp_path / 'a', **fields | {'total_kimg': 0.024}))
+  assert 'resuming at step 2' in out and ' copied, ' not in out
 
 
 def as_version_0_1(workdir, step):
@@ -312,7 +295,7 @@ def test_a_run_goes_on_with_other_rounds_other_pictures_and_from_version_0_1(hom
   for i in range(16):
     Image.fromarray(np.full((16, 16), 9 * i, np.uint8)).save(tmp_path / 'pictures' / f'{i}.png')
   where = [f'--source={tmp_path}/pictures', f'--dest={tmp_path}/other']
-  call(prepare, *where, '--resolution=16', '--channels=1')
+  call(prepare, *where, '--resolution=8', '--channels=1')
   fields |= {'microbatch': 4, 'total_kimg': 0.096, 'data.name': '', 'data.dir': tmp_path / 'other'}
   _, err = finish(start(home, run, **fields), 2)
   assert (

@@ -9,6 +9,7 @@ import math
 import os
 import pathlib
 import re
+import socket
 import time
 
 import jax
@@ -16,7 +17,6 @@ import numpy as np
 import tqdm
 
 from sg2jax import files, grids
-from sg2jax.training import event_files
 
 # Metrics of the status line, in this order, and their names there; metrics.jsonl has all. They come
 # from what the steps report (means of a tick), from train.loop and from Snapshot.take; columns with
@@ -43,23 +43,21 @@ class Report:
       total_kimg: length of the run, thousands of images.
     """
     self._active = jax.process_index() == 0
-    if not self._active:
-      return
     self._workdir = pathlib.Path(workdir)
     self._total = total_kimg
     self._log = self._workdir / 'metrics.jsonl'
     self._bar = None
-    records = self._cut_back(step)
+    self._events = None
+    self._columns = set()  # metrics that a status line had
+    records = self._cut_back(step) if self._active else []
     # Metrics that were measured later have lines of their own, which are no ticks.
     later = [record for record in records if 'sec_per_tick' not in record]
     self._ticks = len(records) - len(later)
     self._values = {(record['step'], name) for record in later for name in record}
-    self._columns = set()  # metrics that a status line had
-    folder = self._workdir / 'tensorboard'
-    with files.writing(folder):
-      self._writer = event_files.open_writer(folder, step)
-    if not self._writer:
-      self.say('TensorBoard logging is off: the package "tensorboard" is not installed')
+    if self._active:
+      folder = self._workdir / 'tensorboard'
+      with files.writing(folder):
+        self._events = EventFile(folder, step)
 
   def _cut_back(self, step):
     """Removes lines of metrics.jsonl from after `step`, and torn ones; returns the others, read."""
@@ -87,8 +85,6 @@ class Report:
       sec_per_tick: seconds since the last tick.
       img_per_sec: images per second in training; the time left follows from it.
     """
-    if not self._active:
-      return
     scalars = {
       'sec_per_tick': sec_per_tick,
       'img_per_sec': img_per_sec,
@@ -105,8 +101,6 @@ class Report:
 
     Each once: a run that was killed before it noted that they are logged measures again.
     """
-    if not self._active:
-      return
     metrics = {name: x for name, x in metrics.items() if (step, name) not in self._values}
     if metrics:
       self._values |= {(step, name) for name in metrics}
@@ -116,30 +110,30 @@ class Report:
   def _write(self, step, nimg, scalars):
     """A line of metrics.jsonl, and TensorBoard; returns the scalars without None."""
     scalars = {name: float(value) for name, value in scalars.items() if value is not None}
-    line = {'step': int(step), 'nimg': int(nimg), 'time': time.time()}
-    for name, value in scalars.items():
-      line[name] = value if math.isfinite(value) else str(value)
-    with files.writing(self._log), open(self._log, 'a') as f:
-      f.write(json.dumps(line) + '\n')
-      f.flush()
-      os.fsync(f.fileno())
-    if self._writer:
+    if self._active:
+      line = {'step': int(step), 'nimg': int(nimg), 'time': time.time()}
+      for name, value in scalars.items():
+        line[name] = value if math.isfinite(value) else str(value)
+      with files.writing(self._log), open(self._log, 'a') as f:
+        f.write(json.dumps(line) + '\n')
+        f.flush()
+        os.fsync(f.fileno())
+    if self._events:
       with files.writing(self._workdir / 'tensorboard'):
-        self._writer.write_scalars(int(step), {'kimg': nimg / 1000, **scalars})
-        self._writer.flush()
+        self._events.write_scalars(int(step), {'kimg': nimg / 1000, **scalars})
     return scalars
 
   def _status(self, kimg, scalars):
     """The status line; a metric that once was there keeps its column, as '-'."""
     rate = scalars['img_per_sec']
-    left = duration((self._total - kimg) * 1000 / rate) if rate > 0 else '-'
+    seconds = max(self._total - kimg, 0) * 1000 / rate if rate > 0 else 0
     self._columns |= scalars.keys()
     columns = [
       f'tick {self._ticks:<4}',
       f'kimg {kimg:>{len(f"{self._total:.1f}")}.1f}/{self._total:g}',
       f'{number(scalars["sec_per_tick"]):>5} s/tick',
       f'{number(rate):>5} img/s',
-      f'left {left:<7}',
+      f'left {tqdm.tqdm.format_interval(seconds):<8}',
     ]
     for name, label in SHOWN.items():
       if name in self._columns:
@@ -163,18 +157,12 @@ class Report:
     if not self._active:
       return
     grid = grids.readable_grid(images, cols)
+    # A large grid takes a second to encode: once is enough.
     png = files.png(grid)
     files.write_atomic(self._workdir / 'images' / f'{name}.png', png)
-    if not self._writer:
-      return
-    tag = re.sub(r'_\d+$', '', name)
-    with files.writing(self._workdir / 'tensorboard'):
-      # A large grid takes a second to encode: once is enough, which clu's writer can't do.
-      if isinstance(self._writer, event_files.EventWriter):
-        self._writer.write_png(int(step), tag, png, grid)
-      else:
-        self._writer.write_images(int(step), {tag: grid[None, ..., :3]})
-      self._writer.flush()
+    if self._events:
+      with files.writing(self._workdir / 'tensorboard'):
+        self._events.write_png(int(step), re.sub(r'_\d+$', '', name), png, grid.shape)
 
   # ---- the terminal
 
@@ -202,12 +190,53 @@ class Report:
 
   def close(self) -> None:
     """Removes the progress bar and closes the TensorBoard file."""
-    if not self._active:
-      return
-    if self._bar is not None:
-      self._bar.close()
-    if self._writer:
-      self._writer.close()
+    for x in (self._bar, self._events):
+      if x is not None:
+        x.close()
+
+
+class EventFile:
+  """TensorBoard's event file, without TensorFlow.
+
+  tensorboard's own EventFileWriter and clu's SummaryWriter import TensorFlow where it is installed,
+  which training must not.
+  """
+
+  def __init__(self, folder: pathlib.Path, step: int) -> None:
+    """Makes a file in `folder`. step: minibatches done in the state that a run goes on from."""
+    # Here, not above: tools that only use a network do without it.
+    from tensorboard.compat.proto import event_pb2, summary_pb2
+    from tensorboard.summary.writer.record_writer import RecordWriter
+
+    self._event = event_pb2
+    self._summary = summary_pb2.Summary
+    folder.mkdir(parents=True, exist_ok=True)
+    name = f'events.out.tfevents.{int(time.time()):010d}.{socket.gethostname()}.{os.getpid()}'
+    self._writer = RecordWriter(open(folder / name, 'ab'))  # noqa: SIM115 (open for the whole run)
+    self.close = self._writer.close
+    self._add(file_version='brain.Event:2')
+    # A session start makes TensorBoard forget what an interrupted run wrote beyond this step.
+    start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
+    self._add(step=step + 1 if step else 0, session_log=start)
+
+  def _add(self, **fields):
+    event = self._event.Event(wall_time=time.time(), **fields)
+    self._writer.write(event.SerializeToString())
+    self._writer.flush()
+
+  def write_scalars(self, step: int, scalars: dict[str, float]) -> None:
+    """Writes numbers."""
+    values = [self._summary.Value(tag=tag, simple_value=x) for tag, x in scalars.items()]
+    self._add(step=step, summary=self._summary(value=values))
+
+  def write_png(self, step: int, tag: str, png: bytes, shape: tuple[int, int, int]) -> None:
+    """Writes a PNG file of a picture of shape (H, W, C)."""
+    height, width, channels = shape
+    picture = self._summary.Image(
+      height=height, width=width, colorspace=channels, encoded_image_string=png
+    )
+    value = self._summary.Value(tag=tag, image=picture)
+    self._add(step=step, summary=self._summary(value=[value]))
 
 
 # ---- memory
@@ -237,15 +266,6 @@ def number(value: float) -> str:
     return f'{value:.0e}'
   decimals = sum(size < limit for limit in (1, 10, 100))
   return f'{value:.{decimals}f}'
-
-
-def duration(seconds: float) -> str:
-  """'45s', '12m 05s', '1h 12m' or '3d 04h'."""
-  seconds = max(round(seconds), 0)
-  for big, small, units in ((86400, 3600, 'dh'), (3600, 60, 'hm'), (60, 1, 'ms')):
-    if seconds >= big:
-      return f'{seconds // big}{units[0]} {seconds % big // small:02d}{units[1]}'
-  return f'{seconds}s'
 
 
 def _step_of(line):

@@ -8,13 +8,13 @@ import jax
 from jax.sharding import Mesh
 import numpy as np
 
-from sg2jax import build, data, files, grids, resample, sharding
+from sg2jax import build, data, grids, resample, sharding
 from sg2jax.evaluation import artifacts, measure, passes, protocols
 from sg2jax.evaluation.features import SWD_SIDE
 from sg2jax.evaluation.swd import PATCH, swd
 from sg2jax.models.generator import largest
 from sg2jax.models.mapping import broadcast
-from sg2jax.sampler import from_state, images_at_once, to_uint8
+from sg2jax.sampler import from_state, images_at_once, parts, to_uint8
 from sg2jax.signals import Stop
 from sg2jax.state import TrainState
 from sg2jax.steps import TrainSteps
@@ -114,42 +114,27 @@ class Snapshot:
   def _images(self, state, check_stop):
     """Of the latents: (images of the grid, all images small or None, contributions by batch)."""
     dtype = state.pl_mean.dtype
+    n = len(self.z)
+    # as many: data sets may have fewer images than a grid has places
+    labels = np.resize(self.labels, (n, self.labels.shape[1]))
     shown = []
     small = []
     shares = []
-    for first in range(0, len(self.z), self.batch):
+    for places, count in parts(n, self.batch):
       check_stop()
-      # The last batch is filled up, and labels and latents may be fewer: both repeat.
-      places = np.arange(first, first + self.batch)
-      z = self.z[places % len(self.z)][None].astype(dtype)
-      c = self.labels[places % len(self.labels)][None].astype(dtype)
+      z = self.z[places][None].astype(dtype)
+      c = labels[places][None].astype(dtype)
       images, share = jax.device_get(self.sample(state, z, c))
       shares.append(share)
-      if first < self.shown:
-        shown.append(images[: self.shown - first])
+      images = images[:count]
+      shown.append(images[: max(0, self.shown - places[0])])
       if self.small_reals:
         small.append(data.shrink(images, self.factor))
     return np.concatenate(shown), np.concatenate(small) if small else None, shares
 
-  # ---- metrics of config.metrics, which may take longer than a checkpoint
-
-  def metrics_note(self, step: int) -> pathlib.Path:
-    """The file that is there while metrics of this step are due; a resumed run begins with them."""
-    return self.workdir / 'evaluation' / f'{step:08d}' / '.due'
-
-  def metrics_due(self, step: int) -> bool:
-    """Whether config.metrics are still to be measured at this step."""
-    return self.metrics_note(step).exists()
-
-  def note_metrics_due(self, step: int) -> None:
-    """Makes `metrics_due` true, also for a process that resumes this run."""
-    if self.config['metrics']:
-      files.write_atomic(self.metrics_note(step), '')
-
   def measure_metrics(self, state: TrainState) -> None:
     """Measures config.metrics into WORKDIR/evaluation/<step> and the log, unless a signal comes."""
     sampler = from_state(self.workdir, self.config, state, self.source.labels)
-    note = self.metrics_note(sampler.step)
     wanted = [protocols.parse(name) for name in self.config['metrics']]
     too_early = [p.name for p in wanted if p.kind == 'ppl' and sampler.grows]
     if too_early:
@@ -158,20 +143,20 @@ class Snapshot:
       sampler,
       self.source,
       self.mesh,
-      note.parent,
+      self.workdir / 'evaluation' / f'{sampler.step:08d}',
       seed=self.config['seed'],
       batch=self.batch,
       stop=self.stop,
     )
-    values = {}
+    wanted = [p for p in wanted if p.name not in too_early]
     try:
-      for document in measure.measure([p for p in wanted if p.name not in too_early], setting):
-        values |= document['values']
+      documents = list(measure.measure(wanted, setting))
     except passes.Stopped:
-      return
-    if values:
-      self.log.values(sampler.step, sampler.nimg, values)
-    note.unlink(missing_ok=True)
+      return  # a run that goes on from here measures what is left
+    values = {}
+    for document in documents:
+      values |= document['values']
+    self.log.values(sampler.step, sampler.nimg, values)
 
 
 def sample_function(steps: TrainSteps) -> Callable:

@@ -1,5 +1,6 @@
 """The run: checks, restore, then minibatches until the end. The only reader of the clock."""
 
+from collections import Counter
 from collections.abc import Iterator
 import contextlib
 import dataclasses
@@ -8,14 +9,17 @@ import shlex
 import time
 from typing import Any
 
+from clu import parameter_overview
 import jax
+import jax.numpy as jnp
 from jax.sharding import Mesh
+import numpy as np
 
 from sg2jax import build, checks, data, locks, paths, sharding
 from sg2jax import state as state_lib
 from sg2jax.evaluation import measure, protocols
 from sg2jax.faults import UsageError
-from sg2jax.schedule import Growth
+from sg2jax.schedule import Growth, GrowthStage
 from sg2jax.signals import Stop
 from sg2jax.state import TrainState
 from sg2jax.training import checkpoint, init_from, nonfinite, report
@@ -23,7 +27,6 @@ from sg2jax.training import stage as stage_lib
 from sg2jax.training.checkpoint import Checkpoints
 from sg2jax.training.snapshot import Snapshot
 from sg2jax.training.stage import TrainStage
-from sg2jax.training.tally import Tally
 from sg2jax.training.workdir import check_workdir, data_values, resume, save_run, workdir_path
 
 
@@ -135,16 +138,16 @@ def restore_and_train(
     elif origin:
       state = jax.device_put(init_from.apply(config, state, origin, workdir, log), same)
 
-    # ---- what the last process left to do
     snapshot = Snapshot(workdir, config, source, mesh, log, stop)
-    if not is_new and checkpoints.restored['meta'].get('data_hash') != source.hash:
-      snapshot.write_reals(f'reals_{nimg // 1000:06d}', step)
-    if snapshot.metrics_due(step):
-      snapshot.measure_metrics(state)
-
     run = Run(config, workdir, source, mesh, growth, checkpoints, log, snapshot, stop)
+
+    # ---- what the last process may have left to do
+    if not is_new:
+      if checkpoints.restored['meta'].get('data_hash') != source.hash:
+        snapshot.write_reals(f'reals_{nimg // 1000:06d}', step)
+      if whats_due(run, growth.current_stage(step, nimg), nimg).metrics:
+        snapshot.measure_metrics(state)  # only those that aren't there
     train_stages(run, state)
-    log.say(hint(workdir))
 
 
 def train_stages(run: Run, state: TrainState) -> None:
@@ -155,10 +158,10 @@ def train_stages(run: Run, state: TrainState) -> None:
     state = train_stage(run, state)
     step = int(state.step)
     nimg = int(state.nimg)
-  # A signal that came after the last minibatch matters only to metrics of the end.
-  if not run.is_finished(step, nimg) or run.snapshot.metrics_due(step):
+  if run.stop:
     saved = f'saved step {step} ({nimg / 1000:g} kimg)'
     run.stop.leave(saved if step else 'stopped before the first minibatch')
+  run.log.say(hint(run.workdir))
 
 
 def train_stage(run: Run, state: TrainState) -> TrainState:
@@ -212,10 +215,10 @@ def loop(run: Run, stage: TrainStage, state: TrainState, minibatches: Iterator[d
     # ---- what is due, looked at with the schedule of growth
     if step % run.growth.repeats:
       continue
-    due = whats_due(run, stage, nimg)
+    due = whats_due(run, stage.steps.stage, nimg)
     if due.reset_adam:
       state = reset_adam(state, run.mesh)
-    if not (due.tick or due.snapshot):
+    if not due.tick:
       continue
 
     # ---- end of a tick
@@ -227,13 +230,11 @@ def loop(run: Run, stage: TrainStage, state: TrainState, minibatches: Iterator[d
     # of training only, not of the snapshot below
     seconds = time.monotonic() - tick_start
     if due.snapshot:
-      metrics |= run.snapshot.take(state, last=due.run_ends)
+      metrics |= run.snapshot.take(state, last=run.is_finished(step, nimg))
     # Before the checkpoint: a kill between the two repeats the tick, and no line of it is lost.
     run.log.tick(step, nimg, metrics, seconds, (nimg - tick_nimg) / seconds)
 
     # ---- checkpoint, then metrics: a kill while they are measured loses no training
-    if due.metrics:
-      run.snapshot.note_metrics_due(step)
     if due.snapshot:
       run.checkpoints.save(state, score=metrics.get('swd'))
     if due.metrics:
@@ -250,7 +251,6 @@ def loop(run: Run, stage: TrainStage, state: TrainState, minibatches: Iterator[d
 class Due:
   """What happens after a minibatch."""
 
-  run_ends: bool
   stage_ends: bool
   reset_adam: bool
   tick: bool
@@ -258,26 +258,52 @@ class Due:
   metrics: bool
 
 
-def whats_due(run: Run, stage: TrainStage, nimg: int) -> Due:
+def whats_due(run: Run, growth_stage: GrowthStage, nimg: int) -> Due:
   """What is due at a check of the schedule, since the check before."""
   config = run.config
-  before = nimg - run.growth.repeats * stage.batch
+  before = nimg - run.growth.repeats * growth_stage.batch
 
   def passed(kimg):
     """Whether a multiple of so many thousand images was reached."""
     return nimg // (1000 * kimg) > before // (1000 * kimg)
 
   run_ends = nimg >= config.total_kimg * 1000
-  stage_ends = run_ends or run.growth.stage(nimg) != stage.steps.stage
+  stage_ends = run_ends or run.growth.stage(nimg) != growth_stage
   metrics = bool(config.metrics) and (run_ends or passed(config.metrics_kimg))
-  return Due(
-    run_ends,
-    stage_ends,
-    reset_adam=run.growth.resets_adam(before, nimg),
-    tick=stage_ends or passed(config.tick_kimg),
-    snapshot=stage_ends or metrics or passed(config.snapshot_kimg),
-    metrics=metrics,
-  )
+  snapshot = stage_ends or metrics or passed(config.snapshot_kimg)
+  tick = snapshot or passed(config.tick_kimg)
+  return Due(stage_ends, run.growth.resets_adam(before, nimg), tick, snapshot, metrics)
+
+
+class Tally:
+  """Means over a tick of the scalars that steps report, summed on the device."""
+
+  def __init__(self) -> None:
+    self._sums = {}  # {phase: {name: []}}
+    self._counts = Counter()
+
+  def add(self, phase: str, aux: dict[str, jax.Array]) -> None:
+    """Adds what a step of `phase` reported; arrays with axes are left out."""
+    scalars = {name: x for name, x in aux.items() if x.ndim == 0}
+    self._sums[phase] = _add(self._sums[phase], scalars) if phase in self._sums else scalars
+    self._counts[phase] += 1
+
+  def fetch(self, state: TrainState) -> dict[str, float] | None:
+    """{name: mean}; None if `state` is halted. Waits for the device."""
+    # At once: all are on their way before the first is waited for.
+    sums, fault = jax.device_get((self._sums, state.fault))
+    if fault[1] >= 0:
+      return None
+    means = {}
+    for phase, scalars in sums.items():
+      count = np.float32(self._counts[phase])
+      means |= {name: float(x / count) for name, x in scalars.items()}
+    return means
+
+
+@jax.jit
+def _add(a, b):
+  return jax.tree.map(jnp.add, a, b)
 
 
 def reset_adam(state: TrainState, mesh: Mesh) -> TrainState:
@@ -295,16 +321,14 @@ def hint(workdir: pathlib.Path) -> str:
 def describe(config: Any, state: TrainState, source: Any, mesh: Mesh) -> str:
   """Two lines on what is about to run."""
 
-  def millions(tree):
-    return sum(x.size for x in jax.tree.leaves(tree)) / 1e6
-
   height, width, channels = source.shape
+  g, d = (parameter_overview.count_parameters(net) / 1e6 for net in (state.g, state.d))
   begin = f'starting from {config.init_from or "scratch"}'
   if state.step:
     begin = f'resuming at step {int(state.step)}, {int(state.nimg) / 1000:g} kimg'
   return (
     f'{source.name}: {len(source)} images {height}x{width}x{channels}, {source.c_dim} label '
-    f'components; G {config.g.architecture} {millions(state.g):.2f}M, D {config.d.architecture} '
-    f'{millions(state.d):.2f}M parameters; {mesh.size} x {mesh.devices.flat[0].device_kind}\n'
+    f'components; G {config.g.architecture} {g:.2f}M, D {config.d.architecture} '
+    f'{d:.2f}M parameters; {mesh.size} x {mesh.devices.flat[0].device_kind}\n'
     f'{begin}; to {config.total_kimg:g} kimg'
   )
