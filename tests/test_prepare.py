@@ -5,14 +5,13 @@ import os
 import zipfile
 
 import numpy as np
-from PIL import Image
 import pytest
 
 from sg2jax import data
 from sg2jax.data import images, prepare, records
 from sg2jax.faults import DatasetError, UsageError, WriteError
 from sg2jax.tools import prepare as tool
-from tests.pictures import animation, bomb, encode, noise, odd_files, saved, write_all
+from tests.pictures import animation, bomb, encode, noise, odd_files, write_all
 from tests.runs import call
 
 
@@ -106,13 +105,6 @@ def test_same_result_from_any_number_of_workers_and_shards(tmp_path, monkeypatch
   assert a.hash == b.hash
   for i in range(30):
     np.testing.assert_array_equal(a[i]['image'], b[i]['image'])
-
-
-def test_pictures_above_the_limit_of_pillow(tmp_path):
-  # More than twice that limit, which Pillow would refuse by itself.
-  write_all(tmp_path / 'in', {'a.png': saved(Image.new('1', (16_384, 12_000), 1))})
-  report = build(tmp_path / 'in', tmp_path / 'out')
-  assert '--max_pixels=196608000' in reasons(report)['a.png']
 
 
 def test_range_of_16_bits_is_warned_of(tmp_path):

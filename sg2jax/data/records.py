@@ -127,7 +127,7 @@ def open_records(builder: tfds.core.DatasetBuilder) -> Sequence[bytes]:
   """The records of split 'train', or of the only split: len(...), and bytes by index.
 
   Raises:
-    DatasetError: no such split, a file is missing, or another record format.
+    DatasetError: no such split, or another record format.
   """
   info = builder.info
   place = builder.data_path
@@ -140,8 +140,4 @@ def open_records(builder: tfds.core.DatasetBuilder) -> Sequence[bytes]:
       f'{place}: stored as {info.file_format.value}, which has no random access; rebuild it: '
       f'{BUILD.format(name=info.name)}'
     )
-  for path in info.splits[split].filepaths:
-    # os.stat: that of etils also looks up the name of the owner, which there need not be.
-    if not path.exists() or not os.stat(path).st_size:
-      raise DatasetError(f'{path}: missing or empty; make the data set again')
   return builder.as_data_source(split=split).data_source
