@@ -76,8 +76,9 @@ def _match(
       found[name] = label
   if not found:
     there = source.names[0] if source.names else 'no file'
-    raise ValueError(
-      f'none of its paths is that of a file: it has {stale[0]!r}, the source has {there!r}'
+    raise DatasetError(
+      f'{wording.printable(source.label_file)}: none of its paths is that of a file: it has '
+      f'{stale[0]!r}, the source has {there!r}; write paths relative to its own folder'
     )
   return found, stale
 
