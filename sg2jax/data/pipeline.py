@@ -30,14 +30,14 @@ def load(
   Args:
     name: 'digits' (bundled, any resolution), a TFDS name, 'name/config:version', the folder of a
       data set, or '' if `data_dir` is that folder.
-    data_dir: TFDS data directory, or the folder of a data set; '' for TFDS's default directory.
+    data_dir: TFDS data directory, or the folder of a data set; '': TFDS's own, of digits the cache.
     resolution: (height, width) in pixels.
     channels: 1 grey, 3 RGB, 4 RGBA.
     labels: whether labels are wanted.
 
   Raises:
     DatasetError: missing, unreadable, in another record format, or unlike the arguments.
-    WriteError: the bundled digits can't be written to `data_dir`.
+    WriteError: the bundled digits can't be written.
   """
   from sg2jax.data import dataset
 
