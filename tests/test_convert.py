@@ -366,22 +366,27 @@ GROWING = [
 ]
 
 
+def growing_nets(g, kind, sub, d):
+  """{name: Net} of a row of GROWING, the vectors of G, and config and vectors of D or None."""
+  config, arrays = vectors(g, sub)
+  variables = under(arrays, 'tf/G/') | {'lod': np.float32(0)}
+  nets = {'G_ema': Net('tensorflow', kind, config['static_kwargs'], variables)}
+  if not d:
+    return nets, arrays, None, None
+  config, more = vectors(*d.split())
+  d = Net('tensorflow', config['network'], config['static_kwargs'], under(more, 'tf/D/'))
+  return nets | {'D': d}, arrays, config, more
+
+
 @pytest.mark.parametrize('g, kind, sub, d', GROWING)
 def test_configs_a_to_d(g, kind, sub, d):
   """Those that the reference's cases check."""
-  config, arrays = vectors(g, sub)
-  nets = {
-    'G_ema': Net(
-      'tensorflow', kind, config['static_kwargs'], under(arrays, 'tf/G/') | {'lod': np.float32(0)}
-    )
-  }
-  networks_of = lambda reader, config: reader(
-    Config(dict(config['static_kwargs'])), config['network']
-  )
-  expected, border = networks_of(cases_growing.read_generator, config)
-  if d:
-    other_, more = vectors(*d.split())
-    nets['D'] = Net('tensorflow', other_['network'], other_['static_kwargs'], under(more, 'tf/D/'))
+  nets, arrays, of_d, _ = growing_nets(g, kind, sub, d)
+
+  def networks_of(reader, config):
+    return reader(Config(dict(config['static_kwargs'])), config['network'])
+
+  expected, border = networks_of(cases_growing.read_generator, vectors(g, sub)[0])
   found = read.of_nets(nets)
   if expected.mapping.num_layers == 1:
     variant = dataclasses.replace(expected.mapping.variant, layer_features=0)
@@ -393,7 +398,7 @@ def test_configs_a_to_d(g, kind, sub, d):
     border.load(under(arrays, 'tf/G/')),
   )
   if d:
-    expected, border = networks_of(cases_growing.read_discriminator, other_)
+    expected, border = networks_of(cases_growing.read_discriminator, of_d)
     # of labels, which these have no network for
     variant = dataclasses.replace(expected.variant, mapping_lr_mul=0.1)
     assert network_of(found, 1) == expected.clone(mapping_layers=0, variant=variant)
@@ -416,15 +421,7 @@ def test_feature_maps_that_are_held_up_by_fmap_min_do_not_say_fmap_base():
 @pytest.mark.slow
 @pytest.mark.parametrize('g, kind, sub, d', GROWING)
 def test_configs_a_to_d_make_the_references_images(g, kind, sub, d):
-  config, arrays = vectors(g, sub)
-  nets = {
-    'G_ema': Net(
-      'tensorflow', kind, config['static_kwargs'], under(arrays, 'tf/G/') | {'lod': np.float32(0)}
-    )
-  }
-  if d:
-    other_, more = vectors(*d.split())
-    nets['D'] = Net('tensorflow', other_['network'], other_['static_kwargs'], under(more, 'tf/D/'))
+  nets, arrays, _, more = growing_nets(g, kind, sub, d)
   found = read.of_nets(nets)
   close(images(found, arrays['z'], arrays.get('c')), nhwc(arrays['images/lod0']))
   if d:

@@ -85,24 +85,26 @@ NETWORKS = {  # fields of the configuration and c_dim
 }
 
 
+def random_state(config, c_dim):
+  """A state as a dict of random numbers."""
+  nothing = optax.identity()
+  shapes = jax.eval_shape(
+    lambda key: state_lib.create_train_state(key, *build.networks(config, c_dim), nothing, nothing),
+    jax.random.key(0),
+  )
+  draws = np.random.RandomState(0)
+  state = jax.tree.map(lambda x: np.asarray(draws.randn(*x.shape), np.float32), shapes)
+  return {name: getattr(state, name) for name in names.FIELDS}
+
+
 def fresh(name, nimg=0):
   """(state as a dict of random numbers, configuration as of a run's config.json)."""
   fields, c_dim = NETWORKS[name]
   config = default.get_config()
   config.update_from_flattened_dict(TINY | fields)
   checks.check(config)
-  shapes = jax.eval_shape(
-    lambda key: state_lib.create_train_state(
-      key, *build.networks(config, c_dim), optax.identity(), optax.identity()
-    ),
-    jax.random.key(0),
-  )
-  draws = np.random.RandomState(0)
-  state = jax.tree.map(lambda x: np.asarray(draws.randn(*x.shape), np.float32), shapes)
-  state = state.replace(step=np.int32(7), nimg=np.int32(nimg), g_opt={}, d_opt={})
-  return {k: getattr(state, k) for k in names.FIELDS}, json.loads(
-    json.dumps(config.to_dict() | {'c_dim': c_dim})
-  )
+  state = random_state(config, c_dim) | {'step': np.int32(7), 'nimg': np.int32(nimg)}
+  return state, json.loads(json.dumps(config.to_dict() | {'c_dim': c_dim}))
 
 
 def written(folder, name, data, document):
@@ -374,16 +376,7 @@ def test_a_network_of_config_f_at_full_width(tmp_path):
   """Its module has its 30 million weights within."""
   config = custom.get_config('64')
   config.data.dir = 'somewhere'
-  shapes = jax.eval_shape(
-    lambda key: state_lib.create_train_state(
-      key, *build.networks(config, 0), optax.identity(), optax.identity()
-    ),
-    jax.random.key(0),
-  )
-  state = jax.tree.map(
-    lambda x: np.asarray(np.random.RandomState(0).randn(*x.shape), np.float32), shapes
-  )
-  state = {k: getattr(state, k) for k in names.FIELDS}
+  state = random_state(config, 0)
   net = sampler.from_state(tmp_path, config.to_dict() | {'c_dim': 0}, state)
   data, _ = write.write_stablehlo(net)
   images = jax.export.deserialize(bytearray(data)).call(net.z([0]), np.float32(1))

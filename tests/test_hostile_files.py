@@ -264,14 +264,10 @@ def test_tricks_are_refused_by_name_in_a_short_time(tricks, reader):
 
 
 def test_a_small_pickle_can_not_take_long_or_much():
-  """Sharing doubles at each level (2^90 paths), and many calls share keywords."""
+  """Sharing doubles at each level: 2^90 paths."""
   doubled = b']' + b'q\x000]h\0ah\0a' * 90
   start = time.process_time()
   pickle_reader.parse(doubled + b'\x94' * 1000 + b'.')
-  keywords = b''.join(b'U\x05%05dN' % i for i in range(10_000))
-  many = b'cos\nC\nq\x010}(' + keywords + b'uq\x000' + b'h\1)h\0\x92' * 90_000
-  with pytest.raises(ValueError, match='100 at most'):
-    pickle_reader.parse(many)
   assert time.process_time() - start < 10
 
 

@@ -11,6 +11,7 @@ parameters say is told as a tuple:
 import re
 
 from sg2jax.interop.network_file import Net
+from sg2jax.interop.pickle_reader import need
 from sg2jax.models.sizes import fmaps
 
 Architecture = tuple[dict, dict, dict]  # image, fields, widths
@@ -40,10 +41,10 @@ def of_generator(params: dict, grows: str) -> Architecture:
   # Configs A-D concatenate the label's matrix [c_dim,features] itself, E and F an embedding of it.
   c_dim, features = 0, 0
   if 'embed' in mapping:
-    if not grows and not isinstance(mapping['embed'], dict):
-      raise ValueError(
-        'mapping/LabelConcat: labels as before stylegan2-ada are supported for configs A-D only'
-      )
+    need(
+      grows or isinstance(mapping['embed'], dict),
+      'mapping/LabelConcat: labels as before stylegan2-ada are supported for configs A-D only',
+    )
     c_dim, features = (mapping['embed'] if grows else mapping['embed']['weight']).shape
   fields = {
     'architecture': grows or _kind(blocks, 'torgb'),
@@ -126,11 +127,11 @@ def options(name: str, net: Net, widths: dict, given: dict, grows: str) -> dict:
     ValueError: no configuration of ours says it.
   """
   activation = given.get('activation', 'lrelu')
-  if grows == 'stylegan1' and activation != 'lrelu':
-    raise ValueError(f'{name}: nonlinearity={activation}: networks of config A have lrelu here')
+  is_known = grows != 'stylegan1' or activation == 'lrelu'
+  need(is_known, f'{name}: nonlinearity={activation}: networks of config A have lrelu here')
   epilogue = given.pop('epilogue_activation', 'lrelu')
-  if (name, net.format) == ('D', 'pytorch') and epilogue != activation:
-    raise ValueError('D: the activation of its epilogue is another than that of its blocks')
+  is_same = epilogue == activation or (name, net.format) != ('D', 'pytorch')
+  need(is_same, 'D: the activation of its epilogue is another than that of its blocks')
   # What their networks have where no argument says it.
   fields = {
     'mapping_lr_mul': 0.1 if (name, net.format) == ('D', 'tensorflow') else 0.01,
@@ -144,23 +145,17 @@ def options(name: str, net: Net, widths: dict, given: dict, grows: str) -> dict:
 
 def _fmaps(name, widths, given):
   """fmap_base and fmap_max: those given if they fit, or any that do."""
-  base = given.get('fmap_base', 0)
-  most = given.get('fmap_max', 512)
   least = given.get('fmap_min', 1)
-
-  def fits():
-    return all(fmaps(side, base, most, least) == width for side, width in widths.items())
-
-  if not fits():
-    # Widths that are held up by fmap_min say nothing of the base.
-    base = max((side * n for side, n in widths.items() if n > least), default=2 * least) / 2
-    most = max(widths.values())
-  if not fits():
-    raise ValueError(
-      f'{name}: numbers of feature maps {widths} are not max(min(2 fmap_base / side, fmap_max), '
-      f'{least}) for any fmap_base and fmap_max'
-    )
-  return {'fmap_base': int(base) if base == int(base) else base, 'fmap_max': int(most)}
+  # Widths that are held up by fmap_min say nothing of the base.
+  doubled = max((side * n for side, n in widths.items() if n > least), default=2 * least)
+  by_arguments = given.get('fmap_base', 0), given.get('fmap_max', 512)
+  for base, most in (by_arguments, (doubled / 2, max(widths.values()))):
+    if all(fmaps(side, base, most, least) == width for side, width in widths.items()):
+      return {'fmap_base': int(base) if base == int(base) else base, 'fmap_max': int(most)}
+  raise ValueError(
+    f'{name}: numbers of feature maps {widths} are not max(min(2 fmap_base / side, fmap_max), '
+    f'{least}) for any fmap_base and fmap_max'
+  )
 
 
 def configuration(image: dict, g: dict, d: dict) -> dict:

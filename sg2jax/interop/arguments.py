@@ -9,6 +9,7 @@ import re
 from typing import Any
 
 from sg2jax.interop.network_file import Net
+from sg2jax.interop.pickle_reader import need
 from sg2jax.ops import ACTIVATIONS
 
 WHOLE_BATCH = 2**16  # minibatch-stddev group that stands for all of the batch
@@ -95,8 +96,8 @@ def parse(net: Net, name: str) -> tuple[dict[str, Any], list[str]]:
   Raises:
     ValueError: names an argument that no network of ours has, or its value.
   """
-  if net.format == 'pytorch' and net.kind not in _CLASSES[name[0]]:
-    raise ValueError(f'{name} is of the class {net.kind[:80]!a}, which is no network of StyleGAN2')
+  is_known = net.format != 'pytorch' or net.kind in _CLASSES[name[0]]
+  need(is_known, f'{name} is of the class {net.kind[:80]!a}, which is no network of StyleGAN2')
   fields = {'clamp': 0.0}
   notes = []
   # After the arguments: defaults have changed between releases, and attributes are what runs.
@@ -108,14 +109,13 @@ def parse(net: Net, name: str) -> tuple[dict[str, Any], list[str]]:
       except ValueError as e:
         raise ValueError(f'{text}: {e}') from None
     elif key in _FIXED:
-      if value != _FIXED[key]:
-        raise ValueError(f'{text}: networks here have {_FIXED[key]}')
+      need(value == _FIXED[key], f'{text}: networks here have {_FIXED[key]}')
     elif key in _NOTED:
       silent, note = _NOTED[key]
       if value not in silent:
         notes.append(f'{name}: {key}={value} is not taken over: {note}')
-    elif key not in _IGNORED:
-      raise ValueError(f'{text} is not known, and could mean another network')
+    else:
+      need(key in _IGNORED, f'{text} is not known, and could mean another network')
   return fields, notes
 
 
@@ -139,10 +139,8 @@ def _attributes(net, name):
     for path, module in net.attributes.items():
       if attribute in module and re.fullmatch(pattern, path):
         agreed = arguments.setdefault(argument, module[attribute])
-        if module[attribute] != agreed:
-          raise ValueError(
-            f'{name}: its layers differ in {attribute}: {agreed}, {module[attribute]}'
-          )
+        is_same = module[attribute] == agreed
+        need(is_same, f'{name}: its layers differ in {attribute}: {agreed}, {module[attribute]}')
   return arguments
 
 
@@ -153,19 +151,17 @@ def _in_our_units(key, value):
     return {}  # the default of most, and a value of these
   match field:
     case 'clamp':
-      if value is not None and not (_is_number(value) and value > 0):
-        raise ValueError('it must be a number above 0')
+      need(value is None or (_is_number(value) and value > 0), 'it must be a number above 0')
       value = float(value or 0)
     case 'taps':
-      if not isinstance(value, list) or not all(map(_is_number, value)) or not sum(value):
-        raise ValueError('networks here have a filter, a list of numbers with a sum')
+      is_filter = isinstance(value, list) and all(map(_is_number, value)) and sum(value)
+      need(is_filter, 'networks here have a filter, a list of numbers with a sum')
       value = [int(tap) if tap == int(tap) else tap for tap in value]
     case 'mbstd_group_size':
       # Up to 1 means off in TensorFlow, which the shapes say, too.
       value = WHOLE_BATCH if value is None else max(value, 1)
     case 'activation' | 'epilogue_activation':
-      if value not in tuple(ACTIVATIONS):
-        raise ValueError(f'it must be one of {", ".join(ACTIVATIONS)}')
+      need(value in tuple(ACTIVATIONS), f'it must be one of {", ".join(ACTIVATIONS)}')
   if key == 'channel_base':
     value /= 2  # feature maps are channel_base / side there, and 2 fmap_base / side here
   return {field: value}

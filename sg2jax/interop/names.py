@@ -13,6 +13,7 @@ import re
 from flax import traverse_util
 import numpy as np
 
+from sg2jax.interop.pickle_reader import need
 from sg2jax.resample import TAPS, setup_filter
 
 # Of a state: all but the optimizers' moments. What files hold, and what is imported.
@@ -158,8 +159,8 @@ def rosinality(arrays: dict[str, np.ndarray], letter: str) -> dict[str, np.ndarr
   keys = _generator_keys() if letter == 'G' else _discriminator_keys(arrays)
   found = {}
   for name, x in arrays.items():
-    if name not in keys or keys[name] in found:
-      raise ValueError(f'array {name[:80]!a} is not understood')
+    is_new = name in keys and keys[name] not in found
+    need(is_new, f'array {name[:80]!a} is not understood')
     leaf = keys[name].rpartition('.')[2]
     # Singular dimensions are of broadcasting there.
     if leaf == 'noise_const':
@@ -260,8 +261,7 @@ class TensorFlow:
     )
     # 4x4/Conv: the only convolution at 4x4 of either network.
     layers = _LAYERS | {'Conv': 'conv1' if m and m[1] else 'conv'}
-    if not m or m[3] not in layers:
-      raise ValueError(f'TensorFlow variable {name[:80]!a} is not understood')
+    need(m and m[3] in layers, f'TensorFlow variable {name[:80]!a} is not understood')
     synthesis, side, layer, lod, leaf = m.groups()
     # Layers of images are named by the number of halvings, ToRGB_lod3, where networks grow.
     if lod and not side:
@@ -272,8 +272,7 @@ class TensorFlow:
   def load(self, arrays: dict[str, np.ndarray]) -> tuple:
     """{name: array} -> (parameters, noise buffers, w_avg or None), as of `from_pytorch`."""
     paths = {name: self.path(name) for name in arrays}
-    if len(set(paths.values())) < len(paths):
-      raise ValueError('two TensorFlow variables mean the same')
+    need(len(set(paths.values())) == len(paths), 'two TensorFlow variables mean the same')
     return _nested({paths[name]: self._to_ours(paths[name], x) for name, x in arrays.items()})
 
   def _to_ours(self, path, x):

@@ -1,9 +1,10 @@
 """Pickles read as data: what one would import, call or set becomes a node that says so.
 
 Protocols 2 to 5, and of 0 and 1 what Python 3 writes; without what needs the outside (extension
-codes, out-of-band buffers). Stricter than `pickle` where honest files don't notice: what became
-part of another value is finished, so nothing changes behind a reader's back and no value contains
-itself; only names are called, not what a call returned; dictionary keys are simple and occur once.
+codes, out-of-band buffers) and what no file of a network has (calls with keywords). Stricter than
+`pickle` where honest files don't notice: what became part of another value is finished, so nothing
+changes behind a reader's back and no value contains itself; only names are called, not what a call
+returned; dictionary keys are simple and occur once.
 Memory and time are in proportion to the bytes read. A result is at most MAX_DEPTH deep, but parts
 may be shared, so 2^MAX_DEPTH paths can lead through a small file: who walks one remembers where it
 was.
@@ -18,7 +19,6 @@ import pickletools
 MAX_OPCODES = 500_000  # a state dict of a thousand tensors has 30,000
 MAX_DEPTH = 100
 MAX_INTEGER = 8192  # bits
-MAX_KEYWORDS = 100
 MAX_NAME = 256  # characters of a module or of a class
 
 # genops decodes text of protocol 0 by it. Found now, so that reading a file imports nothing.
@@ -38,12 +38,11 @@ class Global:
 
 @dataclasses.dataclass(eq=False, repr=False, slots=True)
 class Call:
-  """What `pickle` would make by calling `function(*args, **kwargs)`, or that class's __new__.
+  """What `pickle` would make by calling `function(*args)`, or that class's __new__.
 
   Attributes:
     function: Global.
     args: tuple.
-    kwargs: dict with str keys.
     state: what __setstate__ or __dict__ would then get, or None.
     items: what append (of sets: add) would get, in order.
     pairs: (key, value) that item assignment would get, in order.
@@ -51,7 +50,6 @@ class Call:
 
   function: Global
   args: tuple
-  kwargs: dict = dataclasses.field(default_factory=dict)
   state: object = None
   items: list = dataclasses.field(default_factory=list)
   pairs: list = dataclasses.field(default_factory=list)
@@ -63,7 +61,7 @@ KEYS = (str, bytes, int, float, Global, type(None))
 
 
 def parse(
-  data: bytes,
+  data: bytes | io.BytesIO,
   names: Container[Global] | None = None,
   persistent_load: Callable[[object], object] | None = None,
 ) -> object:
@@ -73,7 +71,7 @@ def parse(
   of Python 2 becomes str as latin-1, which loses nothing.
 
   Args:
-    data: the pickle, and nothing after it.
+    data: the pickle, and nothing after it; or a stream that has it next.
     names: all that may be named; None: anything.
     persistent_load: what stands for an object outside of the pickle, of the id that its writer
       knows it by. None: there may be none.
@@ -81,28 +79,16 @@ def parse(
   Raises:
     ValueError: malformed, too long, too deep or not allowed (see the module); names the position.
   """
-  value, end = parse_at(data, 0, names, persistent_load)
-  need(end == len(data), f'{len(data) - end} bytes follow the end of the pickle')
-  return value
-
-
-def parse_at(
-  data: bytes,
-  start: int,
-  names: Container[Global] | None = None,
-  persistent_load: Callable[[object], object] | None = None,
-) -> tuple[object, int]:
-  """(value, end) of the pickle in bytes [start, end) of `data`; otherwise as `parse`."""
-  stream = io.BytesIO(data)  # shares the memory of `data`
-  stream.seek(start)
+  stream = data if isinstance(data, io.BytesIO) else io.BytesIO(data)  # shares its memory
   try:
-    machine = _StackMachine(names, persistent_load)
-    return machine.run(pickletools.genops(stream)), stream.tell()
+    value = _StackMachine(names, persistent_load).run(pickletools.genops(stream))
   # A Warning: genops undoes escapes in names, and `python -W error` makes an unknown one an error.
   except (ValueError, Warning) as e:
     # Errors of decoding quote all of the text.
     reason = str(e) if type(e) is ValueError else 'text that cannot be decoded'
     raise ValueError(f'byte {stream.tell()} of the pickle: {reason[:300]}') from None
+  need(stream is data or not stream.read(1), 'bytes follow the end of the pickle')
+  return value
 
 
 def need(is_right: bool, text: str) -> None:
@@ -140,7 +126,7 @@ def is_call(node: object, functions: Container[Global], stateful: bool = False) 
   return (
     isinstance(node, Call)
     and node.function in functions
-    and not (node.kwargs or node.items or node.pairs)
+    and not (node.items or node.pairs)
     and (stateful or node.state is None)
   )
 
@@ -224,8 +210,6 @@ class _StackMachine:
       case 'MARK':
         self.stacks_below.append(self.stack)
         self.stack = []
-      case 'DUP':
-        self.stack += operands * 2
       case 'NONE' | 'NEWTRUE' | 'NEWFALSE':
         self.stack.append(_CONSTANTS[name])
       # Memory
@@ -245,9 +229,8 @@ class _StackMachine:
       case 'EMPTY_DICT' | 'DICT':
         self.push_container({})
         self.assign(self.stack[-1], operands)
-      case 'EMPTY_SET' | 'FROZENSET':
-        kind = Global('builtins', 'set' if name == 'EMPTY_SET' else 'frozenset')
-        self.push_container(Call(kind, (), items=operands), operands)
+      case 'EMPTY_SET':
+        self.push_container(Call(Global('builtins', 'set'), ()))
       case 'APPEND' | 'APPENDS' | 'ADDITEMS':
         self.stack.append(_expect(operands[0], list, Call))
         self.append(*operands)
@@ -260,9 +243,8 @@ class _StackMachine:
       case 'STACK_GLOBAL':
         self.push_name(*operands)
       case 'REDUCE' | 'NEWOBJ':
-        self.push_call(*operands, {})
-      case 'NEWOBJ_EX':
-        self.push_call(*operands)
+        call = Call(_expect(operands[0], Global), _expect(operands[1], tuple))
+        self.push_container(call, [call.args])
       case 'BUILD':
         self.set_state(*operands)
       case 'PERSID' | 'BINPERSID':
@@ -323,14 +305,6 @@ class _StackMachine:
     if self.names is not None and found not in self.names:
       raise ValueError(f'{describe(found)} is refused')
     self.stack.append(found)
-
-  def push_call(self, function, args, kwargs):
-    _expect(kwargs, dict)
-    # The limit: kwargs may be shared by many calls, and each looks at all of its own.
-    if len(kwargs) > MAX_KEYWORDS or not all(isinstance(key, str) for key in kwargs):
-      raise ValueError(f'keywords must be text, and {MAX_KEYWORDS} at most')
-    call = Call(_expect(function, Global), _expect(args, tuple), kwargs)
-    self.push_container(call, [args, kwargs])
 
   def push_persistent(self, identity):
     need(self.persistent_load, f'refers to {describe(identity)} outside of the pickle')

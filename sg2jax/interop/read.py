@@ -23,6 +23,7 @@ from sg2jax.data.labels import Labels
 from sg2jax.faults import WeightsError
 from sg2jax.interop import architecture, arguments, names, network_file, sniff
 from sg2jax.interop.network_file import Net
+from sg2jax.interop.pickle_reader import need
 from sg2jax.models.sizes import GROWING, block_sizes
 
 MAX_BYTES = 2**32  # of a file, and of its arrays
@@ -63,8 +64,7 @@ def read_network(path: str | pathlib.Path) -> Imported:
   path = pathlib.Path(path).expanduser().absolute()
   try:
     size = path.stat().st_size
-    if size > MAX_BYTES:
-      raise ValueError(f'it has {size:,} bytes, and {MAX_BYTES:,} are allowed')
+    need(size <= MAX_BYTES, f'it has {size:,} bytes, and {MAX_BYTES:,} are allowed')
     data = path.read_bytes()
     digest = hashlib.sha256(data).hexdigest()
     kind = sniff.kind(data)
@@ -97,8 +97,7 @@ def of_nets(nets: dict[str, Net]) -> Imported:
   Raises:
     ValueError: names what our networks don't have, what is missing, or is of another shape.
   """
-  if not nets.keys() & {'G', 'G_ema'}:
-    raise ValueError('it holds no generator')
+  need(nets.keys() & {'G', 'G_ema'}, 'it holds no generator')
   report = _report(next(iter(nets.values())).format)
   report['networks'] = {name: net.kind for name, net in nets.items()}
   found = {}
@@ -170,22 +169,20 @@ def _import(net, name, generator, report):
     given.pop('architecture', None)  # these have no other, and of one block all are the same
   for key in sorted(given.keys() & sizes.keys()):
     value = given.pop(key)
-    if value not in (sizes[key], [sizes[key]] * 2):
-      raise ValueError(f'{name}: {key}={value}, but its arrays say {sizes[key]}')
+    agrees = value in (sizes[key], [sizes[key]] * 2)
+    need(agrees, f'{name}: {key}={value}, but its arrays say {sizes[key]}')
   fields |= architecture.options(name, net, widths, given, grows)
   if generator:
     others = generator.image | generator.fields
     for key, value in (image if name == 'D' else image | fields).items():
-      if value != others[key]:
-        raise ValueError(f'{name} has {key}={value}, and the generator has {others[key]}')
+      need(value == others[key], f'{name} has {key}={value}, and the generator has {others[key]}')
   return _Network(params, noise, w_avg, image, fields)
 
 
 def _load_tensorflow(arrays, name, grows, fused, unused):
   arrays = dict(arrays)
   for lod in ('lod', 'synthesis/lod'):
-    if arrays.pop(lod, 0) != 0:
-      raise ValueError(f'{name}: {lod} is not 0: this network is still growing')
+    need(arrays.pop(lod, 0) == 0, f'{name}: {lod} is not 0: this network is still growing')
   # Images' layers of lower resolutions, which no image comes through any more.
   if not grows:
     for key in [key for key in arrays if re.search(r'_lod[1-9]', key)]:
@@ -208,8 +205,7 @@ def _load_pytorch(net, letter, taps, resolution, unused):
     # Those of rosinality that follow an up-sampling have its gain.
     gain = 4 if key.endswith(('.conv.blur.kernel', '.upsample.kernel')) else 1
     fits = x.shape == expected.shape and np.allclose(x, expected * gain, rtol=0, atol=1e-5)
-    if not fits and not key.endswith(idle):
-      raise ValueError(f'{key} is not the filter of the taps {list(taps)}')
+    need(fits or key.endswith(idle), f'{key} is not the filter of the taps {list(taps)}')
   if net.format == 'rosinality':
     arrays = names.rosinality(arrays, letter)
   # What a discriminator's b4.fc flattens has the sides of the first block.
@@ -229,9 +225,8 @@ def _read_json(path, digest):
       f'it needs {beside.name}, which was written beside it; put that there, too '
       '(such files of other programs are not read)'
     ) from None
-  if document['sha256'] != digest:
-    said = str(document['sha256'])[:64]
-    raise ValueError(f'{beside} belongs to another file: it says sha256 {said}')
+  said = str(document['sha256'])[:64]
+  need(said == digest, f'{beside} belongs to another file: it says sha256 {said}')
   return document
 
 
@@ -240,16 +235,16 @@ def _labels(document, c_dim):
   if not c_dim or 'labels' not in document:
     return None
   labels = Labels.from_json(json.dumps(document['labels']))
-  if labels.c_dim != c_dim:
-    raise ValueError(f'its labels have {labels.c_dim} components, and the network {c_dim}')
+  agrees = labels.c_dim == c_dim
+  need(agrees, f'its labels have {labels.c_dim} components, and the network {c_dim}')
   return labels
 
 
 def _own_names(arrays, document):
   """Imported of an export in our names."""
   state = {'d': {}, 'noise': {}} | traverse_util.unflatten_dict(arrays, sep='.')
-  if state.keys() != set(names.FIELDS):
-    raise ValueError(f'it holds {sorted(state)!a}, and should hold {sorted(names.FIELDS)}')
+  is_whole = state.keys() == set(names.FIELDS)
+  need(is_whole, f'it holds {sorted(state)!a}, and should hold {sorted(names.FIELDS)}')
   report = _report('sg2jax')
   return Imported(document['config'], _complete(document['config'], state, report), report)
 
@@ -274,10 +269,10 @@ def _complete(config, state, report):
   config = build.complete(config)
   # The JSON of an export can say anything: a billion layers would be traced one by one.
   layers = max(config.g.mapping_layers, config.d.mapping_layers)
-  if layers > MAX_LAYERS or len(build.variant(config, 'g').taps) > MAX_TAPS:
-    raise ValueError(
-      f'more than {MAX_LAYERS} layers of a mapping network, or {MAX_TAPS} taps of a filter'
-    )
+  need(
+    layers <= MAX_LAYERS and len(build.variant(config, 'g').taps) <= MAX_TAPS,
+    f'more than {MAX_LAYERS} layers of a mapping network, or {MAX_TAPS} taps of a filter',
+  )
   generator, discriminator = build.networks(config, config.c_dim)
   expected = _shapes(generator, discriminator if state['d'] else None)
   given = {part: state[part] for part in ('g_ema', 'g', 'd', 'noise', 'w_avg')}
@@ -305,11 +300,10 @@ def _complete(config, state, report):
       wrong.append(f'{".".join(path)} is {list(x.shape)}, and belongs to none of its layers')
     elif x.shape != expected[path]:
       wrong.append(f'{".".join(path)} is {list(x.shape)}, and should be {list(expected[path])}')
-  if wrong:
-    raise ValueError(
-      f'{len(wrong)} arrays are unlike those of the network that it says it is: '
-      f'{"; ".join(wrong[:4])}'
-    )
+  need(
+    not wrong,
+    f'{len(wrong)} arrays are unlike those of the network that it is: {"; ".join(wrong[:4])}',
+  )
   state = state | {'d': {}, 'noise': {}} | traverse_util.unflatten_dict(flat)
   if state['w_avg'] is None:
     state['w_avg'] = _mean_w(generator, state['g_ema'], draws)
@@ -353,11 +347,10 @@ def _float32(state, report):
     name = jax.tree_util.keystr(path, simple=True, separator='.')
     if name in ('step', 'nimg'):
       return np.asarray(x, np.int32).reshape(())
-    if not jnp.issubdtype(x.dtype, jnp.floating):
-      raise ValueError(f'{name} has the dtype {x.dtype}, which is no float')
+    is_float = jnp.issubdtype(x.dtype, jnp.floating)
+    need(is_float, f'{name} has the dtype {x.dtype}, which is no float')
     y = np.ascontiguousarray(x, np.float32).reshape(x.shape)
-    if not np.isfinite(y).all():
-      raise ValueError(f'{name} holds NaN, or numbers that are infinite in float32')
+    need(np.isfinite(y).all(), f'{name} holds NaN, or numbers that are infinite in float32')
     dtypes.add(str(x.dtype))
     return y
 

@@ -121,7 +121,7 @@ def entries(node: object, kinds: Container[Global] = (_DICT,)) -> dict[str, obje
 def _pairs(node, kinds):
   if isinstance(node, dict):
     return node.items()
-  if isinstance(node, Call) and node.function in kinds and not node.items and not node.kwargs:
+  if isinstance(node, Call) and node.function in kinds and not node.items:
     if not node.args:
       return node.pairs
     if len(node.args) == 1 and isinstance(node.args[0], list) and not node.pairs:  # of Python 2
@@ -250,16 +250,13 @@ def _zip_errors():
 def _legacy(data, names):
   """Of before torch 1.6."""
   storages = _Storages()
-  position = 0
-
-  def next_pickle():
-    nonlocal position
-    value, position = pickle_reader.parse_at(data, position, names, storages.persistent_load)
-    return value
+  stream = io.BytesIO(data)
+  next_pickle = functools.partial(pickle_reader.parse, stream, names, storages.persistent_load)
 
   # Magic number, protocol, machine, tensors, keys of the storages.
-  magic, protocol, machine = next_pickle(), next_pickle(), next_pickle()
-  need(magic == sniff.TORCH_MAGIC and protocol == PROTOCOL, 'not a file of torch.save')
+  is_known = next_pickle() == sniff.TORCH_MAGIC and next_pickle() == PROTOCOL
+  need(is_known, 'not a file of torch.save')
+  machine = next_pickle()
   is_little = isinstance(machine, dict) and machine.get('little_endian') is True
   need(is_little, 'its numbers are not little-endian')
   tree = next_pickle()
@@ -270,6 +267,7 @@ def _legacy(data, names):
 
   # The storages follow in the order of their keys, each after its size.
   contents = {}
+  position = stream.tell()
   for key in keys:
     size = int.from_bytes(data[position : position + 8], 'little')
     end = position + 8 + size * storages[key].dtype.itemsize
