@@ -110,6 +110,10 @@ def test_a_run_of_an_older_version_makes_the_same_images_and_goes_on(tmp_path):
     ({'d.variant.mapping_lr_mul': 0.0}, 'd.variant.mapping_lr_mul=0.0 must be'),
     ({'d.variant.mbstd_num_channels': -1}, 'd.variant.mbstd_num_channels=-1 must be 0'),
     ({'g.taps': (1, 2, 1)}, 'g.taps: it is a field of g.variant'),
+    ({'g.variant.fmap_min': 0}, 'g.variant.fmap_min=0 must be 1'),
+    ({'d.variant.layer_features': -1}, 'd.variant.layer_features=-1 must be 0'),
+    ({'d.variant.embed_features': 3, 'd.mapping_layers': 0}, 'embed_features=3 needs d.mapping_l'),
+    ({'d.variant.fmap_min': 9, 'd.variant.mbstd_num_channels': 4}, 'must divide the 9 feature'),
   ],
 )
 def test_what_no_network_has_is_refused_by_name(fields, said):
