@@ -13,63 +13,47 @@ from sg2jax import faults, locks
 from tests.runs import ROOT
 
 
-def test_the_second_one_is_told_who_has_it(tmp_path):
-  path = tmp_path / '.lock'
-  with locks.acquire(path):
-    with pytest.raises(locks.Held, match=f'^{os.getpid()} on '):
-      locks.acquire(path)
-  locks.acquire(path).close()
-  path.write_text('a longer text than the new one ' * 9)  # of a process that was killed
-  with locks.acquire(path):
-    assert path.read_text().startswith(f'{os.getpid()} on ') and len(path.read_text()) < 100
-
-
 @pytest.mark.smoke
 def test_a_folder_in_use_names_its_process(tmp_path):
   said = f'--out=.*run is in use by process {os.getpid()} on'
   with locks.locked(tmp_path / 'run', 'out'):
     with pytest.raises(faults.UsageError, match=said), locks.locked(tmp_path / 'run', 'out'):
       pass
+  file = tmp_path / 'run/.lock'
+  file.write_text('a longer text than the new one ' * 9)  # of a process that was killed
   with locks.locked(tmp_path / 'run'):  # it was released
-    assert (tmp_path / 'run/.lock').exists()
+    assert file.read_text().startswith(f'{os.getpid()} on ') and len(file.read_text()) < 100
   (tmp_path / 'file').write_text('')
   with pytest.raises(faults.WriteError), locks.locked(tmp_path / 'file'):
     pass
 
 
-@pytest.mark.parametrize('number', [errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL])
-def test_a_file_system_without_locks_is_not_one_in_use(tmp_path, monkeypatch, caplog, number):
-  def refuse(*_):
+def refuse(monkeypatch, number):
+  def flock(*_):
     raise OSError(number, os.strerror(number))
 
-  monkeypatch.setattr(fcntl, 'flock', refuse)
-  monkeypatch.setattr(locks, '_warned', set())
+  monkeypatch.setattr(fcntl, 'flock', flock)
+
+
+@pytest.mark.parametrize('number', [errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL])
+def test_a_file_system_without_locks_is_not_one_in_use(tmp_path, monkeypatch, caplog, number):
+  refuse(monkeypatch, number)
   logging.getLogger('absl').propagate = True
-  (tmp_path / 'a').write_text('77 on another')
-  with caplog.at_level('WARNING'), locks.acquire(tmp_path / 'a'), locks.acquire(tmp_path / 'b'):
-    pass
-  assert len(caplog.records) == 1  # not for each lock
-  assert (
-    'no locks' in caplog.text
-    and os.strerror(number) in caplog.text
-    and '77 on another' in caplog.text
-  )
+  with caplog.at_level('WARNING'), locks.locked(tmp_path):
+    assert 'no locks' in caplog.text and os.strerror(number) in caplog.text
 
 
 @pytest.mark.parametrize('number', [errno.EAGAIN, errno.EACCES])
 def test_some_systems_say_otherwise_that_it_is_held(tmp_path, monkeypatch, number):
-  def refuse(*_):
-    raise OSError(number, os.strerror(number))
-
-  monkeypatch.setattr(fcntl, 'flock', refuse)
-  with pytest.raises(locks.Held):
-    locks.acquire(tmp_path / 'a')
+  refuse(monkeypatch, number)
+  with pytest.raises(faults.UsageError, match='in use'), locks.locked(tmp_path):
+    pass
 
 
 def test_windows_is_told_in_one_line(tmp_path, monkeypatch):
   monkeypatch.setitem(sys.modules, 'fcntl', None)
-  with pytest.raises(faults.UsageError, match='Linux or macOS only'):
-    locks.acquire(tmp_path / 'a')
+  with pytest.raises(faults.UsageError, match='Linux or macOS only'), locks.locked(tmp_path / 'a'):
+    pass
   assert not list(tmp_path.iterdir())
 
 

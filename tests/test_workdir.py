@@ -9,7 +9,6 @@ import os
 import pathlib
 import re
 import shlex
-import sys
 
 import jax
 import ml_collections
@@ -474,13 +473,6 @@ def test_addresses_are_refused_also_from_python(begin, tmp_path, monkeypatch, pl
     with pytest.raises(UsageError, match=f'--config.{field}=gs://'):
       begin({field: 'gs://bucket/x'}, 'run')
   assert not list(tmp_path.iterdir())
-
-
-def test_a_system_without_locks_is_told_in_one_line(begin, tmp_path, monkeypatch):
-  monkeypatch.setitem(sys.modules, 'fcntl', None)
-  with pytest.raises(UsageError, match='Linux or macOS only'):
-    begin({}, tmp_path / 'run')
-  assert not (tmp_path / 'run').exists()
 
 
 @pytest.mark.parametrize('place', ['run', 'rect [v1] é#2 100%', "it's", '-x', '$(x) `y`'])

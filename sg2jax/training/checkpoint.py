@@ -99,11 +99,8 @@ class Checkpoints:
     free = files.free_bytes(self._root)
     if free < 3 * size:
       logging.warning(
-        '%s: %d bytes free, not enough for three more checkpoints of %d bytes; make room before '
-        'the disk is full',
-        self._root,
-        free,
-        size,
+        f'{self._root}: {free} bytes free, not enough for three more checkpoints of {size} bytes; '
+        'make room before the disk is full'
       )
     manifest = {
       'format': FORMAT,

@@ -82,7 +82,13 @@ def create(config: Any, source: Any, mesh: Mesh, growth_stage: GrowthStage) -> T
 
 def compiled(stage: TrainStage, state: TrainState, stop: Stop) -> TrainStage:
   """The stage with its functions compiled, side by side. Leaves the process if a signal comes."""
-  batch_spec = batch_shapes(stage, state)
+  rounds = (stage.batch // stage.microbatch, stage.microbatch)
+  place = sharding.batched(stage.mesh)
+  label = (*rounds, stage.images.c_dim)
+  batch_spec = {  # as data.batches: image [R,M,H,W,C], label [R,M,c_dim]
+    'image': jax.ShapeDtypeStruct((*rounds, *stage.images.shape), np.uint8, sharding=place),
+    'label': jax.ShapeDtypeStruct(label, state.pl_mean.dtype, sharding=place),
+  }
   key_spec = jax.eval_shape(lambda: jax.random.key(0))
 
   def compile_one(function):
@@ -94,23 +100,9 @@ def compiled(stage: TrainStage, state: TrainState, stop: Stop) -> TrainStage:
   # The order in which they run is another: steps.ORDER.
   longest_first = sorted(stage.steps.phases(0), key=('g_reg', 'g', 'd', 'd_reg').index)
   jobs = {phase: pool.submit(compile_one, stage.functions[phase]) for phase in longest_first}
-  while futures.wait(jobs.values(), timeout=0.2, return_when=futures.FIRST_EXCEPTION).not_done:
+  while futures.wait(jobs.values(), timeout=0.2).not_done:
     # Compilation can't be interrupted, and nothing new has been computed that could be lost.
     if stop:
       stop.leave('stopped while compiling; nothing to save', hard=True)
-    if any(job.done() and job.exception() for job in jobs.values()):
-      break
   functions = {phase: job.result() for phase, job in jobs.items()}
   return dataclasses.replace(stage, functions=functions)
-
-
-def batch_shapes(stage: TrainStage, state: TrainState) -> dict[str, jax.ShapeDtypeStruct]:
-  """A minibatch of the stage as shapes: image [R,M,H,W,C], label [R,M,c_dim]."""
-  rounds = (stage.batch // stage.microbatch, stage.microbatch)
-  place = sharding.batched(stage.mesh)
-  return {
-    'image': jax.ShapeDtypeStruct((*rounds, *stage.images.shape), np.uint8, sharding=place),
-    'label': jax.ShapeDtypeStruct(
-      (*rounds, stage.images.c_dim), state.pl_mean.dtype, sharding=place
-    ),
-  }

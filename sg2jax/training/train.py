@@ -55,7 +55,6 @@ def train(config: Any, workdir: str | pathlib.Path) -> None:
   Raises: the Faults of faults.py, each with its exit code; nothing that was saved is lost.
   """
   # ---- what can be refused before a device starts, which takes seconds to minutes
-  locks.module()
   checks.check(config)
   wanted = [protocols.parse(name) for name in config.metrics]
   measure.check(wanted, {})
