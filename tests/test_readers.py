@@ -19,7 +19,7 @@ from sg2jax import pretrained
 from sg2jax.faults import WeightsError
 from sg2jax.interop import pickle_reader, read, torch_file
 from sg2jax.interop.pickle_reader import Global
-from tests.foreign_files import LEGACY, ZIP, Tensor, legacy_head, save_legacy
+from tests.foreign_files import LEGACY, ZIP, legacy_head
 
 # ---- pickles
 
@@ -132,11 +132,6 @@ def test_a_file_of_torch_0_3_written_by_python_2():
   arrays = torch_file.parse(data)
   assert list(arrays) == ['w']
   np.testing.assert_array_equal(arrays['w'], values.reshape(2, 3))
-
-
-def test_a_state_dict_within_a_dict():
-  arrays = torch_file.parse(save_legacy({'state_dict': {'w': Tensor(np.zeros((2, 3)))}}))
-  assert arrays['w'].shape == (2, 3)
 
 
 # ---- what isn't a network

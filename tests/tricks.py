@@ -277,7 +277,7 @@ def tensor_tricks():
     ),
     'hidden nothing': (torch_storage(b''), 'byte 0'),
     'hidden list': (torch_storage(save_legacy_of(b'].')), 'unknown kind: list'),
-    'hidden count': (torch_storage(hidden[:-16] + b'\0' * 16), 'the pickle in a tensor'),
+    'hidden count': (torch_storage(hidden[:-16] + b'\0' * 16), 'cut off'),
     'hidden end': (torch_storage(hidden + b'a'), 'follow its end'),
     'hidden zip': (torch_storage(rosinality_file()[0]), 'argparse.Namespace is refused'),
     'hidden device': (

@@ -138,12 +138,7 @@ class _Parser:
 
   def nvidia(self, data):
     """{'G', 'D', 'G_ema': Net} of a pickle."""
-    try:
-      tree = pickle_reader.parse(data, _PICKLE_NAMES)
-    except ValueError as e:
-      if data.endswith(b'.'):  # as every whole pickle does
-        raise
-      raise ValueError(f'{e}; it is cut off or damaged: {sniff.AGAIN}') from None
+    tree = pickle_reader.parse(data, _PICKLE_NAMES)
     if _is_network(tree):
       net = self.network(tree)
       return {'D' if net.kind.startswith('D') else 'G_ema': net}
@@ -237,11 +232,8 @@ class _Parser:
     content = node.args[0]
     # By id: the pickle's memo makes tensors share the bytes. The tree keeps them alive.
     if id(content) not in self.storages:
-      try:
-        tree, load_storage = torch_file.contents(numpy_pickle.to_bytes(content))
-        self.storages[id(content)] = load_storage(tree)
-      except ValueError as e:
-        raise ValueError(f'the pickle in a tensor: {e}') from None
+      tree, load_storage = torch_file.contents(numpy_pickle.to_bytes(content))
+      self.storages[id(content)] = load_storage(tree)
     return self.storages[id(content)]
 
   # ---- rosinality's

@@ -16,6 +16,8 @@ import dataclasses
 import io
 import pickletools
 
+from sg2jax.interop import sniff
+
 MAX_OPCODES = 500_000  # a state dict of a thousand tensors has 30,000
 MAX_DEPTH = 100
 MAX_INTEGER = 8192  # bits
@@ -86,7 +88,9 @@ def parse(
   except (ValueError, Warning) as e:
     # Errors of decoding quote all of the text.
     reason = str(e) if type(e) is ValueError else 'text that cannot be decoded'
-    raise ValueError(f'byte {stream.tell()} of the pickle: {reason[:300]}') from None
+    where = f'byte {stream.tell()} of the pickle'
+    hint = '' if stream.read(1) else f'; it may be cut off: {sniff.AGAIN}'
+    raise ValueError(f'{where}: {reason[:300]}{hint}') from None
   need(stream is data or not stream.read(1), 'bytes follow the end of the pickle')
   return value
 

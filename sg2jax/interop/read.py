@@ -341,21 +341,18 @@ def _mean_w(generator, params, draws):
 
 def _float32(state, report):
   """The state in float32, which a note says. Raises ValueError for numbers that aren't finite."""
+  converted = {}
   dtypes = set()
-
-  def convert(path, x):
-    name = jax.tree_util.keystr(path, simple=True, separator='.')
+  for name, x in traverse_util.flatten_dict(state, sep='.').items():
     if name in ('step', 'nimg'):
-      return np.asarray(x, np.int32).reshape(())
+      converted[name] = np.asarray(x, np.int32).reshape(())
+      continue
     is_float = jnp.issubdtype(x.dtype, jnp.floating)
     need(is_float, f'{name} has the dtype {x.dtype}, which is no float')
-    y = np.ascontiguousarray(x, np.float32).reshape(x.shape)
-    need(np.isfinite(y).all(), f'{name} holds NaN, or numbers that are infinite in float32')
+    converted[name] = np.ascontiguousarray(x, np.float32).reshape(x.shape)
+    is_finite = np.isfinite(converted[name]).all()
+    need(is_finite, f'{name} holds NaN, or numbers that are infinite in float32')
     dtypes.add(str(x.dtype))
-    return y
-
-  state = jax.tree_util.tree_map_with_path(convert, state)
-  converted = sorted(dtypes - {'float32'})
-  if converted:
-    report['notes'].append(f'{", ".join(converted)} became float32')
-  return state
+  if others := sorted(dtypes - {'float32'}):
+    report['notes'].append(f'{", ".join(others)} became float32')
+  return {'d': {}, 'noise': {}} | traverse_util.unflatten_dict(converted, sep='.')

@@ -64,8 +64,7 @@ def parse(data: bytes) -> dict[str, np.ndarray]:
   """The tensors of a state dict, in its order.
 
   Args:
-    data: content of the file: {name: tensor or parameter}, or {'state_dict': that} and nothing
-      else.
+    data: content of the file: {name: tensor or parameter}.
 
   Returns:
     {name: array}, read-only, in the dtype of the file (bfloat16 as ml_dtypes.bfloat16). Tensors
@@ -75,10 +74,7 @@ def parse(data: bytes) -> dict[str, np.ndarray]:
     ValueError: malformed, or anything else in it; says what.
   """
   tree, load_storage = contents(data)
-  nodes = entries(tree)
-  if list(nodes) == ['state_dict']:
-    nodes = entries(nodes['state_dict'])
-  return {name: tensor(node, name, load_storage) for name, node in nodes.items()}
+  return {name: tensor(node, name, load_storage) for name, node in entries(tree).items()}
 
 
 def contents(
