@@ -196,7 +196,7 @@ def _generator_keys():
 def _discriminator_keys(arrays):
   """{rosinality's name: PyTorch's key} of the discriminator that has these arrays."""
   # Blocks are counted from the image on: convs.1 is that of the full resolution.
-  blocks = sum(name.endswith('.conv1.0.weight') for name in arrays)
+  blocks = min(sum(name.endswith('.conv1.0.weight') for name in arrays), _MAX_BLOCKS)
   top = f'b{4 << blocks}.fromrgb'
   keys = _D_LAST | {'convs.0.0.weight': f'{top}.weight', 'convs.0.1.bias': f'{top}.bias'}
   for i in range(blocks):
