@@ -187,10 +187,14 @@ def test_reals_full_or_as_training_draws_them(setting):
 
 
 def test_shrink_on_the_device_is_that_of_the_host():
-  images = np.random.default_rng(0).integers(0, 256, (2, 14, 21, 3), np.uint8)
+  images = np.random.default_rng(0).integers(0, 256, (2, 15, 42, 3), np.uint8)
   for factor in (1, 2, 7):
+    h, w = 15 // factor, 42 // factor
+    boxes = images[:, : h * factor].reshape(2, h, factor, w, factor, 3)
+    expected = np.rint(boxes.mean((2, 4)))
+    np.testing.assert_array_equal(data.shrink(images, factor), expected)
     shrunk = jax.jit(data.shrink, static_argnums=1)(images, factor)
-    np.testing.assert_array_equal(shrunk, data.shrink(images, factor))
+    np.testing.assert_array_equal(shrunk, expected)
 
 
 def test_a_missing_package_is_an_error_before_anything_is_computed(monkeypatch):
@@ -422,7 +426,7 @@ def test_bad_input_is_refused(run, monkeypatch, tmp_path, flags, fault, said):
 
 
 def test_a_signal_loses_the_pass_that_is_computed_and_no_result(
-  quick_compile, run, tmp_path, monkeypatch, capsys
+  quick_compile, source, run, tmp_path, monkeypatch, capsys
 ):
   """SIGTERM while the second pass over fakes is made; the same command goes on with that."""
   monkeypatch.setenv('SG2JAX_CACHE', str(tmp_path / 'cache'))

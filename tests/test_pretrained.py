@@ -199,7 +199,7 @@ def test_download_to_a_new_folder_and_again(server, trusted, tmp_path, capsys):
   'path, said',
   [
     ('/other', 'sha256'),
-    ('/long', ' bytes with sha256 '),
+    ('/long', f' {2 * len(CONTENT):,} bytes with sha256 '),  # no more is read
     ('/short', f'{len(CONTENT) - 5:,} bytes with'),
     ('/missing', '404'),
     ('/to/http://localhost/good', 'unknown url type: http'),
@@ -207,7 +207,8 @@ def test_download_to_a_new_folder_and_again(server, trusted, tmp_path, capsys):
     ('/to/ftp://localhost/a', 'unknown url type: ftp'),
   ],
 )
-def test_a_wrong_download_leaves_nothing(server, trusted, tmp_path, path, said):
+def test_a_wrong_download_leaves_nothing(server, trusted, tmp_path, monkeypatch, path, said):
+  monkeypatch.setattr(pretrained, 'CHUNK', len(CONTENT))
   (tmp_path / 'file.pth').write_bytes(b'old')
   with pytest.raises(WeightsError) as e:
     pretrained.fetch(published(server + path), tmp_path)

@@ -17,10 +17,17 @@ import numpy as np
 BLOCK = 4096  # rows
 
 
-def _blocks(rows, origin):
-  """(index of the first row, block [<=BLOCK,D] on the device), one after the other."""
-  for i in range(0, len(rows), BLOCK):
-    yield i, jnp.asarray(rows[i : i + BLOCK] - origin, float)
+def _slices(n):
+  return [slice(i, i + BLOCK) for i in range(0, n, BLOCK)]
+
+
+def _pairs(x, y, origin, tick):
+  """(rows of x, rows of y, these blocks [<=BLOCK,D] on the device) for all pairs of blocks."""
+  for i in _slices(len(x)):
+    a = jnp.asarray(x[i] - origin, float)
+    for j in _slices(len(y)):
+      tick()
+      yield i, j, a, jnp.asarray(y[j] - origin, float)
 
 
 def _origin(rows):
@@ -51,14 +58,10 @@ def _within(a, b, radius_a, radius_b):
 
 def _kth_square(rows, k, origin, tick):
   """Squared distance to the k-th nearest other row, the (k+1)-th smallest with itself: [N]."""
-  squares = []
-  for _, a in _blocks(rows, origin):
-    best = jnp.full((len(a), k + 1), jnp.inf, a.dtype)
-    for _, b in _blocks(rows, origin):
-      tick()
-      best = _smallest(best, a, b)
-    squares.append(np.asarray(best[:, k]))
-  return np.concatenate(squares)
+  best = np.full((len(rows), k + 1), np.inf)
+  for i, _, a, b in _pairs(rows, rows, origin, tick):
+    best[i] = _smallest(best[i], a, b)
+  return best[:, k]
 
 
 class PrecisionRecall(NamedTuple):
@@ -84,16 +87,11 @@ def precision_recall(
   fake_square = _kth_square(fakes, k, origin, tick)
   in_reals = np.zeros(len(fakes), bool)
   in_fakes = np.zeros(len(reals), bool)
-  for i, a in _blocks(fakes, origin):
-    for j, b in _blocks(reals, origin):
-      tick()
-      rows = slice(i, i + len(a))
-      columns = slice(j, j + len(b))
-      fakes_in, reals_in = _within(a, b, fake_square[rows], real_square[columns])
-      in_reals[rows] |= fakes_in
-      in_fakes[columns] |= reals_in
-  radii = (np.sqrt(square, dtype=np.float64) for square in (real_square, fake_square))
-  return PrecisionRecall(in_reals, in_fakes, *radii)
+  for i, j, a, b in _pairs(fakes, reals, origin, tick):
+    fakes_in, reals_in = _within(a, b, fake_square[i], real_square[j])
+    in_reals[i] |= fakes_in
+    in_fakes[j] |= reals_in
+  return PrecisionRecall(in_reals, in_fakes, np.sqrt(real_square), np.sqrt(fake_square))
 
 
 # ---- copies
@@ -128,19 +126,14 @@ def nearest(
     tick: called before each block of distances.
   """
   origin = _origin(base)
-  distance = np.empty(len(queries))
-  index = np.empty(len(queries), np.int64)
-  for i, a in _blocks(queries, origin):
-    best = jnp.full(len(a), jnp.inf, a.dtype)
-    which = jnp.zeros(len(a), int)
-    for j, b in _blocks(base, origin):
-      tick()
-      best, which = _closest(best, which, a, b, i, j, exclude_self)
-    rows = slice(i, i + len(a))
-    index[rows] = which
-    differences = queries[rows] - np.asarray(base[index[rows]], np.float64)
-    distance[rows] = np.linalg.norm(differences, axis=1)
-  return distance, index
+  best = np.full(len(queries), np.inf)
+  index = np.zeros(len(queries), np.int64)
+  for i, j, a, b in _pairs(queries, base, origin, tick):
+    best[i], index[i] = _closest(best[i], index[i], a, b, i.start, j.start, exclude_self)
+  for i in _slices(len(queries)):
+    differences = queries[i] - np.asarray(base[index[i]], np.float64)
+    best[i] = np.linalg.norm(differences, axis=1)
+  return best, index
 
 
 def copying(fake_distances: np.ndarray, heldout_distances: np.ndarray) -> tuple[np.ndarray, float]:
