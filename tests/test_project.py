@@ -215,7 +215,7 @@ def test_a_folder_is_projected_and_goes_on(search, pictures, tmp_path, capsys, m
   search(project_tool, *args)
   assert contents(tmp_path / 'parts') == whole
 
-  monkeypatch.setattr(project, 'Projector', None)  # nothing is done again
+  monkeypatch.setattr(project, 'Projector', pytest.fail)  # nothing is done again
   search(project_tool, *args)
   with pytest.raises(UsageError, match='lr: 0.1 there, 0.2 here.*another --out'):
     search(project_tool, *args, '--lr=0.2')
@@ -367,7 +367,7 @@ def test_attribution_tool(search, pictures, tmp_path, capsys, monkeypatch):
   assert Image.open(out / 'attribution.png').width == 1200
   own = [{'name': f'seed{i:04d}', 'distance': i} for i in range(3)]
   assert list(attribute_tool.examples(out / 'own', own)) == ['closest', '60 %', 'farthest']
-  monkeypatch.setattr(project, 'Projector', None)  # nothing is done again
+  monkeypatch.setattr(project, 'Projector', pytest.fail)  # nothing is done again
   search(attribute_tool, *args)
   for bad, match in (
     ('--own=0-2', '3 seeds.* 4 at least'),

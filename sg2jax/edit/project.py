@@ -23,8 +23,6 @@ from sg2jax.nets import vgg
 
 SPACES = ('w', 'w+')  # one w for all layers, or one for each [I2S]
 MAX_SIDE = 256  # px: distances look at no more
-SAMPLES = 10_000  # w, at whose mean the search starts
-SAMPLES_SEED = 123
 ADAM = optax.scale_by_adam(0.9, 0.999, 1e-8)
 
 
@@ -48,9 +46,8 @@ class Distance(NamedTuple):
   name: str  # one of DISTANCES
   hash: str  # SHA-256 of its weights, '' without
   params: Any  # its weights
-  features: (
-    Callable  # (params, images [N,H,W,C] in [-1,1], at most MAX_SIDE px) -> what is compared
-  )
+  # (params, images [N,H,W,C] in [-1,1], at most MAX_SIDE px) -> what is compared
+  features: Callable
   compare: Callable  # (params, features, features) -> [N]
 
 
@@ -75,8 +72,7 @@ class Projection(NamedTuple):
 
 
 def _lpips_features(params, images):
-  rgb = jnp.broadcast_to(images, (*images.shape[:3], 3))  # of grey, too
-  return vgg.lpips_features(params, rgb)
+  return vgg.lpips_features(params, jnp.broadcast_to(images, (*images.shape[:3], 3)))  # grey, too
 
 
 def _pixels(_, images):
@@ -131,19 +127,17 @@ def view(images: jax.Array) -> jax.Array:
 # ---- parts of a step
 
 
-def statistics(
-  net: sampler.Sampler, samples: int = SAMPLES, seed: int = SAMPLES_SEED
-) -> tuple[np.ndarray, float]:
-  """(mean w [w_dim], spread) of latents of RandomState(seed), with random labels: float64.
+def statistics(net: sampler.Sampler, samples: int = 10_000) -> tuple[np.ndarray, float]:
+  """(mean w [w_dim], at which the search starts, spread), with random labels: float64.
 
   The spread is one number: the root of the mean squared distance to the mean.
   """
-  w = sampler.sample_w(net, samples, seed).astype(np.float64)
+  w = sampler.sample_w(net, samples, 123).astype(np.float64)
   return w.mean(0), np.sqrt(((w - w.mean(0)) ** 2).sum() / samples)
 
 
-def rates(settings: Settings, spread: float) -> tuple[np.ndarray, np.ndarray]:
-  """(learning rate, scale of the noise added to w) of every step: float64 [steps] each.
+def rates(settings: Settings, spread: float) -> np.ndarray:
+  """Learning rate, and scale of the noise added to w, of every step: float64 [steps,2].
 
   spread: of `statistics`.
   """
@@ -151,7 +145,7 @@ def rates(settings: Settings, spread: float) -> tuple[np.ndarray, np.ndarray]:
   lr = 0.5 - 0.5 * np.cos(np.pi * np.minimum(1, (1 - t) / settings.lr_rampdown))
   lr = settings.lr * lr * np.minimum(1, t / settings.lr_rampup)
   scale = spread * settings.w_noise * np.maximum(0, 1 - t / settings.w_noise_length) ** 2
-  return lr, scale
+  return np.stack([lr, scale], 1)
 
 
 def noise_penalty(noise: jax.Array) -> jax.Array:
@@ -283,9 +277,8 @@ class Projector:
     w = np.broadcast_to(mean, (1, 1 if settings.space == 'w' else net.num_ws, len(mean)))
     # One key for all images, so that what comes out doesn't depend on the place in the batch.
     key, noise_key = jax.random.split(purpose_key(settings.seed, 'projection'))
-    schedule = np.stack(rates(settings, spread), 1).astype(np.float32)  # [steps,2]
-    networks = (net.variables, distance.params)
-    networks, key, schedule = jax.device_put((networks, key, schedule), sharding.replicated(mesh))
+    constants = (net.variables, distance.params), key, rates(settings, spread).astype(np.float32)
+    networks, key, schedule = jax.device_put(constants, sharding.replicated(mesh))
     targets = targets.astype(np.float32) / 127.5 - 1
     with _full_precision():
       self._state, target = begin(*networks, noise_key, np.float32(w), targets)

@@ -121,7 +121,7 @@ def draw(
 ) -> Figure:
   """Histograms of the groups, the threshold, examples of targets and results: a Figure."""
   distances = {name: np.maximum(x, 1e-12) for name, x in verdict['distances'].items()}
-  caption = '\n'.join([f'{job.net.title}, {job.settings.steps} steps', *table(verdict)[:2]])
+  caption = '\n'.join([f'{job.net.title}, {job.about["steps"]} steps', *table(verdict)[:2]])
   figure, chart = charts.sheet(
     'Attribution: how close projections come to their targets',
     caption,
@@ -145,7 +145,7 @@ def draw(
     chart.plot(at, np.zeros_like(at), '^', label=GROUPS['images'], **style)
   chart.set_xscale('log')
   chart.yaxis.get_major_locator().set_params(integer=True)
-  chart.set_xlabel(f'distance: {job.distance.name}')
+  chart.set_xlabel(f'distance: {job.about["distance"]}')
   chart.legend(frameon=False, loc='lower right', bbox_to_anchor=(1, 0.99), ncols=3)
   return figure
 

@@ -40,7 +40,7 @@ def main(_: list[str]) -> None:
     documents = projections.project_all(job, items, out)
   factor = np.median([d['distance_start'] / max(d['distance'], 1e-12) for d in documents])
   print(
-    f'{job.net.title}: {len(documents)} projected; {job.distance.name} fell to 1/{factor:.3g} '
+    f'{job.net.title}: {len(documents)} projected; {job.about["distance"]} fell to 1/{factor:.3g} '
     f'(median); results in {out}/'
   )
 

@@ -1,6 +1,8 @@
 """A folder of projections: pictures in, files out; what is finished, sealed by its .npz, stays."""
 
+from collections.abc import Callable
 import contextlib
+from functools import partial
 import json
 from operator import itemgetter
 import pathlib
@@ -37,10 +39,8 @@ class Job(NamedTuple):
   """How pictures are projected."""
 
   net: sampler.Sampler
-  distance: project.Distance
-  settings: project.Settings
-  start: tuple  # of `project.statistics`
-  about: dict  # all that a result depends on but for the picture
+  begin: Callable  # images uint8 [N,H,W,C] -> a project.Projector
+  about: dict  # all that a result depends on but for the picture: 'distance', 'steps' ...
   batch: int  # pictures at once
   video: bool  # whether there is one of each search
   stop: Stop
@@ -52,25 +52,17 @@ class Job(NamedTuple):
 def define_flags() -> None:
   """What `read_job` reads."""
   shared.define_checkpoint()
-  flags.DEFINE_enum(
-    'distance',
-    'lpips',
-    list(project.DISTANCES),
-    'What is made small: LPIPS; mean square of the pixels (l2), and of those of all smaller sizes '
-    '(pyramid).',
+  what = 'What is made small: LPIPS; mean square of pixels (l2), of those of all sizes (pyramid).'
+  flags.DEFINE_enum('distance', 'lpips', list(project.DISTANCES), what)
+  what = (
+    'One w for all layers, or (w+) one for each: closer, but farther from what the network makes.'
   )
-  flags.DEFINE_enum(
-    'space',
-    'w',
-    project.SPACES,
-    'One w for all layers, or (w+) one for each: closer, but farther from what the network makes.',
-  )
+  flags.DEFINE_enum('space', 'w', project.SPACES, what)
   flags.DEFINE_integer('steps', 1000, 'Of the search.', lower_bound=1)
   shared.define_finite('lr', 0.1, 'Learning rate, at its largest.', lower_bound=0)
   shared.define_seed('Of the noise in the search.')
-  flags.DEFINE_integer(
-    'batch', 0, 'Pictures at once, over all devices; 0: what suits their size.', lower_bound=0
-  )
+  what = 'Pictures at once, over all devices; 0: what suits their size.'
+  flags.DEFINE_integer('batch', 0, what, lower_bound=0)
   shared.define_weights('vgg16=FILE, lpips_vgg=FILE')
 
 
@@ -87,7 +79,9 @@ def read_job(stop: Stop, video: bool = False) -> Job:
   about = {'network': net.hash(), 'distance': distance.name, 'weights': distance.hash}
   about |= settings._asdict()
   batch = asked.batch or max(1, min(MAX_IMAGES, MAX_PIXELS // (height * width)))
-  return Job(net, distance, settings, project.statistics(net), about, batch, video, stop)
+  start = project.statistics(net)
+  begin = partial(project.Projector, net, distance=distance, settings=settings, start=start)
+  return Job(net, begin, about, batch, video, stop)
 
 
 def _lpips(shape):
@@ -133,8 +127,8 @@ def project_all(job: Job, items: list[Item], out: pathlib.Path, label: str = '')
 def _project(job, batch, out, label):
   """Projects a batch and writes its files; between two steps it leaves if it is to stop."""
   targets = np.stack([item.image for item in batch])
-  projector = project.Projector(job.net, targets, job.distance, job.settings, job.start)
-  steps = job.settings.steps
+  projector = job.begin(targets)
+  steps = job.about['steps']
   film = []  # for each frame, images [N,H,W,C]
   with tqdm(range(steps), label, unit=' steps', leave=False, disable=None) as bar:
     for step in bar:
@@ -144,7 +138,7 @@ def _project(job, batch, out, label):
         job.stop.leave(f'{out} has the pictures that are finished')
       # Waiting for each step keeps a signal from waiting for many.
       distance = np.asarray(projector.advance()).mean()
-      bar.set_postfix_str(f'{job.distance.name} {distance:.3g}', refresh=False)
+      bar.set_postfix_str(f'{job.about["distance"]} {distance:.3g}', refresh=False)
   result = projector.result()
   for i, item in enumerate(batch):
     if not np.isfinite(result.distance[i]):

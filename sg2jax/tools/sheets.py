@@ -75,8 +75,6 @@ def write_sheet(
     tiles = tiles.reshape(-1, *tiles.shape[2:])
     h += LINE
   font = ImageFont.load_default(14)
-  rows = [_printable(name) for name in rows]
-  cols = [_printable(name) for name in cols]
   lengths = [font.getlength(line) for name in rows for line in name.split('\n')]
   left = math.ceil(max(lengths)) + 2 * MARGIN if rows else 0
   top = max([MARGIN + LINE * (name.count('\n') + 1) for name in cols], default=0)
@@ -94,15 +92,9 @@ def write_sheet(
     draw.text((left + w * (j + 0.5), top / 2), name, black, font, 'mm', align='center')
   for i, name in enumerate(below):
     row, col = divmod(i, pictures.shape[1])
-    name = _printable(name)
     if font.getlength(name) > w - 4:
       while name and font.getlength(name + '\u2026') > w - 4:
         name = name[:-1]
       name += '\u2026'
     draw.text((left + w * (col + 0.5), top + h * (row + 1) - LINE / 2), name, black, font, 'mm')
   files.write_atomic(path, files.png(np.asarray(picture).reshape(sheet.shape)))
-
-
-def _printable(name):
-  """A name without what fonts can't hold."""
-  return name.encode('utf-8', 'backslashreplace').decode()

@@ -35,15 +35,10 @@ def define_flags() -> None:
   flags.DEFINE_string('out', '', 'File to write; its ending says which kind: .mp4, .gif or .webp.')
   flags.DEFINE_string('grid', '1x1', 'ROWSxCOLUMNS of paths that are shown together.')
   flags.register_validator('grid', _GRID.fullmatch, 'must be ROWSxCOLUMNS, such as 2x3')
-  flags.DEFINE_enum(
-    'space',
-    'w',
-    ppl.SPACES,
-    'w: straight on between mapped latents; z: on the sphere between latents.',
-  )
-  flags.DEFINE_float(
-    'seconds', 0, 'Length of the video; 0: 2 seconds for each step from seed to seed.'
-  )
+  what = 'w: straight on between mapped latents; z: on the sphere between latents.'
+  flags.DEFINE_enum('space', 'w', ppl.SPACES, what)
+  what = 'Length of the video; 0: 2 seconds for each step from seed to seed.'
+  flags.DEFINE_float('seconds', 0, what)
   flags.DEFINE_float('fps', 30, 'Frames per second; of a .gif 50 at most.', upper_bound=240)
   flags.DEFINE_boolean('loop', True, 'Whether the last seed leads back to the first.')
 

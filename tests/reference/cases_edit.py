@@ -66,7 +66,7 @@ def _run(sub):
   config = types.SimpleNamespace(c_dim=generator.mapping.c_dim)
   net = sampler.Sampler(pathlib.Path(), config, 0, 0, generator, variables, {}, w_avg)
   mean, spread = project.statistics(net, samples)
-  lr, scale = project.rates(settings, spread)
+  lr, scale = project.rates(settings, spread).T
   target = nhwc(given['target_uint8'])[None] / jnp.asarray(127.5) - 1
   first = from_pytorch(sub.under('initial_noise/'))[1]
   first = jax.tree.map(lambda x: jnp.asarray(x)[None, :, :, None], first)
@@ -106,7 +106,7 @@ def projector(sub):
     return _penalty(sub.given)
   if 'target_uint8' in sub.given:
     return _run(sub)
-  lr, scale = project.rates(_settings(sub.config), sub.config['w_std'])
+  lr, scale = project.rates(_settings(sub.config), sub.config['w_std']).T
   return {'lr': lr, 'w_noise_scale': scale}
 
 
