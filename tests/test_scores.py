@@ -151,6 +151,8 @@ def test_bootstrap_of_a_mean_is_the_normal_interval():
   assert low == pytest.approx(-expected, rel=0.15) and high == pytest.approx(expected, rel=0.15)
   assert scores.interval(0, values, 0) == (low, high) != scores.interval(0, values, 1)
   assert scores.interval(3, np.full(5, 2.5), 0) == (3, 3)
+  low, high = scores.interval(0, key().exponential(3, 20), 0)  # a skew one
+  assert 0 < -low < high
 
 
 # ---- KID
