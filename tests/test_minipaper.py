@@ -304,7 +304,7 @@ def test_two_cells_interrupted_killed_and_resumed(home, tmp_path):
 
   process = begin()
   until(process, '16x16x1')
-  until(process, 'tick')
+  until(process, 'tick 2')
   os.kill(process.pid, signal.SIGINT)  # to the tool alone
   out, err = process.communicate(timeout=60)
   assert process.returncode == 130 and '0 of 2 runs are done' in err, out + err
