@@ -144,7 +144,8 @@ def restore_and_train(
     if not is_new:
       if checkpoints.restored['meta'].get('data_hash') != source.hash:
         snapshot.write_reals(f'reals_{nimg // 1000:06d}', step)
-      if step and whats_due(run, growth.current_stage(step, nimg), nimg).metrics:
+      # of the stage that the last minibatch was of
+      if step and whats_due(run, growth.stage(nimg - 1), nimg).metrics:
         snapshot.measure_metrics(state)  # only those that aren't there
     train_stages(run, state)
 
