@@ -71,10 +71,17 @@ class Growth:
     """The stage of a run after `step` minibatches and `nimg` images, at a check or between two."""
     if step % self.repeats == 0:
       return self.stage(nimg)
+    return self._stage_after_checks(step // self.repeats)
+
+  def last_stage(self, step: int) -> GrowthStage:
+    """The stage that the last of `step` >= 1 minibatches was of."""
+    return self._stage_after_checks((step - 1) // self.repeats)
+
+  def _stage_after_checks(self, count):
     # Near a change nimg alone may fit two stages, as their batches differ. So the schedule is
     # walked from its start: a second for 25 million images.
     nimg = 0
-    for _ in range(step // self.repeats):
+    for _ in range(count if self.levels else 0):
       nimg += self.stage(nimg).batch * self.repeats
     return self.stage(nimg)
 

@@ -34,7 +34,7 @@ from sg2jax.state import TrainState
 
 PHASES = ('g', 'g_reg', 'd', 'd_reg')  # a place is the number in keys and in TrainState.fault
 # Of a minibatch: g_reg follows g as both are of one Adam, d sees the generator after both. d moves
-# the clock and the EMA: what comes after it looks back (_before_d, nonfinite._first_position).
+# the clock and the EMA: what follows it must look back, as d_reg does (_before_d), g and g_reg not.
 ORDER = ('g', 'g_reg', 'd', 'd_reg')
 OBJECTIVE = 'objective'  # what a step minimises, among the numbers that must be finite
 Result = tuple[TrainState, dict]  # of a step: the new state, and what it reports
@@ -192,7 +192,8 @@ class TrainSteps:
       return self._discriminate(state, d, img, x['real_c'])
 
     penalty, _ = losses.r1_penalty(discriminate, x['reals'])
-    # of the image enlarged to full size, as the paper's was when growing
+    # Of the image enlarged to full size, as the paper's was when growing: a pixel's gradient is
+    # spread over 4^level pixels, so that the squared norm is 4^-level of this.
     penalty = penalty.mean() * 4.0**-self.stage.level
     return penalty * (self.r1_gamma / 2 * (self.r1_interval or 1)), (averages, {'r1': penalty})
 
@@ -202,7 +203,7 @@ class TrainSteps:
     """Generator step; pl_draws: those of path lengths that aren't lazy."""
     if pl_draws is None:
       return self._update('g', state, self._g_loss, draws)
-    return self._update('g', state, _sum(self._g_loss, self._pl_loss), (draws, pl_draws))
+    return self._update('g', state, _regularized(self._g_loss, self._pl_loss), (draws, pl_draws))
 
   def g_reg_update(self, state: TrainState, draws: dict) -> Result:
     """Path length step."""
@@ -220,7 +221,7 @@ class TrainSteps:
     ema = jax.tree.map(lambda p, e: p + (e - p) * beta, state.g, state.g_ema)
     after = {'g_ema': ema, 'step': state.step + 1, 'nimg': state.nimg + batch}
     if self.r1_gamma and not self.r1_interval:
-      loss = _sum(self._d_loss, self._r1_loss)
+      loss = _regularized(self._d_loss, self._r1_loss)
       return self._update('d', state, loss, (draws | reals, reals), **after)
     return self._update('d', state, self._d_loss, draws | reals, **after)
 
@@ -314,7 +315,7 @@ def _before_d(state, labels):
 # ---- one Adam step
 
 
-def _sum(main, regularizer):
+def _regularized(main, regularizer):
   """The loss that adds a regularizer which isn't lazy. x: what main takes, what the other takes."""
 
   def loss(state, params, averages, x):
@@ -328,7 +329,7 @@ def _sum(main, regularizer):
 def _accumulate(loss, params, averages, xs, mean):
   """Gradients over rounds -> (grads, averages after the last round, aux as means).
 
-  Gradients are summed, each a mean over its round, as the reference does; or averaged (`mean`).
+  Gradients are summed, each a mean over its round, as PyTorch's code does; or averaged (`mean`).
   """
   grad = jax.grad(loss, has_aux=True)
   rounds = jax.tree.leaves(xs)[0].shape[0]

@@ -59,7 +59,10 @@ def build(
     )
   # Classes are only those that have a usable picture: some are converted twice.
   assignment = label_rules.assign(
-    label_rule, listing, lambda name: not isinstance(_convert(name, listing, options, {}), str)
+    # an empty dict of labels: no picture lacks one yet
+    label_rule,
+    listing,
+    lambda name: not isinstance(_convert(name, listing, options, {}), str),
   )
   # ---- built in a hidden folder, then moved
   report = {
@@ -134,7 +137,7 @@ def _write(
       writer.add(record)
       used.append(name)
       brightest = max(brightest, peak)
-    labels, label_feature = _write_labels(place, assignment, used)
+    label_entry, label_feature = _write_labels(place, assignment, used)
     if used:
       writer.finish(
         options.shape,
@@ -148,7 +151,7 @@ def _write(
       f'no value above {brightest} of 255: nearly black; of grey with 12 bits of 16, '
       '--max_value=4095 makes the largest white'
     )
-  empty = [name for name, count in labels.get('classes', {}).items() if not count]
+  empty = [name for name, count in label_entry.get('classes', {}).items() if not count]
   if empty:
     warnings.append(f'never drawn, as no picture has this class: {wording.enumerate_names(empty)}')
   return {
@@ -159,7 +162,7 @@ def _write(
     ],
     'content_sha256': content.hexdigest(),
     'warnings': warnings,
-    **labels,
+    **label_entry,
   }
 
 

@@ -8,7 +8,5 @@ From a name to a number:
 Below them: passes (batch by batch; those over reals are kept), neighbors, swd, ppl. Beside them:
 reals (the data set of a run, or another that fits), artifacts (droplets and such, no scores).
 
-A new metric of features that are there already: a row in protocols.KINDS, a function in
-scores.SCORES. One that wants another network: a row in protocols.WEIGHTS and in features.NETWORKS,
-too.
+CONTRIBUTING.md says how to add one.
 """

@@ -22,6 +22,7 @@ from sg2jax.evaluation.swd import PATCH
 from sg2jax.faults import DatasetError, UsageError
 
 FORMAT = 2  # of a result, and of what is computed: one of another format is measured again
+NEIGHBOURS = ('nn', 'pixelnn')  # kinds that show a picture, and compare with held-out reals
 LPIPS_SIDE = 16  # px, the least that VGG16 halves four times; cropped, images are half as large
 
 
@@ -81,7 +82,7 @@ def population(p: Protocol, s: Setting) -> np.ndarray:
   return np.sort(np.random.default_rng([s.seed, 2]).permutation(images)[:most])
 
 
-def places(p: Protocol, s: Setting, everyone: np.ndarray) -> np.ndarray:
+def chosen_reals(p: Protocol, s: Setting, everyone: np.ndarray) -> np.ndarray:
   """Those of a `population` that are looked at: all; of KID, those that are in a subset."""
   if p.kind != 'kid':
     return everyone
@@ -108,13 +109,15 @@ def measure(protocols: list[Protocol], setting: Setting) -> Iterator[dict[str, A
       f'--holdout: {s.holdout.place} is the data set itself; give images that were not trained on'
     )
   detectors = load(protocols, s.source, s.explicit)
-  start = time.monotonic()
+  start = time.monotonic()  # the seconds of a metric are those since the one before
   about = {p: _about(p, s, detectors[p.of_kind.detector]) for p in protocols}
   before = {p: _measured(s.out / f'{p.name}.json', about[p]) for p in protocols}
   due = [p for p in protocols if not passes.everywhere(before[p] is not None)]
   # Before all fakes, which have to be made again if the process ends: these stay in the cache.
   reals = {p: _reals(p, s, detectors[p.of_kind.detector]) for p in due}
-  fakes = {}  # outputs of detectors by number of fakes, of which several metrics take theirs
+  # Outputs of detectors, by number of fakes: several metrics take theirs of one pass. Path lengths
+  # look at pairs of their own, so that theirs are by protocol.
+  fakes = {}
   for p in protocols:
     if p not in due:
       yield before[p] | {'measured_before': True}
@@ -125,7 +128,7 @@ def measure(protocols: list[Protocol], setting: Setting) -> Iterator[dict[str, A
       fakes[group] = passes.rows(passes.run(job, s.at_once, s.stop))
     compared = reals[p]._replace(fakes=fakes[group][p.of_kind.output])
     result = scores.SCORES[p.kind](p, compared, s.seed, s.check_stop)
-    if p.kind in ('nn', 'pixelnn'):
+    if p.kind in NEIGHBOURS:
       _write(s, f'{p.name}.png', _picture(s, result))
     counts = {'fakes': count(p, s), 'reals': len(compared.places)}
     document = _document(p, s, result, counts | about[p], time.monotonic() - start)
@@ -140,7 +143,7 @@ def _about(p, s, detector):
   return {
     'format': FORMAT,
     'data': _describe(s.source) | {'mirrored': bool(training and training['mirror'])},
-    'holdout': s.holdout and _describe(s.holdout),
+    'holdout': _describe(s.holdout) if s.holdout and p.kind in NEIGHBOURS else None,
     'detector': {
       'name': detector.name,
       'sha256': detector.hash,
@@ -190,9 +193,9 @@ def _reals(p, s, detector):
     return passes.cached(job, p.of_kind.reals == 'moments', s.at_once, s.stop)
 
   everyone = population(p, s)
-  chosen = places(p, s, everyone)
+  chosen = chosen_reals(p, s, everyone)
   holdout = None
-  if s.holdout and p.kind in ('nn', 'pixelnn'):
+  if s.holdout and p.kind in NEIGHBOURS:
     holdout = look(s.holdout, np.arange(len(s.holdout)))
   return Features(None, look(s.source, chosen), chosen, len(everyone), holdout)
 

@@ -30,7 +30,7 @@ MAX_BYTES = 2**32  # of a file, and of its arrays
 MAX_LAYERS = 64  # of a mapping network; far above any
 MAX_TAPS = 64
 # Networks of a file, and what there is if it lacks one.
-_NAMES = {
+_SUBSTITUTES = {
   'G_ema': 'g_ema is a copy of g',
   'G': 'g is a copy of g_ema',
   'D': 'd is empty',
@@ -102,7 +102,7 @@ def of_nets(nets: dict[str, Net]) -> Imported:
   report['networks'] = {name: net.kind for name, net in nets.items()}
   found = {}
   # The average first: what images are made by decides about sizes, and the others must fit.
-  for name, instead in _NAMES.items():
+  for name, instead in _SUBSTITUTES.items():
     if name in nets:
       generator = next(iter(found.values()), None)
       found[name] = _import(nets[name], name, generator, report)
@@ -278,7 +278,8 @@ def _complete(config, state, report):
   given = {part: state[part] for part in ('g_ema', 'g', 'd', 'noise', 'w_avg')}
   flat = traverse_util.flatten_dict(given)
   if state['w_avg'] is None:
-    del flat['w_avg',], expected['w_avg',]
+    del flat[('w_avg',)]
+    del expected[('w_avg',)]
 
   # A fixed seed, so that one file gives the same run each time.
   draws = np.random.RandomState(0)
@@ -331,7 +332,8 @@ def _shapes(generator, discriminator):
 def _mean_w(generator, params, draws):
   z_dim, c_dim = generator.mapping.z_dim, generator.mapping.c_dim
   z = draws.randn(MEAN_OF, z_dim)
-  c = np.eye(max(c_dim, 1), c_dim)[draws.randint(max(c_dim, 1), size=MEAN_OF)]
+  classes = draws.randint(max(c_dim, 1), size=MEAN_OF)
+  c = np.eye(max(c_dim, 1), c_dim)[classes]  # one-hot; [MEAN_OF,0] without labels
   # A mean of float32 over 10,000; on GPUs the default precision would show in it.
   with jax.default_matmul_precision('highest'):
     mean = jax.jit(lambda v, z, c: generator.apply(v, z, c, method='map').mean(0))

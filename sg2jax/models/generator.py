@@ -158,7 +158,7 @@ class Synthesis(nn.Module):
     styles = [lax.index_in_dim(ws, j, 1, keepdims=False) for j in range(ws.shape[1])]  # [N,w_dim]
     block = BLOCKS.get(self.architecture, SynthesisBlock)
     if self.remat:
-      block = nn.remat(block, static_argnums=(4,))  # noise_mode is a string
+      block = nn.remat(block, static_argnums=(4,))  # noise_mode (self counts) is a string
     x = None
     images = []
     for i in range(newest + 1):

@@ -86,7 +86,7 @@ class Conv(nn.Module):
     if self.use_bias:
       bias = self.param('bias', nn.initializers.zeros, (self.features,)) * self.bias_gain
     if self.mean and self.down == 2:
-      x = resample.filter2d(x, resample.setup_filter(self.taps))  # [N,H,W,I]
+      x = resample.filter2d(x, resample.setup_filter(self.taps, separable=True))  # [N,H,W,I]
       x = conv.conv2d_mean(x, weight)  # [N,H/2,W/2,features]
     else:
       # A correlation, but a true convolution where it enlarges: so are weights in NVIDIA's files.

@@ -52,7 +52,7 @@ class StyleLayer(nn.Module):
     weight = self.param('weight', nn.initializers.normal(1), shape) * math.sqrt(2 / fan_in(shape))
     if self.up == 2:
       x = conv.nearest_conv2d(x, weight)  # [N,2H,2W,features]
-      return resample.filter2d(x, resample.setup_filter(BLUR))
+      return resample.filter2d(x, resample.setup_filter(BLUR, separable=True))
     return conv.conv2d_resample(x, weight, padding=1)
 
 

@@ -63,7 +63,8 @@ def main(argv: list[str]) -> None:
     raise UsageError(f'--out={asked.out} is for images; {kind} writes one sheet: --sheet=FILE.png')
   psis = asked.psi or (SWEEP if kind == 'sweep' else [1.0])
   if kind != 'sweep' and len(psis) > 1:
-    raise UsageError(f'--psi={psis}: {kind} takes one number, such as 0.7')
+    values = ','.join(f'{psi:g}' for psi in psis)
+    raise UsageError(f'--psi={values}: {kind} takes one number, such as 0.7')
   out = cli.folder(asked.out) if asked.out else None
   sheet = cli.file(asked.sheet, ['.png'], 'sheet') if asked.sheet or kind != 'images' else None
 
@@ -74,17 +75,19 @@ def main(argv: list[str]) -> None:
   label = shared.labels(net, len(seeds) + len(cols))
   batch = asked.batch or net.batch
   if kind == 'images':
-    images(net, seeds, label, out, sheet, batch, asked.noise, psis[0], asked.cutoff)
+    images(
+      net, seeds, label, out, sheet, batch, noise=asked.noise, psi=psis[0], cutoff=asked.cutoff
+    )
   elif kind == 'mix':
     styles = shared.ws_range(net, 'styles')
-    ws, number = mix(net, seeds, cols, styles, label, psi=psis[0], cutoff=asked.cutoff)
-    pictures = sheets.render(net, ws, number, asked.noise, batch)
+    ws, noise_seeds = mix(net, seeds, cols, styles, label, psi=psis[0], cutoff=asked.cutoff)
+    pictures = sheets.render(net, ws, noise_seeds, asked.noise, batch)
     pictures[0, 0] = 255
     names = sheets.seed_names(net, [*seeds, *cols], label)
     sheets.write_sheet(sheet, pictures, ['', *names[: len(seeds)]], ['', *names[len(seeds) :]])
   else:
-    ws, number = sweep(net, seeds, psis, label, asked.cutoff)
-    pictures = sheets.render(net, ws, number, asked.noise, batch)
+    ws, noise_seeds = sweep(net, seeds, psis, label, asked.cutoff)
+    pictures = sheets.render(net, ws, noise_seeds, asked.noise, batch)
     rows = sheets.seed_names(net, seeds, label)
     sheets.write_sheet(sheet, pictures, rows, [f'psi {psi:g}' for psi in psis])
   print(f'wrote {" and ".join(str(path) for path in (out, sheet) if path)}')

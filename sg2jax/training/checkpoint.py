@@ -131,7 +131,8 @@ class Checkpoints:
         os.rename(partial, final)
         fsync(self._root)
     except Exception as e:  # orbax and tensorstore raise all sorts of errors for a full disk
-      shutil.rmtree(partial, ignore_errors=True)
+      if first:
+        shutil.rmtree(partial, ignore_errors=True)
       raise WriteError(
         f'{final}: this checkpoint could not be written ({size} bytes; '
         f'{files.free_bytes(self._root)} bytes free): {_one_line(e)}. Those saved before are '
@@ -178,10 +179,10 @@ class Checkpoints:
 
     Damaged ones met on the way are named in a warning and renamed to <step>.damaged-<n>.
 
+    What a checkpoint of an older format lacks has the value that state.LATER_FIELDS says.
+
     Args:
       like: pytree of arrays or ShapeDtypeStructs; a leaf without a sharding becomes a numpy array.
-
-    What a checkpoint of an older format lacks has the value that state.LATER_FIELDS says.
 
     Raises:
       CheckpointError: some were there but none is whole; format too new; leaves unlike `like`'s.
@@ -193,6 +194,7 @@ class Checkpoints:
       step, bad = _newest(self._root, set_aside=True)
     # The others may see the files of a network file system late, or not at all.
     step = int(multihost_utils.broadcast_one_to_all(np.int32(-1 if step is None else step)))
+    # Those that were set aside are no longer here.
     self._scores = {s: score for s, score in self._scores.items() if s <= step}
     if bad and step < 0:
       raise CheckpointError(

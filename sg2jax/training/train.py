@@ -144,9 +144,9 @@ def restore_and_train(
     if not is_new:
       if checkpoints.restored['meta'].get('data_hash') != source.hash:
         snapshot.write_reals(f'reals_{nimg // 1000:06d}', step)
-      # of the stage that the last minibatch was of
-      if step and whats_due(run, growth.stage(nimg - 1), nimg).metrics:
-        snapshot.measure_metrics(state)  # only those that aren't there
+      if step and step % growth.repeats == 0:
+        if whats_due(run, growth.last_stage(step), nimg).metrics:
+          snapshot.measure_metrics(state)  # only those that aren't there
     train_stages(run, state)
 
 
@@ -279,7 +279,7 @@ class Tally:
   """Means over a tick of the scalars that steps report, summed on the device."""
 
   def __init__(self) -> None:
-    self._sums = {}  # {phase: {name: []}}
+    self._sums = {}  # {phase: {name: a scalar}}
     self._counts = Counter()
 
   def add(self, phase: str, aux: dict[str, jax.Array]) -> None:
