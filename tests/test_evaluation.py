@@ -203,6 +203,12 @@ def test_a_missing_package_is_an_error_before_anything_is_computed(monkeypatch):
     features.load('vgg16', (8, 8, 3), {})
 
 
+def test_all_missing_weights_of_a_network_are_named_at_once():
+  files = {'vgg16': '/nowhere/v.pth', 'lpips_vgg': '/nowhere/l.pth'}
+  with pytest.raises(WeightsError, match='(?s)nowhere/v.pth.*nowhere/l.pth'):
+    features.load('lpips', (64, 64, 3), files)
+
+
 def test_networks_take_grey_and_rgb_only():
   assert features.colour(np.ones((2, 4, 4, 1))).shape == (2, 4, 4, 3)
   with pytest.raises(UsageError, match='4 channels'):

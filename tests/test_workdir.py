@@ -272,6 +272,10 @@ def test_save_run(tmp_path):
   starts = json.loads((tmp_path / 'run' / 'environment.json').read_text())
   assert len(starts) == 2 and starts[0]['devices'] >= 1 and starts[0]['jax'] and starts[0]['python']
   assert sorted(os.listdir(tmp_path / 'run')) == ['config.json', 'environment.json']
+  # It only informs: a torn one keeps no run from going on.
+  (tmp_path / 'run' / 'environment.json').write_text('[{')
+  workdir.save_run(tmp_path / 'run', {})
+  assert len(json.loads((tmp_path / 'run' / 'environment.json').read_text())) == 1
 
 
 def test_save_run_keeps_labels_and_what_changed(tmp_path):

@@ -106,6 +106,7 @@ def load(name: str, shape: Sequence[int], explicit: dict[str, str]) -> Detector:
     # What isn't installed is said now and not after hours.
     importlib.import_module('lpips_j')
     importlib.import_module('flaxmodels')
+  pretrained.require(WEIGHTS[name], explicit)  # all that are missing in one message
   loaded = [pretrained.load(weights, explicit.get(weights, '')) for weights in WEIGHTS[name]]
   arrays, digests = zip(*loaded)
   known = all(pretrained.FILES[w].sha256 == digest for w, digest in zip(WEIGHTS[name], digests))

@@ -13,6 +13,7 @@ computed anew. Several processes share the images; each keeps what all have foun
 """
 
 from collections.abc import Callable, Iterable, Iterator
+import contextlib
 import hashlib
 import json
 import tempfile
@@ -133,7 +134,9 @@ def _read(name):
   for path in (paths.cache() / 'reals').glob(f'{name}-*'):
     if files.sha256(path) != path.stem.removeprefix(f'{name}-'):
       logging.warning('%s is damaged; it is deleted and computed anew', path)
-      path.unlink()
+      # Another process may be first; where nothing can be deleted, it is only not used.
+      with contextlib.suppress(OSError):
+        path.unlink()
     elif path.suffix == '.npy':
       return np.load(path, mmap_mode='r')
     else:

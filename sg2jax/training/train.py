@@ -143,8 +143,9 @@ def restore_and_train(
     # ---- what the last process may have left to do
     if not is_new:
       if checkpoints.restored['meta'].get('data_hash') != source.hash:
+        # Metrics of this step, if there are any, are of the pictures before, and stay.
         snapshot.write_reals(f'reals_{nimg // 1000:06d}', step)
-      if step and step % growth.repeats == 0:
+      elif step and step % growth.repeats == 0:
         if whats_due(run, growth.last_stage(step), nimg).metrics:
           snapshot.measure_metrics(state)  # only those that aren't there
     train_stages(run, state)

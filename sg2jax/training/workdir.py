@@ -175,7 +175,9 @@ def save_run(
       (workdir / 'labels.json').unlink(missing_ok=True)
   files.write_atomic(workdir / 'config.json', json.dumps(config, indent=2, sort_keys=True) + '\n')
   path = workdir / 'environment.json'
-  starts = json.loads(path.read_text()) if path.exists() else []
+  starts = []
+  with contextlib.suppress(OSError, ValueError):  # it informs, and decides nothing
+    starts = json.loads(path.read_text())
   start = environment() | ({'changes': list(changes)} if changes else {})
   files.write_atomic(path, json.dumps([*starts, start], indent=2) + '\n')
 
