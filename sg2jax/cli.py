@@ -23,7 +23,7 @@ def run(main: Callable[[list[str]], None], positional: int = 0) -> None:
   """
   sys.excepthook = except_hook
   # What a terminal can't show is escaped: a name never ends the work.
-  for stream in (sys.stdout, sys.stderr):
+  for stream in filter(None, (sys.stdout, sys.stderr)):  # None: it is closed
     stream.reconfigure(errors='backslashreplace')
   # Orbax tells every save at length; --verbosity=0 shows it.
   logging.set_verbosity(logging.WARNING)
@@ -58,7 +58,8 @@ def except_hook(
   if isinstance(error, ModuleNotFoundError) and not str(error.name).startswith('sg2jax'):
     shown = faults.UsageError(f'{error}; pip install "sg2jax[train,eval,video]" brings all')
   # --debug is looked for in the arguments: they may be what couldn't be parsed.
-  if isinstance(shown, faults.Fault) and '--debug' not in sys.argv:
+  debug = {'--debug', '--debug=true', '--debug=1'} & set(sys.argv)
+  if isinstance(shown, faults.Fault) and not debug:
     print(f'{pathlib.Path(sys.argv[0]).stem}: {shown}', file=sys.stderr)
     sys.exit(shown.code)
   sys.__excepthook__(kind, error, trace)
@@ -135,4 +136,7 @@ def file(path: str, endings: Collection[str], flag: str = 'out') -> pathlib.Path
   if place.suffix not in endings:
     problem = f'--{flag}={path}' if path else f'--{flag} is missing; the name of a file'
     raise faults.UsageError(f'{problem} must end in {" or ".join(endings)}')
-  return folder(str(place.parent), flag) / place.name
+  whole = folder(str(place.parent), flag) / place.name
+  if whole.is_dir():
+    raise faults.UsageError(f'--{flag}={path} is a folder; name a file')
+  return whole

@@ -35,6 +35,18 @@ def check_local(text: object, said: str = '') -> None:
     )
 
 
+def check_name(path: str | os.PathLike, said: str = '') -> None:
+  """Raises UsageError if the whole path isn't UTF-8: Orbax keeps no checkpoints there."""
+  place = os.path.abspath(path)
+  try:
+    os.fsencode(place).decode()
+  except UnicodeDecodeError as e:
+    raise faults.UsageError(
+      f'{said or path}: checkpoints need a folder with a name in UTF-8, and {place!a} is none; '
+      'rename it, or give another one'
+    ) from e
+
+
 def cache() -> pathlib.Path:
   """The folder for what can be made or fetched again: $SG2JAX_CACHE or ~/.cache/sg2jax.
 
@@ -57,6 +69,8 @@ def cache() -> pathlib.Path:
 
 def home_cache() -> pathlib.Path | None:
   """~/.cache/sg2jax; None for a user without home folder."""
+  if os.environ.get('HOME') == '':
+    return None  # ~ would be the root of all folders
   place = pathlib.Path(os.path.expanduser('~/.cache/sg2jax'))
   return place if place.is_absolute() else None  # it leaves ~ as it is if nobody knows
 

@@ -209,9 +209,10 @@ def load(path: str | os.PathLike) -> Sampler:
   """The Sampler in a checkpoint: a workdir, whose newest counts, or one step of it.
 
   Raises: CheckpointError as `checkpoint.load` and `read_labels` do; UsageError for an address, such
-    as gs://...
+    as gs://..., and for a path that isn't UTF-8.
   """
   paths.check_local(path)
+  paths.check_name(path)
   state, config = checkpoint.load(path)
   net = from_state(_workdir(path), config, state, read_labels(path, config['c_dim']))
   # once, instead of at every call

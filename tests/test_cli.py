@@ -126,7 +126,7 @@ def test_folders_in_the_environment_are_of_this_machine(monkeypatch, value):
 CONFIGS = {  # name: (content, what is said)
   'missing.py': (None, r'No such file.*/missing.py.* run from the folder that holds configs/'),
   'syntax.py': ('def get_config(:', 'syntax'),
-  'none.py': ('def get_config(): pass', '--config is missing'),
+  'none.py': ('def get_config(): pass', r'none.py: get_config\(\) returns None; it must return a'),
   'dict.py': ('def get_config(): return {"x": 1}', 'must return a ConfigDict'),
   'raises.py': ('def get_config(): raise RuntimeError("odd\\nlines")', '^odd lines$'),
   'name.py': ('x = undefined', 'undefined'),
@@ -134,6 +134,13 @@ CONFIGS = {  # name: (content, what is said)
   'open.py': ('open("/nowhere")', '/nowhere'),
   'args.py': ('def get_config(a): pass', "^get_config.* argument: 'a'$"),
   'folder': ('/', 'Is a directory'),
+  'exit.py': (
+    'import sys\ndef get_config(): sys.exit("no\\ndata")',
+    'exit.py .* SystemExit: no data',
+  ),
+  'exit0.py': ('def get_config(): raise SystemExit', 'exit0.py ends with SystemExit'),
+  'key.py': ('def get_config(): {}["MY_DATA"]', "key.py ends with KeyError: 'MY_DATA'$"),
+  'attribute.py': ('def get_config(): 1 .x', "AttributeError: 'int' object has no attribute 'x'$"),
 }
 
 
@@ -151,7 +158,7 @@ def test_whatever_is_wrong_with_a_configuration_is_one_line(tmp_path, name, over
   with pytest.raises(UsageError) as e:
     parse(*args)
   assert '\n' not in str(e.value)
-  if not override or name not in ('none.py', 'dict.py'):
+  if not override or name != 'dict.py':
     assert e.match(said)
 
 
@@ -184,6 +191,16 @@ def test_a_tool_by_itself(tool, tmp_path):
   assert 'unexpected argument' in tool('end', 'more', **cache)[2]
 
 
+def test_a_closed_terminal(monkeypatch):
+  ran = []
+  for name in ('stdout', 'stderr'):
+    monkeypatch.setattr(sys, name, None)
+  monkeypatch.setattr(sys, 'excepthook', sys.excepthook)
+  monkeypatch.setattr(cli.app, 'run', lambda main, **_: ran.append(main))
+  cli.run(print)
+  assert ran
+
+
 def ends(capsys, error):
   """(exit code, what is said) after an error that nothing catches."""
   with pytest.raises(SystemExit) as e:
@@ -191,7 +208,8 @@ def ends(capsys, error):
   return e.value.code, capsys.readouterr().err.partition(': ')[2]
 
 
-def test_errors_that_a_user_can_mend_are_a_line_and_an_exit_code(capsys, monkeypatch):
+@pytest.mark.parametrize('debug', ['--debug', '--debug=true'])
+def test_errors_that_a_user_can_mend_are_a_line_and_an_exit_code(capsys, monkeypatch, debug):
   assert ends(capsys, faults.WriteError('full')) == (5, 'full\n')
   assert ends(capsys, KeyboardInterrupt())[0] == 130
   code, said = ends(capsys, ModuleNotFoundError("No module named 'x'", name='x'))
@@ -199,7 +217,7 @@ def test_errors_that_a_user_can_mend_are_a_line_and_an_exit_code(capsys, monkeyp
   # a fault of ours keeps its traceback
   cli.except_hook(KeyError, KeyError('x'), None)
   cli.except_hook(ModuleNotFoundError, ModuleNotFoundError('x', name='sg2jax.x'), None)
-  monkeypatch.setattr(sys, 'argv', ['tool', '--debug'])
+  monkeypatch.setattr(sys, 'argv', ['tool', debug])
   cli.except_hook(faults.WriteError, faults.WriteError('full'), None)
   err = capsys.readouterr().err
   assert [line.split(':')[0] for line in err.splitlines()] == [
@@ -212,7 +230,7 @@ def test_errors_that_a_user_can_mend_are_a_line_and_an_exit_code(capsys, monkeyp
 # ---- without a home folder
 
 
-@pytest.mark.parametrize('home', [None, 'relative', __file__])
+@pytest.mark.parametrize('home', [None, '', 'relative', __file__])
 def test_without_a_home_folder(monkeypatch, tmp_path, home):
   """A user without passwd entry and HOME, or whose home can't be written to."""
 

@@ -408,6 +408,7 @@ def test_directions_tool(net, run, tmp_path, monkeypatch, method):
     (generate, '--out=FILE', '--out=.* is a file'),
     (generate, '--out=FILE/in/it', 'file is a file'),
     (generate, '--sheet=OUT.jpg', 'must end in .png'),
+    (generate, '--sheet=FOLDER.png', '--sheet=.*folder.png is a folder; name a file'),
     (generate, '--out=OUT --batch=-1', '--batch=-1'),
     (generate, 'mix --out=OUT', 'is for images'),
     (generate, 'mix', '--sheet is missing'),
@@ -423,6 +424,7 @@ def test_directions_tool(net, run, tmp_path, monkeypatch, method):
     (video, '--out=OUT.avi', 'must end in .mp4 or .gif or .webp'),
     (video, '--out=OUT.gif --fps=60', '--fps=60'),
     (video, '--out=OUT.mp4 --fps=0', '--fps=0'),
+    (video, '--out=OUT.mp4 --fps=-30 --seconds=-2', '--fps=-30'),
     (video, '--out=OUT.mp4 --grid=2', '--grid=2'),
     (video, '--out=OUT.mp4 --grid=3x3', 'a multiple of 9, 18 or more'),
     (video, '--out=OUT.mp4 --seeds=1', '2 or more'),
@@ -443,7 +445,9 @@ def test_directions_tool(net, run, tmp_path, monkeypatch, method):
 def test_bad_flags_are_refused_and_nothing_is_made(run, tmp_path, monkeypatch, tool, args, said):
   monkeypatch.setattr(directions_tool, 'SAMPLES', 100)
   (tmp_path / 'file').write_text('')
-  args = args.replace('OUT', str(tmp_path / 'out')).replace('FILE', str(tmp_path / 'file'))
+  (tmp_path / 'folder.png').mkdir()
+  for name in ('out', 'file', 'folder'):
+    args = args.replace(name.upper(), str(tmp_path / name))
   with pytest.raises(UsageError, match=said):
     call(tool, f'--checkpoint={run}', *args.split())
-  assert names(tmp_path) == ['file'] and not (run / 'directions').exists()
+  assert names(tmp_path) == ['file', 'folder.png'] and not (run / 'directions').exists()

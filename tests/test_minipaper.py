@@ -245,6 +245,9 @@ def test_runs_under_other_settings_are_refused(lab):
   lab('e', 1)
   with pytest.raises(faults.UsageError, match=r'holds runs with .*"kimg": 3.0.* not .*"kimg": 4.0'):
     lab('e', 1, kimg=4)
+  (lab.out / 'settings.json').unlink()
+  with pytest.raises(faults.UsageError, match='holds runs with "no settings.json", not .* --out'):
+    lab('e', 1)
 
 
 def test_process_is_told_once_to_stop():

@@ -146,6 +146,7 @@ def other_files():
     'pointer': (b'version https://git-lfs.github.com/spec/v1\noid sha256:ab\n', 'Git LFS'),
     'page': (b'\xef\xbb\xbf\n<!DOCTYPE html><html>', 'web page'),
     'answer': (b'{"message": "Not Found"}', 'Not Found'),
+    'stablehlo': (b'<\0\0\0008\0', 'unknown content'),
     'empty': (b'', 'empty'),
     'gzip': (gzip.compress(b'x'), 'compressed'),
     'zip': (zipped.getvalue(), 'zip archive without data.pkl, so not of torch.save'),

@@ -17,12 +17,14 @@ import optax
 import pytest
 
 from configs import default
+import sg2jax
 from sg2jax import build, files, state
 from sg2jax.data.labels import Labels
 from sg2jax.faults import CheckpointError, UsageError, WeightsError
 from sg2jax.interop import write
+from sg2jax.tools import convert
 from sg2jax.training import init_from, report, train, workdir
-from tests.runs import write_run
+from tests.runs import call, write_run
 
 NET = {
   'resolution': 16,
@@ -477,6 +479,25 @@ def test_addresses_are_refused_also_from_python(begin, tmp_path, monkeypatch, pl
     with pytest.raises(UsageError, match=f'--config.{field}=gs://'):
       begin({field: 'gs://bucket/x'}, 'run')
   assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize('place', ['.', 'run', 'run/checkpoints/1'])
+def test_names_that_are_no_utf8_are_refused_before_anything_is_made(
+  begin, tmp_path, monkeypatch, place
+):
+  """Also of the folder where the user stands."""
+  here = tmp_path / os.fsdecode(b'caf\xe9')
+  here.mkdir()
+  (tmp_path / 'x.pkl').write_bytes(b'\x80')
+  monkeypatch.chdir(here)
+  for call_tool in (
+    lambda: begin({}, place),
+    lambda: sg2jax.load(place),
+    lambda: call(convert, f'--source={tmp_path}/x.pkl', f'--dest={place}'),
+  ):
+    with pytest.raises(UsageError, match=r"name in UTF-8, and '.*caf\\udce9.*' is none; rename it"):
+      call_tool()
+  assert not list(here.iterdir())
 
 
 @pytest.mark.parametrize('place', ['run', 'rect [v1] é#2 100%', "it's", '-x', '$(x) `y`'])

@@ -8,7 +8,7 @@ AGAIN = 'download it again'
 _SIGNATURES = (  # what such a file begins with
   (rb'\Z', 'empty (0 bytes)'),
   (rb'version https://git-lfs', 'a pointer of Git LFS, which `git lfs pull` replaces by the file'),
-  (rb'(\xef\xbb\xbf)?\s*<', 'a web page (HTML or XML), such as a message of the server'),
+  (rb'(\xef\xbb\xbf)?\s*<[!?a-zA-Z]', 'a web page (HTML or XML), such as a message of the server'),
   (rb'\x1f\x8b|BZh|\xfd7zXZ|\x28\xb5\x2f\xfd|7z\xbc\xaf|Rar!', 'compressed, so unpack it first'),
   (rb'', 'of unknown content'),
 )

@@ -43,7 +43,7 @@ def begin(out: pathlib.Path, settings: dict) -> None:
   """Writes <out>/settings.json. Raises UsageError if there are runs under other settings."""
   path = out / 'settings.json'
   if any(out.glob('*/seed*/checkpoints')):
-    old = json.loads(path.read_text())
+    old = json.loads(path.read_text()) if path.exists() else 'no settings.json'
     if old != settings:
       raise UsageError(
         f'{out} holds runs with {json.dumps(old)}, not {json.dumps(settings)}; use another --out'

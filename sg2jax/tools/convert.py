@@ -32,7 +32,7 @@ from absl import flags
 import jax
 
 import sg2jax
-from sg2jax import cli, files, grids, sampler
+from sg2jax import cli, files, grids, paths, sampler
 from sg2jax.data.labels import FILE
 from sg2jax.faults import UsageError
 from sg2jax.interop.read import read_network
@@ -53,6 +53,7 @@ def main(_: list[str]) -> None:
   """Reads, checks, makes an image, writes."""
   args = flags.FLAGS
   dest = cli.folder(args.dest, 'dest')
+  paths.check_name(dest, f'--dest={args.dest}')
   if dest.is_dir() and any(dest.iterdir()):
     raise UsageError(
       f'--dest={args.dest} holds something; name a folder that is empty or not there yet'

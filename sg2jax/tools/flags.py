@@ -14,7 +14,7 @@ import pathlib
 import re
 
 from absl import flags
-from ml_collections import config_flags
+from ml_collections.config_flags import config_flags
 import numpy as np
 
 from sg2jax import cli, inputs, pretrained
@@ -54,9 +54,24 @@ def define_required(name: str, remedy: str) -> None:
   flags.register_validator(name, is_given)
 
 
+class _ConfigParser(config_flags.ConfigFileFlagParser):
+  """Runs a configuration file; what `cli.parse` would take for --help or a field is its own."""
+
+  def parse(self, path: str) -> object:
+    try:
+      config = super().parse(path)
+    except (AttributeError, KeyError, SystemExit) as e:
+      text = ' '.join(str(e).split())
+      raise UsageError(f'--config={path} ends with {type(e).__name__}: {text}') from e
+    if config is None:
+      raise UsageError(f'--config={path}: get_config() returns None; it must return a ConfigDict')
+    return config
+
+
 def define_config() -> None:
   """--config=FILE, with --config.FIELD=VALUE for any of its fields."""
   config_flags.DEFINE_config_file('config', None, 'Configuration; any field: --config.FIELD=VALUE.')
+  flags.FLAGS['config'].parser = _ConfigParser('config')
   define_required('config', 'name a file, as in --config=configs/quickstart.py')
   # Of a file that can't be read, ml_collections raises only now, as one of its fields is asked for.
   flags.register_validator(

@@ -38,8 +38,8 @@ def define_flags() -> None:
   what = 'w: straight on between mapped latents; z: on the sphere between latents.'
   flags.DEFINE_enum('space', 'w', ppl.SPACES, what)
   what = 'Length of the video; 0: 2 seconds for each step from seed to seed.'
-  flags.DEFINE_float('seconds', 0, what)
-  flags.DEFINE_float('fps', 30, 'Frames per second; of a .gif 50 at most.', upper_bound=240)
+  flags.DEFINE_float('seconds', 0, what, lower_bound=0)
+  flags.DEFINE_float('fps', 30, 'Frames per second; of a .gif 50 at most.', 0, 240)
   flags.DEFINE_boolean('loop', True, 'Whether the last seed leads back to the first.')
 
 
