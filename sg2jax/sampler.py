@@ -212,7 +212,6 @@ def load(path: str | os.PathLike) -> Sampler:
     as gs://..., and for a path that isn't UTF-8.
   """
   paths.check_local(path)
-  paths.check_name(path)
   state, config = checkpoint.load(path)
   net = from_state(_workdir(path), config, state, read_labels(path, config['c_dim']))
   # once, instead of at every call

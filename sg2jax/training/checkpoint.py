@@ -23,7 +23,7 @@ from jax.experimental import multihost_utils
 import numpy as np
 import orbax.checkpoint as ocp
 
-from sg2jax import files
+from sg2jax import files, paths
 from sg2jax import state as state_lib
 from sg2jax.faults import CheckpointError, WriteError
 from sg2jax.training.manifest import FORMAT, Damaged, fsync, read_manifest, seal, verify
@@ -221,8 +221,10 @@ def find(path: str | os.PathLike) -> pathlib.Path:
 
   Raises:
     CheckpointError: there is none, it is damaged, or its format is too new.
+    UsageError: the path isn't UTF-8.
   """
   path = pathlib.Path(path).expanduser().absolute()
+  paths.check_name(path)
   if (path / 'state').exists() or (path / 'manifest.json').exists():
     try:
       verify(path)
