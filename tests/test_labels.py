@@ -173,6 +173,7 @@ ZERO, ONE = [1, 0], [0, 1]
     {'/0.png': 0, '1.png': 1, 'a\\..\\2.png': 1},
     {'0.png': 'cat', '1.png': 'dog', '2.png': ' dog '},
     [['0.png', 0], ['1.png', 1], ['./2.png', 1], ['2.png', 1]],
+    b'{"0.png": 0, "1.png": 1, "2.png": 1, "2.png": 1}',
   ],
 )
 def test_forms_of_dataset_json(tmp_path, table):
@@ -229,6 +230,7 @@ def test_the_odd_label_is_named(tmp_path, label):
     ({'0.PNG': 1}, "'0.PNG'.*'0.png'"),
     ({'imgs/0.png': 1}, "'imgs/0.png'.*'0.png'"),
     ([['0.png', 0], ['1.png', 1], ['./1.png', 0]], "'./1.png' has two labels, 1 and 0"),
+    (b'{"0.png": 0, "0.png": 1, "1.png": 0}', "'0.png' is there twice, with 0 and 1"),
   ],
 )
 def test_other_json_is_refused(tmp_path, table, words):
@@ -310,6 +312,22 @@ def test_labels_are_read_where_nothing_is_stored(tmp_path):
   again = data.load('', str(tmp_path / 'out'), (8, 8), 3, True)
   assert again.hash == source.hash
   assert again.labels.names == first.names and again.labels.class_counts() == {'a': 2, 'b': 1}
+
+
+def test_stored_labels_that_are_damaged_or_of_another_set(tmp_path):
+  _, source = build(tmp_path, pictures('a/0.png', 'b/0.png'))
+  file = tmp_path / 'out' / labels.FILE
+  whole = file.read_text()
+  for text in (
+    whole[:7],
+    whole.replace('["a", "b"]', '["a"]'),
+    labels.Labels.unknown(3).to_json(),
+    labels.Labels.of_vectors(source.labels.values).to_json(),
+  ):
+    file.write_text(text)
+    again = data.load('', str(tmp_path / 'out'), (8, 8), 3, True)
+    with pytest.raises(DatasetError, match=f'{file} does not hold .* or delete this file'):
+      _ = again.labels
 
 
 def test_labels_of_a_large_foreign_set_are_those_of_a_subset(tmp_path, monkeypatch):

@@ -83,15 +83,24 @@ def test_zip_with_labels_and_damage(tmp_path):
       archive.writestr(name, encode(noise(9)))
     table = {'labels': [[f'{i}.png', i] for i in range(4)]}
     archive.writestr('top/dataset.json', json.dumps(table))
+    archive.writestr('top/lzma.png', encode(noise(5)), zipfile.ZIP_LZMA)
+    archive.writestr('top/\u00fc.png', encode(noise(6)))
   whole = bytearray(file.read_bytes())
   whole[whole.index(b'top/0.png') + 200] ^= 255
+  whole[whole.index(b'top/lzma.png') + 200] ^= 255
+  whole[whole.index(b'top/\xc3') + 4] ^= 255  # now no UTF-8; the list of all names still is
   file.write_bytes(whole)
   found = reasons(build(file, tmp_path / 'out', 'json'))
-  assert found.keys() == {'top/0.png', 'top/4.png', '../out.png', '/abs.png'}
-  assert 'zip' in found['top/0.png'] and 'label' in found['top/4.png']
+  damaged = {'top/0.png', 'top/lzma.png', 'top/\u00fc.png'}
+  assert found.keys() == damaged | {'top/4.png', '../out.png', '/abs.png'}
+  assert all('zip' in found[name] for name in damaged) and 'label' in found['top/4.png']
   source = load(tmp_path / 'out', labels=True)
   assert [source[i]['label'].tolist() for i in range(3)] == np.eye(4)[1:].tolist()
   assert not (tmp_path / 'out.png').exists()
+  whole[whole.rindex(b'top/\xc3') + 4] ^= 255
+  file.write_bytes(whole)
+  with pytest.raises(DatasetError, match='neither a folder nor a readable zip .*utf-8'):
+    build(file, tmp_path / 'out')
 
 
 def test_same_result_from_any_number_of_workers_and_shards(tmp_path, monkeypatch):
@@ -163,6 +172,7 @@ def test_dest_may_be_a_link(tmp_path, kind):
 def test_dest_that_is_refused(tmp_path):
   (tmp_path / 'a').symlink_to('b')
   (tmp_path / 'b').symlink_to('a')
+  (tmp_path / 'linked').symlink_to('in2/new')
   (tmp_path / 'file').write_text('x')
   (tmp_path / 'mine').mkdir()
   (tmp_path / 'mine/report.json').write_text('{"tool": "another"}')
@@ -171,6 +181,8 @@ def test_dest_that_is_refused(tmp_path):
     'file': 'Not a directory',
     'file/out': 'Not a directory',
     '\udce9': 'utf-8',
+    'in2/new': 'is inside of --source',
+    'linked': 'is inside of --source',
     'mine': "holds 'report.json', which was not made by this tool",
   }.items():
     with pytest.raises(UsageError, match=words):
@@ -266,8 +278,8 @@ def test_command_line(tmp_path, capsys):
     (['--fit=wide', '--resolution=32x16'], UsageError, 'the width must be the larger side'),
     (['--source='], UsageError, '--source is missing; name a folder'),
     ([f'--dest={tmp_path}/new', f'--source={tmp_path}/no'], DatasetError, 'no such'),
-    ([f'--dest={tmp_path}/new', '--resolution=64'], DatasetError, 'no usable picture'),
+    ([f'--dest={tmp_path}/new/deep', '--resolution=64'], DatasetError, 'no usable picture'),
   ):
     with pytest.raises(fault, match=words):
       call(tool, *place, *arguments)
-  assert not os.listdir(tmp_path / 'new')
+  assert not (tmp_path / 'new').exists()

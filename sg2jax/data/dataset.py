@@ -158,7 +158,7 @@ class Source:
       return None
     stored = pathlib.Path(self.place, FILE)
     if stored.exists():
-      return Labels.from_json(stored.read_text())
+      return self._read_stored(stored)
     some = np.arange(len(self))
     if len(self) > self.READ_RECORDS:
       some = np.sort(np.random.default_rng(0).choice(len(self), self.READ_RECORDS, replace=False))
@@ -167,6 +167,18 @@ class Source:
       return Labels.of_vectors(labels)
     counts = np.bincount(np.argmax(labels, axis=1), minlength=self.c_dim)
     return Labels.of_classes(self._class_names, counts)
+
+  def _read_stored(self, file: pathlib.Path) -> Labels:
+    try:
+      labels = Labels.from_json(file.read_text(encoding='utf-8'))
+      if (labels.c_dim, labels.one_hot) != (self.c_dim, self._one_hot):
+        raise ValueError(f'it says {labels.listing()}, unlike the records')
+    except Exception as e:  # whatever a file that isn't as it was written leads to
+      raise DatasetError(
+        f'{file} does not hold the labels of this data set ({_first_line(e)}); make the data set '
+        'again, or delete this file: then labels are read from the records'
+      ) from e
+    return labels
 
 
 def _first_line(error: Exception) -> str:

@@ -41,7 +41,7 @@ def read(source: sources.Listing) -> tuple[dict[str, Label], list[str]]:
 
 def _pairs(data: bytes) -> list[tuple[str, object]]:
   """(path, label as it stands there), in order."""
-  content = json.loads(data)
+  content = json.loads(data, object_pairs_hook=_object)
   if isinstance(content, dict):
     content = content.get('labels', content)
   if isinstance(content, dict):
@@ -52,6 +52,16 @@ def _pairs(data: bytes) -> list[tuple[str, object]]:
     if not isinstance(pair, list | tuple) or len(pair) != 2 or not isinstance(pair[0], str):
       raise ValueError(f'entry {i} is {_short(pair)}, no pair of a path and a label')
   return content
+
+
+def _object(pairs: list[tuple[str, object]]) -> dict[str, object]:
+  """A JSON object. Raises ValueError where a key has two values: json would keep the last."""
+  found = {}
+  for key, value in pairs:
+    if key in found and found[key] != value:
+      raise ValueError(f'{key!r} is there twice, with {_short(found[key])} and {_short(value)}')
+    found[key] = value
+  return found
 
 
 def _match(

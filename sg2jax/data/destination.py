@@ -18,12 +18,18 @@ TOOL = 'sg2jax.tools.prepare'  # in the report: it says who made the folder
 _BUILDING = '.building-'
 
 
-def resolved(dest: str) -> pathlib.Path:
-  """The absolute path with all links followed: data go where they point, and they stay.
+def resolved(dest: str, source: str) -> pathlib.Path:
+  """The absolute path of `dest` with all links followed: data go where they point, and they stay.
 
-  Raises UsageError if it is no place for a data set: anything else would be lost there.
+  Raises UsageError if it is no place for a data set: anything else would be lost there, or it is in
+  the folder of pictures.
   """
   path = pathlib.Path(os.path.realpath(os.path.expanduser(dest)))
+  if path.is_relative_to(os.path.realpath(os.path.expanduser(source))):
+    raise UsageError(
+      f'--dest={dest} is inside of --source={source}, where it would be taken for pictures the '
+      'next time; choose a folder outside'
+    )
   try:
     str(path).encode()  # array_record needs UTF-8
     names = [name for name in sorted(os.listdir(path)) if not name.startswith('.')]
@@ -43,10 +49,16 @@ def resolved(dest: str) -> pathlib.Path:
 
 @contextlib.contextmanager
 def building(dest: pathlib.Path) -> Iterator[pathlib.Path]:
-  """The folder to build in; it is gone afterwards."""
-  dest.mkdir(parents=True, exist_ok=True)
-  with tempfile.TemporaryDirectory(prefix=_BUILDING, dir=dest) as scratch:
-    yield pathlib.Path(scratch)
+  """The folder to build in; it is gone afterwards, and so is a new `dest` that stayed empty."""
+  made = [folder for folder in (dest, *dest.parents) if not folder.exists()]
+  try:
+    dest.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=_BUILDING, dir=dest) as scratch:
+      yield pathlib.Path(scratch)
+  finally:
+    for folder in made:
+      with contextlib.suppress(OSError):  # it isn't empty, as it should be, or was never made
+        folder.rmdir()
 
 
 def replace(built: pathlib.Path, dest: pathlib.Path) -> list[str]:

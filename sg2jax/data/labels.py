@@ -127,6 +127,8 @@ class Labels(NamedTuple):
       values = np.array(fields['values'], np.float32)
     if values.shape != (len(fields['counts']), fields['c_dim']):
       raise ValueError('as many counts as labels, of one length')
+    if len(fields['names']) not in (0, fields['c_dim']):
+      raise ValueError('as many names as classes')
     counts = np.array(fields['counts'], np.int64)
     return cls(tuple(fields['names']), fields['one_hot'], values, counts)
 

@@ -45,13 +45,13 @@ def build(
     `stale_labels`, and the options. If `images` is 0, nothing was made.
 
   Raises:
-    UsageError: `dest` holds something else; no network has this size.
+    UsageError: `dest` holds something else, or is inside of `source`; no network has this size.
     DatasetError: `source` missing or unreadable, or labels missing.
     WriteError: `dest` can't be written.
   """
   # ---- what can be refused before any work
   check_resolution(options)
-  place = destination.resolved(dest)
+  place = destination.resolved(dest, source)
   listing = sources.listing(pathlib.Path(source).expanduser())
   if not listing.names and not listing.unusable:
     raise DatasetError(

@@ -13,7 +13,6 @@ import posixpath
 import threading
 from typing import BinaryIO, NamedTuple
 import zipfile
-import zlib
 
 from sg2jax.data import images, wording
 from sg2jax.faults import DatasetError
@@ -119,7 +118,7 @@ def _list_zip(archive_path: pathlib.Path) -> Listing:
   try:
     with zipfile.ZipFile(archive_path) as archive:
       members = archive.infolist()
-  except (OSError, zipfile.BadZipFile) as e:
+  except Exception as e:  # zipfile raises nearly anything on damaged files
     raise DatasetError(
       f'--source={archive_path}: neither a folder nor a readable zip ({wording.printable(str(e))})'
     ) from e
@@ -140,8 +139,9 @@ def _list_zip(archive_path: pathlib.Path) -> Listing:
         opened.archive = zipfile.ZipFile(archive_path)
       with opened.archive.open(files[name]) as file:
         return _read_limited(file)
-    # NotImplementedError, a RuntimeError: unknown compression; RuntimeError: encrypted.
-    except (zipfile.BadZipFile, zlib.error, RuntimeError, OSError, EOFError) as e:
-      raise images.Unusable(f'corrupt zip member: {e}') from e
+    except images.Unusable:
+      raise
+    except Exception as e:  # damage of many kinds, encryption, unknown compression
+      raise images.Unusable(f'corrupt zip member: {str(e) or type(e).__name__}') from e
 
   return _listing(files, unusable, read)
