@@ -69,5 +69,5 @@ def test_gradients_of_smooth_networks_are_those_of_float32(phases):
 def test_gradients_at_128_px_are_those_of_float32():
   """Of leaky ReLUs, whose slope jumps where rounding changes a sign: that is what is left."""
   whole, _ = bfloat16.measure(3)
-  assert max(error for phase in ('g', 'd') for error in whole[phase].values()) < 0.03, whole
+  assert max(error for phase in ('g', 'd') for error in whole[phase].values()) < 0.04, whole
   assert max(whole['g_reg'].values()) < 0.05, whole

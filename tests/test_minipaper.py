@@ -8,6 +8,7 @@ import re
 import signal
 import subprocess
 import sys
+import time
 
 import jax
 from PIL import Image
@@ -317,6 +318,8 @@ def test_two_cells_interrupted_killed_and_resumed(home, tmp_path):
   until(process, 'resuming')
   until(process, '[2/2] e, seed 0')
   until(process, 'tick 2')
+  while not list((tmp_path / 'out/e/seed0/checkpoints').glob('[0-9]*/manifest.json')):
+    time.sleep(0.1)  # a tick is logged before its checkpoint is whole
   os.killpg(process.pid, signal.SIGKILL)
   process.communicate()
   process = begin()

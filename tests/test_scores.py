@@ -368,7 +368,7 @@ def test_other_results():
 # ---- memory
 
 WORK = """
-import resource, sys, tempfile
+import re, sys, tempfile
 import numpy as np
 from sg2jax.evaluation import neighbors, scores
 N, D, key, sets = 50_000, 2048, np.random.default_rng(0), []
@@ -387,7 +387,8 @@ print([scores.mmd(sets[0][i], sets[1][j]) for i, j in zip(*subsets)])
 few = 2 * neighbors.BLOCK + 1  # blocks of all kinds
 print(neighbors.precision_recall(sets[0][:few], sets[1][:few], 3).in_reals.mean())
 print(neighbors.nearest(sets[0][:few], sets[1][:few])[0].mean())
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2 ** 20)
+# not ru_maxrss, which begins with that of the process that started this one
+print(int(re.search(r'VmHWM:\\s+(\\d+)', open('/proc/self/status').read())[1]) / 2 ** 20)
 """
 
 
