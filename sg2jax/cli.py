@@ -118,7 +118,7 @@ def folder(path: str, flag: str = 'out') -> pathlib.Path:
   Raises UsageError or WriteError now, rather than after the work, if nothing can be written.
   """
   place = pathlib.Path(path).expanduser().absolute()
-  there = next(p for p in (place, *place.parents) if p.exists())
+  there = paths.nearest(place)
   if not there.is_dir():
     raise faults.UsageError(f'--{flag}={path}: {there} is a file; name a folder')
   # Root may write anywhere by these bits; it then fails where the file is written.

@@ -11,7 +11,7 @@ import zipfile
 
 import numpy as np
 
-from sg2jax import faults
+from sg2jax import faults, paths
 
 # ---- on disk
 
@@ -52,9 +52,7 @@ def write_atomic(path: str | os.PathLike, data: str | bytes) -> None:
 
 def free_bytes(path: str | os.PathLike) -> int:
   """Bytes free where `path` is, or would be."""
-  path = pathlib.Path(path).absolute()
-  there = next(p for p in (path, *path.parents) if os.path.exists(p))
-  return shutil.disk_usage(there).free
+  return shutil.disk_usage(paths.nearest(pathlib.Path(path).absolute())).free
 
 
 def sha256(path: str | os.PathLike) -> str:

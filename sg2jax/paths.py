@@ -47,6 +47,11 @@ def check_name(path: str | os.PathLike, said: str = '') -> None:
     ) from e
 
 
+def nearest(path: pathlib.Path) -> pathlib.Path:
+  """An absolute path, or the nearest of the folders above it that is there."""
+  return next(p for p in (path, *path.parents) if os.path.exists(p))
+
+
 def cache() -> pathlib.Path:
   """The folder for what can be made or fetched again: $SG2JAX_CACHE or ~/.cache/sg2jax.
 
@@ -61,7 +66,7 @@ def cache() -> pathlib.Path:
     return pathlib.Path(os.path.expanduser(own)).absolute()
   place = home_cache()
   if place:
-    there = next(p for p in (place, *place.parents) if p.exists())
+    there = nearest(place)
     if there.is_dir() and os.access(there, os.W_OK | os.X_OK):
       return place
   return _temporary()

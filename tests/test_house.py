@@ -15,9 +15,9 @@ FILES = sorted((ROOT / 'sg2jax').rglob('*.py'))
 # checkpoints, and the loop needs all that uses a network.
 FLOORS = (
   ('faults', 'keys', 'ops', 'schedule', 'sharding'),
-  ('resample',),
+  ('paths', 'resample'),
   ('conv',),
-  ('interop', 'models', 'nets', 'charts', 'files', 'grids', 'paths', 'signals'),
+  ('interop', 'models', 'nets', 'charts', 'files', 'grids', 'signals'),
   ('losses', 'state', 'interop.architecture'),
   ('steps',),
   ('cli', 'data', 'locks', 'training.manifest'),

@@ -24,7 +24,7 @@ class Power(nn.Module):
   def map(self, z, c):
     return 3 * z
 
-  def synthesize(self, ws, noise_mode):
+  def image(self, ws, noise_mode):
     assert noise_mode == 'const'
     return ws[:, 0, None, :, None] ** self.power
 
@@ -81,7 +81,7 @@ class Linear(nn.Module):
     return z
 
   @nn.compact
-  def synthesize(self, ws, noise_mode):
+  def image(self, ws, noise_mode):
     image = jnp.einsum(
       'hwck,nk->nhwc', self.param('matrix', nn.initializers.zeros, (8, 16, 2, 3)), ws[:, 0]
     )

@@ -20,7 +20,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sg2jax.models.generator import largest
 from sg2jax.models.layers import draw_noise
 from sg2jax.models.mapping import broadcast
 from sg2jax.sampler import parts
@@ -112,8 +111,7 @@ def distances(
   if keys is not None:
     variables = variables | {'noise': jax.tree.map(_twice, draw_noise(variables['noise'], keys))}
   ws = broadcast(w, generator.synthesis.num_ws)
-  images = largest(generator.apply(variables, ws, 'const', method='synthesize'))
-  images = view(images, crop)
+  images = view(generator.apply(variables, ws, 'const', method='image'), crop)
   images = images.reshape(-1, 2, *images.shape[1:])
   return distance(images[:, 0], images[:, 1]) / eps**2
 

@@ -8,11 +8,10 @@ import jax
 from jax.sharding import Mesh
 import numpy as np
 
-from sg2jax import build, data, grids, resample, sharding
+from sg2jax import build, data, grids, sharding
 from sg2jax.evaluation import artifacts, measure, passes, protocols
 from sg2jax.evaluation.features import SWD_SIDE
 from sg2jax.evaluation.swd import PATCH, swd
-from sg2jax.models.generator import largest
 from sg2jax.models.mapping import broadcast
 from sg2jax.sampler import from_state, images_at_once, parts, to_uint8
 from sg2jax.signals import Stop
@@ -174,10 +173,7 @@ def sample_function(steps: TrainSteps) -> Callable:
     with jax.default_matmul_precision('highest'):
       w = generator.apply(variables, z[0], c[0], method='map')
       ws = broadcast(w, generator.synthesis.num_ws)
-      images = generator.apply(
-        variables, ws, 'const', level, steps.alpha(state), method='synthesize'
-      )
-      images = resample.nearest(largest(images), 2**level)
+      images = generator.apply(variables, ws, 'const', level, steps.alpha(state), method='image')
       shares = artifacts.contribution(generator, variables, ws) if has_parts else {}
       return to_uint8(images), shares
 
