@@ -14,7 +14,7 @@ from jax import lax
 import jax.numpy as jnp
 import numpy as np
 
-from sg2jax.ops import full_precision
+from sg2jax.ops import THIN, contract_channels, full_precision, scale_channels
 from sg2jax.resample import TAPS, down_padding, up_padding, upfirdn2d
 
 # ---- three bilinear functions
@@ -49,12 +49,21 @@ def _conv(x, w, stride, pad):
 def _conv_t(y, w, stride, pad, size):
   """The transpose of _conv in x: y [N,P,Q,O], w [k,k,I,O] -> [N,*size,I]."""
   k = w.shape[0]
+  w = w.astype(y.dtype)
   if _is_product(k, stride, pad):
-    return jnp.einsum('nhwo,io->nhwi', y, w[0, 0].astype(y.dtype))
+    return jnp.einsum('nhwo,io->nhwi', y, w[0, 0])
   pads = [(k - 1 - pad, n - 1 - (m - 1) * stride + pad) for n, m in zip(size, y.shape[1:3])]
-  w = _transposed(w).astype(y.dtype)
+  if stride > 1:
+    # cuDNN computes it without the inserted zeros, if XLA finds the reversal next to it. Without
+    # the barrier it is moved behind casts and scaling, and there is four times the work.
+    w = lax.optimization_barrier(w)
   return lax.conv_general_dilated(
-    y, w, (1, 1), pads, lhs_dilation=(stride, stride), dimension_numbers=_DIMS
+    y,
+    lax.rev(w, (0, 1)),
+    (1, 1),
+    pads,
+    lhs_dilation=(stride, stride),
+    dimension_numbers=('NHWC', 'HWOI', 'NHWC'),
   )
 
 
@@ -107,6 +116,8 @@ def _conv_w_conv(x, y, stride, pad, k, dtype):
   pads = [
     (pad, k - 1 - pad + (m - 1) * stride - (n - 1)) for n, m in zip(x.shape[1:3], y.shape[1:3])
   ]
+  # The sums are float32 inside, and rounded once where x and y are bfloat16. To ask for float32
+  # would make XLA write float32 copies of x and y, from the forward pass on.
   return lax.conv_general_dilated(
     x,
     y,
@@ -114,8 +125,7 @@ def _conv_w_conv(x, y, stride, pad, k, dtype):
     pads,
     rhs_dilation=(stride, stride),
     dimension_numbers=('CHWN', 'IHWO', 'HWNC'),
-    preferred_element_type=dtype,
-  )
+  ).astype(dtype)
 
 
 # Each derivative has the dtype of what it is a derivative of, as custom_vjp demands: _conv_w is
@@ -273,14 +283,30 @@ def modulated_conv2d(
     dtype: of the result, None for x's.
     resampling: taps, up, down, padding and flip_weight of conv2d_resample.
   """
-  # Un-fused: scale the input, convolve with the shared weight, scale the output. By linearity that
-  # is the same as a kernel for each sample. Those would need a grouped convolution, for which the
-  # partitioner gathers the activations of a sharded batch on every device.
-  scaled = (full_precision(x) * styles[:, None, None]).astype(x.dtype)
-  y = full_precision(conv2d_resample(scaled, w, **resampling))
+  y, demod = modulate(x, w, styles, demodulate=demodulate, **resampling)
+  y = y.astype(full_precision(y).dtype)
   if demodulate:
-    energy = jnp.dot(styles**2, jnp.sum(w**2, axis=(0, 1)), precision=lax.Precision.HIGHEST)
-    y = y * lax.rsqrt(energy + 1e-8)[:, None, None]  # [N,1,1,O]
+    y = scale_channels(y, demod)
   if noise is not None:
     y = y + noise
   return y.astype(x.dtype if dtype is None else dtype)
+
+
+def modulate(
+  x: jax.Array, w: jax.Array, styles: jax.Array, *, demodulate: bool = True, **resampling: Any
+) -> tuple[jax.Array, jax.Array | None]:
+  """modulated_conv2d in two parts: the convolution, and what demodulates it.
+
+  Returns:
+    [N,H*up/down,W*up/down,O] in x's dtype; and factors [N,O] by which it is to be scaled, or None.
+  """
+  # Un-fused: scale the input, convolve with the shared weight, scale the output. By linearity that
+  # is the same as a kernel for each sample. Those would need a grouped convolution, for which the
+  # partitioner gathers the activations of a sharded batch on every device.
+  if w.shape[0] == 1 and not demodulate and not resampling and w.shape[3] <= THIN:
+    return contract_channels(x, styles[:, None] * w[0, 0].T), None
+  y = conv2d_resample(scale_channels(x, styles), w, **resampling)
+  if not demodulate:
+    return y, None
+  energy = jnp.dot(styles**2, jnp.sum(w**2, axis=(0, 1)), precision=lax.Precision.HIGHEST)
+  return y, lax.rsqrt(energy + 1e-8)

@@ -7,7 +7,7 @@ at the end: test_bfloat16.py sees that no step sums in 16 bits.
 
 from functools import partial
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 from jax import lax
@@ -50,36 +50,261 @@ def full_precision(x: jax.Array) -> jax.Array:
   return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
+# ---- products with channels and pixels
+#
+# What a layer does besides its convolution is products of an image with factors by channel or by
+# pixel. Each pair below is linear in all its arguments, so that its gradients are the pair again:
+#
+#   <scale(x, s), y> = <s, inner(x, y)>           x, y [N,H,W,C], s [N,C]
+#   <expand(y, m), x> = <y, contract(x, m)>       x [N,H,W,C], y [N,H,W,J], m [N|1,J,C]
+#
+# and the gradients by m are inner products with y. They are written by hand, so that the backward
+# pass keeps arrays as layers hand them on: differentiating casts to float32 would keep float32
+# copies of bfloat16 activations, twice the memory and most of the traffic of a step. J is the few
+# channels of an image, or the one of noise; there a matrix product would be a kernel of its own,
+# which reads or writes all channels once more (docs/performance.md).
+
+THIN = 4  # J at most
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _scale(x, s, dtype):
+  return (full_precision(x) * s[:, None, None]).astype(dtype)
+
+
+@jax.custom_vjp
+def _inner(x, y):
+  return jnp.sum(full_precision(x) * full_precision(y), axis=(1, 2))
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _expand(y, m, dtype):
+  y = full_precision(y)
+  terms = [y[..., j : j + 1] * m[:, None, None, j] for j in range(y.shape[-1])]
+  return sum(terms).astype(dtype)
+
+
+@jax.custom_vjp
+def _contract(x, m):
+  x = full_precision(x)
+  return jnp.stack([jnp.sum(x * m[:, None, None, j], -1) for j in range(m.shape[1])], axis=-1)
+
+
+def _scale_fwd(x, s, dtype):
+  return _scale(x, s, dtype), (x, s)
+
+
+def _scale_bwd(dtype, saved, dz):
+  x, s = saved
+  return _scale(dz, s, x.dtype), _inner(x, dz)
+
+
+def _inner_fwd(x, y):
+  return _inner(x, y), (x, y)
+
+
+def _inner_bwd(saved, ds):
+  x, y = saved
+  return _scale(y, ds, x.dtype), _scale(x, ds, y.dtype)
+
+
+def _expand_fwd(y, m, dtype):
+  return _expand(y, m, dtype), (y, m)
+
+
+def _expand_bwd(dtype, saved, dx):
+  y, m = saved
+  dy = _sum_to(_contract(dx, m), y.shape)
+  return dy.astype(y.dtype), _outer(dx, y, m.shape)
+
+
+def _contract_fwd(x, m):
+  return _contract(x, m), (x, m)
+
+
+def _contract_bwd(saved, dy):
+  x, m = saved
+  return _expand(dy, m, x.dtype), _outer(x, dy, m.shape)
+
+
+_scale.defvjp(_scale_fwd, _scale_bwd)
+_inner.defvjp(_inner_fwd, _inner_bwd)
+_expand.defvjp(_expand_fwd, _expand_bwd)
+_contract.defvjp(_contract_fwd, _contract_bwd)
+
+
+def _outer(x, y, shape):
+  """Sums over pixels of x [N,H,W,C] times y [N|1,H,W,J] -> [N,J,C], summed to `shape`."""
+  wide = jnp.broadcast_to(y, (*x.shape[:3], y.shape[-1]))
+  sums = [_pixel_sums(x, wide[..., j : j + 1]) for j in range(y.shape[-1])]
+  return _sum_to(jnp.stack(sums, axis=1), shape)
+
+
+def _pixel_sums(x, y=None):
+  """Sums over pixels of x [N,H,W,C], times y [N,H,W,1] if there is one -> [N,C]."""
+  sums = (
+    jnp.sum(full_precision(x), axis=(1, 2))
+    if y is None
+    else _inner(x, jnp.broadcast_to(y, x.shape))
+  )
+  # Sums that follow, over samples or channels, would be merged into this one; then XLA finds
+  # sums of different shapes in one backward pass, and reads x for each.
+  return lax.optimization_barrier(sums)
+
+
+def _sum_to(x, shape):
+  """x summed over the axes along which `shape` was broadcast."""
+  axes = tuple(i for i, (n, m) in enumerate(zip(x.shape, shape)) if m == 1 and n != 1)
+  return jnp.sum(x, axis=axes, keepdims=True)
+
+
+def scale_channels(x: jax.Array, s: jax.Array, dtype: Any = None) -> jax.Array:
+  """x [N,H,W,C] times s [N,C], in float32 at least, rounded once to `dtype` (None: x's)."""
+  return _scale(x, s, x.dtype if dtype is None else jnp.dtype(dtype))
+
+
+def contract_channels(x: jax.Array, m: jax.Array) -> jax.Array:
+  """Products of pixels x [N,H,W,C] with matrices m [N|1,J,C]: [N,H,W,J], float32 at least."""
+  return _contract(x, m)
+
+
+# ---- activation
+
+
+class Slope(NamedTuple):
+  """An activation that is linear on each side of 0: gain * max(x, alpha x), clamped."""
+
+  alpha: float
+  gain: float
+  clamp: float | None
+
+  def value(self, x: jax.Array) -> jax.Array:
+    """The activation of x [...]."""
+    if self.alpha != 1:
+      x = jnp.where(x > 0, x, x * self.alpha)
+    if self.gain != 1:
+      x = x * self.gain
+    return x if self.clamp is None else jnp.clip(x, -self.clamp, self.clamp)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _slope_times(x, out, slope):
+  """x times the derivative of the activation where its result is `out`; 0 where it is clamped."""
+  y = full_precision(x)
+  if slope.alpha != 1:
+    y = jnp.where(out > 0, y, y * slope.alpha)
+  if slope.gain != 1:
+    y = y * slope.gain
+  if slope.clamp is not None:
+    y = jnp.where(jnp.abs(out) < slope.clamp, y, 0)
+  return y.astype(x.dtype)
+
+
+def _slope_times_fwd(x, out, slope):
+  return _slope_times(x, out, slope), out
+
+
+def _slope_times_bwd(slope, out, dy):
+  return _slope_times(dy, out, slope), None
+
+
+_slope_times.defvjp(_slope_times_fwd, _slope_times_bwd)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(5, 6))
+def _activate(x, s, y, m, b, slope, dtype):
+  """slope(x s + sum_j y[..., j] m[:, j] + b) -> dtype. All but (x or y) may be None.
+
+  x: [N,H,W,C], s: [N,C], y: [N|1,H,W,J], m: [N|1,J,C|1], b: [C].
+  """
+  total = 0
+  if x is not None:
+    total = full_precision(x)
+    if s is not None:
+      total = total * s[:, None, None]
+  if y is not None:
+    total = total + _expand(y, m, full_precision(y).dtype)
+  if b is not None:
+    total = total + b
+  return slope.value(total).astype(dtype)
+
+
+def _activate_fwd(x, s, y, m, b, slope, dtype):
+  out = _activate(x, s, y, m, b, slope, dtype)
+  # x is kept for the gradient of s alone, out for the slope
+  kept = x if s is not None or x is None else jnp.zeros((), x.dtype)
+  return out, (kept, s, y, m, b, out)
+
+
+def _activate_bwd(slope, dtype, saved, dout):
+  x, s, y, m, b, out = saved
+  d = _slope_times(dout, lax.stop_gradient(out), slope)  # [N,H,W,C]
+  dx = None
+  ds = None
+  if s is not None:
+    dx = _scale(d, s, x.dtype)
+    ds = _pixel_sums(d, x)
+  elif x is not None:
+    dx = d.astype(x.dtype)
+  dy = None
+  dm = None
+  if y is not None:
+    dm = _outer(d, y, m.shape)
+    wide = jnp.broadcast_to(m, (*m.shape[:2], d.shape[-1]))
+    dy = _sum_to(_contract(d, wide), y.shape).astype(y.dtype)
+  db = None if b is None else jnp.sum(_pixel_sums(d), axis=0)
+  return dx, ds, dy, dm, db
+
+
+_activate.defvjp(_activate_fwd, _activate_bwd)
+
+
 def bias_act(
-  x: jax.Array,
+  x: jax.Array | None,
   b: jax.Array | None = None,
   act: str = 'lrelu',
   *,
   alpha: float = 0.2,
   gain: float | None = None,
   clamp: float | None = None,
+  scale: jax.Array | None = None,
+  thin: tuple[jax.Array, jax.Array] | None = None,
   dtype: Any = None,
 ) -> jax.Array:
-  """clamp(gain * act(x + b)) [S2 App. B]. The gradient is zero where the value is clamped.
+  """clamp(gain * act(x * scale + thin + b)) [S2 App. B]; the gradient is 0 where it is clamped.
 
   Args:
-    x: [...,C].
+    x: [N,H,W,C]; [...,C] without scale and thin; None where there is only thin.
     b: [C], or None.
     act: a name of ACTIVATIONS.
     alpha: slope of 'lrelu' below 0.
     gain: None for the activation's own.
     clamp: largest absolute value, None for no limit.
-    dtype: of the result, None for x's.
+    scale: [N,C], or None.
+    thin: (y [N|1,H,W,J], m [N|1,J,C|1]), whose product is added: noise and its strength, an image
+      and what makes features of it; or None.
+    dtype: of the result, None for x's or that of thin.
   """
-  dtype = x.dtype if dtype is None else dtype
+  y, m = (None, None) if thin is None else thin
+  if dtype is None:
+    dtype = y.dtype if x is None else x.dtype
+  dtype = jnp.dtype(dtype)
   function, default_gain = ACTIVATIONS[act]
+  gain = default_gain if gain is None else gain
+  slopes = {'linear': 1, 'lrelu': alpha, 'relu': 0}
+  if act in slopes and (x is None or x.ndim == 4):
+    return _activate(x, scale, y, m, b, Slope(slopes[act], gain, clamp), dtype)
   # The gradient of b is a sum over all pixels: in bfloat16 it stops growing at 256 times its terms
   # and was off by a factor of 16. XLA fuses the casts, so they cost no memory.
-  x = full_precision(x)
+  total = 0 if x is None else full_precision(x)
+  if scale is not None:
+    total = total * scale[:, None, None]
+  if y is not None:
+    total = total + _expand(y, m, full_precision(y).dtype)
   if b is not None:
-    x = x + b
+    total = total + b
+  x = total
   x = function(x, alpha) if act == 'lrelu' else function(x)
-  gain = default_gain if gain is None else gain
   if gain != 1:
     x = x * gain
   if clamp is not None:

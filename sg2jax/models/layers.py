@@ -25,13 +25,13 @@ def activate(
   activation: str,
   gain: float = 1,
   clamp: float | None = None,
-  dtype: Any = None,
+  **more: Any,
 ) -> jax.Array:
-  """clamp(act(x + b)) * gain, act with the gain that keeps the variance. x: [...,C], b: [C]."""
+  """clamp(act(x + b)) * gain, act with the gain that keeps the variance; see ops.bias_act."""
   if clamp is not None:
     clamp = clamp * gain
   gain = ops.ACTIVATIONS[activation][1] * gain
-  return ops.bias_act(x, b, activation, gain=gain, clamp=clamp, dtype=dtype)
+  return ops.bias_act(x, b, activation, gain=gain, clamp=clamp, **more)
 
 
 class Dense(nn.Module):
@@ -85,6 +85,10 @@ class Conv(nn.Module):
     bias = None
     if self.use_bias:
       bias = self.param('bias', nn.initializers.zeros, (self.features,)) * self.bias_gain
+    if self.kernel == 1 and self.up == self.down == 1 and x.shape[-1] <= ops.THIN:
+      return activate(
+        None, bias, self.activation, self.gain, self.clamp, thin=(x, weight[0]), dtype=x.dtype
+      )
     if self.mean and self.down == 2:
       x = resample.filter2d(x, resample.setup_filter(self.taps, separable=True))  # [N,H,W,I]
       x = conv.conv2d_mean(x, weight)  # [N,H/2,W/2,features]
@@ -107,10 +111,10 @@ def fan_in(shape: Sequence[int]) -> int:
   return math.prod(shape[:3])
 
 
-def scaled_noise(
+def layer_noise(
   layer: nn.Module, mode: str, batch: int, size: tuple[int, int], channels: tuple[int, ...] = ()
-) -> jax.Array | None:
-  """strength * noise of a layer, in whose compact method it is called. None in mode 'none'.
+) -> tuple[jax.Array, jax.Array] | None:
+  """The noise of a layer, in whose compact method it is called, and its strength.
 
   Args:
     layer: gets a parameter noise_strength, and noise_const [H,W] in the collection 'noise'.
@@ -121,7 +125,8 @@ def scaled_noise(
     channels: (C,) for a strength per channel, () for one of all.
 
   Returns:
-    [N,H,W,1 or C], with an N of 1 for noise that all samples share.
+    Noise [N,H,W,1], with an N of 1 where all samples share it, and its strength; None in mode
+    'none'.
 
   Raises:
     ValueError: there is no such mode.
@@ -139,10 +144,10 @@ def scaled_noise(
     return None
   if mode == 'random':
     shape = (batch, *size, 1)
-    return nn.initializers.normal(1)(layer.make_rng('noise'), shape, strength.dtype) * strength
+    return nn.initializers.normal(1)(layer.make_rng('noise'), shape, strength.dtype), strength
   if const.ndim == 2:
     const = const[None, :, :, None]  # [1,H,W,1]
-  return const * strength
+  return const, strength
 
 
 def draw_noise(noise: Any, keys: jax.Array) -> Any:
@@ -187,20 +192,20 @@ class SynthesisLayer(nn.Module):
     noise = None
     if self.use_noise:
       size = (x.shape[1] * self.up, x.shape[2] * self.up)
-      noise = scaled_noise(self, noise_mode, x.shape[0], size)  # [N|1,H*up,W*up,1]
-    y = conv.modulated_conv2d(
+      noise = layer_noise(self, noise_mode, x.shape[0], size)  # [N|1,H*up,W*up,1], []
+      if noise is not None:
+        noise = (noise[0], noise[1][None, None, None])
+    y, demod = conv.modulate(
       x,
       weight,
       styles,
-      noise=noise,
       taps=self.taps,
       up=self.up,
       padding=1,
       flip_weight=self.up == 1,  # see Conv
-      dtype=ops.full_precision(x).dtype,
-    )  # [N,H*up,W*up,features]; in float32 up to here, so that it is rounded once
+    )  # [N,H*up,W*up,features], [N,features]
     bias = self.param('bias', nn.initializers.zeros, (self.features,))
-    return activate(y, bias, self.activation, self.gain, self.clamp, x.dtype)
+    return activate(y, bias, self.activation, self.gain, self.clamp, scale=demod, thin=noise)
 
 
 class ToRGB(nn.Module):

@@ -11,7 +11,7 @@ from jax import lax
 import jax.numpy as jnp
 
 from sg2jax import conv, ops, resample
-from sg2jax.models.layers import Dense, fan_in, scaled_noise
+from sg2jax.models.layers import Dense, fan_in, layer_noise
 
 BLUR = (1, 2, 1)  # of every blur in config A
 
@@ -37,9 +37,9 @@ class StyleLayer(nn.Module):
       x = self.convolution(x)  # [N,H*up,W*up,features]
     x = ops.full_precision(x)
     if self.use_noise:
-      noise = scaled_noise(self, noise_mode, x.shape[0], x.shape[1:3], (self.features,))
+      noise = layer_noise(self, noise_mode, x.shape[0], x.shape[1:3], (self.features,))
       if noise is not None:
-        x = x + noise
+        x = x + noise[0] * noise[1]
     bias = self.param('bias', nn.initializers.zeros, (self.features,))
     x = ops.bias_act(x, bias, 'lrelu', gain=1, clamp=self.clamp)
     style = Dense(2 * self.features, name='affine')(w)[:, None, None]  # [N,1,1,2*features]
