@@ -86,8 +86,14 @@ def _expand(y, m, dtype):
 
 @jax.custom_vjp
 def _contract(x, m):
-  x = full_precision(x)
-  return jnp.stack([jnp.sum(x * m[:, None, None, j], -1) for j in range(m.shape[1])], axis=-1)
+  if m.shape[0] == 1:
+    return jnp.einsum('nhwc,jc->nhwj', x, m[0].astype(x.dtype), **_sums(x))
+  return jnp.einsum('nhwc,njc->nhwj', x, m.astype(x.dtype), **_sums(x))
+
+
+def _sums(x):
+  """For products whose sums are float32 at least."""
+  return {'preferred_element_type': full_precision(x).dtype}
 
 
 def _scale_fwd(x, s, dtype):
@@ -136,8 +142,11 @@ _contract.defvjp(_contract_fwd, _contract_bwd)
 def _outer(x, y, shape):
   """Sums over pixels of x [N,H,W,C] times y [N|1,H,W,J] -> [N,J,C], summed to `shape`."""
   wide = jnp.broadcast_to(y, (*x.shape[:3], y.shape[-1]))
-  sums = [_pixel_sums(x, wide[..., j : j + 1]) for j in range(y.shape[-1])]
-  return _sum_to(jnp.stack(sums, axis=1), shape)
+  if y.shape[-1] == 1:
+    sums = _pixel_sums(x, wide)[:, None]
+  else:
+    sums = jnp.einsum('nhwc,nhwj->njc', x, wide.astype(x.dtype), **_sums(x))
+  return _sum_to(sums, shape)
 
 
 def _pixel_sums(x, y=None):

@@ -9,7 +9,6 @@ Networks take theirs from models.variant.Variant.taps; config A has stylegan1.BL
 
 from collections.abc import Sequence
 from functools import partial
-import itertools
 
 import jax
 from jax import lax
@@ -100,9 +99,25 @@ def _fir(x, taps, axis, up, down, pad):
   ys = [sum(tap * shifted(offset) for tap, offset in hits).astype(x.dtype) for hits in phases]
   if up == 1:
     return ys[0]
-  y = jnp.stack(ys, axis + 1)
+  y = lax.platform_dependent(*ys, cpu=partial(_stack, axis + 1), default=partial(_pick, axis + 1))
   y = y.reshape(y.shape[:axis] + (count * up,) + y.shape[axis + 2 :])
   return lax.slice_in_dim(y, 0, full, down, axis)
+
+
+def _stack(axis, *ys):
+  return jnp.stack(ys, axis)
+
+
+def _pick(axis, *ys):
+  """jnp.stack by index arithmetic, which accelerators fuse with what comes before and after."""
+  shape = list(ys[0].shape)
+  shape.insert(axis, len(ys))
+  phase = lax.broadcasted_iota(np.int32, shape, axis)
+  wide = [jnp.broadcast_to(jnp.expand_dims(y, axis), shape) for y in ys]
+  result = wide[0]
+  for i, y in enumerate(wide[1:], 1):
+    result = jnp.where(phase == i, y, result)
+  return result
 
 
 def _fir_fwd(x, taps, axis, up, down, pad):
@@ -117,58 +132,6 @@ def _fir_bwd(taps, axis, up, down, pad, shape, dy):
 
 
 _fir.defvjp(_fir_fwd, _fir_bwd)
-
-
-# Both axes at once: a GPU reads and writes the image once, where two filters in turn would do so
-# twice; XLA:CPU is faster one axis after the other, with fewer products.
-
-
-@partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3, 4))
-def _fir2(x, taps, up, down, pad):
-  """_fir along both axes; taps, up, down, pad: of (y, x)."""
-  options = dict(taps=taps, up=up, down=down, pad=pad)
-  return lax.platform_dependent(
-    x, cpu=partial(_fir2_axes, **options), default=partial(_fir2_once, **options)
-  )
-
-
-def _fir2_axes(x, taps, up, down, pad):
-  for i in (0, 1):
-    x = _fir(x, taps[i], i + 1, up[i], down[i], pad[i])
-  return x
-
-
-def _fir2_once(x, taps, up, down, pad):
-  full = [
-    n * u + sum(p) - len(t) + 1 for n, u, p, t in zip(x.shape[1:3], up, pad, taps, strict=True)
-  ]
-  # zeros between, inserted as it is read
-  margins = [(before, after + u - 1, u - 1) for (before, after), u in zip(pad, up, strict=True)]
-  x = lax.pad(x, np.zeros((), x.dtype), [(0, 0, 0), *margins, (0, 0, 0)])
-
-  # Slices of equal weight are added first: (1, 3, 3, 1) has three different products of 16.
-  slices = {}
-  for i, j in itertools.product(range(len(taps[0])), range(len(taps[1]))):
-    part = x[:, i : i + full[0] : down[0], j : j + full[1] : down[1]]
-    slices.setdefault(taps[0][i] * taps[1][j], []).append(full_precision(part))
-  y = sum(weight * sum(parts) for weight, parts in slices.items() if weight)
-  return y.astype(x.dtype)
-
-
-def _fir2_fwd(x, taps, up, down, pad):
-  return _fir2(x, taps, up, down, pad), x.shape
-
-
-def _fir2_bwd(taps, up, down, pad, shape, dy):
-  margins = []
-  for i in (0, 1):
-    before = len(taps[i]) - 1 - pad[i][0]
-    after = (shape[i + 1] - 1) * up[i] + len(taps[i]) - dy.shape[i + 1] * down[i] - before
-    margins.append((before, after))
-  return (_fir2(dy, tuple(t[::-1] for t in taps), down, up, tuple(margins)),)
-
-
-_fir2.defvjp(_fir2_fwd, _fir2_bwd)
 
 
 # ---- two axes
@@ -214,7 +177,8 @@ def upfirdn2d(
   x0, x1, y0, y1 = _pad4(padding)
   if f.ndim == 1:
     taps = tuple((f * np.sqrt(gain)).tolist())
-    return _fir2(x, (taps, taps), (up_y, up_x), (down_y, down_x), ((y0, y1), (x0, x1)))
+    x = _fir(x, taps, 1, up_y, down_y, (y0, y1))
+    return _fir(x, taps, 2, up_x, down_x, (x0, x1))
   # any 2-D filter is a sum of rows, each shifted down by its index
   y = 0
   for i, row in enumerate(f * gain):
