@@ -218,7 +218,7 @@ def steps(
     # Corrected for the interval even where the regularizer's weight is 0: so is config C [S2
     # Table 1], which has lazy steps of a path length regularization that it doesn't have yet.
     g_tx=adam(stage.g_lr, loss.pl_interval),
-    d_tx=state_lib.frozen(adam(stage.d_lr, loss.r1_interval), layers[: config.d.freeze_layers]),
+    d_tx=adam(stage.d_lr, loss.r1_interval),
     r1_gamma=loss.r1_gamma,
     r1_interval=loss.r1_interval,
     pl_weight=loss.pl_weight,
@@ -232,6 +232,7 @@ def steps(
     mean_rounds=is_tensorflow,
     growth=grows if grows.levels else None,
     stage=stage,
+    frozen=layers[: config.d.freeze_layers],
     precision=config.precision,
     check_updates=any(
       state_lib.can_overflow(lr, opt.beta1, opt.beta2, opt.eps) for lr in (stage.g_lr, stage.d_lr)

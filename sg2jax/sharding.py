@@ -8,6 +8,10 @@ import jax.numpy as jnp
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 import numpy as np
 
+# By platform. On GPUs XLA would take bfloat16 arrays that a convolution casts for float32 ones, and
+# then write such copies of activations (docs/performance.md).
+COMPILER_OPTIONS = {'gpu': {'xla_allow_excess_precision': False}}
+
 
 def make_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
   """All devices (or the given ones) in one axis, 'data', those of a process side by side.
@@ -94,5 +98,9 @@ def jit_step(step: Callable, mesh: Mesh) -> Callable:
   """jit of `(key, state, batch) -> (state, aux)`: state donated and replicated, batch divided."""
   same = replicated(mesh)
   return jax.jit(
-    step, in_shardings=(same, same, batched(mesh)), out_shardings=(same, same), donate_argnums=1
+    step,
+    in_shardings=(same, same, batched(mesh)),
+    out_shardings=(same, same),
+    donate_argnums=1,
+    compiler_options=COMPILER_OPTIONS.get(mesh.devices.flat[0].platform),
   )

@@ -1,6 +1,7 @@
 """TrainState: what training changes and a checkpoint holds, arrays only; and Adam."""
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
+from functools import partial
 from typing import Any
 
 from flax import struct, traverse_util
@@ -9,14 +10,17 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from sg2jax import schedule
+from sg2jax import packing, schedule
 
 NO_FAULT = np.full(3, -1, np.int32)
 
 
 @struct.dataclass
 class TrainState:
-  """Everything that a step reads and writes; nested dicts under NVIDIA's names."""
+  """Everything that a step reads and writes; nested dicts under NVIDIA's names.
+
+  While minibatches run, networks and moments are packed (pack_state).
+  """
 
   step: jax.Array  # [] int32, minibatches so far
   nimg: jax.Array  # [] int32, images so far: the clock
@@ -28,7 +32,7 @@ class TrainState:
   noise: Any  # constant noise maps of the synthesis network, {..., 'noise_const': [H,W]}
   w_avg: jax.Array  # [w_dim], moving average of w
   pl_mean: jax.Array  # [], moving average of path lengths
-  # [3] int32: step, phase and array (see steps.PHASES, steps.checked_names) of the first number
+  # [3] int32: step, phase and array (see update.PHASES, update.checked_names) of the first number
   # that wasn't finite; -1 while there was none. Once set, no step changes anything any more.
   fault: jax.Array = struct.field(default_factory=NO_FAULT.copy)
 
@@ -140,27 +144,18 @@ def can_overflow(lr: float, beta1: float, beta2: float, eps: float) -> bool:
   return lr / eps > 1e18 or max(beta1, beta2) > 1 - 1e-6
 
 
-def frozen(
-  tx: optax.GradientTransformation, layers: Collection[tuple[str, str]]
-) -> optax.GradientTransformation:
-  """`tx` that leaves these (block, layer) as they are [Freeze-D, arXiv 2002.10964].
+def freeze(grads: dict, layers: Collection[tuple[str, str]]) -> dict:
+  """Gradients with zeros for these (block, layer) [Freeze-D, arXiv 2002.10964].
 
-  It sees gradients of 0 for them, of which Adam's moments and updates stay 0.
+  Adam's moments and updates of them stay 0, and the layers as they are.
   """
-
-  def without(grads):
-    return {
-      block: {
-        name: jax.tree.map(jnp.zeros_like, x) if (block, name) in layers else x
-        for name, x in part.items()
-      }
-      for block, part in grads.items()
+  return {
+    block: {
+      name: jax.tree.map(jnp.zeros_like, x) if (block, name) in layers else x
+      for name, x in part.items()
     }
-
-  def update(grads, state, params=None):
-    return tx.update(without(grads), state, params)
-
-  return optax.GradientTransformation(tx.init, update)
+    for block, part in grads.items()
+  }
 
 
 def reset_adam(state: TrainState) -> TrainState:
@@ -177,19 +172,41 @@ def reset_adam(state: TrainState) -> TrainState:
 
 def scale_adam(state: TrainState, factor: float) -> TrainState:
   """Adam's moments as if all gradients so far had been `factor` times as large."""
+  by_mu = partial(jax.tree.map, lambda x: x * factor)
+  by_nu = partial(jax.tree.map, lambda x: x * factor**2)
+  return state.replace(
+    g_opt=_map_moments(state.g_opt, by_mu, by_nu), d_opt=_map_moments(state.d_opt, by_mu, by_nu)
+  )
+
+
+def _map_moments(opt, of_mu, of_nu):
+  """An optimizer's state with functions of Adam's two moments in their place."""
 
   def is_adam(x):
     return isinstance(x, optax.ScaleByAdamState)
 
-  def scaled(opt):
-    if not is_adam(opt):
-      return opt
-    return opt._replace(
-      mu=jax.tree.map(lambda x: x * factor, opt.mu),
-      nu=jax.tree.map(lambda x: x * factor**2, opt.nu),
-    )
+  def mapped(x):
+    return x._replace(mu=of_mu(x.mu), nu=of_nu(x.nu)) if is_adam(x) else x
 
-  return state.replace(
-    g_opt=jax.tree.map(scaled, state.g_opt, is_leaf=is_adam),
-    d_opt=jax.tree.map(scaled, state.d_opt, is_leaf=is_adam),
-  )
+  return jax.tree.map(mapped, opt, is_leaf=is_adam)
+
+
+# ---- packed
+
+
+def pack_state(state: TrainState) -> TrainState:
+  """A state with its networks and their moments packed: what the loop trains with."""
+  return _map_networks(state, packing.pack)
+
+
+def unpack_state(state: TrainState) -> TrainState:
+  """The inverse of pack_state: what checkpoints hold."""
+  return _map_networks(state, packing.unpack)
+
+
+def _map_networks(state, function: Callable):
+  nets = {name: function(getattr(state, name)) for name in ('g', 'd', 'g_ema')}
+  opts = {
+    name: _map_moments(getattr(state, name), function, function) for name in ('g_opt', 'd_opt')
+  }
+  return state.replace(**nets, **opts)

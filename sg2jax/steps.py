@@ -18,7 +18,7 @@ Random numbers are drawn apart (`draw`) from the updates that take them (`*_upda
 reference trajectories of the tests can supply their own.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 import dataclasses
 from functools import partial
 from typing import Any, NamedTuple
@@ -30,13 +30,13 @@ import optax
 from sg2jax import losses, resample, schedule
 from sg2jax.models.generator import largest
 from sg2jax.models.mapping import broadcast
-from sg2jax.state import TrainState
+from sg2jax.packing import unpack
+from sg2jax.state import TrainState, freeze
+from sg2jax.update import OBJECTIVE, PHASES, apply_gradients
 
-PHASES = ('g', 'g_reg', 'd', 'd_reg')  # a place is the number in keys and in TrainState.fault
 # Of a minibatch: g_reg follows g as both are of one Adam, d sees the generator after both. d moves
 # the clock and the EMA: what follows it must look back, as d_reg does (_before_d), g and g_reg not.
 ORDER = ('g', 'g_reg', 'd', 'd_reg')
-OBJECTIVE = 'objective'  # what a step minimises, among the numbers that must be finite
 Result = tuple[TrainState, dict]  # of a step: the new state, and what it reports
 
 
@@ -74,6 +74,7 @@ class TrainSteps:
   stage: schedule.GrowthStage = schedule.GrowthStage()  # of growth
   precision: str = 'highest'  # of products of float32 arrays: default, high, highest
   check_updates: bool = False  # whether new weights are checked as well: see state.can_overflow
+  frozen: Collection[tuple[str, str]] = ()  # (block, layer) of D that keep their weights
 
   # ---- networks in training mode
 
@@ -234,23 +235,26 @@ class TrainSteps:
   def _update(self, phase, state, loss, xs, **changes):
     """One Adam step on a loss, and the given changes of the state. xs: [R,M,...]."""
     net = phase[0]  # 'g' or 'd', which is also the field of the weights
+    nets = state.replace(g=unpack(state.g), d=unpack(state.d))
 
     def objective(params, averages, x):
-      value, (averages, aux) = loss(state, params, averages, x)
+      value, (averages, aux) = loss(nets, params, averages, x)
       return value, (averages, aux | {OBJECTIVE: value})
 
     with jax.default_matmul_precision(self.precision):
       averages = Averages(state.w_avg, state.pl_mean)
       grads, averages, aux = _accumulate(
-        objective, getattr(state, net), averages, xs, self.mean_rounds
+        objective, getattr(nets, net), averages, xs, self.mean_rounds
       )
+    if net == 'd' and self.frozen:
+      grads = freeze(grads, self.frozen)
     nimg = state.nimg
     if self.growth is not None:
       nimg = self.growth.last_check(self.stage, state.step, nimg)
     ramp = schedule.ramp(nimg, self.lr_rampup_kimg)
     tx = self.g_tx if net == 'g' else self.d_tx
     changes |= averages._asdict()
-    return _apply(phase, tx, state, grads, aux, ramp, self.check_updates, **changes)
+    return apply_gradients(phase, tx, state, grads, aux, ramp, self.check_updates, **changes)
 
   # ---- steps
 
@@ -312,7 +316,7 @@ def _before_d(state, labels):
   return state.replace(step=state.step - 1, nimg=state.nimg - labels.shape[0] * labels.shape[1])
 
 
-# ---- one Adam step
+# ---- losses and gradients
 
 
 def _regularized(main, regularizer):
@@ -349,51 +353,3 @@ def _accumulate(loss, params, averages, xs, mean):
   (sums, averages), _ = jax.lax.scan(add, (zeros, averages), xs)
   means = jax.tree.map(lambda x: x / rounds, sums)
   return (means if mean else sums)[0], averages, means[1]
-
-
-def _apply(phase, tx, state, grads, aux, ramp, check_updates=False, **changes):
-  """One Adam step on the network of `phase` and the given changes; or none of it, with a `fault`.
-
-  aux gains grad_norm_<phase> and grad_squares_<phase>, the squared norms [L] of the arrays.
-  """
-  net = phase[0]
-  params = getattr(state, net)
-  updates, opt = tx.update(grads, getattr(state, f'{net}_opt'), params)
-  params = optax.apply_updates(params, jax.tree.map(lambda u: u * ramp, updates))
-  changes |= {net: params, f'{net}_opt': opt}
-
-  # ---- what isn't finite, in the order of `checked_names`
-  squares = jnp.stack([jnp.sum(jnp.square(x)) for x in jax.tree.leaves(grads)])
-  reported = jnp.stack([aux[name] for name in sorted(aux)])
-  bad = [~jnp.isfinite(squares), ~jnp.isfinite(reported)]
-  if check_updates:
-    # the losses would show it one minibatch later, perhaps after a checkpoint
-    bad.append(jnp.stack([~jnp.isfinite(x).all() for x in jax.tree.leaves(params)]))
-  bad = jnp.concatenate(bad)
-
-  # ---- halting: the first such number leaves the state as it was and says in `fault` which it was.
-  # No later step changes anything either, so the host, which looks perhaps many minibatches later,
-  # finds the state that made the number. Nothing is replaced by zeros in silence.
-  number = jnp.int32(PHASES.index(phase))
-  found = jnp.stack([state.step, number, jnp.argmax(bad).astype(jnp.int32)])
-  fault = jnp.where((state.fault[1] < 0) & bad.any(), found, state.fault)
-  before = {name: getattr(state, name) for name in changes}
-  after = jax.tree.map(partial(jnp.where, fault[1] < 0), changes, before)
-  norms = {f'grad_norm_{phase}': jnp.sqrt(squares.sum()), f'grad_squares_{phase}': squares}
-  aux = {name: x for name, x in aux.items() if name != OBJECTIVE} | norms
-  return state.replace(**after, fault=fault), aux
-
-
-def checked_names(phase: str, state: TrainState, aux: dict) -> list[str]:
-  """Names of what a step checks, in the order in which fault[2] counts it.
-
-  Arrays of the network of `phase`, for their gradients; what the step reports (`aux`); and the
-  arrays as Adam would have left them.
-  """
-  arrays = [
-    f'{phase[0]}.{jax.tree_util.keystr(path, simple=True, separator=".")}'
-    for path, _ in jax.tree_util.tree_leaves_with_path(getattr(state, phase[0]))
-  ]
-  norms = {f'grad_norm_{phase}', f'grad_squares_{phase}'}
-  reported = sorted({OBJECTIVE, *aux} - norms)
-  return arrays + reported + [f'{name} after the update' for name in arrays]

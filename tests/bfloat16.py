@@ -20,7 +20,8 @@ import numpy as np
 from configs import default
 from sg2jax import build, conv, losses
 from sg2jax.models.generator import largest
-from sg2jax.steps import PHASES, Averages
+from sg2jax.steps import Averages
+from sg2jax.update import PHASES
 
 GROUPS = {
   'biases': r'(conv\d|torgb|fromrgb)\.bias$',

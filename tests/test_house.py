@@ -14,11 +14,12 @@ FILES = sorted((ROOT / 'sg2jax').rglob('*.py'))
 # read and write bytes are lower than those that know our networks; of training, `sampler` needs
 # checkpoints, and the loop needs all that uses a network.
 FLOORS = (
-  ('faults', 'keys', 'ops', 'schedule', 'sharding'),
+  ('faults', 'keys', 'ops', 'packing', 'schedule', 'sharding'),
   ('paths', 'resample'),
   ('conv',),
   ('interop', 'models', 'nets', 'charts', 'files', 'grids', 'signals'),
   ('losses', 'state', 'interop.architecture'),
+  ('update',),
   ('steps',),
   ('cli', 'data', 'locks', 'training.manifest'),
   ('build', 'training.checkpoint', 'inputs', 'training.report'),

@@ -9,12 +9,13 @@ import numpy as np
 import pytest
 
 from configs import default
-from sg2jax import build, checks, losses, schedule, state
+from sg2jax import build, checks, losses, packing, schedule, state
 from sg2jax import steps as steps_lib
 from sg2jax.models.discriminator import Discriminator
 from sg2jax.models.generator import Generator, Synthesis
 from sg2jax.models.mapping import Mapping
 from sg2jax.steps import TrainSteps
+from sg2jax.update import apply_gradients, checked_names
 
 pytestmark = pytest.mark.usefixtures('quick_compile')
 
@@ -243,6 +244,25 @@ def test_fields_that_a_step_changes(name, changes):
   assert {k for k, v in aux.items() if np.ndim(v)} == {f'grad_squares_{name}'}
 
 
+@pytest.mark.parametrize('name', ['g', 'g_reg', 'd', 'd_reg'])
+def test_packed_states_train_as_others(name):
+  start = initial().replace(g_ema=jax.tree.map(lambda p: 2 * p + 1, initial().g))
+  frozen = {'frozen': (('b8', 'conv0'),)}
+  after, aux = run(name, **frozen)(KEY, start, batch())
+  packed, packed_aux = run(name, **frozen)(KEY, state.pack_state(start), batch())
+  arrays = jax.tree.leaves(packed)
+  assert len(arrays) < 20 and packed.d.rows.shape[1] == packing.WIDTH
+  assert checked_names(name, packed, packed_aux) == checked_names(name, after, aux)
+  for x, y in zip(
+    jax.tree.leaves((state.unpack_state(packed), packed_aux)),
+    jax.tree.leaves((after, aux)),
+    strict=True,
+  ):
+    np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-7)
+  kept = after.d['b8']['conv0'], state.unpack_state(packed).d['b8']['conv0']
+  assert all(same(x, start.d['b8']['conv0']) for x in kept)
+
+
 def test_d_reg_draws_nothing():
   assert same(
     run('d_reg')(KEY, initial(), batch()), run('d_reg')(jax.random.key(7), initial(), batch())
@@ -294,7 +314,8 @@ def test_a_step_with_a_gradient_that_is_not_finite_changes_no_weight(name):
       np.testing.assert_array_equal(x, y)
 
 
-def test_an_update_that_overflows_halts_before_it_is_applied():
+@pytest.mark.parametrize('is_packed', [False, True])
+def test_an_update_that_overflows_halts_before_it_is_applied(is_packed):
   """Its loss and gradients are finite: only the minibatch after it would tell."""
   params = {'a': {'w': jnp.ones(3)}, 'b': {'w': jnp.ones(2)}}
   grads = {'a': {'w': jnp.zeros(3)}, 'b': {'w': jnp.full(2, 0.1)}}
@@ -302,7 +323,9 @@ def test_an_update_that_overflows_halts_before_it_is_applied():
   def update(lr, check=True):
     tx = state.adam(lr, 0.0, 0.99, 1e-8, 4)
     before = initial().replace(d=params, d_opt=tx.init(params))
-    return before, *steps_lib._apply(
+    if is_packed:
+      before = state.pack_state(before)
+    return before, *apply_gradients(
       'd', tx, before, grads, {'objective': jnp.float32(1)}, 1.0, check, pl_mean=jnp.float32(3)
     )
 
@@ -310,10 +333,10 @@ def test_an_update_that_overflows_halts_before_it_is_applied():
   assert same(after.replace(fault=before.fault), before) and np.isfinite(aux['grad_norm_d'])
   assert after.fault.tolist()[:2] == [0, 2]
   # 0 times infinity
-  assert steps_lib.checked_names('d', after, aux)[after.fault[2]] == 'd.a.w after the update'
+  assert checked_names('d', after, aux)[after.fault[2]] == 'd.a.w after the update'
   for check in (True, False):
     before, after, _ = update(1e9, check)
-    assert after.fault.tolist() == [-1, -1, -1] and not same(after.d, params)
+    assert after.fault.tolist() == [-1, -1, -1] and not same(after.d, before.d)
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,6 @@
 """When a number stops being finite: its minibatch is saved, and can be computed again.
 
-Inside the steps the first loss or gradient that isn't finite halts the state (steps._apply): no
+Inside the steps the first loss or gradient that isn't finite halts the state (update.py): no
 parameter, moment, average or counter changes any more, whatever is computed until the host looks at
 the end of the tick. So what the host then finds is the state right before the update that failed;
 with the key of the run and the place in the data it is all that the update depends on.
@@ -21,12 +21,12 @@ from sg2jax import build, checks, data, files, sharding
 from sg2jax import state as state_lib
 from sg2jax.faults import DatasetError, NonFiniteError, UsageError, WriteError
 from sg2jax.state import TrainState
-from sg2jax.steps import PHASES, checked_names
 from sg2jax.training import checkpoint
 from sg2jax.training import stage as stage_lib
 from sg2jax.training.checkpoint import Checkpoints
 from sg2jax.training.stage import TrainStage
 from sg2jax.training.workdir import differences, settings
+from sg2jax.update import PHASES, checked_names
 
 # of the file for --replay, those that are read
 FIELDS = {'step', 'phase', 'nimg', 'images', 'key', 'numbers', 'array', 'config', 'state', 'data'}
@@ -56,7 +56,8 @@ def halt(
   folder = pathlib.Path(workdir) / 'nonfinite'
   file = folder / f'{step}-{phase}.json'
   document = _document(stage, state)
-  kept = jax.tree.map(np.array, jax.device_get(state))  # computing uses it up
+  whole = state_lib.unpack_state(state)
+  kept = jax.tree.map(np.array, jax.device_get(whole))  # computing uses it up
   numbers, array = compute_again(stage, state, phase)
   what = f'{array} is not finite'
   if array is None:
@@ -229,7 +230,7 @@ def _restore(config, saved, file):
       f'--replay={file}: seed, batch, data.mirror or the growing of this configuration '
       'make another minibatch; leave them as they were in that run'
     )
-  return stage, state
+  return stage, state_lib.pack_state(state)  # as in training, so that sums are the same
 
 
 def read(file: pathlib.Path) -> dict[str, Any]:

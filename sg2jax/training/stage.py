@@ -17,7 +17,8 @@ from sg2jax.keys import purpose_key
 from sg2jax.schedule import GrowthStage
 from sg2jax.signals import Stop
 from sg2jax.state import TrainState
-from sg2jax.steps import PHASES, TrainSteps
+from sg2jax.steps import TrainSteps
+from sg2jax.update import PHASES
 
 
 @dataclasses.dataclass(frozen=True)

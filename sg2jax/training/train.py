@@ -148,11 +148,16 @@ def restore_and_train(
       elif step and step % growth.repeats == 0:
         if whats_due(run, growth.last_stage(step), nimg).metrics:
           snapshot.measure_metrics(state)  # only those that aren't there
+    # From here on a few large arrays; the small ones are let go.
+    state = jax.jit(state_lib.pack_state, out_shardings=same)(state)
     train_stages(run, state)
 
 
 def train_stages(run: Run, state: TrainState) -> None:
-  """Trains stage by stage to total_kimg; raises Preempted or Interrupted if a signal comes."""
+  """Trains a packed state to total_kimg, stage by stage.
+
+  Raises Preempted or Interrupted if a signal comes.
+  """
   step = int(state.step)
   nimg = int(state.nimg)
   while not run.stop and not run.is_finished(step, nimg):
@@ -178,13 +183,13 @@ def train_stage(run: Run, state: TrainState) -> TrainState:
   if not step:
     # A picture to compare with before the first minute is over, and a row at 0 in every curve.
     run.snapshot.write_reals('reals', 0)
-    run.log.tick(0, 0, run.snapshot.take(state), 0, 0)
+    run.log.tick(0, 0, run.snapshot.take(unpacked(state, run.mesh)), 0, 0)
   with contextlib.closing(stage.minibatches(nimg)) as minibatches:
     state = loop(run, stage, state, minibatches)
   if run.stop and not run.is_finished(int(state.step), int(state.nimg)):
     if state_lib.halted(state):  # in the minibatches since the last tick
       nonfinite.halt(stage, state, run.workdir, run.checkpoints)
-    run.checkpoints.save(state)
+    run.checkpoints.save(unpacked(state, run.mesh))
   run.checkpoints.wait()
   return state
 
@@ -192,7 +197,7 @@ def train_stage(run: Run, state: TrainState) -> TrainState:
 def loop(run: Run, stage: TrainStage, state: TrainState, minibatches: Iterator[dict]) -> TrainState:
   """Trains until the stage of growth ends, the run ends, or a signal comes. -> state.
 
-  Only the end of a tick waits for the device.
+  Only the end of a tick waits for the device. `state` is used up.
   """
   step = int(state.step)
   nimg = int(state.nimg)
@@ -231,15 +236,16 @@ def loop(run: Run, stage: TrainStage, state: TrainState, minibatches: Iterator[d
     # of training only, not of the snapshot below
     seconds = time.monotonic() - tick_start
     if due.snapshot:
-      metrics |= run.snapshot.take(state, last=run.is_finished(step, nimg))
+      whole = unpacked(state, run.mesh)
+      metrics |= run.snapshot.take(whole, last=run.is_finished(step, nimg))
     # Before the checkpoint: a kill between the two repeats the tick, and no line of it is lost.
     run.log.tick(step, nimg, metrics, seconds, (nimg - tick_nimg) / seconds)
 
     # ---- checkpoint, then metrics: a kill while they are measured loses no training
     if due.snapshot:
-      run.checkpoints.save(state, score=metrics.get('swd'))
+      run.checkpoints.save(whole, score=metrics.get('swd'))
     if due.metrics:
-      run.snapshot.measure_metrics(state)
+      run.snapshot.measure_metrics(whole)
     if due.stage_ends:
       break
     tally = Tally()
@@ -311,6 +317,11 @@ def reset_adam(state: TrainState, mesh: Mesh) -> TrainState:
   """The state with the moments of Adam at 0; it is used up."""
   same = sharding.replicated(mesh)
   return jax.jit(state_lib.reset_adam, donate_argnums=0, out_shardings=same)(state)
+
+
+def unpacked(state: TrainState, mesh: Mesh) -> TrainState:
+  """A copy of a packed state for pictures, metrics and checkpoints."""
+  return jax.jit(state_lib.unpack_state, out_shardings=sharding.replicated(mesh))(state)
 
 
 def hint(workdir: pathlib.Path) -> str:

@@ -23,7 +23,8 @@ from sg2jax.models.layers import RSQRT2, SynthesisLayer
 from sg2jax.models.mapping import Mapping, broadcast, truncate
 from sg2jax.models.stylegan1 import BLUR, StyleLayer
 from sg2jax.models.variant import DiscriminatorVariant, Variant
-from sg2jax.steps import OBJECTIVE, TrainSteps, _apply
+from sg2jax.steps import TrainSteps
+from sg2jax.update import OBJECTIVE, apply_gradients
 from tests.reference.cases_nets import read_stddev
 from tests.reference.cases_train import RECORD
 from tests.reference.check import Config, jit
@@ -493,9 +494,8 @@ def tf_adam(sub):
   state = state_at(1, params, {}, {}, np.zeros(0), 0, given['x0'].dtype).replace(
     g_opt=tx.init(params)
   )
-  step = jit(
-    lambda state, grad: _apply('g', tx, state, {'x': grad}, {OBJECTIVE: jnp.zeros(())}, 1.0)[0]
-  )
+  aux = {OBJECTIVE: jnp.zeros(())}
+  step = jit(lambda state, grad: apply_gradients('g', tx, state, {'x': grad}, aux, 1.0)[0])
   after, resets = [], config['reset_before']
   for i, grad in enumerate(given['grads']):
     if i in resets:
