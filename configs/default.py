@@ -57,7 +57,9 @@ def get_config():
   c.g.noise = True  # per-pixel noise inputs [S1 3.2]
   c.g.num_bf16_res = 0  # number of upper resolutions computed in bfloat16
   c.g.clamp = 0.0  # activations lie in +-clamp [ADA App. D: 256 with 16-bit floats]; 0: anywhere
-  c.g.remat = False  # recompute blocks in the backward pass: less memory, about a third more time
+  # Number of upper resolutions that are computed once more in the backward pass: less memory, and
+  # for all of them (16) about a third more time.
+  c.g.remat = 0
   # What networks of others do otherwise: fields of models/variant.py, such as `taps` of the FIR
   # filter. Imports set them; a run that starts from such a network has to, for g and d each:
   # --config.g.variant="{'taps': (1, 2, 1)}".
@@ -74,7 +76,7 @@ def get_config():
   c.d.freeze_layers = 0
   c.d.num_bf16_res = 0
   c.d.clamp = 0.0
-  c.d.remat = False
+  c.d.remat = 0
   c.d.variant = ConfigDict()  # as g.variant
 
   c.loss = ConfigDict()

@@ -37,7 +37,8 @@ YOUNGER = {
 def complete(config: Config | dict) -> ml_collections.ConfigDict:
   """The config.json of a run of any version as a ConfigDict of this one, which can be changed.
 
-  It gets the fields that are younger than it, and those of a Variant move to where they are now.
+  It gets the fields that are younger than it; those of a Variant move to where they are now, and
+  remat becomes a number.
   """
   is_ours = isinstance(config, ml_collections.ConfigDict)
   tree = config.to_dict() if is_ours else copy.deepcopy(config)
@@ -47,6 +48,9 @@ def complete(config: Config | dict) -> ml_collections.ConfigDict:
     node.setdefault(last, value)
   for net, record in VARIANTS.items():
     tree[net] = with_variant(tree[net], record)
+    if tree[net]['remat'] is True:  # up to version 0.2: of all resolutions or none
+      tree[net]['remat'] = 16
+    tree[net]['remat'] = int(tree[net]['remat'])
   return ml_collections.ConfigDict(tree)
 
 

@@ -38,7 +38,7 @@ RULES: list[tuple[str, Callable[[Any], bool], str]] = [
   (
     'must be 0 or more',
     lambda v: v >= 0,
-    'microbatch seed swd_images net.num_bf16_res d.mapping_layers d.freeze_layers '
+    'microbatch seed swd_images net.num_bf16_res net.remat d.mapping_layers d.freeze_layers '
     'loss.r1_interval loss.pl_interval grow.start_res net.variant.layer_features '
     'net.variant.embed_features d.variant.cmap_dim d.variant.mbstd_num_channels',
   ),

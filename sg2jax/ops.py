@@ -74,7 +74,7 @@ def _scale(x, s, dtype):
 
 @jax.custom_vjp
 def _inner(x, y):
-  return jnp.sum(full_precision(x) * full_precision(y), axis=(1, 2))
+  return jnp.sum(_partial_sums(x, y), axis=1)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(2,))
@@ -143,21 +143,20 @@ def _outer(x, y, shape):
   """Sums over pixels of x [N,H,W,C] times y [N|1,H,W,J] -> [N,J,C], summed to `shape`."""
   wide = jnp.broadcast_to(y, (*x.shape[:3], y.shape[-1]))
   if y.shape[-1] == 1:
-    sums = _pixel_sums(x, wide)[:, None]
+    sums = jnp.sum(_partial_sums(x, wide), axis=1)[:, None]
   else:
     sums = jnp.einsum('nhwc,nhwj->njc', x, wide.astype(x.dtype), **_sums(x))
   return _sum_to(sums, shape)
 
 
-def _pixel_sums(x, y=None):
-  """Sums over pixels of x [N,H,W,C], times y [N,H,W,1] if there is one -> [N,C]."""
-  sums = (
-    jnp.sum(full_precision(x), axis=(1, 2))
-    if y is None
-    else _inner(x, jnp.broadcast_to(y, x.shape))
-  )
-  # Sums that follow, over samples or channels, would be merged into this one; then XLA finds
-  # sums of different shapes in one backward pass, and reads x for each.
+def _partial_sums(x, y=None):
+  """Sums over pixels of x [N,H,W,C], times y of its shape if there is one, in parts -> [N,P,C]."""
+  x = full_precision(x)
+  if y is not None:
+    x = x * full_precision(y)
+  sums = jnp.sum(x, axis=2) if x.shape[1] > 16 else jnp.sum(x, axis=(1, 2))[:, None]
+  # The sums that follow are kept apart. Merged with this one they would read x once for each shape
+  # of result; and of a few thousand pixels a GPU would make too few blocks to be busy.
   return lax.optimization_barrier(sums)
 
 
@@ -252,7 +251,7 @@ def _activate_bwd(slope, dtype, saved, dout):
   ds = None
   if s is not None:
     dx = _scale(d, s, x.dtype)
-    ds = _pixel_sums(d, x)
+    ds = jnp.sum(_partial_sums(d, x), axis=1)
   elif x is not None:
     dx = d.astype(x.dtype)
   dy = None
@@ -261,7 +260,7 @@ def _activate_bwd(slope, dtype, saved, dout):
     dm = _outer(d, y, m.shape)
     wide = jnp.broadcast_to(m, (*m.shape[:2], d.shape[-1]))
     dy = _sum_to(_contract(d, wide), y.shape).astype(y.dtype)
-  db = None if b is None else jnp.sum(_pixel_sums(d), axis=0)
+  db = None if b is None else jnp.sum(_partial_sums(d), axis=(0, 1))
   return dx, ds, dy, dm, db
 
 

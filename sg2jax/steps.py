@@ -81,14 +81,18 @@ class TrainSteps:
   def _ws(self, g, w_avg, z, c, mix):
     """Mapping with style mixing [S1 3.1]: z [M,z_dim] -> (ws [M,num_ws,w_dim], new w_avg)."""
     mapping = partial(self.generator.apply, {'params': g}, method='map')
-    w = mapping(z, c)
+    if mix is None:
+      w = mapping(z, c)
+    else:
+      # at once, side by side: along the batch they would be apart from their devices
+      w, mixed = mapping(jnp.stack([z, mix['z']]), jnp.stack([c, c]))  # [M,w_dim] each
     # w_avg follows the first latents only, not those that are mixed in
     mean = jax.lax.stop_gradient(w.mean(axis=0))
     w_avg = self.w_avg_beta * w_avg + (1 - self.w_avg_beta) * mean
     ws = broadcast(w, self.generator.synthesis.num_ws)
     if mix is not None:
       layer = jnp.arange(ws.shape[1])[None, :, None]
-      ws = jnp.where(layer < mix['cutoff'][:, None, None], ws, mapping(mix['z'], c)[:, None])
+      ws = jnp.where(layer < mix['cutoff'][:, None, None], ws, mixed[:, None])
     return ws, w_avg
 
   def _synthesize(self, state, g, key, ws):
@@ -102,8 +106,10 @@ class TrainSteps:
       method='synthesize',
     )
 
-  def _discriminate(self, state, d, img, c):
-    return self.discriminator.apply({'params': d}, img, c, self.alpha(state))
+  def _discriminate(self, state, d, img, c, twice=False):
+    """twice: whether it is differentiated twice."""
+    discriminator = self.discriminator.clone(remat_layers=True) if twice else self.discriminator
+    return discriminator.apply({'params': d}, img, c, self.alpha(state))
 
   def alpha(self, state: TrainState) -> jax.Array | None:
     """How far the newest resolution is faded in, [] in [0,1]; None for networks that don't grow."""
@@ -190,7 +196,7 @@ class TrainSteps:
     """R1 on the reals, times its interval."""
 
     def discriminate(img):
-      return self._discriminate(state, d, img, x['real_c'])
+      return self._discriminate(state, d, img, x['real_c'], twice=True)
 
     penalty, _ = losses.r1_penalty(discriminate, x['reals'])
     # Of the image enlarged to full size, as the paper's was when growing: a pixel's gradient is

@@ -73,6 +73,10 @@ def test_fields_of_older_runs_move_into_the_record():
     ('data', 'allow_change'),
   ):
     del old[net][name]
+  # and remat was of all resolutions or none
+  old['g']['remat'] = False
+  old['d']['remat'] = True
+  config.d.remat = 16
   assert as_json(build.complete(old)) == as_json(config)
 
 

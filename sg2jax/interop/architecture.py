@@ -136,7 +136,7 @@ def options(name: str, net: Net, widths: dict, given: dict, grows: str) -> dict:
   fields = {
     'mapping_lr_mul': 0.1 if (name, net.format) == ('D', 'tensorflow') else 0.01,
     'num_bf16_res': 0,
-    'remat': False,
+    'remat': 0,
   }
   if name == 'D':
     fields |= {'mbstd_group_size': 4, 'freeze_layers': 0}

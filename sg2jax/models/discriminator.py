@@ -134,7 +134,10 @@ class Discriminator(nn.Module):
   clamp: float | None = None
   mbstd_group_size: int | None = 4
   mapping_layers: int = 8
-  remat: bool = False
+  # Upper resolutions whose blocks are computed once more in the backward pass; and whether their
+  # layers are again, in that of the backward pass (R1), where a block is the peak of memory.
+  remat: int = 0
+  remat_layers: bool = False
   variant: DiscriminatorVariant = DiscriminatorVariant()
 
   @nn.compact
@@ -151,17 +154,18 @@ class Discriminator(nn.Module):
     images = dict(enumerate(img)) if isinstance(img, tuple) else self._pyramid(img, sizes, alpha)
     if self.is_initializing():
       alpha = 1.0  # lower images are there, too, and something has to be said
-    conv, dense = self._layers()
+    conv, dense = self._layers(Conv)
+    conv_again, _ = self._layers(nn.remat(Conv) if self.remat_layers else Conv)
     join = JOINS.get(self.architecture, fade)
     is_residual = self.architecture == 'resnet'
     block = ResidualDiscriminatorBlock if is_residual else DiscriminatorBlock
-    if self.remat:
-      block = nn.remat(block)
 
     x = None
     for i in range(max(images), 0, -1):
-      parts = dict(conv=conv, join=join, dtype=dtypes[i], name=names[i])
-      x = block(widths[i], widths[i - 1], **parts)(x, images.get(i), alpha)  # [N,h/2,w/2,C]
+      in_memory = i < len(sizes) - self.remat
+      block_ = block if in_memory else nn.remat(block)
+      parts = dict(conv=conv if in_memory else conv_again, join=join, dtype=dtypes[i])
+      x = block_(widths[i], widths[i - 1], **parts, name=names[i])(x, images.get(i), alpha)
 
     grows = self.architecture in GROWING
     cmap_dim = (self.variant.cmap_dim or widths[0]) if self.c_dim else 1
@@ -187,13 +191,13 @@ class Discriminator(nn.Module):
   def _fmaps(self, res):
     return fmaps(res, self.fmap_base, self.fmap_max, self.variant.fmap_min)
 
-  def _layers(self):
+  def _layers(self, layer):
     """Makers of convolutions, of (feature maps, side of the kernel), and of dense layers."""
     adain = self.architecture == 'stylegan1'
     # In config A the gain sqrt(2) is in the weights, and biases don't have it.
     common = dict(activation=self.variant.activation, bias_gain=RSQRT2 if adain else 1)
     taps = BLUR if adain else self.variant.taps
-    conv = partial(Conv, clamp=self.clamp, taps=taps, mean=adain, **common)
+    conv = partial(layer, clamp=self.clamp, taps=taps, mean=adain, **common)
     return conv, partial(Dense, **common)
 
   def _stddev(self):

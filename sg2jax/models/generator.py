@@ -134,7 +134,7 @@ class Synthesis(nn.Module):
   num_bf16_res: int = 0
   clamp: float | None = None
   use_noise: bool = True
-  remat: bool = False
+  remat: int = 0  # upper resolutions whose blocks are computed once more in the backward pass
   variant: Variant = Variant()
 
   @property
@@ -157,13 +157,13 @@ class Synthesis(nn.Module):
     # Static slices: an index array would be a gather, with a scatter-add behind it in every block.
     styles = [lax.index_in_dim(ws, j, 1, keepdims=False) for j in range(ws.shape[1])]  # [N,w_dim]
     block = BLOCKS.get(self.architecture, SynthesisBlock)
-    if self.remat:
-      block = nn.remat(block, static_argnums=(4,))  # noise_mode (self counts) is a string
+    again = nn.remat(block, static_argnums=(4,))  # noise_mode (self counts) is a string
     x = None
     images = []
     for i in range(newest + 1):
       res = max(sizes[i])
-      x, img = block(
+      in_memory = i < len(sizes) - self.remat
+      x, img = (block if in_memory else again)(
         size=sizes[i],
         features=fmaps(res, self.fmap_base, self.fmap_max, self.variant.fmap_min),
         first=i == 0,

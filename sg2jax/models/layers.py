@@ -48,8 +48,9 @@ class Dense(nn.Module):
   def __call__(self, x: jax.Array) -> jax.Array:
     shape = (x.shape[-1], self.features)
     weight = self.param('weight', nn.initializers.normal(1 / self.lr_mul), shape)
-    weight = weight * (self.lr_mul / math.sqrt(shape[0]))
-    # In full precision on every machine: w and the styles scale everything that comes after.
+    # The scale goes to x, which is smaller. In full precision on every machine: w and the styles
+    # scale everything that comes after.
+    x = x * (self.lr_mul / math.sqrt(shape[0]))
     x = jnp.dot(x, weight, precision=lax.Precision.HIGHEST)  # [N,features]
     bias = None
     if self.use_bias:
