@@ -29,6 +29,9 @@ def get_config():
   c.tick_kimg = 4.0  # kimg between status lines
   c.snapshot_kimg = 200.0  # kimg between image grids, SWD and checkpoints
   c.keep = 2  # number of latest checkpoints that are kept, besides the best by SWD
+  # 'STEP,COUNT': a profile of so many minibatches from number STEP on (the first is 0), see
+  # docs/performance.md; '': none.
+  c.profile = ''
   c.metrics = ()  # measured in training, names as of `sg2jax.tools.evaluate`: ('fid50k_full',)
   c.metrics_kimg = 1000.0  # kimg between their measurements; the end is always measured
   c.swd_images = 512  # in the sliced Wasserstein distance of a snapshot, at most 128 px; 0: off

@@ -22,9 +22,12 @@ from sg2jax.steps import TrainSteps
 
 Config = Any  # a ConfigDict with the fields of configs/default.py
 VARIANTS = {'g': Variant, 'd': DiscriminatorVariant}
+# Traces of more are too large for those who show them.
+MAX_PROFILED = 100
 # What config.json of a run may lack, because the field is younger, and what it then means.
 YOUNGER = {
   'init_from': '',
+  'profile': '',
   'precision': 'default',
   'd.freeze_layers': 0,
   'data.allow_change': False,
@@ -107,6 +110,16 @@ def resolution(config: Config) -> Size:
 def microbatch(config: Config, batch: int) -> int:
   """Images per round of gradient accumulation of a minibatch of `batch`."""
   return config.microbatch or batch
+
+
+def profiled(config: Config) -> range:
+  """Numbers of the minibatches that config.profile says; raises ValueError if it says none."""
+  if not config.profile:
+    return range(0)
+  first, count = map(int, config.profile.split(','))
+  if first < 0 or not 1 <= count <= MAX_PROFILED:
+    raise ValueError
+  return range(first, first + count)
 
 
 def growth(config: Config) -> schedule.Growth:

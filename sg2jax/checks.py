@@ -92,6 +92,7 @@ def check(config: Config) -> None:
   )
   _check_growth(config, sizes)
   _check_batches(config)
+  _check_profile(config)
 
 
 def _need(is_good, text):
@@ -237,6 +238,17 @@ def _check_multiple(config, name, micro, n, what):
   below = micro // n * n
   near = f'{below} or {below + n}' if below else f'{n}'
   _need(micro % n == 0, f'{name}={micro} must be a multiple of {what}; try {near}')
+
+
+def _check_profile(config):
+  """The field that says which minibatches are traced."""
+  try:
+    build.profiled(config)
+  except ValueError:
+    raise UsageError(
+      f'--config.profile={config.profile} must be STEP,COUNT: the number of a minibatch, 0 or '
+      f'more, and how many from there on, 1 to {build.MAX_PROFILED}; such as 64,5'
+    ) from None
 
 
 def check_devices(config: Config, devices: Sequence[jax.Device]) -> None:

@@ -103,9 +103,15 @@ def transfer(fresh: TrainState, old: dict) -> tuple[TrainState, dict]:
   return fresh.replace(**changes), done
 
 
+def clock(state: TrainState) -> tuple[int, int]:
+  """(step, nimg) as numbers. Waits for the device."""
+  step, nimg = jax.device_get((state.step, state.nimg))
+  return int(step), int(nimg)
+
+
 def halted(state: TrainState) -> bool:
   """Whether a number that isn't finite has halted it. Waits for the device."""
-  return int(state.fault[1]) >= 0
+  return bool(jax.device_get(state.fault)[1] >= 0)
 
 
 # ---- Adam

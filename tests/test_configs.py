@@ -80,6 +80,13 @@ REVISED = {'g.architecture': 'revised', 'd.architecture': 'revised', 'grow.start
     (REVISED | {'grow.fade_kimg': 0.0, 'grow.hold_kimg': 0.0}, 'no time to grow'),
     ({'opt.formulation': 'jax'}, 'pytorch, tensorflow'),
     ({'loss.r1_interval': -1}, 'r1_interval=-1'),
+    ({'profile': '10'}, 'profile=10 must be STEP,COUNT'),
+    ({'profile': '1,2,3'}, 'such as 64,5'),
+    ({'profile': 'a,b'}, 'profile=a,b'),
+    ({'profile': '1.5,2'}, 'profile=1.5,2'),
+    ({'profile': '-1,2'}, 'profile=-1,2'),
+    ({'profile': '10,0'}, 'profile=10,0'),
+    ({'profile': '10,101'}, '1 to 100'),
   ],
 )
 def test_bad_values_name_the_field_and_the_remedy(fields, said):

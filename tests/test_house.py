@@ -25,7 +25,7 @@ FLOORS = (
   ('build', 'training.checkpoint', 'inputs', 'training.report'),
   ('checks', 'pretrained', 'sampler'),
   ('evaluation', 'edit', 'interop.read'),
-  ('training.stage', 'training.workdir', 'interop.write'),
+  ('training.profile', 'training.stage', 'training.workdir', 'interop.write'),
   ('training.init_from', 'training.nonfinite', 'training.snapshot'),
   ('training.train', 'lab'),
   ('tools',),

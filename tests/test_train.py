@@ -1,7 +1,9 @@
 """The run as a user starts it, on a tiny network, and what interrupts it."""
 
 import contextlib
+import gzip
 import json
+import os
 import random
 import shutil
 import signal
@@ -18,10 +20,11 @@ from PIL import Image
 import pytest
 
 from configs import default
-from sg2jax import build, main, sharding, state
-from sg2jax.faults import Fault
+from sg2jax import build, main, sharding, state, steps
+from sg2jax.faults import Fault, WriteError
 from sg2jax.tools import prepare
 from sg2jax.training import checkpoint, train
+from sg2jax.training import profile as profile_lib
 from tests.runs import LAST, ROOT, TINY, call, configuration, content, finish, log, start, wait_for
 from tests.test_checkpoint import rewrite
 
@@ -38,6 +41,7 @@ OPTIONS = {
   'ema.rampup': 0.05,
   'metrics': ('pixelfd0.1k_full',),
   'metrics_kimg': 0.128,
+  'profile': '16,3',
 }
 
 
@@ -69,12 +73,40 @@ def test_run_leaves_what_scripts_rely_on(whole):
   assert list((workdir / 'tensorboard').iterdir())
 
 
+def events_of(folder):
+  """[(start, name, number of the minibatch or None)] of our names in the trace in a folder."""
+  (file,) = folder.glob('*.xplane.pb')
+  names = {'minibatch', 'input', *steps.PHASES}
+  return sorted(
+    (event.start_ns, event.name, dict(event.stats).get('step_num'))
+    for plane in jax.profiler.ProfileData.from_file(str(file)).planes
+    for line in plane.lines
+    for event in line.events
+    if event.name in names
+  )
+
+
+def test_a_profile_names_minibatches_and_phases(whole):
+  workdir, out = whole
+  (folder,) = (workdir / 'profile/plugins/profile').iterdir()
+  assert folder.name == 'minibatches_16-18' and f'16 to 18 traced in {folder}' in out
+  every = ['minibatch', 'input', 'g', 'd']
+  all_phases = ['minibatch', 'input', 'g', 'g_reg', 'd', 'd_reg']
+  events = events_of(folder)
+  assert [name for _, name, _ in events] == all_phases + 2 * every
+  assert [number for _, name, number in events if name == 'minibatch'] == [16, 17, 18]
+  with gzip.open(next(folder.glob('*.perfetto_trace.json.gz'))) as file:
+    assert 'd_reg' in {event.get('name') for event in json.load(file)['traceEvents']}
+  assert os.listdir(workdir / 'profile') == ['plugins']
+
+
 def test_finished_run_starts_and_ends_at_once(home, whole, capsys):
   before = content(whole[0])
   train.train(configuration(home, **OPTIONS), whole[0])
   assert content(whole[0]) == before
   said = capsys.readouterr().out
   assert f'resuming at step {LAST}' in said and 'done: ' in said and 'compiled' not in said
+  assert f'profile=16,3: the run goes on from minibatch {LAST}: nothing will be traced' in said
 
 
 def test_a_run_killed_and_preempted_ends_with_the_same_bytes(home, whole, tmp_path):
@@ -85,18 +117,22 @@ def test_a_run_killed_and_preempted_ends_with_the_same_bytes(home, whole, tmp_pa
   killed.kill()
   killed.communicate()
 
-  preempted = start(home, tmp_path, **OPTIONS)
+  # Another profile is no other run; its minibatches go on beyond the signal.
+  preempted = start(home, tmp_path, **OPTIONS | {'profile': '9,100'})
   wait_for(preempted, 'tick 3 ')
   preempted.send_signal(signal.SIGTERM)
   _, err = finish(preempted, 75, timeout=30)
   assert 'saved step' in err and len(err.splitlines()) == 1
   last_saved = max(int(p.name) for p in (tmp_path / 'checkpoints').iterdir())
   assert 12 <= last_saved < LAST
+  traced = events_of(tmp_path / f'profile/plugins/profile/minibatches_9-{last_saved - 1}')
+  numbers = [number for _, name, number in traced if name == 'minibatch']
+  assert numbers == list(range(9, last_saved))
   # No tick was lost or logged twice by the kill.
   assert log(tmp_path)[:4] == log(whole[0])[:4]
 
   out, _ = finish(start(home, tmp_path, **OPTIONS))
-  assert f'resuming at step {last_saved}' in out
+  assert f'resuming at step {last_saved}' in out and 'another than so far' not in out
   assert content(tmp_path) == content(whole[0])
   assert log(tmp_path)[-1] == log(whole[0])[-1]
 
@@ -227,6 +263,141 @@ def test_a_tick_has_the_means_of_each_phase():
   assert tally.fetch(running) == {'loss_d': 49.5, 'grad_norm_d': 2, 'r1': 49}
   running.fault = jnp.array([-1, 3, 0], np.int32)
   assert tally.fetch(running) is None
+
+
+# ---- profiles, of stand-ins for minibatches
+
+
+@pytest.fixture
+def profile(tmp_path):
+  """(window) -> a Profile and the list of what it says."""
+
+  def make(first, count):
+    said = []
+    log = types.SimpleNamespace(say=said.append)
+    return profile_lib.Profile(range(first, first + count), tmp_path, log), said
+
+  return make
+
+
+def minibatch(profile, step):
+  """As in train.loop, with a phase that takes a while; -> what it reports, perhaps not yet."""
+  profile.begin(step)
+  aux = {'loss': slow_sum(jnp.ones((256, 256)))}
+  profile.end(step, aux)
+  return aux['loss']
+
+
+@jax.jit
+def slow_sum(x):
+  return jax.lax.fori_loop(0, 200, lambda _, x: x @ x / 256, x).sum()
+
+
+def test_a_profile_waits_for_the_device_at_both_ends(profile, monkeypatch):
+  begun = []
+  start_trace = jax.profiler.start_trace
+  monkeypatch.setattr(
+    jax.profiler,
+    'start_trace',
+    lambda *args, **kwargs: (begun.append(before.is_ready()), start_trace(*args, **kwargs)),
+  )
+  traces, _ = profile(1, 1)
+  slow_sum(jnp.ones((256, 256))).block_until_ready()  # compiled
+  with traces:
+    before = minibatch(traces, 0)
+    assert not before.is_ready()
+    assert minibatch(traces, 1).is_ready() and begun == [True]
+    assert not minibatch(traces, 2).is_ready()
+
+
+def test_what_ends_early_is_written_and_goes_on_in_the_next_stage(profile, tmp_path):
+  traces, said = profile(1, 5)
+  with traces:
+    minibatch(traces, 0)
+    minibatch(traces, 1)
+  with pytest.raises(KeyError), traces:
+    minibatch(traces, 2)
+    minibatch(traces, 3)
+    raise KeyError
+  folder = tmp_path / 'profile/plugins/profile'
+  assert {p.name for p in folder.iterdir()} == {'minibatches_1-1', 'minibatches_2-3'}
+  assert said == [
+    f'minibatch 1 traced in {folder}/minibatches_1-1',
+    f'minibatches 2 to 3 traced in {folder}/minibatches_2-3',
+  ]
+
+
+@pytest.mark.parametrize(
+  'step, says',
+  [
+    (0, ''),
+    (10, ''),
+    (11, 'profile=10,5: the run goes on from minibatch 11: minibatches 11 to 14 will be traced'),
+    (14, 'minibatch 14 will be traced'),
+    (15, 'from minibatch 15: nothing will be traced; name one that is to come'),
+  ],
+)
+def test_a_run_that_is_late_for_its_profile_says_so(profile, step, says):
+  traces, said = profile(10, 5)
+  traces.announce(step)
+  assert says in ' '.join(said) and bool(said) == bool(says)
+
+
+def test_a_run_that_ends_before_its_profile_says_so(profile):
+  traces, said = profile(10, 5)
+  traces.conclude(11)
+  assert not said
+  traces.conclude(10)
+  assert said[0].startswith('profile=10,5: the run ended after 10 minibatches: nothing was traced')
+  traces, said = profile(0, 0)
+  traces.announce(3)
+  traces.conclude(0)
+  assert not said
+
+
+def test_a_profile_that_cannot_be_written_names_the_place(profile, tmp_path):
+  traces, said = profile(0, 2)
+  (tmp_path / 'profile').write_text('')
+  with pytest.raises(WriteError, match='profile/.process0'):
+    traces.begin(0)
+  (tmp_path / 'profile').unlink()
+  # It doesn't hide why the run ends.
+  with pytest.raises(KeyError), traces:
+    minibatch(traces, 0)
+    (tmp_path / 'profile/plugins').write_text('')
+    raise KeyError
+  assert len(said) == 1 and said[0].startswith(f'cannot write {tmp_path}/profile: ')
+
+
+# ---- what waits for the host
+
+
+@pytest.mark.smoke
+@pytest.mark.parametrize('implicit', [False, True])
+def test_a_copy_that_nobody_asked_for_is_an_error(profile, implicit):
+  """A number of Python as argument. On CPUs the way back is no copy, and can't be guarded."""
+  add = jax.jit(jnp.add)
+  clock = types.SimpleNamespace(step=jnp.int32(0), nimg=jnp.int32(0))
+  one = jnp.int32(1)
+  stage = types.SimpleNamespace(
+    mesh=sharding.make_mesh(jax.devices()[:1]),
+    key=jax.random.key(0),
+    batch=4,
+    steps=types.SimpleNamespace(phases=lambda step: ['d']),
+    functions={'d': lambda key, x, batch: (x, {'loss': add(one, 1 if implicit else one)})},
+  )
+  run = types.SimpleNamespace(
+    stop=False,
+    profile=profile(0, 0)[0],
+    growth=types.SimpleNamespace(repeats=9),
+    log=types.SimpleNamespace(progress=lambda nimg: setattr(run, 'stop', nimg == 8)),
+  )
+  minibatches = iter([{'image': np.zeros((1, 4, 8, 8, 3), np.uint8)}] * 2)
+  context = contextlib.nullcontext()
+  if implicit:
+    context = pytest.raises(RuntimeError, match='Disallowed host-to-device transfer')
+  with context:
+    assert train.loop(run, stage, clock, minibatches) is clock
 
 
 @pytest.mark.slow  # in the suite tests/test_workdir.py has it, without whole runs

@@ -12,6 +12,7 @@ from typing import Any
 from clu import parameter_overview
 import jax
 import jax.numpy as jnp
+from jax.profiler import StepTraceAnnotation, TraceAnnotation
 from jax.sharding import Mesh
 import numpy as np
 
@@ -25,6 +26,7 @@ from sg2jax.state import TrainState
 from sg2jax.training import checkpoint, init_from, nonfinite, report
 from sg2jax.training import stage as stage_lib
 from sg2jax.training.checkpoint import Checkpoints
+from sg2jax.training.profile import Profile
 from sg2jax.training.snapshot import Snapshot
 from sg2jax.training.stage import TrainStage
 from sg2jax.training.workdir import check_workdir, data_values, resume, save_run, workdir_path
@@ -42,6 +44,7 @@ class Run:
   checkpoints: Checkpoints
   log: report.Report
   snapshot: Snapshot
+  profile: Profile
   stop: Stop
 
   def is_finished(self, step: int, nimg: int) -> bool:
@@ -123,8 +126,7 @@ def restore_and_train(
     is_new = state is None
     if is_new:
       state = build.init_state(config, build.steps(config, source.c_dim, mesh), same)
-    step = int(state.step)
-    nimg = int(state.nimg)
+    step, nimg = state_lib.clock(state)
     log = report.Report(workdir, step, config.total_kimg)
     stack.enter_context(contextlib.closing(log))
     log.say(describe(config, state, source, mesh))
@@ -138,7 +140,9 @@ def restore_and_train(
       state = jax.device_put(init_from.apply(config, state, origin, workdir, log), same)
 
     snapshot = Snapshot(workdir, config, source, mesh, log, stop)
-    run = Run(config, workdir, source, mesh, growth, checkpoints, log, snapshot, stop)
+    profile = Profile(build.profiled(config), workdir, log)
+    profile.announce(step)
+    run = Run(config, workdir, source, mesh, growth, checkpoints, log, snapshot, profile, stop)
 
     # ---- what the last process may have left to do
     if not is_new:
@@ -158,22 +162,20 @@ def train_stages(run: Run, state: TrainState) -> None:
 
   Raises Preempted or Interrupted if a signal comes.
   """
-  step = int(state.step)
-  nimg = int(state.nimg)
+  step, nimg = state_lib.clock(state)
   while not run.stop and not run.is_finished(step, nimg):
     state = train_stage(run, state)
-    step = int(state.step)
-    nimg = int(state.nimg)
+    step, nimg = state_lib.clock(state)
   if run.stop:
     saved = f'saved step {step} ({nimg / 1000:g} kimg)'
     run.stop.leave(saved if step else 'stopped before the first minibatch')
+  run.profile.conclude(step)
   run.log.say(hint(run.workdir))
 
 
 def train_stage(run: Run, state: TrainState) -> TrainState:
   """Compiles for the stage of growth that `state` is in, and trains to its end."""
-  step = int(state.step)
-  nimg = int(state.nimg)
+  step, nimg = state_lib.clock(state)
   stage = stage_lib.create(run.config, run.source, run.mesh, run.growth.current_stage(step, nimg))
   start = time.monotonic()
   stage = stage_lib.compiled(stage, state, run.stop)
@@ -184,9 +186,9 @@ def train_stage(run: Run, state: TrainState) -> TrainState:
     # A picture to compare with before the first minute is over, and a row at 0 in every curve.
     run.snapshot.write_reals('reals', 0)
     run.log.tick(0, 0, run.snapshot.take(unpacked(state, run.mesh)), 0, 0)
-  with contextlib.closing(stage.minibatches(nimg)) as minibatches:
+  with contextlib.closing(stage.minibatches(nimg)) as minibatches, run.profile:
     state = loop(run, stage, state, minibatches)
-  if run.stop and not run.is_finished(int(state.step), int(state.nimg)):
+  if run.stop and not run.is_finished(*state_lib.clock(state)):
     if state_lib.halted(state):  # in the minibatches since the last tick
       nonfinite.halt(stage, state, run.workdir, run.checkpoints)
     run.checkpoints.save(unpacked(state, run.mesh))
@@ -199,21 +201,21 @@ def loop(run: Run, stage: TrainStage, state: TrainState, minibatches: Iterator[d
 
   Only the end of a tick waits for the device. `state` is used up.
   """
-  step = int(state.step)
-  nimg = int(state.nimg)
+  step, nimg = state_lib.clock(state)
   aux = ()
   tally = Tally()
   tick_start = time.monotonic()
   tick_nimg = nimg
   while not run.stop:
     # ---- one minibatch
-    batch = sharding.to_global(run.mesh, next(minibatches))
     aux_before = aux
-    for phase in stage.steps.phases(step):
-      state, aux = stage.functions[phase](stage.key, state, batch)
-      tally.add(phase, aux)
-    # The device is one minibatch behind at most: a signal is heard in time.
-    jax.block_until_ready(aux_before)
+    run.profile.begin(step)
+    # What it would let wait for a copy that nobody asked for is an error.
+    with StepTraceAnnotation('minibatch', step_num=step), jax.transfer_guard('disallow'):
+      state, aux = train_minibatch(stage, state, step, minibatches, tally)
+      # The device is one minibatch behind at most: a signal is heard in time.
+      jax.block_until_ready(aux_before)
+    run.profile.end(step, aux)
     step += 1
     nimg += stage.batch
     run.log.progress(nimg)
@@ -252,6 +254,22 @@ def loop(run: Run, stage: TrainStage, state: TrainState, minibatches: Iterator[d
     tick_start = time.monotonic()
     tick_nimg = nimg
   return state
+
+
+def train_minibatch(
+  stage: TrainStage, state: TrainState, step: int, minibatches: Iterator[dict], tally: 'Tally'
+) -> tuple[TrainState, dict]:
+  """Issues the phases of minibatch `step` -> state and what the last phase reports, as promises.
+
+  Names them for a profile.
+  """
+  with TraceAnnotation('input'):
+    batch = sharding.to_global(stage.mesh, next(minibatches))
+  for phase in stage.steps.phases(step):
+    with TraceAnnotation(phase):
+      state, aux = stage.functions[phase](stage.key, state, batch)
+    tally.add(phase, aux)
+  return state, aux
 
 
 @dataclasses.dataclass(frozen=True)

@@ -34,6 +34,7 @@ FREE = (
   'swd_images',
   'metrics',
   'metrics_kimg',
+  'profile',
   'device',
   'data.dir',
   'g.remat',
