@@ -90,13 +90,11 @@ def parse_npz(data: bytes, max_bytes: int) -> dict[str, np.ndarray]:
   return arrays
 
 
-def png(image: np.ndarray, compress_level: int = -1) -> bytes:
-  """uint8 [H,W,C], C of 1, 3 or 4 -> a PNG file; compress_level: 0 to 9, -1: zlib's own."""
+def png(image: np.ndarray) -> bytes:
+  """uint8 [H,W,C], C of 1, 3 or 4 -> a PNG file."""
   # Here, not above: networks are loaded where Pillow isn't installed.
   from PIL import Image
 
   out = io.BytesIO()
-  Image.fromarray(image[..., 0] if image.shape[2] == 1 else image).save(
-    out, 'PNG', compress_level=compress_level
-  )
+  Image.fromarray(image[..., 0] if image.shape[2] == 1 else image).save(out, 'PNG')
   return out.getvalue()

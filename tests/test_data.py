@@ -1,6 +1,7 @@
 """The data sets and the stream of batches: exact, resumable, refused with a remedy."""
 
 import concurrent.futures
+import io
 import os
 import pathlib
 import pickle
@@ -14,7 +15,7 @@ import pytest
 import tensorflow_datasets as tfds
 
 from sg2jax import data
-from sg2jax.data import digits, images, prepare
+from sg2jax.data import digits, images, prepare, records
 from sg2jax.faults import DatasetError
 
 
@@ -107,6 +108,17 @@ def test_interrupted_digits_are_built_again(tmp_path, monkeypatch):
   leftover.mkdir(parents=True)
   (leftover / 'dataset_info.json').write_text('{')
   assert len(data.load('digits', str(tmp_path), (8, 8), 1, False)) == 1797
+
+
+@pytest.mark.parametrize('channels', [1, 3, 4])
+def test_stored_pngs_are_the_pixels(channels):
+  """As Pillow reads them, which checks the sums of all parts, and the values modulo 256."""
+  for height, width in ((1, 1), (1, 7), (300, 301)):
+    image = np.random.default_rng(0).integers(0, 256, (height, width, channels), np.uint8)
+    with Image.open(io.BytesIO(records.png(image)), formats=('PNG',)) as picture:
+      picture.verify()
+    read = np.asarray(Image.open(io.BytesIO(records.png(image))))
+    np.testing.assert_array_equal(read.reshape(image.shape), image)
 
 
 def test_every_epoch_is_a_permutation_and_half_is_mirrored(pictures):

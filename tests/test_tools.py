@@ -1,5 +1,6 @@
 """`sg2jax TOOL`, and the flags that several tools share."""
 
+import json
 import os
 import re
 import subprocess
@@ -12,6 +13,7 @@ import pytest
 
 from sg2jax import __main__
 from sg2jax.faults import UsageError
+from sg2jax.tools import bench
 from sg2jax.tools import flags as shared
 from tests.runs import ROOT, call
 
@@ -83,6 +85,25 @@ def test_configurations_find_each_other_from_where_the_user_stands(monkeypatch, 
   run_main(monkeypatch, 'train', '--config=x.py')
   assert ran == ['sg2jax.main'] and sys.path[0] == str(tmp_path)
   assert sys.argv[1:] == ['--config=x.py']
+
+
+def test_bench_times_the_input_alone(home, tmp_path, capsys):
+  fields = {'resolution': 16, 'batch': 64, 'microbatch': 32, 'data.dir': home / 'data'}
+  flags_ = [f'--config.{name}={value}' for name, value in fields.items()]
+  where = tmp_path / 'input.json'
+  for rounds, is_cold in ((2, True), (30, False)):  # more than the 1,797 digits
+    call(
+      bench,
+      '--config=configs/quickstart.py',
+      *flags_,
+      '--input',
+      f'--rounds={rounds}',
+      f'--json={where}',
+    )
+    result = json.loads(where.read_text())
+    assert result['img_per_sec_warm'] > 0 and (result['img_per_sec_cold'] is not None) == is_cold
+    assert (result['batch'], result['microbatch'], result['data']) == (64, 32, 'digits')
+  assert 'digits, 16x16, batch 64 in rounds of 32' in capsys.readouterr().out
 
 
 # ---- flags that several tools share

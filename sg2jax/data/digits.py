@@ -54,7 +54,7 @@ def _write(place: pathlib.Path, height: int, width: int):
   content.update(f'{height}x{width} {VERSION}'.encode())
   with records.Writer(place, 'digits') as writer:
     for image, label in zip(images, labels, strict=True):
-      png = files.png(enlarge(image, height, width), compress_level=0)
+      png = records.png(enlarge(image, height, width))
       writer.add(records.example(png, int(label)))
     writer.finish(
       (height, width, 1),

@@ -148,9 +148,15 @@ def stream(source: 'Source | Shrunk', *, seed: int, mirror: bool) -> Sequence[Sa
 
 
 def _mirror(sample: Sample, rng: np.random.Generator) -> Sample:
-  if rng.integers(2):
-    return {**sample, 'image': sample['image'][:, ::-1]}
-  return sample
+  if not rng.integers(2):
+    return sample
+  image = sample['image']
+  flipped = np.empty_like(image)
+  # By channels: NumPy copies a reversed view three bytes at a time, 6.0 ms for 1024x1024x3 against
+  # 0.9.
+  for channel in range(image.shape[2]):
+    flipped[..., channel] = image[:, ::-1, channel]
+  return {**sample, 'image': flipped}
 
 
 def batches(

@@ -16,7 +16,6 @@ import numpy as np
 import tensorflow_datasets as tfds
 import tqdm
 
-from sg2jax import files
 from sg2jax.data import destination, images, label_rules, records, sources, wording
 from sg2jax.data.labels import FILE, Labels
 from sg2jax.faults import DatasetError, UsageError, WriteError
@@ -105,9 +104,7 @@ def _convert(
     return 'no label: not in dataset.json, or beside the folders of the classes'
   label = labels.get(name)
   digest = hashlib.sha256(pixels.tobytes() + json.dumps(label).encode()).digest()
-  # Not deflated: the record file compresses to the same size, and reading gets 1.3x faster.
-  png = files.png(pixels, compress_level=0)
-  return records.example(png, label), digest, int(pixels[:, :, :3].max())
+  return records.example(records.png(pixels), label), digest, int(pixels[:, :, :3].max())
 
 
 def _write(

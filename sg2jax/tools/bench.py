@@ -1,6 +1,7 @@
 """Measures how fast a configuration trains here.
 
   python -m sg2jax.tools.bench --config=configs/ffhq.py [--rounds=10] [--json=FILE]
+  python -m sg2jax.tools.bench --config=configs/ffhq.py --config.data.dir=DIR --input
 
 The four steps and synthesis run interleaved on random images, after compilation and warm-up;
 medians are given.
@@ -12,6 +13,10 @@ medians are given.
           counted
   peak    matrix multiplication on the same device in the same run, in the dtype of the upper
           resolutions
+
+With --input instead: images/s of reading, decoding, flipping and handing to the devices what the
+configuration trains on, in the order of training, of so many minibatches. First from disk (the page
+cache is emptied of the data set; only if it has that many images), then once more from memory.
 """
 
 import json
@@ -21,14 +26,15 @@ from absl import flags
 import jax
 
 from sg2jax import checks, cli, files
-from sg2jax.lab import bench
+from sg2jax.lab import bench, bench_input
 from sg2jax.tools import flags as shared
 
 
 def define_flags() -> None:
   """The command line."""
   shared.define_config()
-  flags.DEFINE_integer('rounds', 10, 'Timed runs of each step.', lower_bound=1)
+  flags.DEFINE_integer('rounds', 10, 'Timed runs of each step, or minibatches.', lower_bound=1)
+  flags.DEFINE_bool('input', False, 'Times reading of the data set instead of training.')
   flags.DEFINE_string('json', None, 'File to write the figures to.')
 
 
@@ -36,12 +42,16 @@ def main(_: list[str]) -> None:
   """Prints the figures; writes them to --json."""
   args = flags.FLAGS
   config = args.config
-  if not config.data.name:
+  if not args.input and not config.data.name:
     config.data.name = 'random'  # no data set is read
   checks.check(config)
   checks.check_devices(config, jax.devices())
-  result = bench.measure(config, args.rounds)
-  print(bench.table(config, result))
+  if args.input:
+    result = bench_input.measure(config, args.rounds)
+    print(bench_input.table(result))
+  else:
+    result = bench.measure(config, args.rounds)
+    print(bench.table(config, result))
   if args.json:
     files.write_atomic(pathlib.Path(args.json), json.dumps(result, indent=1) + '\n')
 
