@@ -88,7 +88,7 @@ class Profile:
       shutil.rmtree(self._scratch, ignore_errors=True)  # of a process that was killed
       self._scratch.mkdir(parents=True)
     options = jax.profiler.ProfileOptions()
-    # Every call of a Python function would be in it: 20 times as large, and the host is slower.
+    # Else every call of a Python function is in it, and slower for that.
     options.python_tracer_level = 0
     options.session_id = SESSION
     # Nothing of the minibatch before is to be in it.

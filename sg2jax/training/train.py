@@ -210,7 +210,7 @@ def loop(run: Run, stage: TrainStage, state: TrainState, minibatches: Iterator[d
     # ---- one minibatch
     aux_before = aux
     run.profile.begin(step)
-    # What it would let wait for a copy that nobody asked for is an error.
+    # A copy between host and device that nobody asked for would wait for one of them: an error.
     with StepTraceAnnotation('minibatch', step_num=step), jax.transfer_guard('disallow'):
       state, aux = train_minibatch(stage, state, step, minibatches, tally)
       # The device is one minibatch behind at most: a signal is heard in time.
