@@ -207,6 +207,4 @@ def batches(
 
 
 def _stack(samples: list[Sample]) -> Sample:
-  if len(samples) == 1:  # a minibatch of one round isn't copied once more
-    return {name: x[None] for name, x in samples[0].items()}
   return {name: np.stack([sample[name] for sample in samples]) for name in samples[0]}
