@@ -14,7 +14,7 @@ FILES = sorted((ROOT / 'sg2jax').rglob('*.py'))
 # read and write bytes are lower than those that know our networks; of training, `sampler` needs
 # checkpoints, and the loop needs all that uses a network.
 FLOORS = (
-  ('faults', 'keys', 'ops', 'packing', 'schedule', 'sharding'),
+  ('faults', 'keys', 'memory', 'ops', 'packing', 'schedule', 'sharding'),
   ('paths', 'resample'),
   ('conv',),
   ('interop', 'models', 'nets', 'charts', 'files', 'grids', 'signals'),

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 import numpy as np
 
-from sg2jax import build, sharding
+from sg2jax import build, memory, sharding
 from sg2jax.models.sizes import block_sizes
 
 FULLY_GROWN = 10**12  # nimg
@@ -21,6 +21,7 @@ CLASSES = 10  # where there are labels: as many as of digits and CIFAR-10
 
 def measure(config: ConfigDict, rounds: int) -> dict:
   """All figures of a configuration, as JSON values: seconds, images/s, bytes, FLOP."""
+  memory.keep_pages(jax.default_backend())
   mesh = sharding.make_mesh()
   # Fully grown: the stage in which a run spends most of its time.
   stage = build.growth(config).stage(FULLY_GROWN)

@@ -16,7 +16,7 @@ from jax.profiler import StepTraceAnnotation, TraceAnnotation
 from jax.sharding import Mesh
 import numpy as np
 
-from sg2jax import build, checks, data, locks, paths, sharding
+from sg2jax import build, checks, data, locks, memory, paths, sharding
 from sg2jax import state as state_lib
 from sg2jax.evaluation import measure, protocols
 from sg2jax.faults import UsageError
@@ -77,6 +77,7 @@ def train(config: Any, workdir: str | pathlib.Path) -> None:
     # ---- what devices and the data set must allow
     devices = jax.devices()
     checks.check_devices(config, devices)
+    memory.keep_pages(jax.default_backend())
     source = build.dataset(config)
     data.check_size(source, max(build.batches(config)))
     # Weights and images that can't be used are refused now, not after days.
