@@ -165,8 +165,8 @@ def batches(config: Config) -> dict[int, str]:
 # ---- networks and steps
 
 
-def networks(config: Config, c_dim: int) -> tuple[Generator, Discriminator]:
-  """Generator and discriminator for labels of c_dim components."""
+def networks(config: Config, c_dim: int, fold: bool = False) -> tuple[Generator, Discriminator]:
+  """Generator and discriminator for labels of c_dim components; fold: in a TPU's form."""
   g = config.g
   d = config.d
   mapping = Mapping(
@@ -189,6 +189,7 @@ def networks(config: Config, c_dim: int) -> tuple[Generator, Discriminator]:
     use_noise=g.noise,
     remat=g.remat,
     variant=variant(config, 'g'),
+    fold=fold,
   )
   discriminator = Discriminator(
     resolution(config),
@@ -202,6 +203,7 @@ def networks(config: Config, c_dim: int) -> tuple[Generator, Discriminator]:
     mapping_layers=d.mapping_layers,
     remat=d.remat,
     variant=variant(config, 'd'),
+    fold=fold,
   )
   return Generator(mapping, synthesis), discriminator
 
@@ -217,7 +219,9 @@ def steps(
     mesh: of the devices over which they divide their work, None for one device.
     stage: of growing, None for the first.
   """
-  generator, discriminator = networks(config, c_dim)
+  generator, discriminator = networks(
+    config, c_dim, fold=mesh is not None and sharding.is_tpu(mesh)
+  )
   loss = config.loss
   opt = config.opt
   grows = growth(config)

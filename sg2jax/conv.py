@@ -14,6 +14,7 @@ from jax import lax
 import jax.numpy as jnp
 import numpy as np
 
+from sg2jax import folding
 from sg2jax.ops import THIN, contract_channels, full_precision, scale_channels
 from sg2jax.resample import TAPS, down_padding, up_padding, upfirdn2d
 
@@ -229,6 +230,7 @@ def conv2d_resample(
   down: int = 1,
   padding: int = 0,
   flip_weight: bool = True,
+  folds: folding.Folds | None = None,
 ) -> jax.Array:
   """Convolution with up- or down-sampling [S2 App. B]: [N,H,W,I] -> [N,H*up/down,W*up/down,O].
 
@@ -240,9 +242,13 @@ def conv2d_resample(
     down: factor.
     padding: of the convolution without resampling; k//2 keeps the size.
     flip_weight: True is a correlation, False a true convolution.
+    folds: columns in the channels of x and of the result, if it is to be computed as a TPU likes
+      it, with k//2 as padding; None as others do.
   """
   if not flip_weight:
     w = w[::-1, ::-1]
+  if folds and folding.pays(w, up, down, folds):
+    return folding.conv2d(x, w, taps, up, down, folds)
   if up == 1 and down == 1:
     return _conv(x, w, 1, padding)
   f = np.asarray(taps, np.float64) / np.sum(taps)
@@ -334,20 +340,30 @@ def modulated_conv2d(
 
 
 def modulate(
-  x: jax.Array, w: jax.Array, styles: jax.Array, *, demodulate: bool = True, **resampling: Any
+  x: jax.Array,
+  w: jax.Array,
+  styles: jax.Array,
+  *,
+  demodulate: bool = True,
+  folds: folding.Folds | None = None,
+  **resampling: Any,
 ) -> tuple[jax.Array, jax.Array | None]:
   """modulated_conv2d in two parts: the convolution, and what demodulates it.
 
   Returns:
     [N,H*up/down,W*up/down,O] in x's dtype; and factors [N,O] by which it is to be scaled, or None.
+    Both folded as `folds` says.
   """
   # Un-fused: scale the input, convolve with the shared weight, scale the output. By linearity that
   # is the same as a kernel for each sample. Those would need a grouped convolution, for which the
   # partitioner gathers the activations of a sharded batch on every device.
   if w.shape[0] == 1 and not demodulate and not resampling and w.shape[3] <= THIN:
-    return contract_channels(x, styles[:, None] * w[0, 0].T), None
-  y = conv2d_resample(scale_channels(x, styles), w, **resampling)
+    matrices = styles[:, None] * w[0, 0].T
+    return contract_channels(x, folding.blocks(matrices, folds[0]) if folds else matrices), None
+  before, after = folds or (1, 1)
+  x = scale_channels(x, jnp.tile(styles, before))
+  y = conv2d_resample(x, w, folds=folds, **resampling)
   if not demodulate:
     return y, None
   energy = jnp.dot(styles**2, jnp.sum(w**2, axis=(0, 1)), precision=lax.Precision.HIGHEST)
-  return y, lax.rsqrt(energy + 1e-8)
+  return y, jnp.tile(lax.rsqrt(energy + 1e-8), after)

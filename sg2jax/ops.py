@@ -79,6 +79,8 @@ def _inner(x, y):
 
 @partial(jax.custom_vjp, nondiff_argnums=(2,))
 def _expand(y, m, dtype):
+  if y.shape[-1] > THIN:  # columns in the channels, see folding.py
+    return jnp.einsum('nhwj,njc->nhwc', y, m.astype(y.dtype), **_sums(y)).astype(dtype)
   y = full_precision(y)
   terms = [y[..., j : j + 1] * m[:, None, None, j] for j in range(y.shape[-1])]
   return sum(terms).astype(dtype)

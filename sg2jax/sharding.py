@@ -32,6 +32,11 @@ def make_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
   return Mesh(np.array(ordered), ('data',), axis_types=(AxisType.Auto,))
 
 
+def is_tpu(mesh: Mesh) -> bool:
+  """Whether its devices are TPUs, for which networks have a form of their own (folding.py)."""
+  return mesh.devices.flat[0].platform == 'tpu'
+
+
 def replicated(mesh: Mesh) -> NamedSharding:
   """Sharding of the state: the same on every device."""
   return NamedSharding(mesh, PartitionSpec())

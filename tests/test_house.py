@@ -16,6 +16,7 @@ FILES = sorted((ROOT / 'sg2jax').rglob('*.py'))
 FLOORS = (
   ('faults', 'keys', 'memory', 'ops', 'packing', 'schedule', 'sharding'),
   ('paths', 'resample'),
+  ('folding',),
   ('conv',),
   ('interop', 'models', 'nets', 'charts', 'files', 'grids', 'signals'),
   ('losses', 'state', 'interop.architecture'),

@@ -13,13 +13,14 @@ from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
-from sg2jax import ops, resample
+from sg2jax import folding, ops, resample
 from sg2jax.models.layers import RSQRT2, Conv, Dense, cast, fade
 from sg2jax.models.mapping import Mapping
 from sg2jax.models.sizes import (
   GROWING,
   Size,
   block_dtypes,
+  block_folds,
   block_sizes,
   fmaps,
   image_blocks,
@@ -46,7 +47,7 @@ class DiscriminatorBlock(nn.Module):
   """fromrgb where there is an image, conv0, conv1 (down x2).
 
   conv: makes a layer of (feature maps, side of its kernel). join: see JOINS. dtype: of all of it,
-  None: full precision.
+  None: full precision. folds: columns in the channels of the result and of x, None: see Conv.
   """
 
   features: int
@@ -54,6 +55,7 @@ class DiscriminatorBlock(nn.Module):
   conv: Callable
   join: Callable
   dtype: Any
+  folds: folding.Folds | None
 
   @nn.compact
   def __call__(
@@ -63,14 +65,21 @@ class DiscriminatorBlock(nn.Module):
     if x is not None:
       x = cast(x, self.dtype)
     if img is not None:
-      y = self.conv(self.features, 1, name='fromrgb')(cast(img, self.dtype))  # [N,H,W,features]
+      if self.folds:
+        img = folding.refold(img, 1, self.folds[1])
+      fromrgb = self.conv(self.features, 1, name='fromrgb', **self.folded())
+      y = fromrgb(cast(img, self.dtype))  # [N,H,W,features]
       x = y if x is None else self.join(x, y, alpha)
     return self.body(x)
 
   def body(self, x: jax.Array) -> jax.Array:
     """[N,H,W,I] -> [N,H/2,W/2,out_features]."""
-    x = self.conv(self.features, 3, name='conv0')(x)  # [N,H,W,features]
-    return self.conv(self.out_features, 3, down=2, name='conv1')(x)
+    x = self.conv(self.features, 3, name='conv0', **self.folded())(x)  # [N,H,W,features]
+    return self.conv(self.out_features, 3, down=2, name='conv1', **self.folded(down=2))(x)
+
+  def folded(self, down: int = 1) -> dict[str, folding.Folds]:
+    """What layers have to know of folds: those to the block's result, or its own."""
+    return {'folds': self.folds[::-1] if down == 2 else (self.folds[1],) * 2} if self.folds else {}
 
 
 class ResidualDiscriminatorBlock(DiscriminatorBlock):
@@ -79,9 +88,10 @@ class ResidualDiscriminatorBlock(DiscriminatorBlock):
   def body(self, x: jax.Array) -> jax.Array:
     """[N,H,W,I] -> [N,H/2,W/2,out_features]."""
     around = partial(self.conv, activation='linear', use_bias=False, gain=RSQRT2, clamp=None)
-    skip = around(self.out_features, 1, down=2, name='skip')(x)
-    x = self.conv(self.features, 3, name='conv0')(x)  # [N,H,W,features]
-    x = self.conv(self.out_features, 3, down=2, gain=RSQRT2, name='conv1')(x)
+    down = self.folded(down=2)
+    skip = around(self.out_features, 1, down=2, name='skip', **down)(x)
+    x = self.conv(self.features, 3, name='conv0', **self.folded())(x)  # [N,H,W,features]
+    x = self.conv(self.out_features, 3, down=2, gain=RSQRT2, name='conv1', **down)(x)
     return skip + x
 
 
@@ -123,6 +133,7 @@ class Discriminator(nn.Module):
 
   The size of the image says at which stage a growing network is. msg takes a tuple of images,
   smallest first; one image stands for its own pyramid of 2x2 means.
+  fold: whether it is computed as a TPU likes it (folding.py); msg and config A never are.
   """
 
   resolution: Size
@@ -139,6 +150,7 @@ class Discriminator(nn.Module):
   remat: int = 0
   remat_layers: bool = False
   variant: DiscriminatorVariant = DiscriminatorVariant()
+  fold: bool = False
 
   @nn.compact
   def __call__(
@@ -160,12 +172,14 @@ class Discriminator(nn.Module):
     is_residual = self.architecture == 'resnet'
     block = ResidualDiscriminatorBlock if is_residual else DiscriminatorBlock
 
+    folds = block_folds(sizes, widths, self.fold and self.architecture not in ('msg', 'stylegan1'))
     x = None
     for i in range(max(images), 0, -1):
       in_memory = i < len(sizes) - self.remat
       block_ = block if in_memory else nn.remat(block)
       parts = dict(conv=conv if in_memory else conv_again, join=join, dtype=dtypes[i])
-      x = block_(widths[i], widths[i - 1], **parts, name=names[i])(x, images.get(i), alpha)
+      parts |= dict(folds=folds[i], name=names[i])
+      x = block_(widths[i], widths[i - 1], **parts)(x, images.get(i), alpha)
 
     grows = self.architecture in GROWING
     cmap_dim = (self.variant.cmap_dim or widths[0]) if self.c_dim else 1

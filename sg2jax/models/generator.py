@@ -13,12 +13,13 @@ import jax
 from jax import lax
 import jax.numpy as jnp
 
-from sg2jax import ops, resample
+from sg2jax import folding, ops, resample
 from sg2jax.models.layers import RSQRT2, Conv, SynthesisLayer, ToRGB, cast, fade
 from sg2jax.models.mapping import Mapping, broadcast, truncate
 from sg2jax.models.sizes import (
   Size,
   block_dtypes,
+  block_folds,
   block_sizes,
   fmaps,
   image_blocks,
@@ -36,6 +37,7 @@ class SynthesisBlock(nn.Module):
   size: (height, width) of the result. layer: makes conv0 and conv1 of a number of feature maps.
   torgb: makes torgb, None: no image leaves here. dtype: of the features, None: full precision.
   taps: filter by which a lower image, or the block's input, gets twice as large.
+  folds: columns in the channels of the block's input and result, for a TPU; None: none.
   """
 
   size: Size
@@ -45,6 +47,7 @@ class SynthesisBlock(nn.Module):
   torgb: Callable | None
   dtype: Any
   taps: tuple
+  folds: folding.Folds | None
 
   @nn.compact
   def __call__(
@@ -75,16 +78,20 @@ class SynthesisBlock(nn.Module):
   def start(self, ws: Sequence[jax.Array], noise_mode: str) -> jax.Array:
     """What the first block does: ws -> [N,h0,w0,features]."""
     x = self.constant(ws[1].shape[0], nn.initializers.normal(1))
-    return self.layer(self.features, name='conv1')(x, ws[1], noise_mode)
+    return self.layer(self.features, name='conv1', **self.folded())(x, ws[1], noise_mode)
 
   def body(self, x: jax.Array, ws: Sequence[jax.Array], noise_mode: str) -> jax.Array:
     """What all others do: [N,h,w,I] -> [N,2h,2w,features]."""
-    x = self.layer(self.features, up=2, name='conv0')(x, ws[0], noise_mode)
-    return self.layer(self.features, name='conv1')(x, ws[1], noise_mode)
+    x = self.layer(self.features, up=2, name='conv0', **self.folded(up=2))(x, ws[0], noise_mode)
+    return self.layer(self.features, name='conv1', **self.folded())(x, ws[1], noise_mode)
+
+  def folded(self, up: int = 1) -> dict[str, folding.Folds]:
+    """What layers have to know of folds: those from the block's input, or its own."""
+    return {'folds': self.folds if up == 2 else (self.folds[1],) * 2} if self.folds else {}
 
   def pixels(self, x: jax.Array, w: jax.Array) -> jax.Array:
     """[N,H,W,features], w [N,w_dim] -> [N,H,W,C]."""
-    return self.torgb(name='torgb')(x, w)
+    return self.torgb(name='torgb', fold=self.folds[1] if self.folds else 0)(x, w)
 
 
 class ResidualSynthesisBlock(SynthesisBlock):
@@ -96,10 +103,11 @@ class ResidualSynthesisBlock(SynthesisBlock):
   def body(self, x: jax.Array, ws: Sequence[jax.Array], noise_mode: str) -> jax.Array:
     """[N,h,w,I] -> [N,2h,2w,features]."""
     around = partial(Conv, activation='linear', up=2, use_bias=False, gain=RSQRT2, taps=self.taps)
-    skip = around(self.features, 1, name='skip')(x)
-    x = self.layer(self.features, up=2, name='conv0')(x, ws[0], noise_mode)
-    x = self.layer(self.features, gain=RSQRT2, name='conv1')(x, ws[1], noise_mode)
-    return skip + x
+    up = self.folded(up=2)
+    skip = around(self.features, 1, name='skip', **up)(x)
+    x = self.layer(self.features, up=2, name='conv0', **up)(x, ws[0], noise_mode)
+    last = self.layer(self.features, gain=RSQRT2, name='conv1', **self.folded())
+    return skip + last(x, ws[1], noise_mode)
 
 
 class StyleBlock(SynthesisBlock):
@@ -124,6 +132,7 @@ class Synthesis(nn.Module):
 
   The image has the size of the stage; msg gives the images of all resolutions, smallest first.
   num_ws is two per block for every architecture. ws of stages that aren't there yet are ignored.
+  fold: whether it is computed as a TPU likes it (folding.py); config A never is.
   """
 
   resolution: Size
@@ -136,6 +145,7 @@ class Synthesis(nn.Module):
   use_noise: bool = True
   remat: int = 0  # upper resolutions whose blocks are computed once more in the backward pass
   variant: Variant = Variant()
+  fold: bool = False
 
   @property
   def num_ws(self) -> int:
@@ -158,6 +168,10 @@ class Synthesis(nn.Module):
     styles = [lax.index_in_dim(ws, j, 1, keepdims=False) for j in range(ws.shape[1])]  # [N,w_dim]
     block = BLOCKS.get(self.architecture, SynthesisBlock)
     again = nn.remat(block, static_argnums=(4,))  # noise_mode (self counts) is a string
+    features = [
+      fmaps(max(size), self.fmap_base, self.fmap_max, self.variant.fmap_min) for size in sizes
+    ]
+    folds = block_folds(sizes, features, self.fold and self.architecture != 'stylegan1')
     x = None
     images = []
     for i in range(newest + 1):
@@ -165,12 +179,13 @@ class Synthesis(nn.Module):
       in_memory = i < len(sizes) - self.remat
       x, img = (block if in_memory else again)(
         size=sizes[i],
-        features=fmaps(res, self.fmap_base, self.fmap_max, self.variant.fmap_min),
+        features=features[i],
         first=i == 0,
         layer=self._layer(),
         torgb=self._torgb() if i in with_image else None,
         dtype=dtypes[i],
         taps=self.variant.taps,
+        folds=folds[i],
         name=f'b{res}',
       )(
         x,

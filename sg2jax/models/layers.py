@@ -13,21 +13,26 @@ import jax
 from jax import lax
 import jax.numpy as jnp
 
-from sg2jax import conv, ops, resample
+from sg2jax import conv, folding, ops, resample
 
 NOISE_MODES = ('const', 'random', 'none')
 RSQRT2 = math.sqrt(0.5)  # gain of each of two sums of equal variance, whose sum keeps it
 
 
 def activate(
-  x: jax.Array,
+  x: jax.Array | None,
   b: jax.Array | None,
   activation: str,
   gain: float = 1,
   clamp: float | None = None,
   **more: Any,
 ) -> jax.Array:
-  """clamp(act(x + b)) * gain, act with the gain that keeps the variance; see ops.bias_act."""
+  """clamp(act(x + b)) * gain, act with the gain that keeps the variance; see ops.bias_act.
+
+  b may have fewer components than x, which then has columns in its channels (folding.py).
+  """
+  if x is not None and b is not None:
+    b = jnp.tile(b, x.shape[-1] // b.size)
   if clamp is not None:
     clamp = clamp * gain
   gain = ops.ACTIVATIONS[activation][1] * gain
@@ -65,6 +70,7 @@ class Conv(nn.Module):
   gain: of the result, its clamp included.
   mean: whether it down-samples as StyleGAN does, by filter, convolution and 2x2 mean, instead of
   filter and strided convolution.
+  folds: columns in the channels of what it takes and makes; None: none, and not a TPU's form.
   """
 
   features: int
@@ -78,10 +84,12 @@ class Conv(nn.Module):
   taps: tuple = resample.TAPS
   bias_gain: float = 1
   mean: bool = False
+  folds: folding.Folds | None = None
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
-    shape = (self.kernel, self.kernel, x.shape[-1], self.features)
+    channels = x.shape[-1] // (self.folds or (1, 1))[0]
+    shape = (self.kernel, self.kernel, channels, self.features)
     weight = self.param('weight', nn.initializers.normal(1), shape) / math.sqrt(fan_in(shape))
     bias = None
     if self.use_bias:
@@ -103,6 +111,7 @@ class Conv(nn.Module):
         down=self.down,
         padding=self.kernel // 2,
         flip_weight=self.up == 1,
+        folds=self.folds,
       )  # [N,H*up/down,W*up/down,features]
     return activate(x, bias, self.activation, self.gain, self.clamp)
 
@@ -167,12 +176,27 @@ def draw_noise(noise: Any, keys: jax.Array) -> Any:
   return jax.tree.unflatten(tree, jax.vmap(draw)(keys))
 
 
+def fold_noise(
+  noise: jax.Array, strength: jax.Array, channels: int, fold: int
+) -> tuple[jax.Array, jax.Array]:
+  """What bias_act adds to images of so many channels, `fold` columns in each.
+
+  noise [N|1,H,W,1], strength [] -> [N|1,H,W/fold,fold], [1,fold,fold*channels] or [1,1,1].
+  """
+  strength = strength[None, None, None]
+  if fold == 1:
+    return noise, strength
+  each = jnp.broadcast_to(strength, (1, 1, channels))
+  return folding.refold(noise, 1, fold), folding.blocks(each, fold)
+
+
 class SynthesisLayer(nn.Module):
   """Modulated 3x3 convolution, noise, bias, activation [S2 Fig. 2d].
 
   x: [N,H,W,I], w: [N,w_dim] -> [N,H*up,W*up,features].
   equalized: weights are scaled by 1/sqrt(fan-in) first, as in S2's own code; after demodulation
   only its epsilon tells.
+  folds: see Conv.
   """
 
   features: int
@@ -183,19 +207,22 @@ class SynthesisLayer(nn.Module):
   taps: tuple = resample.TAPS
   use_noise: bool = True
   equalized: bool = False
+  folds: folding.Folds | None = None
 
   @nn.compact
   def __call__(self, x: jax.Array, w: jax.Array, noise_mode: str) -> jax.Array:
-    styles = Dense(x.shape[-1], bias_init=1, name='affine')(w)  # [N,I]
-    weight = self.param('weight', nn.initializers.normal(1), (3, 3, x.shape[-1], self.features))
+    before, after = self.folds or (1, 1)
+    channels = x.shape[-1] // before
+    styles = Dense(channels, bias_init=1, name='affine')(w)  # [N,I]
+    weight = self.param('weight', nn.initializers.normal(1), (3, 3, channels, self.features))
     if self.equalized:
       weight = weight / math.sqrt(fan_in(weight.shape))
     noise = None
     if self.use_noise:
-      size = (x.shape[1] * self.up, x.shape[2] * self.up)
+      size = (x.shape[1] * self.up, x.shape[2] * before * self.up)
       noise = layer_noise(self, noise_mode, x.shape[0], size)  # [N|1,H*up,W*up,1], []
       if noise is not None:
-        noise = (noise[0], noise[1][None, None, None])
+        noise = fold_noise(*noise, self.features, after)
     y, demod = conv.modulate(
       x,
       weight,
@@ -204,6 +231,7 @@ class SynthesisLayer(nn.Module):
       up=self.up,
       padding=1,
       flip_weight=self.up == 1,  # see Conv
+      folds=self.folds,
     )  # [N,H*up,W*up,features], [N,features]
     bias = self.param('bias', nn.initializers.zeros, (self.features,))
     return activate(y, bias, self.activation, self.gain, self.clamp, scale=demod, thin=noise)
@@ -212,21 +240,26 @@ class SynthesisLayer(nn.Module):
 class ToRGB(nn.Module):
   """Modulated 1x1 convolution without demodulation [S2 Fig. 7].
 
-  x: [N,H,W,I], w: [N,w_dim] -> float32 [N,H,W,channels].
+  x: [N,H,W,I], w: [N,w_dim] -> float32 [N,H,W,channels], never folded.
+  fold: columns in the channels of x; 0: none, and not a TPU's form.
   """
 
   channels: int
   clamp: float | None = None
+  fold: int = 0
 
   @nn.compact
   def __call__(self, x: jax.Array, w: jax.Array) -> jax.Array:
-    shape = (1, 1, x.shape[-1], self.channels)
+    fold = max(self.fold, 1)
+    shape = (1, 1, x.shape[-1] // fold, self.channels)
     # As nothing demodulates, the fan-in is in the styles.
-    styles = Dense(x.shape[-1], bias_init=1, name='affine')(w) / math.sqrt(fan_in(shape))  # [N,I]
+    styles = Dense(shape[2], bias_init=1, name='affine')(w) / math.sqrt(fan_in(shape))  # [N,I]
     weight = self.param('weight', nn.initializers.normal(1), shape)
     bias = self.param('bias', nn.initializers.zeros, (self.channels,))
     dtype = ops.full_precision(x).dtype
-    x = conv.modulated_conv2d(x, weight, styles, demodulate=False, dtype=dtype)  # [N,H,W,channels]
+    folds = (fold, fold) if self.fold else None
+    x = conv.modulated_conv2d(x, weight, styles, demodulate=False, dtype=dtype, folds=folds)
+    x = folding.refold(x, fold, 1)  # [N,H,W,channels]
     return ops.bias_act(x, bias, 'linear', clamp=self.clamp)
 
 

@@ -15,6 +15,8 @@ from collections.abc import Sequence
 
 import jax.numpy as jnp
 
+from sg2jax import folding
+
 GROWING = ('revised', 'stylegan1')
 ARCHITECTURES = ('orig', 'skip', 'resnet', 'msg', *GROWING)
 
@@ -51,6 +53,20 @@ def block_dtypes(sizes: Sequence[Size], num_bf16_res: int) -> list:
   """
   low = min(num_bf16_res, len(sizes) - 1)
   return [None] * (len(sizes) - low) + [jnp.bfloat16] * low
+
+
+def block_folds(
+  sizes: Sequence[Size], channels: Sequence[int], fold: bool
+) -> list[folding.Folds | None]:
+  """(columns in the channels of the next smaller block, of this one), each None without `fold`.
+
+  The smallest has none: what is not a convolution begins or ends there.
+  """
+  if not fold:
+    return [None] * len(sizes)
+  factors = [folding.factor(c, w) for c, (_, w) in zip(channels, sizes, strict=True)]
+  factors[0] = 1
+  return list(zip([1, *factors], factors))
 
 
 def newest_block(stage: int, sizes: Sequence[Size], architecture: str) -> int:

@@ -1,0 +1,130 @@
+"""Networks as a TPU computes them: columns in channels, filters in kernels; values as elsewhere."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from sg2jax import conv, folding, sharding
+from sg2jax.models.discriminator import Discriminator
+from sg2jax.models.generator import Synthesis
+from sg2jax.models.sizes import block_folds
+
+TAPS = (1, 2, 3, 5)  # not symmetric
+
+
+def close(x, y):
+  """Equal up to float64's rounding."""
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, atol=1e-10 * (1 + np.abs(b).max())), x, y
+  )
+
+
+@pytest.mark.parametrize('kernel', (1, 3))
+@pytest.mark.parametrize(
+  'up, down, folds',
+  [
+    (1, 1, (1, 1)),
+    (1, 1, (4, 4)),
+    (2, 1, (1, 1)),
+    (2, 1, (1, 2)),
+    (2, 1, (2, 4)),
+    (2, 1, (2, 2)),
+    (1, 2, (1, 1)),
+    (1, 2, (2, 1)),
+    (1, 2, (4, 2)),
+    (1, 2, (2, 2)),
+  ],
+)
+def test_folded_convolutions_are_convolutions(kernel, up, down, folds):
+  draw = np.random.default_rng(0).normal
+  x, w = draw(size=(2, 6, 8, 3)), draw(size=(kernel, kernel, 3, 5))
+
+  def plain(x, w):
+    return conv.conv2d_resample(x, w, taps=TAPS, up=up, down=down, padding=kernel // 2)
+
+  def folded(x, w):
+    x = folding.refold(x, 1, folds[0])
+    return folding.refold(folding.conv2d(x, w, TAPS, up, down, folds), folds[1], 1)
+
+  weights = draw(size=jax.eval_shape(plain, x, w).shape)
+
+  def twice(f):
+    def value(x, w):
+      return jnp.sum(jnp.sin(f(x, w)) * weights)
+
+    def of_gradients(x, w):
+      dx, dw = jax.grad(value, (0, 1))(x, w)
+      return jnp.sum(dx**3) + jnp.sum(dw**3)
+
+    return jax.jit(jax.grad(of_gradients, (0, 1)))(x, w)
+
+  with jax.enable_x64(True):
+    close(folded(x, w), plain(x, w))
+    close(twice(folded), twice(plain))
+
+
+def test_columns_are_folded_where_channels_are_few():
+  assert folding.factor(32, 1024) == 4
+  assert folding.factor(128, 256) == 1
+  assert folding.factor(100, 64) == 1
+  assert folding.factor(8, 12) == 4  # 12 columns make no 8
+  sizes = [(4, 5), (8, 10), (16, 20)]
+  assert block_folds(sizes, (8, 64, 32), True) == [(1, 1), (1, 2), (2, 4)]
+  assert block_folds(sizes, (8, 64, 32), False) == [None] * 3
+
+
+def networks(architecture):
+  """(synthesis, discriminator) as they are, the same as a TPU computes them, and their inputs."""
+  size = (16, 12)
+  key = jax.random.key(0)
+  synthesis = Synthesis(size, 3, 128, 16, architecture, clamp=2.0)
+  discriminator = Discriminator(size, 128, 16, architecture=architecture, clamp=2.0)
+  ws = jax.random.normal(key, (2, synthesis.num_ws, 5))
+  image = jax.random.normal(key, (2, *size, 3))
+  of_g = synthesis.init({'params': key, 'noise': key}, ws)
+  # noise and biases are 0 at first
+  of_g, of_d = jax.tree.map(lambda x: x + 0.1, (of_g, discriminator.init(key, image)))
+  plain = (synthesis, discriminator)
+  folded = tuple(dataclasses.replace(network, fold=True) for network in plain)
+  return plain, folded, (of_g, ws), (of_d, image)
+
+
+@pytest.mark.parametrize('architecture', ('orig', 'msg', 'revised', 'stylegan1'))
+def test_images_and_logits_are_the_same(architecture):
+  with jax.enable_x64(True):
+    plain, folded, of_g, of_d = networks(architecture)
+    close(folded[0].apply(*of_g, 'const'), plain[0].apply(*of_g, 'const'))
+    close(folded[1].apply(*of_d), plain[1].apply(*of_d))
+
+
+@pytest.mark.parametrize('architecture', ('skip', 'resnet'))
+def test_regularizers_and_their_gradients_are_the_same(architecture):
+  """Path lengths, R1, and what they say about parameters and inputs, in float64."""
+
+  def path_lengths(synthesis, variables, ws):
+    images, pull = jax.vjp(lambda ws: synthesis.apply(variables, ws, 'const'), ws)
+    return jnp.sum(pull(jnp.sin(images))[0] ** 2)
+
+  def r1(discriminator, variables, image):
+    slopes = jax.grad(lambda image: discriminator.apply(variables, image).sum())(image)
+    return jnp.sum(slopes**2)
+
+  with jax.enable_x64(True):
+    plain, folded, of_g, of_d = networks(architecture)
+    for i, measure, inputs in ((0, path_lengths, of_g), (1, r1, of_d)):
+      of = jax.jit(jax.value_and_grad(measure, (1, 2)), static_argnums=0)
+      close(of(folded[i], *inputs), of(plain[i], *inputs))
+
+
+def test_devices_say_whether_to_fold():
+  class Device:
+    platform = 'tpu'
+
+  class Mesh:
+    devices = np.array([Device()])
+
+  assert sharding.is_tpu(Mesh())
+  assert not sharding.is_tpu(sharding.make_mesh(jax.devices()[:1]))
