@@ -99,25 +99,9 @@ def _fir(x, taps, axis, up, down, pad):
   ys = [sum(tap * shifted(offset) for tap, offset in hits).astype(x.dtype) for hits in phases]
   if up == 1:
     return ys[0]
-  y = lax.platform_dependent(*ys, cpu=partial(_stack, axis + 1), default=partial(_pick, axis + 1))
+  y = jnp.stack(ys, axis + 1)
   y = y.reshape(y.shape[:axis] + (count * up,) + y.shape[axis + 2 :])
   return lax.slice_in_dim(y, 0, full, down, axis)
-
-
-def _stack(axis, *ys):
-  return jnp.stack(ys, axis)
-
-
-def _pick(axis, *ys):
-  """jnp.stack by index arithmetic, which accelerators fuse with what comes before and after."""
-  shape = list(ys[0].shape)
-  shape.insert(axis, len(ys))
-  phase = lax.broadcasted_iota(np.int32, shape, axis)
-  wide = [jnp.broadcast_to(jnp.expand_dims(y, axis), shape) for y in ys]
-  result = wide[0]
-  for i, y in enumerate(wide[1:], 1):
-    result = jnp.where(phase == i, y, result)
-  return result
 
 
 def _fir_fwd(x, taps, axis, up, down, pad):
