@@ -8,6 +8,7 @@ from typing import Any
 import jax
 from jax.sharding import Mesh, Sharding
 import ml_collections
+import numpy as np
 
 from sg2jax import data, keys, schedule, sharding
 from sg2jax import state as state_lib
@@ -24,6 +25,8 @@ Config = Any  # a ConfigDict with the fields of configs/default.py
 VARIANTS = {'g': Variant, 'd': DiscriminatorVariant}
 # Traces of more are too large for those who show them.
 MAX_PROFILED = 100
+FULLY_GROWN = 10**12  # nimg
+CLASSES = 10  # where there are labels but no data set: as many as of digits and CIFAR-10
 # What config.json of a run may lack, because the field is younger, and what it then means.
 YOUNGER = {
   'init_from': '',
@@ -262,6 +265,12 @@ def steps(
   )
 
 
+def last_steps(config: Config, mesh: Mesh) -> TrainSteps:
+  """The steps of the last stage of growth, where a run spends most of its time, without data."""
+  stage = growth(config).stage(FULLY_GROWN)
+  return steps(config, CLASSES if config.data.labels else 0, mesh, stage)
+
+
 def init_state(config: Config, steps_: TrainSteps, place: Sharding | None) -> state_lib.TrainState:
   """A fresh TrainState, drawn by config.seed."""
 
@@ -280,6 +289,26 @@ def abstract_state(
   steps_ = steps(config, c_dim, None)
   shapes = jax.eval_shape(lambda: init_state(config, steps_, None))
   return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), shapes)
+
+
+def abstract_arguments(config: Config, steps_: TrainSteps, mesh: Mesh) -> tuple:
+  """(key, state, batch) of full-size steps as ShapeDtypeStructs, placed: what to compile for."""
+  c_dim = steps_.generator.mapping.c_dim
+  state = abstract_state(config, c_dim, sharding.replicated(mesh))
+  batch = steps_.stage.batch
+  micro = microbatch(config, batch)
+  rounds = (batch // micro, micro)
+  place = sharding.batched(mesh)
+  image = (*rounds, *resolution(config), config.data.channels)
+  key = jax.eval_shape(lambda: jax.random.key(0))
+  return (
+    jax.ShapeDtypeStruct(key.shape, key.dtype, sharding=sharding.replicated(mesh)),
+    state,
+    {
+      'image': jax.ShapeDtypeStruct(image, np.uint8, sharding=place),
+      'label': jax.ShapeDtypeStruct((*rounds, c_dim), state.pl_mean.dtype, sharding=place),
+    },
+  )
 
 
 def dataset(config: Config) -> 'data.Source':

@@ -25,7 +25,7 @@ FLOORS = (
   ('cli', 'data', 'locks', 'training.manifest'),
   ('build', 'training.checkpoint', 'inputs', 'training.report'),
   ('checks', 'pretrained', 'sampler'),
-  ('evaluation', 'edit', 'interop.read'),
+  ('evaluation', 'edit', 'interop.read', 'planning'),
   ('training.profile', 'training.stage', 'training.workdir', 'interop.write'),
   ('training.init_from', 'training.nonfinite', 'training.snapshot'),
   ('training.train', 'lab'),

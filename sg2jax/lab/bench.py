@@ -14,18 +14,14 @@ import numpy as np
 
 from sg2jax import build, memory, sharding
 from sg2jax.models.sizes import block_sizes
-
-FULLY_GROWN = 10**12  # nimg
-CLASSES = 10  # where there are labels: as many as of digits and CIFAR-10
+from sg2jax.planning import plan
 
 
 def measure(config: ConfigDict, rounds: int) -> dict:
   """All figures of a configuration, as JSON values: seconds, images/s, bytes, FLOP."""
   memory.keep_pages(jax.default_backend())
   mesh = sharding.make_mesh()
-  # Fully grown: the stage in which a run spends most of its time.
-  stage = build.growth(config).stage(FULLY_GROWN)
-  steps = build.steps(config, CLASSES if config.data.labels else 0, mesh, stage)
+  steps = build.last_steps(config, mesh)
   state = build.init_state(config, steps, sharding.replicated(mesh))
   batch, ws = _random_batch(config, steps, mesh)
   key = jax.device_put(jax.random.key(0), sharding.replicated(mesh))
@@ -68,7 +64,7 @@ def measure(config: ConfigDict, rounds: int) -> dict:
     'devices': mesh.size,
     'jax': jax.__version__,
     'resolution': list(build.resolution(config)),
-    'batch': stage.batch,
+    'batch': steps.stage.batch,
     'compile_seconds': compile_seconds,
     'state_bytes': state_bytes,
     'temp_bytes': max(step.memory_analysis().temp_size_in_bytes for step in compiled.values()),
@@ -96,11 +92,9 @@ def interleaved(functions: dict[str, Callable], rounds: int) -> dict[str, list[f
 def _rates(seconds, steps, images, flop_per_image, peak):
   """Medians, and what follows from them; images: that synthesis makes at once."""
   median = {name: statistics.median(times) for name, times in seconds.items()}
-  every = {'g': 1, 'd': 1, 'g_reg': steps.pl_interval, 'd_reg': steps.r1_interval}
-  training = [name for name in every if name in median]
-  # A minibatch of training: regularizers run every few only, and their cost is shared out.
-  lazy = sum(median[name] / every[name] for name in training)
-  eager = sum(median[name] for name in training)
+  training = {name: median[name] for name in steps.phases(0)}
+  lazy = plan.lazily(training, steps)
+  eager = sum(training.values())
   batch = steps.stage.batch
   return {
     **{f'sec_{name}': value for name, value in median.items()},
@@ -115,13 +109,10 @@ def _rates(seconds, steps, images, flop_per_image, peak):
 
 def _random_batch(config, steps, mesh):
   """A minibatch {'image': [R,M,H,W,C], 'label': [R,M,c_dim]}, and ws [R,M,num_ws,w_dim] of 0."""
-  batch = steps.stage.batch
-  micro = build.microbatch(config, batch)
-  shape = (batch // micro, micro)
-  size = (*build.resolution(config), config.data.channels)
-  images = np.random.default_rng(0).integers(0, 256, (*shape, *size), np.uint8)
-  labels = np.zeros((*shape, steps.generator.mapping.c_dim), np.float32)
-  ws = jnp.zeros((*shape, steps.generator.synthesis.num_ws, config.g.w_dim))
+  _, _, spec = build.abstract_arguments(config, steps, mesh)
+  images = np.random.default_rng(0).integers(0, 256, spec['image'].shape, np.uint8)
+  labels = np.zeros(spec['label'].shape, spec['label'].dtype)
+  ws = jnp.zeros((*labels.shape[:2], steps.generator.synthesis.num_ws, config.g.w_dim))
   return (
     sharding.to_global(mesh, {'image': images, 'label': labels}),
     jax.device_put(ws, sharding.batched(mesh)),

@@ -1,0 +1,127 @@
+"""The largest batch, or round of one, that a device's memory holds.
+
+Memory is nearly affine in the images of a round. So a guess is made from two sizes that were
+compiled, and what is answered was compiled: it fits, and the next larger one doesn't.
+"""
+
+from collections.abc import Callable, Sequence
+import copy
+import dataclasses
+import math
+
+from sg2jax import build
+from sg2jax.planning.compile import Steps
+
+MOST = 1024  # images a device, of what is tried
+
+
+def largest(compiled: Steps, figures: dict, limit: int | None, say: Callable) -> list[dict]:
+  """Of `batch` and of `microbatch`, as configured and with remat: the largest that fits.
+
+  Only the step that needs most is compiled at each size, and the others at the answer.
+
+  Args:
+    compiled: the steps as configured.
+    figures: of these, {step: figures}.
+    limit: bytes of a device.
+    say: called with a line of progress.
+
+  Returns:
+    [{'field': 'batch' or 'microbatch', 'remat': bool, 'value': int or None, 'peak_bytes'}]; value
+    None: not even the smallest fits.
+  """
+  if not limit:
+    return []
+  found = []
+  for remat in (False, True):
+    for field in ('batch', 'microbatch'):
+      config = copy.deepcopy(compiled.config)
+      config.g.remat = config.g.remat or remat
+      config.d.remat = config.d.remat or remat
+      of = dataclasses.replace(compiled, config=config)
+      worst = max(figures, key=lambda name: figures[name]['peak_bytes'])
+      value, peak = _largest(of, field, list(figures), worst, limit, say)
+      is_on = config.g.remat and config.d.remat
+      found.append({'field': field, 'remat': is_on, 'value': value, 'peak_bytes': peak})
+    if compiled.config.g.remat and compiled.config.d.remat:
+      break  # the same again
+  return found
+
+
+def line(found: dict) -> str:
+  """One of the results of `largest`, for a person."""
+  remat = ' with g.remat and d.remat' if found['remat'] else ''
+  if found['value'] is None:
+    return f'no {found["field"]} fits{remat}'
+  size = f'{found["peak_bytes"] / 2**30:.2f} GiB'
+  return f'the largest {found["field"]} that fits{remat}: {found["value"]} ({size})'
+
+
+def _largest(compiled, field, names, worst, limit, say):
+  """(size, peak) for one field, (None, None) if none fits. worst: the step to begin with."""
+  sizes = candidates(compiled.config, field, len(compiled.devices))
+  deciding = [worst]
+
+  def peak(size):
+    config = copy.deepcopy(compiled.config)
+    config[field] = size
+    if field == 'batch':
+      config.microbatch = 0
+    most = 0
+    for name in deciding:
+      of = dataclasses.replace(compiled, config=config)
+      most = max(most, of.figures(name)['peak_bytes'])
+    say(f'{field} {size}, {", ".join(deciding)}: {most / 2**30:.2f} GiB')
+    return most
+
+  index = search(sizes, peak, limit)
+  deciding = names  # another step may need more at this size
+  if index is not None and peak(sizes[index]) > limit:
+    index = search(sizes[:index], peak, limit)
+  return (None, None) if index is None else (sizes[index], peak(sizes[index]))
+
+
+def candidates(config: build.Config, field: str, count: int) -> Sequence[int]:
+  """The sizes, rising, that `checks` allow on `count` devices; field: batch or microbatch."""
+  unit = count
+  if build.variant(config, 'd').mbstd_num_channels:
+    unit = math.lcm(unit, config.d.mbstd_group_size)
+  if config.loss.pl_weight:
+    unit = math.lcm(unit, config.loss.pl_shrink)
+  if field == 'batch':
+    return range(unit, MOST * count + 1, unit)
+  return [size for size in range(unit, config.batch + 1, unit) if config.batch % size == 0]
+
+
+def search(sizes: Sequence[int], peak: Callable[[int], float], limit: float) -> int | None:
+  """Index of the largest size with peak(size) <= limit; None if there is none.
+
+  Args:
+    sizes: rising.
+    peak: rises with the size, nearly affine; costly.
+    limit: of it.
+  """
+  low, high = -1, len(sizes)  # fits, does not
+  known = {}
+  guess = 0
+  while high - low > 1:
+    guess = min(max(guess, low + 1), high - 1)
+    known[sizes[guess]] = peak(sizes[guess])
+    if known[sizes[guess]] <= limit:
+      low = guess
+    else:
+      high = guess
+    guess = _guess(sizes, known, limit)
+  return None if low < 0 else low
+
+
+def _guess(sizes, known, limit):
+  """Index of the largest size that fits by the line through the two nearest to the limit."""
+  nearest = sorted(known, key=lambda size: abs(known[size] - limit))[:2]
+  if len(nearest) == 1:
+    return 1
+  slope = (known[nearest[0]] - known[nearest[1]]) / (nearest[0] - nearest[1])
+  if slope <= 0:
+    return len(sizes) // 2
+  most = nearest[0] + (limit - known[nearest[0]]) / slope
+  return sum(size <= most for size in sizes) - 1
