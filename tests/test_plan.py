@@ -352,6 +352,7 @@ def test_describe_adds_kernels_and_says_what_bounds_them():
   assert gpu['bytes'] == sum(sizes) and gpu['seconds_roofline'] == pytest.approx(sum(seconds))
   # XLA's estimate of the fusion that has one, the roofline of the others.
   assert gpu['seconds_model'] == pytest.approx(sum(seconds) - seconds[0] + 1.5e-6)
+  assert compile_lib.describe(LINES, Target('a100', 'a100'))['seconds_model'] is None
   tpu = compile_lib.describe(
     LINES.replace('"exec_time_us"', '"estimated_cycles":"3000","x"'), Target('v5e:2x2', 'v5e')
   )

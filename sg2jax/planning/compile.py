@@ -23,8 +23,6 @@ from sg2jax.planning import hlo
 from sg2jax.planning.devices import Target
 from sg2jax.steps import TrainSteps
 
-# Of XLA:GPU: estimate the time of each fusion. It changes nothing else.
-COST_MODEL = {'xla_gpu_collect_cost_model_stats': True}
 # What decides what is read out of a compiled step, and what `sharding` asks of the compiler.
 SOURCES = sorted(pathlib.Path(__file__).parent.rglob('*.*')) + [pathlib.Path(sharding.__file__)]
 
@@ -78,14 +76,21 @@ def _key(lowered, target, count):
   return hashlib.sha256('\0'.join(parts).encode()).hexdigest()
 
 
+def _cost_model(target):
+  """The option of XLA:GPU that estimates the time of each fusion; it changes nothing else.
+
+  It is refused where XLA has no table of a device's instructions, as of A100 and L4.
+  """
+  return {'xla_gpu_collect_cost_model_stats': True} if target.data.get('has_cost_model') else {}
+
+
 # ---- compiled whole, for TPUs and for devices that are here
 
 
 def _whole(lowered, target):
   """Figures of a step that is compiled to its end."""
-  options = COST_MODEL if target.data.get('platform') == 'cuda' else {}
   try:
-    compiled = lowered.compile(compiler_options=options)
+    compiled = lowered.compile(compiler_options=_cost_model(target))
   except jax.errors.JaxRuntimeError as e:
     return _too_large(e)
   stats = compiled.memory_analysis()
@@ -178,7 +183,7 @@ def until_assigned(lowered: jax.stages.Lowered, target: Target, folder: pathlib.
   def compile_it():
     options = {'xla_dump_to': str(folder), 'xla_dump_hlo_as_text': True}
     try:
-      lowered.compile(compiler_options=COST_MODEL | options)
+      lowered.compile(compiler_options=_cost_model(target) | options)
     except jax.errors.JaxRuntimeError as e:
       failures.append(e)
 
@@ -217,18 +222,16 @@ def describe(text: str, target: Target) -> dict:
   seconds_roofline is a lower bound: of each kernel the larger of its bytes by the bandwidth of the
   memory and its FLOP by the peak. seconds_model is of a TPU the cycles that its compiler
   estimates; of a GPU XLA's estimate of each fusion, and the roofline of calls of cuDNN and cuBLAS,
-  of which it has none.
+  of which it has none; None where XLA has no model of the GPU.
   """
   found = hlo.kernels(text)
-  is_tpu = target.data['platform'] == 'tpu'
-  roofline = sum(k.times * _roofline(k, target) for k in found)
-  if is_tpu:
+  counted, cycles, model = found, None, None
+  if target.data['platform'] == 'tpu':
     # All else is bookkeeping, and copies beside the fusions.
     counted = [k for k in found if k.cycles is not None]
     cycles = sum(k.times * k.cycles for k in counted)
     model = cycles / target.data['clock_hz']
-  else:
-    counted, cycles = found, None
+  elif target.data.get('has_cost_model'):
     estimates = ((k, k.seconds) for k in found)
     model = sum(k.times * (_roofline(k, target) if s is None else s) for k, s in estimates)
   return {
@@ -236,7 +239,7 @@ def describe(text: str, target: Target) -> dict:
     'bytes': sum(k.times * k.bytes for k in found),
     'kernels': sum(k.times for k in counted),
     'cycles': cycles,
-    'seconds_roofline': roofline,
+    'seconds_roofline': sum(k.times * _roofline(k, target) for k in found),
     'seconds_model': model,
     'collectives': hlo.collectives(text),
   }
