@@ -422,7 +422,12 @@ def test_largest_checks_all_steps_at_the_answer(monkeypatch):
     return told(peak_bytes=need // 2 if self.config.g.remat else need)
 
   monkeypatch.setattr(compile_lib.Steps, 'figures', figures)
-  steps = compile_lib.Steps(configuration(ROOT, batch=64), LOCAL, jax.devices()[:1])
+  # What a schedule of growth says is that of the last stage, and no other.
+  config = configuration(
+    ROOT, batch=16, **{'g.architecture': 'revised', 'd.architecture': 'revised'}
+  )
+  config.update_from_flattened_dict({'grow.start_res': 4, 'grow.batch': ((4, 32), (8, 64))})
+  steps = compile_lib.Steps(config, LOCAL, jax.devices()[:1])
   start = {name: steps.figures(name) for name in ('g', 'g_reg', 'd', 'd_reg')}
   start['g_reg']['peak_bytes'] = 10**6
   lines = []

@@ -1,6 +1,7 @@
 """The steps of a configuration, compiled for a target: what the compiler says, kept by content."""
 
 import dataclasses
+import functools
 import hashlib
 import json
 import os
@@ -14,6 +15,7 @@ import time
 from typing import Any
 
 import jax
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from sg2jax import build, files, paths, sharding
@@ -24,7 +26,12 @@ from sg2jax.planning.devices import Target
 from sg2jax.steps import TrainSteps
 
 # What decides what is read out of a compiled step, and what `sharding` asks of the compiler.
-SOURCES = sorted(pathlib.Path(__file__).parent.rglob('*.*')) + [pathlib.Path(sharding.__file__)]
+SOURCES = (
+  pathlib.Path(__file__),
+  pathlib.Path(hlo.__file__),
+  pathlib.Path(sharding.__file__),
+  *sorted(devices_lib.DATA.iterdir()),
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,17 +42,24 @@ class Steps:
   target: Target
   devices: list[Any]
 
-  @property
+  @functools.cached_property
+  def mesh(self) -> Mesh:
+    """Of all the devices."""
+    return sharding.make_mesh(self.devices)
+
+  @functools.cached_property
   def steps(self) -> TrainSteps:
     """The updates, of the last stage of growth."""
-    return build.last_steps(self.config, sharding.make_mesh(self.devices))
+    return build.last_steps(self.config, self.mesh)
+
+  @functools.cached_property
+  def arguments(self) -> tuple:
+    """(key, state, batch) of an update, as shapes."""
+    return build.abstract_arguments(self.config, self.steps, self.mesh)
 
   def lower(self, name: str) -> jax.stages.Lowered:
     """One of them as the compiler gets it."""
-    mesh = sharding.make_mesh(self.devices)
-    steps = build.last_steps(self.config, mesh)
-    arguments = build.abstract_arguments(self.config, steps, mesh)
-    return sharding.jit_step(getattr(steps, name), mesh).lower(*arguments)
+    return sharding.jit_step(getattr(self.steps, name), self.mesh).lower(*self.arguments)
 
   def figures(self, name: str) -> dict:
     """What the compiler says of one of them, with `seconds_compiling`, 0 if it was known.
@@ -72,7 +86,7 @@ def _key(lowered, target, count):
   """SHA-256 of all that decides about the figures. The text has no names of files and lines."""
   parts = [lowered.as_text(), target.name, target.kind, str(count)]
   parts += [f'{name} {value}' for name, value in devices_lib.versions(target).items()]
-  parts += [files.sha256(file) for file in SOURCES if file.is_file() and file.suffix != '.pyc']
+  parts += [files.sha256(file) for file in SOURCES]
   return hashlib.sha256('\0'.join(parts).encode()).hexdigest()
 
 

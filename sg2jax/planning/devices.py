@@ -160,6 +160,7 @@ def _quiet_libtpu():
   for name, value in {
     'TPU_SKIP_MDS_QUERY': '1',
     'TPU_WORKER_HOSTNAMES': 'localhost',
+    'TPU_HOST_BOUNDS': '1,1,1',
     'ALLOW_MULTIPLE_LIBTPU_LOAD': '1',
   }.items():
     os.environ.setdefault(name, value)

@@ -36,6 +36,9 @@ def largest(compiled: Steps, figures: dict, limit: int | None, say: Callable) ->
   for remat in (False, True):
     for field in ('batch', 'microbatch'):
       config = copy.deepcopy(compiled.config)
+      # Of the stage that is planned, whatever a schedule of growth says of others.
+      config.batch = compiled.steps.stage.batch
+      config.grow.batch = ()
       config.g.remat = config.g.remat or remat
       config.d.remat = config.d.remat or remat
       of = dataclasses.replace(compiled, config=config)

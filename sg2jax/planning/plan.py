@@ -173,7 +173,7 @@ def _summary(config, plan):
       f'{_number(plan["bytes_per_image"], 1e6, 0)} MB'
     )
   for by, what in (
-    ('roofline', 'by the roofline, which no program can beat'),
+    ('roofline', 'at best, by the roofline of these kernels'),
     ('model', "by the compiler's own model"),
   ):
     if plan[f'images_per_sec_{by}'] is not None:
