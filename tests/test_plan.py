@@ -2,7 +2,10 @@
 
 import importlib.metadata
 import json
+import os
 import re
+import subprocess
+import sys
 import types
 
 import jax
@@ -353,6 +356,9 @@ def test_describe_adds_kernels_and_says_what_bounds_them():
   # XLA's estimate of the fusion that has one, the roofline of the others.
   assert gpu['seconds_model'] == pytest.approx(sum(seconds) - seconds[0] + 1.5e-6)
   assert compile_lib.describe(LINES, Target('a100', 'a100'))['seconds_model'] is None
+  # Bound by its products: 8 times the columns, and so on, of few bytes.
+  large = call_of_cudnn('Forward', '8,64,64,512', '512,3,3,512', '8,64,64,512', 'size=3x3')
+  assert compile_lib._roofline(large, Target('h100', 'h100')) == large.flop / 989.4e12
   tpu = compile_lib.describe(
     LINES.replace('"exec_time_us"', '"estimated_cycles":"3000","x"'), Target('v5e:2x2', 'v5e')
   )
@@ -387,20 +393,27 @@ def test_a_plan_says_whether_it_fits(monkeypatch):
 # ---- the largest that fits
 
 
-@pytest.mark.parametrize('limit', [0, 11, 29, 30, 31, 500, 2074, 10**6])
-def test_search_finds_the_largest_with_few_compiles(limit):
-  """Memory of 10 + 2 a size, but a step in it at 64, as compilers have them."""
+@pytest.mark.parametrize('limit', [0, 11, 29, 30, 31, 145, 500, 1000, 2074, 10**6])
+@pytest.mark.parametrize('start', [0, 1, 7, 255])
+def test_search_finds_where_it_no_longer_fits_with_few_compiles(limit, start):
+  """Memory of 10 + 2 a size, with a step in it, and up and down by 2 % as compilers have it."""
   asked = []
+
+  def need(size):
+    return (10 + 2 * size + (6 if size > 64 else 0)) * (1.02 if size % 12 == 0 else 1)
 
   def peak(size):
     asked.append(size)
-    return 10 + 2 * size + (6 if size > 64 else 0)
+    return need(size)
 
   sizes = range(4, 1025, 4)
-  index = largest.search(sizes, peak, limit)
-  fitting = [size for size in sizes if 10 + 2 * size + (6 if size > 64 else 0) <= limit]
-  assert (sizes[index] if index is not None else None) == (fitting[-1] if fitting else None)
-  assert len(asked) == len(set(asked)) <= 8
+  index = largest.search(sizes, peak, limit, start)
+  if index is None:
+    assert limit < need(4)
+  else:
+    assert need(sizes[index]) <= limit
+    assert sizes[index] == 1024 or need(sizes[index + 1]) > limit
+  assert len(asked) == len(set(asked)) <= 12
 
 
 def test_candidates_pass_the_checks():
@@ -417,7 +430,7 @@ def test_largest_checks_all_steps_at_the_answer(monkeypatch):
   """g_reg needs most at the configured size, d beyond it; remat halves it."""
 
   def figures(self, name):
-    images = self.config.microbatch or self.config.batch
+    images = self.config.microbatch or self.steps.stage.batch
     need = {'g_reg': 100 + images, 'd': 4 * images}.get(name, 0)
     return told(peak_bytes=need // 2 if self.config.g.remat else need)
 
@@ -455,16 +468,42 @@ def is_missing(package):
   return False
 
 
+def planned_elsewhere(device, count):
+  """(figures of d, bytes of temporaries and arguments by its whole compile), by another process.
+
+  JAX looks for the compilers' plugins once, and then without the CPU's alone it fails.
+  """
+  code = (
+    'import json\n'
+    'from sg2jax.planning import compile as compile_lib, devices\n'
+    'from tests.runs import ROOT, configuration\n'
+    f'target, found = devices.resolve(devices.parse({device!r}, {count}))\n'
+    'steps = compile_lib.Steps(configuration(ROOT), target, found)\n'
+    "figures = steps.figures('d')\n"
+    "real = steps.lower('d').compile().memory_analysis()\n"
+    'sizes = [real.temp_size_in_bytes, real.argument_size_in_bytes]\n'
+    'print(json.dumps([len(found), figures, sizes]))\n'
+  )
+  done = subprocess.run(
+    [sys.executable, '-c', code],
+    cwd=ROOT,
+    env=os.environ | {'PYTHONPATH': os.pathsep.join([str(ROOT), *sys.path])},
+    capture_output=True,
+    text=True,
+  )
+  assert not done.returncode, done.stderr
+  return json.loads(done.stdout.splitlines()[-1])
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(is_missing('jax-cuda13-plugin'), reason='needs requirements-plan.txt')
 def test_a_gpu_that_is_not_here(cache):
-  """As soon as buffers are assigned, the sizes are those of the whole compile."""
-  target, found = devices.resolve(devices.parse('h100', 2))
-  steps = compile_lib.Steps(configuration(ROOT), target, found)
-  figures = steps.figures('d')
-  real = steps.lower('d').compile().memory_analysis()
-  assert figures['temp_bytes'] == real.temp_size_in_bytes
-  assert figures['argument_bytes'] == real.argument_size_in_bytes
+  """As soon as buffers are assigned, the sizes are those of the whole compile.
+
+  The code of that needs ptxas, as of the package nvidia-cuda-nvcc.
+  """
+  count, figures, sizes = planned_elsewhere('h100', 2)
+  assert count == 2 and [figures['temp_bytes'], figures['argument_bytes']] == sizes
   assert figures['kernels'] > 50 and figures['seconds_model'] >= figures['seconds_roofline'] > 0
   assert figures['collectives']['all-reduce']['bytes'] > 0
 
@@ -472,8 +511,7 @@ def test_a_gpu_that_is_not_here(cache):
 @pytest.mark.slow
 @pytest.mark.skipif(is_missing('libtpu'), reason='needs requirements-plan.txt')
 def test_tpus_that_are_not_here(cache):
-  target, found = devices.resolve(devices.parse('v5e:2x2'))
-  assert len(found) == 4
-  figures = compile_lib.Steps(configuration(ROOT), target, found).figures('d')
+  count, figures, sizes = planned_elsewhere('v5e:2x2', 0)
+  assert count == 4 and [figures['temp_bytes'], figures['argument_bytes']] == sizes
   assert figures['cycles'] > 0 and figures['seconds_model'] == figures['cycles'] / 1.5e9
   assert figures['flop'] > 0 and figures['collectives']['all-reduce']['count'] > 0

@@ -4,6 +4,7 @@ Memory is nearly affine in the images of a round. So a guess is made from two si
 compiled, and what is answered was compiled: it fits, and the next larger one doesn't.
 """
 
+import bisect
 from collections.abc import Callable, Sequence
 import copy
 import dataclasses
@@ -77,7 +78,9 @@ def _largest(compiled, field, names, worst, limit, say):
     say(f'{field} {size}, {", ".join(deciding)}: {most / 2**30:.2f} GiB')
     return most
 
-  index = search(sizes, peak, limit)
+  # As configured, it has been compiled already.
+  configured = bisect.bisect_left(sizes, compiled.config[field] or compiled.config.batch)
+  index = search(sizes, peak, limit, configured)
   deciding = names  # another step may need more at this size
   if index is not None and peak(sizes[index]) > limit:
     index = search(sizes[:index], peak, limit)
@@ -96,35 +99,46 @@ def candidates(config: build.Config, field: str, count: int) -> Sequence[int]:
   return [size for size in range(unit, config.batch + 1, unit) if config.batch % size == 0]
 
 
-def search(sizes: Sequence[int], peak: Callable[[int], float], limit: float) -> int | None:
-  """Index of the largest size with peak(size) <= limit; None if there is none.
+def search(
+  sizes: Sequence[int], peak: Callable[[int], float], limit: float, start: int = 1
+) -> int | None:
+  """Index of a size with peak(size) <= limit < peak(the next); None if the smallest is too large.
 
   Args:
     sizes: rising.
-    peak: rises with the size, nearly affine; costly.
+    peak: nearly affine in the size, give or take some percent; costly.
     limit: of it.
+    start: index of the size to look at after the smallest.
   """
   low, high = -1, len(sizes)  # fits, does not
   known = {}
   guess = 0
   while high - low > 1:
-    guess = min(max(guess, low + 1), high - 1)
-    known[sizes[guess]] = peak(sizes[guess])
-    if known[sizes[guess]] <= limit:
+    known[guess] = peak(sizes[guess])
+    width = high - low
+    if known[guess] <= limit:
       low = guess
     else:
       high = guess
-    guess = _guess(sizes, known, limit)
+    if low < 0:
+      break
+    if len(known) == 1:
+      guess = start
+    elif high in known and high - low > width / 2 and len(known) > 4:
+      guess = (low + high) // 2  # a line has not brought it nearer
+    else:
+      guess = _where(sizes, known, low, high, limit)
+    guess = min(max(guess, low + 1), high - 1)
   return None if low < 0 else low
 
 
-def _guess(sizes, known, limit):
-  """Index of the largest size that fits by the line through the two nearest to the limit."""
-  nearest = sorted(known, key=lambda size: abs(known[size] - limit))[:2]
-  if len(nearest) == 1:
-    return 1
-  slope = (known[nearest[0]] - known[nearest[1]]) / (nearest[0] - nearest[1])
+def _where(sizes, known, low, high, limit):
+  """Index of the largest size below the limit by a line: through what fits and what does not.
+
+  As long as all fit, through the smallest and the largest of them.
+  """
+  first, last = (low, high) if high in known else (0, low)
+  slope = (known[last] - known[first]) / (sizes[last] - sizes[first])
   if slope <= 0:
-    return len(sizes) // 2
-  most = nearest[0] + (limit - known[nearest[0]]) / slope
-  return sum(size <= most for size in sizes) - 1
+    return high - 1
+  return bisect.bisect_right(sizes, sizes[first] + (limit - known[first]) / slope) - 1

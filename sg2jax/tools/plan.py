@@ -40,7 +40,7 @@ def define_flags() -> None:
   flags.DEFINE_string('device', 'local', f'What to plan for: {choices}.')
   flags.DEFINE_integer('devices', 0, 'How many GPUs; 0: one, of local all.', lower_bound=0)
   flags.DEFINE_bool(
-    'largest', False, 'Look for the largest batch and microbatch that fit; compiles about 15 more.'
+    'largest', False, 'Look for the largest batch and microbatch that fit; compiles about 25 more.'
   )
   flags.DEFINE_string('json', None, 'File to write the figures to.')
 
