@@ -292,9 +292,11 @@ def abstract_state(
 
 
 def abstract_arguments(config: Config, steps_: TrainSteps, mesh: Mesh) -> tuple:
-  """(key, state, batch) of full-size steps as ShapeDtypeStructs, placed: what to compile for."""
+  """(key, packed state, batch) of full-size steps as ShapeDtypeStructs, placed."""
   c_dim = steps_.generator.mapping.c_dim
-  state = abstract_state(config, c_dim, sharding.replicated(mesh))
+  same = sharding.replicated(mesh)
+  state = jax.eval_shape(state_lib.pack_state, abstract_state(config, c_dim))
+  state = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=same), state)
   batch = steps_.stage.batch
   micro = microbatch(config, batch)
   rounds = (batch // micro, micro)
@@ -302,7 +304,7 @@ def abstract_arguments(config: Config, steps_: TrainSteps, mesh: Mesh) -> tuple:
   image = (*rounds, *resolution(config), config.data.channels)
   key = jax.eval_shape(lambda: jax.random.key(0))
   return (
-    jax.ShapeDtypeStruct(key.shape, key.dtype, sharding=sharding.replicated(mesh)),
+    jax.ShapeDtypeStruct(key.shape, key.dtype, sharding=same),
     state,
     {
       'image': jax.ShapeDtypeStruct(image, np.uint8, sharding=place),

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from sg2jax import build, checks, sharding
+from sg2jax import state as state_lib
 from sg2jax.faults import UsageError
 from sg2jax.planning import compile as compile_lib
 from sg2jax.planning import devices, hlo, largest, plan
@@ -49,7 +50,7 @@ def test_memory_is_that_of_a_real_compile(cache, quick_compile):
   config = configuration(ROOT)
   mesh = sharding.make_mesh(jax.devices()[:1])
   steps = build.steps(config, 10, mesh)
-  state = build.init_state(config, steps, sharding.replicated(mesh))
+  state = state_lib.pack_state(build.init_state(config, steps, sharding.replicated(mesh)))
   batch = {'image': np.zeros((1, 8, 8, 8, 1), np.uint8), 'label': np.zeros((1, 8, 10), np.float32)}
   batch = sharding.to_global(mesh, batch)
   key = jax.device_put(jax.random.key(0), sharding.replicated(mesh))
