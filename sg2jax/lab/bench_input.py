@@ -11,7 +11,6 @@ import jax
 from ml_collections import ConfigDict
 
 from sg2jax import build, sharding
-from sg2jax.lab.bench import FULLY_GROWN
 from sg2jax.training import stage as stage_lib
 
 WARM_UP = 2  # minibatches that aren't timed: until as many are read ahead as ever will be
@@ -29,7 +28,7 @@ def measure(config: ConfigDict, rounds: int) -> dict:
   source = build.dataset(config)
   mesh = sharding.make_mesh()
   # Fully grown: the stage in which a run spends most of its time.
-  stage = stage_lib.create(config, source, mesh, build.growth(config).stage(FULLY_GROWN))
+  stage = stage_lib.create(config, source, mesh, build.growth(config).stage(build.FULLY_GROWN))
   # What a second epoch reads again isn't cold any more.
   is_cold = (WARM_UP + rounds) * stage.batch <= len(source) and _forget(source.place)
   cold = images_per_sec(stage, rounds)
