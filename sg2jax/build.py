@@ -54,7 +54,7 @@ def complete(config: Config | dict) -> ml_collections.ConfigDict:
     node.setdefault(last, value)
   for net, record in VARIANTS.items():
     tree[net] = with_variant(tree[net], record)
-    if tree[net]['remat'] is True:  # up to version 0.2: of all resolutions or none
+    if tree[net]['remat'] is True:  # up to version 0.3: of all resolutions or none
       tree[net]['remat'] = 16
     tree[net]['remat'] = int(tree[net]['remat'])
   return ml_collections.ConfigDict(tree)

@@ -168,9 +168,9 @@ def _sum_to(x, shape):
   return jnp.sum(x, axis=axes, keepdims=True)
 
 
-def scale_channels(x: jax.Array, s: jax.Array, dtype: Any = None) -> jax.Array:
-  """x [N,H,W,C] times s [N,C], in float32 at least, rounded once to `dtype` (None: x's)."""
-  return _scale(x, s, x.dtype if dtype is None else jnp.dtype(dtype))
+def scale_channels(x: jax.Array, s: jax.Array) -> jax.Array:
+  """x [N,H,W,C] times s [N,C], in float32 at least, rounded once to x's dtype."""
+  return _scale(x, s, x.dtype)
 
 
 def contract_channels(x: jax.Array, m: jax.Array) -> jax.Array:
@@ -253,7 +253,7 @@ def _activate_bwd(slope, dtype, saved, dout):
   ds = None
   if s is not None:
     dx = _scale(d, s, x.dtype)
-    ds = jnp.sum(_partial_sums(d, x), axis=1)
+    ds = _inner(x, d)
   elif x is not None:
     dx = d.astype(x.dtype)
   dy = None
@@ -302,7 +302,9 @@ def bias_act(
   function, default_gain = ACTIVATIONS[act]
   gain = default_gain if gain is None else gain
   slopes = {'linear': 1, 'lrelu': alpha, 'relu': 0}
-  if act in slopes and (x is None or x.ndim == 4):
+  # The result tells on which side of 0 it comes from, if it has the sign of the input.
+  is_told = act in slopes and slopes[act] >= 0 and gain > 0
+  if is_told and (x is None or x.ndim == 4):
     return _activate(x, scale, y, m, b, Slope(slopes[act], gain, clamp), dtype)
   # The gradient of b is a sum over all pixels: in bfloat16 it stops growing at 256 times its terms
   # and was off by a factor of 16. XLA fuses the casts, so they cost no memory.

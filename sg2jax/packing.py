@@ -16,7 +16,7 @@ WIDTH = 1024  # numbers in a row
 
 
 class Layout(NamedTuple):
-  """Where the arrays of a tree are: first those that fill rows, then the others without gaps."""
+  """Where the arrays of a tree are: those that take rows, then small ones without gaps."""
 
   tree: Any  # PyTreeDef
   shapes: tuple[tuple[int, ...], ...]
@@ -27,19 +27,19 @@ class Layout(NamedTuple):
     return [math.prod(shape) for shape in self.shapes]
 
   @property
-  def order(self) -> list[int]:
-    """Indices of the arrays as they follow each other."""
-    return sorted(range(len(self.shapes)), key=lambda i: self.sizes[i] % WIDTH != 0)
+  def rows(self) -> list[int]:
+    """Rows of each array; 0 of those that are smaller than one."""
+    return [-(-size // WIDTH) if size >= WIDTH else 0 for size in self.sizes]
 
   @property
-  def full_rows(self) -> int:
-    """Rows that are filled by one array each."""
-    return sum(size for size in self.sizes if size % WIDTH == 0) // WIDTH
+  def order(self) -> list[int]:
+    """Indices of the arrays as they follow each other."""
+    return sorted(range(len(self.shapes)), key=lambda i: self.rows[i] == 0)
 
 
 @struct.dataclass
 class Packed:
-  """A tree of arrays of one dtype as rows [R,WIDTH]; the end of the last one may be 0."""
+  """A tree of arrays of one dtype as rows [R,WIDTH]; what no array fills is 0."""
 
   rows: jax.Array
   layout: Layout = struct.field(pytree_node=False)
@@ -49,10 +49,13 @@ def pack(tree: Any) -> Packed:
   """A tree of arrays, all of one dtype, as Packed."""
   arrays, treedef = jax.tree.flatten(tree)
   layout = Layout(treedef, tuple(x.shape for x in arrays))
-  flat = [arrays[i].reshape(-1) for i in layout.order]
-  rest = -sum(layout.sizes) % WIDTH
-  flat.append(jnp.zeros(rest, flat[0].dtype))
-  return Packed(jnp.concatenate(flat).reshape(-1, WIDTH), layout)
+  parts = []
+  for i in layout.order:
+    flat = arrays[i].reshape(-1)
+    rest = max(0, layout.rows[i] * WIDTH - flat.size)
+    parts.append(jnp.pad(flat, (0, rest)) if rest else flat)
+  parts.append(jnp.zeros(-sum(x.size for x in parts) % WIDTH, parts[0].dtype))
+  return Packed(jnp.concatenate(parts).reshape(-1, WIDTH), layout)
 
 
 def unpack(tree: Any) -> Any:
@@ -65,7 +68,7 @@ def unpack(tree: Any) -> Any:
   start = 0
   for i in layout.order:
     arrays[i] = flat[start : start + layout.sizes[i]].reshape(layout.shapes[i])
-    start += layout.sizes[i]
+    start += layout.rows[i] * WIDTH or layout.sizes[i]
   return jax.tree.unflatten(layout.tree, arrays)
 
 
@@ -74,19 +77,18 @@ def sums(tree: Any) -> jax.Array:
   if not isinstance(tree, Packed):
     return jnp.stack([jnp.sum(x) for x in jax.tree.leaves(tree)])
   layout = tree.layout
-  sizes = np.array(layout.sizes)
-  owner = np.repeat(layout.order, sizes[layout.order])  # of each number, its array
-  numbers = layout.full_rows * WIDTH
-  # Row by row, then number by number: two kernels, whatever the number of arrays.
-  by_row = jnp.sum(tree.rows[: layout.full_rows], axis=1)
-  others = tree.rows[layout.full_rows :].reshape(-1)[: sizes.sum() - numbers]
-  return _sums_of(by_row, owner[:numbers:WIDTH], len(sizes)) + _sums_of(
-    others, owner[numbers:], len(sizes)
-  )
+  rows = [layout.rows[i] for i in layout.order if layout.rows[i]]
+  small = [layout.sizes[i] for i in layout.order if not layout.rows[i]]
+  # Row by row, then number by number: a few kernels, whatever the number of arrays.
+  by_row = jnp.sum(tree.rows[: sum(rows)], axis=1)
+  others = tree.rows[sum(rows) :].reshape(-1)[: sum(small)]
+  in_order = jnp.concatenate([_sums_of(by_row, rows), _sums_of(others, small)])
+  return in_order[np.argsort(layout.order)]
 
 
-def _sums_of(x, owner, count):
-  """Sums of x [K] by owner [K]: [count]."""
-  is_its = jnp.asarray(owner) == jnp.arange(count)[:, None]  # [count,K]
+def _sums_of(x, counts):
+  """Sums of x [K] over so many numbers each, one after the other: [L]."""
+  owner = jnp.asarray(np.repeat(np.arange(len(counts)), counts))
+  is_its = owner == jnp.arange(len(counts))[:, None]  # [L,K]
   # where, not a product: 0 * inf would spread to all
   return jnp.sum(jnp.where(is_its, x, 0), axis=1)

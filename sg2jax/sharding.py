@@ -13,8 +13,9 @@ COMPILER_OPTIONS = {
   # XLA would take bfloat16 arrays that a convolution casts for float32 ones, and then write such
   # copies of activations.
   'gpu': {'xla_allow_excess_precision': False},
-  # Of XLA's own convolution and YNNPACK's, XLA's is the faster: up to 1.6 times for 3x3 with 32 or
-  # 64 channels, 1.2 to 3.1 times with stride 2. YNNPACK keeps products and sums.
+  # An option of jaxlib 0.10 and 0.11. Of XLA's own convolution and YNNPACK's, XLA's is the faster:
+  # up to 1.6 times for 3x3 with 32 or 64 channels, 1.2 to 3.1 times with stride 2. YNNPACK keeps
+  # products and sums.
   'cpu': {
     'xla_cpu_experimental_ynn_fusion_type': 'LIBRARY_FUSION_TYPE_DOT,LIBRARY_FUSION_TYPE_REDUCE'
   },

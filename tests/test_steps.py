@@ -244,6 +244,21 @@ def test_fields_that_a_step_changes(name, changes):
   assert {k for k, v in aux.items() if np.ndim(v)} == {f'grad_squares_{name}'}
 
 
+def test_arrays_are_packed_and_summed_each_for_itself():
+  draw = np.random.default_rng(0).normal
+  shapes = {'a': (5,), 'b': {'w': (3, 3, 513), 'x': ()}, 'c': (2, packing.WIDTH), 'd': (7, 11)}
+  tree = jax.tree.map(lambda s: draw(size=s), shapes, is_leaf=lambda s: isinstance(s, tuple))
+  tree['c'][1, 5] = np.inf
+  tree['d'][0, 0] = np.nan
+  with jax.enable_x64(True):
+    packed = packing.pack(tree)
+    assert packed.rows.shape == (5 + 2 + 1, packing.WIDTH)
+    assert same(packing.unpack(packed)['b'], tree['b']) and same(packed.rows[5:7], tree['c'])
+    expected = [x.sum() for x in jax.tree.leaves(tree)]
+    np.testing.assert_allclose(packing.sums(packed), expected, rtol=1e-12)
+    np.testing.assert_allclose(packing.sums(tree), expected, rtol=1e-12)
+
+
 @pytest.mark.parametrize('name', ['g', 'g_reg', 'd', 'd_reg'])
 def test_packed_states_train_as_others(name):
   start = initial().replace(g_ema=jax.tree.map(lambda p: 2 * p + 1, initial().g))

@@ -14,6 +14,7 @@ from sg2jax import build
 from sg2jax.planning.compile import Steps
 
 MOST = 1024  # images a device, of what is tried
+ALL = 16  # g.remat and d.remat of all resolutions
 
 
 def largest(compiled: Steps, figures: dict, limit: int | None, say: Callable) -> list[dict]:
@@ -34,27 +35,24 @@ def largest(compiled: Steps, figures: dict, limit: int | None, say: Callable) ->
   if not limit:
     return []
   found = []
-  for remat in (False, True):
+  for remat in (False, True):  # as it is configured, and of all resolutions
     for field in ('batch', 'microbatch'):
       config = copy.deepcopy(compiled.config)
       # Of the stage that is planned, whatever a schedule of growth says of others.
       config.batch = compiled.steps.stage.batch
       config.grow.batch = ()
-      config.g.remat = config.g.remat or remat
-      config.d.remat = config.d.remat or remat
+      if remat:
+        config.g.remat = config.d.remat = ALL
       of = dataclasses.replace(compiled, config=config)
       worst = max(figures, key=lambda name: figures[name]['peak_bytes'])
       value, peak = _largest(of, field, list(figures), worst, limit, say)
-      is_on = config.g.remat and config.d.remat
-      found.append({'field': field, 'remat': is_on, 'value': value, 'peak_bytes': peak})
-    if compiled.config.g.remat and compiled.config.d.remat:
-      break  # the same again
+      found.append({'field': field, 'remat': remat, 'value': value, 'peak_bytes': peak})
   return found
 
 
 def line(found: dict) -> str:
   """One of the results of `largest`, for a person."""
-  remat = ' with g.remat and d.remat' if found['remat'] else ''
+  remat = f' with g.remat and d.remat of {ALL}' if found['remat'] else ''
   if found['value'] is None:
     return f'no {found["field"]} fits{remat}'
   size = f'{found["peak_bytes"] / 2**30:.2f} GiB'

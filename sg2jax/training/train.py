@@ -249,6 +249,7 @@ def loop(run: Run, stage: TrainStage, state: TrainState, minibatches: Iterator[d
       run.checkpoints.save(whole, score=metrics.get('swd'))
     if due.metrics:
       run.snapshot.measure_metrics(whole)
+    whole = None  # or a second state would stay on the device
     if due.stage_ends:
       break
     tally = Tally()
