@@ -92,7 +92,15 @@ def networks(architecture):
   return plain, folded, (of_g, ws), (of_d, image)
 
 
-@pytest.mark.parametrize('architecture', ('orig', 'msg', 'revised', 'stylegan1'))
+@pytest.mark.parametrize(
+  'architecture',
+  [
+    pytest.param('orig', marks=pytest.mark.slow),
+    pytest.param('msg', marks=pytest.mark.slow),
+    'revised',
+    'stylegan1',
+  ],
+)
 def test_images_and_logits_are_the_same(architecture):
   with jax.enable_x64(True):
     plain, folded, of_g, of_d = networks(architecture)
