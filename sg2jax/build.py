@@ -27,6 +27,7 @@ VARIANTS = {'g': Variant, 'd': DiscriminatorVariant}
 MAX_PROFILED = 100
 FULLY_GROWN = 10**12  # nimg
 CLASSES = 10  # where there are labels but no data set: as many as of digits and CIFAR-10
+ALL_RESOLUTIONS = 16  # of g.remat and d.remat: more than there are
 # What config.json of a run may lack, because the field is younger, and what it then means.
 YOUNGER = {
   'init_from': '',
@@ -55,7 +56,7 @@ def complete(config: Config | dict) -> ml_collections.ConfigDict:
   for net, record in VARIANTS.items():
     tree[net] = with_variant(tree[net], record)
     if tree[net]['remat'] is True:  # up to version 0.3: of all resolutions or none
-      tree[net]['remat'] = 16
+      tree[net]['remat'] = ALL_RESOLUTIONS
     tree[net]['remat'] = int(tree[net]['remat'])
   return ml_collections.ConfigDict(tree)
 

@@ -61,8 +61,9 @@ def full_precision(x: jax.Array) -> jax.Array:
 # and the gradients by m are inner products with y. They are written by hand, so that the backward
 # pass keeps arrays as layers hand them on: differentiating casts to float32 would keep float32
 # copies of bfloat16 activations, twice the memory and most of the traffic of a step. J is the few
-# channels of an image, or the one of noise; there a matrix product would be a kernel of its own,
-# which reads or writes all channels once more (docs/performance.md).
+# channels of an image, or the one of noise. Expanding is a sum over J, which fuses with what comes
+# after it, where a product would write all channels once more; contracting and the sums over pixels
+# are matrix products, the faster ones on a GPU (docs/performance.md).
 
 THIN = 4  # J at most
 
@@ -227,6 +228,11 @@ def _activate(x, s, y, m, b, slope, dtype):
 
   x: [N,H,W,C], s: [N,C], y: [N|1,H,W,J], m: [N|1,J,C|1], b: [C].
   """
+  return slope.value(_total(x, s, y, m, b)).astype(dtype)
+
+
+def _total(x, s, y, m, b):
+  """What an activation is applied to, in float32 at least; arguments as of _activate."""
   total = 0
   if x is not None:
     total = full_precision(x)
@@ -236,7 +242,7 @@ def _activate(x, s, y, m, b, slope, dtype):
     total = total + _expand(y, m, full_precision(y).dtype)
   if b is not None:
     total = total + b
-  return slope.value(total).astype(dtype)
+  return total
 
 
 def _activate_fwd(x, s, y, m, b, slope, dtype):
@@ -308,14 +314,7 @@ def bias_act(
     return _activate(x, scale, y, m, b, Slope(slopes[act], gain, clamp), dtype)
   # The gradient of b is a sum over all pixels: in bfloat16 it stops growing at 256 times its terms
   # and was off by a factor of 16. XLA fuses the casts, so they cost no memory.
-  total = 0 if x is None else full_precision(x)
-  if scale is not None:
-    total = total * scale[:, None, None]
-  if y is not None:
-    total = total + _expand(y, m, full_precision(y).dtype)
-  if b is not None:
-    total = total + b
-  x = total
+  x = _total(x, scale, y, m, b)
   x = function(x, alpha) if act == 'lrelu' else function(x)
   if gain != 1:
     x = x * gain

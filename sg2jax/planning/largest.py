@@ -14,7 +14,6 @@ from sg2jax import build
 from sg2jax.planning.compile import Steps
 
 MOST = 1024  # images a device, of what is tried
-ALL = 16  # g.remat and d.remat of all resolutions
 
 
 def largest(compiled: Steps, figures: dict, limit: int | None, say: Callable) -> list[dict]:
@@ -42,7 +41,7 @@ def largest(compiled: Steps, figures: dict, limit: int | None, say: Callable) ->
       config.batch = compiled.steps.stage.batch
       config.grow.batch = ()
       if remat:
-        config.g.remat = config.d.remat = ALL
+        config.g.remat = config.d.remat = build.ALL_RESOLUTIONS
       of = dataclasses.replace(compiled, config=config)
       worst = max(figures, key=lambda name: figures[name]['peak_bytes'])
       value, peak = _largest(of, field, list(figures), worst, limit, say)
@@ -52,7 +51,7 @@ def largest(compiled: Steps, figures: dict, limit: int | None, say: Callable) ->
 
 def line(found: dict) -> str:
   """One of the results of `largest`, for a person."""
-  remat = f' with g.remat and d.remat of {ALL}' if found['remat'] else ''
+  remat = f' with g.remat and d.remat of {build.ALL_RESOLUTIONS}' if found['remat'] else ''
   if found['value'] is None:
     return f'no {found["field"]} fits{remat}'
   size = f'{found["peak_bytes"] / 2**30:.2f} GiB'

@@ -42,7 +42,6 @@ class Profile:
     self._first = None  # of the minibatches that are being traced
     self._last = None  # that has ended
     self._aux = ()  # what its steps reported
-    self._is_any = False  # written by this process
 
   def __enter__(self) -> Self:
     return self
