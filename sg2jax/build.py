@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+from functools import partial
 import math
 from typing import Any
 
@@ -296,7 +297,7 @@ def abstract_arguments(config: Config, steps_: TrainSteps, mesh: Mesh) -> tuple:
   """(key, packed state, batch) of full-size steps as ShapeDtypeStructs, placed."""
   c_dim = steps_.generator.mapping.c_dim
   same = sharding.replicated(mesh)
-  state = jax.eval_shape(state_lib.pack_state, abstract_state(config, c_dim))
+  state = jax.eval_shape(partial(state_lib.pack_state, mesh=mesh), abstract_state(config, c_dim))
   state = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=same), state)
   batch = steps_.stage.batch
   micro = microbatch(config, batch)

@@ -19,6 +19,7 @@ import numpy as np
 
 LANES = 128
 Folds = tuple[int, int]  # of what a layer takes, and of what it makes
+NONE = (1, 1)
 
 
 def factor(channels: int, width: int) -> int:
@@ -67,19 +68,19 @@ def _up(y, w, stride, pad):
   All phases r at once, as channels of one convolution of y. A TPU would run a dilated convolution
   on the inserted zeros: as many products, and a filter could not be merged into it.
   """
-  w = w.astype(y.dtype)
-  margins = [(0, -k % s) for k, s in zip(w.shape, stride)]
-  w = jnp.pad(w, [*margins, (0, 0), (0, 0)])
+  # Zeros before the kernel, so that the padding is whole pixels of y, and after it.
+  before = [-p % s for p, s in zip(pad, stride)]
+  after = [-(b + k) % s for b, k, s in zip(before, w.shape, stride)]
+  w = jnp.pad(w.astype(y.dtype), [*zip(before, after), (0, 0), (0, 0)])
   taps = [k // s for k, s in zip(w.shape, stride)]
   w = w.reshape(taps[0], stride[0], taps[1], stride[1], *w.shape[2:])
   w = w[::-1, :, ::-1].transpose(0, 2, 5, 1, 3, 4)
-  whole, crop = zip(*(divmod(p, s) for p, s in zip(pad, stride, strict=True)))
-  size = [n * s for n, s in zip(y.shape[1:3], stride)]
+  whole = [(b + p) // s for b, p, s in zip(before, pad, stride)]
   y = lax.conv_general_dilated(
     y,
     w.reshape(*w.shape[:3], -1),
     (1, 1),
-    [(t - 1 - a, a + (c > 0)) for t, a, c in zip(taps, whole, crop)],
+    [(t - 1 - a, a) for t, a in zip(taps, whole)],
     dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
   )
   if stride == (1, 1):
@@ -89,7 +90,6 @@ def _up(y, w, stride, pad):
   n, h, v, _ = y.shape
   y = y.transpose(1, 2, 0, 3).reshape(h, v, n, *stride, -1).transpose(0, 3, 1, 4, 2, 5)
   y = y.reshape(h * stride[0], v * stride[1], n, -1).transpose(2, 0, 1, 3)
-  y = y[:, crop[0] : crop[0] + size[0], crop[1] : crop[1] + size[1]]
   return lax.optimization_barrier(y)
 
 
@@ -184,16 +184,6 @@ def _product(terms, *factors):
   return jnp.einsum(terms, *constants, x, precision=lax.Precision.HIGHEST)
 
 
-def pays(w: jax.Array, up: int, down: int, folds: Folds) -> bool:
-  """Whether a TPU is faster by conv2d below than by a filter and a convolution of kernel w.
-
-  Merged with the filter, a 3x3 kernel has four times the products. By the compiler's cycles that
-  is less than the filter costs, unless there are more channels than lanes (docs/performance.md).
-  """
-  few = min(w.shape[2:]) <= LANES
-  return folds != (1, 1) or (max(up, down) > 1 and (few or w.shape[0] == 1))
-
-
 def conv2d(
   x: jax.Array, w: jax.Array, taps: Sequence[float], up: int, down: int, folds: Folds
 ) -> jax.Array:
@@ -221,12 +211,8 @@ def conv2d(
     w = _merged(w, f[::-1])
   low, high = folds if up > 1 else folds[::-1]
   inside = stride * low  # columns in the channels of the larger image
-  strides, pads = (stride, stride), (pad, pad)
-  if low == high == 1:
-    inside = 1
-  else:
-    w, before = _folded(w, stride, pad, low)
-    strides, pads = (stride, 1), (pad, before)
+  w, before = _folded(w, stride, pad, low)
+  strides, pads = (stride, 1), (pad, before)
   if up > 1:
     return refold(_up(x, w, strides, pads), inside, high)
   return _down(refold(x, high, inside), w, strides, pads)

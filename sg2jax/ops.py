@@ -124,7 +124,7 @@ def _expand_fwd(y, m, dtype):
 def _expand_bwd(dtype, saved, dx):
   y, m = saved
   dy = _sum_to(_contract(dx, m), y.shape)
-  return dy.astype(y.dtype), _outer(dx, y, m.shape)
+  return dy.astype(y.dtype), _sum_to(_outer(dx, y), m.shape)
 
 
 def _contract_fwd(x, m):
@@ -133,7 +133,7 @@ def _contract_fwd(x, m):
 
 def _contract_bwd(saved, dy):
   x, m = saved
-  return _expand(dy, m, x.dtype), _outer(x, dy, m.shape)
+  return _expand(dy, m, x.dtype), _sum_to(_outer(x, dy), m.shape)
 
 
 _scale.defvjp(_scale_fwd, _scale_bwd)
@@ -142,14 +142,12 @@ _expand.defvjp(_expand_fwd, _expand_bwd)
 _contract.defvjp(_contract_fwd, _contract_bwd)
 
 
-def _outer(x, y, shape):
-  """Sums over pixels of x [N,H,W,C] times y [N|1,H,W,J] -> [N,J,C], summed to `shape`."""
+def _outer(x, y):
+  """Sums over pixels of x [N,H,W,C] times y [N|1,H,W,J] -> [N,J,C]."""
   wide = jnp.broadcast_to(y, (*x.shape[:3], y.shape[-1]))
   if y.shape[-1] == 1:
-    sums = jnp.sum(_partial_sums(x, wide), axis=1)[:, None]
-  else:
-    sums = jnp.einsum('nhwc,nhwj->njc', x, wide.astype(x.dtype), **_sums(x))
-  return _sum_to(sums, shape)
+    return jnp.sum(_partial_sums(x, wide), axis=1)[:, None]
+  return jnp.einsum('nhwc,nhwj->njc', x, wide.astype(x.dtype), **_sums(x))
 
 
 def _partial_sums(x, y=None):
@@ -228,7 +226,11 @@ def _activate(x, s, y, m, b, slope, dtype):
 
   x: [N,H,W,C], s: [N,C], y: [N|1,H,W,J], m: [N|1,J,C|1], b: [C].
   """
-  return slope.value(_total(x, s, y, m, b)).astype(dtype)
+  out = slope.value(_total(x, s, y, m, b)).astype(dtype)
+  if x is None:
+    # A TPU would compute so short a sum again in each convolution that reads it.
+    out = lax.platform_dependent(out, tpu=lax.optimization_barrier, default=_linear)
+  return out
 
 
 def _total(x, s, y, m, b):
@@ -247,31 +249,54 @@ def _total(x, s, y, m, b):
 
 def _activate_fwd(x, s, y, m, b, slope, dtype):
   out = _activate(x, s, y, m, b, slope, dtype)
-  # x is kept for the gradient of s alone, out for the slope
-  kept = x if s is not None or x is None else jnp.zeros((), x.dtype)
-  return out, (kept, s, y, m, b, out)
+  return out, (x, s, y, m, b, out)
 
 
 def _activate_bwd(slope, dtype, saved, dout):
   x, s, y, m, b, out = saved
-  d = _slope_times(dout, lax.stop_gradient(out), slope)  # [N,H,W,C]
-  dx = None
-  ds = None
-  if s is not None:
-    dx = _scale(d, s, x.dtype)
-    ds = _inner(x, d)
-  elif x is not None:
-    dx = d.astype(x.dtype)
-  dy = None
-  dm = None
+  out = lax.stop_gradient(out)
+  d = _slope_times(dout, out, slope)  # [N,H,W,C]
+  dx, ds, dy, dm, db = [None] * 5
+  rest = 0  # of the sums over pixels of d times what the slope was applied to, but for x s: [N,C]
+  if b is not None:
+    by_sample = jnp.sum(_partial_sums(d), axis=1)  # [N,C]
+    db = jnp.sum(by_sample, axis=0)
+    rest = rest + by_sample * b
   if y is not None:
-    dm = _outer(d, y, m.shape)
+    by_sample = _outer(d, y)  # [N,J,C]
+    dm = _sum_to(by_sample, m.shape)
+    rest = rest + jnp.sum(by_sample * m, axis=1)
     wide = jnp.broadcast_to(m, (*m.shape[:2], d.shape[-1]))
     dy = _sum_to(_contract(d, wide), y.shape).astype(y.dtype)
-  db = None if b is None else jnp.sum(_partial_sums(d), axis=(0, 1))
+  if s is not None:
+    dx = _scale(d, s, x.dtype)
+    # Where it is not clamped, an activation of slopes is its slope times what it is applied to: so
+    # d times that is dout times out.
+    whole = _inner(out, _slope_times(dout, out, Slope(1, 1, slope.clamp)))
+    ds = _told_inner(x, d, lax.stop_gradient((whole - rest) / s))
+  elif x is not None:
+    dx = d.astype(x.dtype)
   return dx, ds, dy, dm, db
 
 
+@jax.custom_vjp
+def _told_inner(x, d, value):
+  """_inner(x, d), whose value is known already.
+
+  So the forward pass has no need to keep x, unless a second derivative asks for it.
+  """
+  return value
+
+
+def _told_inner_fwd(x, d, value):
+  return value, (x, d)
+
+
+def _told_inner_bwd(saved, ds):
+  return *_inner_bwd(saved, ds), None
+
+
+_told_inner.defvjp(_told_inner_fwd, _told_inner_bwd)
 _activate.defvjp(_activate_fwd, _activate_bwd)
 
 

@@ -4,6 +4,7 @@ A network has a hundred arrays and more, most of them tiny. Norms, guards and Ad
 were half of the kernels of a step on a GPU, each with its start-up (docs/performance.md).
 """
 
+from collections.abc import Callable
 import math
 from typing import Any, NamedTuple
 
@@ -72,16 +73,17 @@ def unpack(tree: Any) -> Any:
   return jax.tree.unflatten(layout.tree, arrays)
 
 
-def sums(tree: Any) -> jax.Array:
-  """The sum of each array of a tree, packed or not: [L]."""
+def sums(tree: Any, of: Callable[[jax.Array], jax.Array]) -> jax.Array:
+  """The sum of `of`, an elementwise function, over each array of a tree, packed or not: [L]."""
   if not isinstance(tree, Packed):
-    return jnp.stack([jnp.sum(x) for x in jax.tree.leaves(tree)])
+    return jnp.stack([jnp.sum(of(x)) for x in jax.tree.leaves(tree)])
   layout = tree.layout
   rows = [layout.rows[i] for i in layout.order if layout.rows[i]]
   small = [layout.sizes[i] for i in layout.order if not layout.rows[i]]
-  # Row by row, then number by number: a few kernels, whatever the number of arrays.
-  by_row = jnp.sum(tree.rows[: sum(rows)], axis=1)
-  others = tree.rows[sum(rows) :].reshape(-1)[: sum(small)]
+  # Row by row, then number by number: a few kernels, whatever the number of arrays. `of` apart for
+  # each, or a TPU would write its result for both.
+  by_row = jnp.sum(of(tree.rows[: sum(rows)]), axis=1)
+  others = of(tree.rows[sum(rows) :]).reshape(-1)[: sum(small)]
   in_order = jnp.concatenate([_sums_of(by_row, rows), _sums_of(others, small)])
   return in_order[np.argsort(layout.order)]
 

@@ -80,6 +80,38 @@ def _phases(taps, up, first):
 @partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3, 4, 5))
 def _fir(x, taps, axis, up, down, pad):
   """The sum above along one axis, in float32 at least, rounded once. Negative padding crops."""
+  options = dict(taps=taps, axis=axis, up=up, down=down, pad=pad)
+  form = partial(_fir_slices, **options)
+  is_exact = np.array_equal(np.asarray(taps, x.dtype).astype(np.float64), taps)
+  if x.dtype != jnp.bfloat16 or not is_exact:
+    return form(x)
+  return lax.platform_dependent(x, tpu=partial(_fir_depthwise, **options), default=form)
+
+
+def _fir_depthwise(x, taps, axis, up, down, pad):
+  """_fir as a depthwise convolution: a third of a TPU's cycles, and many times a GPU's.
+
+  Taps must be exact in x's dtype. Products and sums are float32.
+  """
+  size, strides, dilation, pads = [1, 1], [1, 1], [1, 1], [(0, 0), (0, 0)]
+  size[axis - 1] = len(taps)
+  strides[axis - 1] = down
+  dilation[axis - 1] = up
+  pads[axis - 1] = (pad[0], pad[1] + up - 1)  # dilation ends with a sample, the sum with zeros
+  kernel = jnp.asarray(taps, x.dtype).reshape(*size, 1, 1)
+  return lax.conv_general_dilated(
+    x,
+    jnp.broadcast_to(kernel, (*size, 1, x.shape[3])),
+    strides,
+    pads,
+    lhs_dilation=dilation,
+    dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
+    feature_group_count=x.shape[3],
+  )
+
+
+def _fir_slices(x, taps, axis, up, down, pad):
+  """_fir as a sum of shifted slices."""
   n = x.shape[axis]
   full = n * up + sum(pad) - len(taps) + 1  # outputs before decimation
   # With one phase the slices themselves are taken in steps; otherwise the interleaved result is.

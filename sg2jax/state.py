@@ -7,10 +7,11 @@ from typing import Any
 from flax import struct, traverse_util
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 import numpy as np
 import optax
 
-from sg2jax import packing, schedule
+from sg2jax import packing, schedule, sharding
 
 NO_FAULT = np.full(3, -1, np.int32)
 
@@ -19,7 +20,7 @@ NO_FAULT = np.full(3, -1, np.int32)
 class TrainState:
   """Everything that a step reads and writes; nested dicts under NVIDIA's names.
 
-  While minibatches run, networks and moments are packed (pack_state).
+  While minibatches run, networks and moments are as pack_state makes them.
   """
 
   step: jax.Array  # [] int32, minibatches so far
@@ -200,8 +201,14 @@ def _map_moments(opt, of_mu, of_nu):
 # ---- packed
 
 
-def pack_state(state: TrainState) -> TrainState:
-  """A state with its networks and their moments packed: what the loop trains with."""
+def pack_state(state: TrainState, mesh: Mesh | None = None) -> TrainState:
+  """A state with its networks and their moments packed: what the loop trains with on `mesh`.
+
+  As it is for TPUs: they keep weights in tiles, of which rows would be copies, and have no kernels
+  to start (docs/performance.md).
+  """
+  if mesh is not None and sharding.is_tpu(mesh):
+    return state
   return _map_networks(state, packing.pack)
 
 

@@ -49,12 +49,12 @@ def apply_gradients(
   changes |= {net: params, f'{net}_opt': opt}
 
   # ---- what isn't finite, in the order of `checked_names`
-  squares = sums(jax.tree.map(jnp.square, grads))
+  squares = sums(grads, jnp.square)
   reported = jnp.stack([aux[name] for name in sorted(aux)])
   bad = [~jnp.isfinite(squares), ~jnp.isfinite(reported)]
   if check_updates:
     # the losses would show it one minibatch later, perhaps after a checkpoint
-    bad.append(sums(jax.tree.map(lambda x: ~jnp.isfinite(x), params)) > 0)
+    bad.append(sums(params, lambda x: ~jnp.isfinite(x)) > 0)
   bad = jnp.concatenate(bad)
 
   # ---- halting: the first such number leaves the state as it was and says in `fault` which it was.

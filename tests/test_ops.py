@@ -111,6 +111,31 @@ def test_fir_transposes(x64, size, filter_shape, options):
 
 
 @pytest.mark.parametrize(
+  'up, down, pad',
+  [(1, 1, (2, 1)), (2, 1, (2, 1)), (1, 2, (1, 1)), (2, 1, (-1, 3))],
+)
+def test_depthwise_filters_are_sums_of_slices(x64, up, down, pad):
+  x, taps = draw(0, 1, 9, 8, 3), (0.125, 0.375, 0.25, 0.5)
+  for axis in (1, 2):
+    forms = resample._fir_slices, resample._fir_depthwise
+    ours, theirs = (form(x, taps, axis, up, down, pad) for form in forms)
+    np.testing.assert_allclose(ours, theirs, rtol=1e-12, atol=1e-12)
+
+
+def test_a_tpu_filters_bfloat16_by_depthwise_convolutions():
+  """Where the taps are exact in it; float32 would lose bits there, and a GPU time."""
+
+  def count(platform, taps=(1, 3, 3, 1), dtype=jnp.bfloat16):
+    filtered = jax.jit(jax.grad(lambda x: resample.filter2d(x, np.array(taps)).sum()))
+    trace = filtered.trace(jax.ShapeDtypeStruct((2, 8, 8, 32), dtype))
+    text = trace.lower(lowering_platforms=(platform,)).as_text()
+    return text.count('feature_group_count = 32')
+
+  assert count('tpu') == 2
+  assert count('tpu', taps=(0.3, 0.4, 0.3)) == count('tpu', dtype=jnp.float32) == count('cuda') == 0
+
+
+@pytest.mark.parametrize(
   'size, kernel, options',
   [
     pytest.param((4, 5), 3, dict(padding=1), marks=pytest.mark.smoke),
@@ -139,6 +164,22 @@ def test_modulation_is_that_of_a_kernel_for_each_sample(x64):
     return conv.modulated_conv2d(x, w, styles, noise=noise, up=2, padding=1)
 
   check_same(ours, plain_modulated_conv2d, args)
+
+
+@pytest.mark.parametrize('act, slope', [('lrelu', 0.2), ('linear', 1), ('relu', 0)])
+def test_activation_of_all_that_is_added(x64, act, slope):
+  """The gradient of the scale is made of the result; x is told from it no more."""
+  args = [draw(0, 2, 4, 3, 5), draw(1, 2, 5), draw(2, 2, 4, 3, 2), draw(3, 1, 2, 5), draw(4, 5)]
+
+  def ours(x, s, y, m, b):
+    return ops.bias_act(x, b, act, scale=s, thin=(y, m), gain=1.5, clamp=1.2)
+
+  def plain(x, s, y, m, b):
+    z = x * s[:, None, None] + jnp.einsum('nhwj,jc->nhwc', y, m[0]) + b
+    return jnp.clip(1.5 * jnp.where(z > 0, z, slope * z), -1.2, 1.2)
+
+  assert 0.1 < np.mean(np.abs(plain(*args)) == 1.2) < 0.9
+  check_same(ours, plain, args)
 
 
 SIZES = ((2, 6, 6), (2, 7, 5), (2, 4, 9), (8, 48, 50))  # the last in several chunks
@@ -171,10 +212,11 @@ SIZE = (4, 64, 64, 4)  # 16,384 pixels: a sum of them in bfloat16 is off by far
 W3, W1 = (0.2 * rounded(k, k, 4, 4, seed=k)[1] for k in (3, 1))
 STYLES = 1 + 0.5 * rounded(4, 4, seed=4)[1]
 BIAS, STRENGTH = 0.3 * rounded(4, seed=5)[1], jnp.float32(0.7)
-NOISE = rounded(4, 64, 64, 1, seed=7)[1]
+NOISE, ONE = rounded(4, 64, 64, 1, seed=7)[1], jnp.ones((1, 1, 1))
 MODULATED = partial(conv.modulated_conv2d, padding=1)
 FUNCTIONS = {  # of x and one float32 parameter
   'bias': (lambda x, b: ops.bias_act(x, b, 'lrelu', clamp=256.0), BIAS),
+  'scale': (lambda x, s: ops.bias_act(x, BIAS, scale=s, thin=(NOISE, ONE)), STYLES),
   'bias swish': (lambda x, b: ops.bias_act(x, b, 'swish'), BIAS),
   'weight 3x3': (lambda x, w: conv.conv2d_resample(x, w, padding=1), W3),
   'weight 1x1': (lambda x, w: conv.conv2d_resample(x, w), W1),

@@ -255,8 +255,8 @@ def test_arrays_are_packed_and_summed_each_for_itself():
     assert packed.rows.shape == (5 + 2 + 1, packing.WIDTH)
     assert same(packing.unpack(packed)['b'], tree['b']) and same(packed.rows[5:7], tree['c'])
     expected = [x.sum() for x in jax.tree.leaves(tree)]
-    np.testing.assert_allclose(packing.sums(packed), expected, rtol=1e-12)
-    np.testing.assert_allclose(packing.sums(tree), expected, rtol=1e-12)
+    np.testing.assert_allclose(packing.sums(packed, lambda x: x), expected, rtol=1e-12)
+    np.testing.assert_allclose(packing.sums(tree, lambda x: x), expected, rtol=1e-12)
 
 
 @pytest.mark.parametrize('name', ['g', 'g_reg', 'd', 'd_reg'])

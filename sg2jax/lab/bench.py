@@ -28,7 +28,8 @@ def measure(config: ConfigDict, rounds: int) -> dict:
   batch, ws = _random_batch(config, steps, mesh)
   key = jax.device_put(jax.random.key(0), same)
   flop = flop_per_image(config, state, steps)
-  state = jax.jit(state_lib.pack_state, out_shardings=same)(state)  # as the loop trains
+  # as the loop trains
+  state = jax.jit(partial(state_lib.pack_state, mesh=mesh), out_shardings=same)(state)
   state_bytes = sum(x.nbytes for x in jax.tree.leaves(state))
 
   # ---- compile

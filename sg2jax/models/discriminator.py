@@ -47,7 +47,7 @@ class DiscriminatorBlock(nn.Module):
   """fromrgb where there is an image, conv0, conv1 (down x2).
 
   conv: makes a layer of (feature maps, side of its kernel). join: see JOINS. dtype: of all of it,
-  None: full precision. folds: columns in the channels of the result and of x, None: see Conv.
+  None: full precision. folds: columns in the channels of the result and of x.
   """
 
   features: int
@@ -55,7 +55,7 @@ class DiscriminatorBlock(nn.Module):
   conv: Callable
   join: Callable
   dtype: Any
-  folds: folding.Folds | None
+  folds: folding.Folds
 
   @nn.compact
   def __call__(
@@ -65,8 +65,7 @@ class DiscriminatorBlock(nn.Module):
     if x is not None:
       x = cast(x, self.dtype)
     if img is not None:
-      if self.folds:
-        img = folding.refold(img, 1, self.folds[1])
+      img = folding.refold(img, 1, self.folds[1])
       fromrgb = self.conv(self.features, 1, name='fromrgb', **self.folded())
       y = fromrgb(cast(img, self.dtype))  # [N,H,W,features]
       x = y if x is None else self.join(x, y, alpha)
@@ -79,7 +78,8 @@ class DiscriminatorBlock(nn.Module):
 
   def folded(self, down: int = 1) -> dict[str, folding.Folds]:
     """What layers have to know of folds: those to the block's result, or its own."""
-    return {'folds': self.folds[::-1] if down == 2 else (self.folds[1],) * 2} if self.folds else {}
+    folds = self.folds[::-1] if down == 2 else (self.folds[1],) * 2
+    return {} if folds == folding.NONE else {'folds': folds}
 
 
 class ResidualDiscriminatorBlock(DiscriminatorBlock):

@@ -37,7 +37,7 @@ class SynthesisBlock(nn.Module):
   size: (height, width) of the result. layer: makes conv0 and conv1 of a number of feature maps.
   torgb: makes torgb, None: no image leaves here. dtype: of the features, None: full precision.
   taps: filter by which a lower image, or the block's input, gets twice as large.
-  folds: columns in the channels of the block's input and result, for a TPU; None: none.
+  folds: columns in the channels of the block's input and result, for a TPU.
   """
 
   size: Size
@@ -47,7 +47,7 @@ class SynthesisBlock(nn.Module):
   torgb: Callable | None
   dtype: Any
   taps: tuple
-  folds: folding.Folds | None
+  folds: folding.Folds
 
   @nn.compact
   def __call__(
@@ -87,11 +87,12 @@ class SynthesisBlock(nn.Module):
 
   def folded(self, up: int = 1) -> dict[str, folding.Folds]:
     """What layers have to know of folds: those from the block's input, or its own."""
-    return {'folds': self.folds if up == 2 else (self.folds[1],) * 2} if self.folds else {}
+    folds = self.folds if up == 2 else (self.folds[1],) * 2
+    return {} if folds == folding.NONE else {'folds': folds}
 
   def pixels(self, x: jax.Array, w: jax.Array) -> jax.Array:
     """[N,H,W,features], w [N,w_dim] -> [N,H,W,C]."""
-    return self.torgb(name='torgb', fold=self.folds[1] if self.folds else 0)(x, w)
+    return self.torgb(name='torgb', fold=self.folds[1])(x, w)
 
 
 class ResidualSynthesisBlock(SynthesisBlock):

@@ -70,7 +70,7 @@ class Conv(nn.Module):
   gain: of the result, its clamp included.
   mean: whether it down-samples as StyleGAN does, by filter, convolution and 2x2 mean, instead of
   filter and strided convolution.
-  folds: columns in the channels of what it takes and makes; None: none, and not a TPU's form.
+  folds: columns in the channels of what it takes and makes, for a TPU.
   """
 
   features: int
@@ -84,11 +84,11 @@ class Conv(nn.Module):
   taps: tuple = resample.TAPS
   bias_gain: float = 1
   mean: bool = False
-  folds: folding.Folds | None = None
+  folds: folding.Folds = folding.NONE
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
-    channels = x.shape[-1] // (self.folds or (1, 1))[0]
+    channels = x.shape[-1] // self.folds[0]
     shape = (self.kernel, self.kernel, channels, self.features)
     weight = self.param('weight', nn.initializers.normal(1), shape) / math.sqrt(fan_in(shape))
     bias = None
@@ -207,11 +207,11 @@ class SynthesisLayer(nn.Module):
   taps: tuple = resample.TAPS
   use_noise: bool = True
   equalized: bool = False
-  folds: folding.Folds | None = None
+  folds: folding.Folds = folding.NONE
 
   @nn.compact
   def __call__(self, x: jax.Array, w: jax.Array, noise_mode: str) -> jax.Array:
-    before, after = self.folds or (1, 1)
+    before, after = self.folds
     channels = x.shape[-1] // before
     styles = Dense(channels, bias_init=1, name='affine')(w)  # [N,I]
     weight = self.param('weight', nn.initializers.normal(1), (3, 3, channels, self.features))
@@ -241,25 +241,24 @@ class ToRGB(nn.Module):
   """Modulated 1x1 convolution without demodulation [S2 Fig. 7].
 
   x: [N,H,W,I], w: [N,w_dim] -> float32 [N,H,W,channels], never folded.
-  fold: columns in the channels of x; 0: none, and not a TPU's form.
+  fold: columns in the channels of x, for a TPU.
   """
 
   channels: int
   clamp: float | None = None
-  fold: int = 0
+  fold: int = 1
 
   @nn.compact
   def __call__(self, x: jax.Array, w: jax.Array) -> jax.Array:
-    fold = max(self.fold, 1)
-    shape = (1, 1, x.shape[-1] // fold, self.channels)
+    shape = (1, 1, x.shape[-1] // self.fold, self.channels)
     # As nothing demodulates, the fan-in is in the styles.
     styles = Dense(shape[2], bias_init=1, name='affine')(w) / math.sqrt(fan_in(shape))  # [N,I]
     weight = self.param('weight', nn.initializers.normal(1), shape)
     bias = self.param('bias', nn.initializers.zeros, (self.channels,))
     dtype = ops.full_precision(x).dtype
-    folds = (fold, fold) if self.fold else None
+    folds = (self.fold, self.fold)
     x = conv.modulated_conv2d(x, weight, styles, demodulate=False, dtype=dtype, folds=folds)
-    x = folding.refold(x, fold, 1)  # [N,H,W,channels]
+    x = folding.refold(x, self.fold, 1)  # [N,H,W,channels]
     return ops.bias_act(x, bias, 'linear', clamp=self.clamp)
 
 

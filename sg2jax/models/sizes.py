@@ -55,15 +55,13 @@ def block_dtypes(sizes: Sequence[Size], num_bf16_res: int) -> list:
   return [None] * (len(sizes) - low) + [jnp.bfloat16] * low
 
 
-def block_folds(
-  sizes: Sequence[Size], channels: Sequence[int], fold: bool
-) -> list[folding.Folds | None]:
-  """(columns in the channels of the next smaller block, of this one), each None without `fold`.
+def block_folds(sizes: Sequence[Size], channels: Sequence[int], fold: bool) -> list[folding.Folds]:
+  """(columns in the channels of the next smaller block, of this one); without `fold` 1 each.
 
   The smallest has none: what is not a convolution begins or ends there.
   """
   if not fold:
-    return [None] * len(sizes)
+    return [folding.NONE] * len(sizes)
   factors = [folding.factor(c, w) for c, (_, w) in zip(channels, sizes, strict=True)]
   factors[0] = 1
   return list(zip([1, *factors], factors))

@@ -230,7 +230,7 @@ def _restore(config, saved, file):
       f'--replay={file}: seed, batch, data.mirror or the growing of this configuration '
       'make another minibatch; leave them as they were in that run'
     )
-  return stage, state_lib.pack_state(state)  # as in training, so that sums are the same
+  return stage, state_lib.pack_state(state, mesh)  # as in training, so that sums are the same
 
 
 def read(file: pathlib.Path) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Iterator
 import contextlib
 import dataclasses
+from functools import partial
 import pathlib
 import shlex
 import time
@@ -154,7 +155,7 @@ def restore_and_train(
         if whats_due(run, growth.last_stage(step), nimg).metrics:
           snapshot.measure_metrics(state)  # only those that aren't there
     # From here on a few large arrays; the small ones are let go.
-    state = jax.jit(state_lib.pack_state, out_shardings=same)(state)
+    state = jax.jit(partial(state_lib.pack_state, mesh=mesh), out_shardings=same)(state)
     train_stages(run, state)
 
 
