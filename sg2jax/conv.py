@@ -14,8 +14,8 @@ from jax import lax
 import jax.numpy as jnp
 import numpy as np
 
-from sg2jax import folding
-from sg2jax.ops import THIN, contract_channels, full_precision, scale_channels
+from sg2jax import folding, products
+from sg2jax.products import full_precision
 from sg2jax.resample import TAPS, down_padding, up_padding, upfirdn2d
 
 # ---- three bilinear functions
@@ -336,7 +336,7 @@ def modulated_conv2d(
   y, demod = modulate(x, w, styles, demodulate=demodulate, **resampling)
   y = y.astype(full_precision(y).dtype)
   if demodulate:
-    y = scale_channels(y, demod)
+    y = products.scale(y, demod, y.dtype)
   if noise is not None:
     y = y + noise
   return y.astype(x.dtype if dtype is None else dtype)
@@ -360,11 +360,11 @@ def modulate(
   # Un-fused: scale the input, convolve with the shared weight, scale the output. By linearity that
   # is the same as a kernel for each sample. Those would need a grouped convolution, for which the
   # partitioner gathers the activations of a sharded batch on every device.
-  if w.shape[0] == 1 and not demodulate and not resampling and w.shape[3] <= THIN:
+  if w.shape[0] == 1 and not demodulate and not resampling and w.shape[3] <= products.THIN:
     matrices = styles[:, None] * w[0, 0].T
-    return contract_channels(x, folding.blocks(matrices, folds[0])), None
+    return products.contract(x, folding.blocks(matrices, folds[0])), None
   before, after = folds
-  x = scale_channels(x, jnp.tile(styles, before))
+  x = products.scale(x, jnp.tile(styles, before), x.dtype)
   y = conv2d_resample(x, w, folds=folds, **resampling)
   if not demodulate:
     return y, None

@@ -14,6 +14,8 @@ from jax import lax
 import jax.numpy as jnp
 import numpy as np
 
+from sg2jax import products
+
 # A Python float, as every constant that meets an array: a NumPy scalar would widen bfloat16.
 SQRT2 = math.sqrt(2)
 
@@ -45,138 +47,6 @@ ACTIVATIONS = {
 }
 
 
-def full_precision(x: jax.Array) -> jax.Array:
-  """Casts to float32, or leaves x's own dtype where that is wider."""
-  return x.astype(jnp.promote_types(x.dtype, jnp.float32))
-
-
-# ---- products with channels and pixels
-#
-# What a layer does besides its convolution is products of an image with factors by channel or by
-# pixel. Each pair below is linear in all its arguments, so that its gradients are the pair again:
-#
-#   <scale(x, s), y> = <s, inner(x, y)>           x, y [N,H,W,C], s [N,C]
-#   <expand(y, m), x> = <y, contract(x, m)>       x [N,H,W,C], y [N,H,W,J], m [N|1,J,C]
-#
-# and the gradients by m are inner products with y. They are written by hand, so that the backward
-# pass keeps arrays as layers hand them on: differentiating casts to float32 would keep float32
-# copies of bfloat16 activations, twice the memory and most of the traffic of a step. J is the few
-# channels of an image, or the one of noise. Expanding is a sum over J, which fuses with what comes
-# after it, where a product would write all channels once more; contracting and the sums over pixels
-# are matrix products, the faster ones on a GPU (docs/performance.md).
-
-THIN = 4  # J at most
-
-
-@partial(jax.custom_vjp, nondiff_argnums=(2,))
-def _scale(x, s, dtype):
-  return (full_precision(x) * s[:, None, None]).astype(dtype)
-
-
-@jax.custom_vjp
-def _inner(x, y):
-  return jnp.sum(_partial_sums(x, y), axis=1)
-
-
-@partial(jax.custom_vjp, nondiff_argnums=(2,))
-def _expand(y, m, dtype):
-  if y.shape[-1] > THIN:  # columns in the channels, see folding.py
-    return jnp.einsum('nhwj,njc->nhwc', y, m.astype(y.dtype), **_sums(y)).astype(dtype)
-  y = full_precision(y)
-  terms = [y[..., j : j + 1] * m[:, None, None, j] for j in range(y.shape[-1])]
-  return sum(terms).astype(dtype)
-
-
-@jax.custom_vjp
-def _contract(x, m):
-  if m.shape[0] == 1:
-    return jnp.einsum('nhwc,jc->nhwj', x, m[0].astype(x.dtype), **_sums(x))
-  return jnp.einsum('nhwc,njc->nhwj', x, m.astype(x.dtype), **_sums(x))
-
-
-def _sums(x):
-  """For products whose sums are float32 at least."""
-  return {'preferred_element_type': full_precision(x).dtype}
-
-
-def _scale_fwd(x, s, dtype):
-  return _scale(x, s, dtype), (x, s)
-
-
-def _scale_bwd(dtype, saved, dz):
-  x, s = saved
-  return _scale(dz, s, x.dtype), _inner(x, dz)
-
-
-def _inner_fwd(x, y):
-  return _inner(x, y), (x, y)
-
-
-def _inner_bwd(saved, ds):
-  x, y = saved
-  return _scale(y, ds, x.dtype), _scale(x, ds, y.dtype)
-
-
-def _expand_fwd(y, m, dtype):
-  return _expand(y, m, dtype), (y, m)
-
-
-def _expand_bwd(dtype, saved, dx):
-  y, m = saved
-  dy = _sum_to(_contract(dx, m), y.shape)
-  return dy.astype(y.dtype), _sum_to(_outer(dx, y), m.shape)
-
-
-def _contract_fwd(x, m):
-  return _contract(x, m), (x, m)
-
-
-def _contract_bwd(saved, dy):
-  x, m = saved
-  return _expand(dy, m, x.dtype), _sum_to(_outer(x, dy), m.shape)
-
-
-_scale.defvjp(_scale_fwd, _scale_bwd)
-_inner.defvjp(_inner_fwd, _inner_bwd)
-_expand.defvjp(_expand_fwd, _expand_bwd)
-_contract.defvjp(_contract_fwd, _contract_bwd)
-
-
-def _outer(x, y):
-  """Sums over pixels of x [N,H,W,C] times y [N|1,H,W,J] -> [N,J,C]."""
-  wide = jnp.broadcast_to(y, (*x.shape[:3], y.shape[-1]))
-  if y.shape[-1] == 1:
-    return jnp.sum(_partial_sums(x, wide), axis=1)[:, None]
-  return jnp.einsum('nhwc,nhwj->njc', x, wide.astype(x.dtype), **_sums(x))
-
-
-def _partial_sums(x, y=None):
-  """Sums over pixels of x [N,H,W,C], times y of its shape if there is one, in parts -> [N,P,C]."""
-  x = full_precision(x)
-  if y is not None:
-    x = x * full_precision(y)
-  sums = jnp.sum(x, axis=2) if x.shape[1] > 16 else jnp.sum(x, axis=(1, 2))[:, None]
-  # The sums that follow are kept apart. Merged with this one they would read x once for each shape
-  # of result; and of a few thousand pixels a GPU would make too few blocks to be busy.
-  return lax.optimization_barrier(sums)
-
-
-def _sum_to(x, shape):
-  """x summed over the axes along which `shape` was broadcast."""
-  axes = tuple(i for i, (n, m) in enumerate(zip(x.shape, shape)) if m == 1 and n != 1)
-  return jnp.sum(x, axis=axes, keepdims=True)
-
-
-def scale_channels(x: jax.Array, s: jax.Array) -> jax.Array:
-  """x [N,H,W,C] times s [N,C], in float32 at least, rounded once to x's dtype."""
-  return _scale(x, s, x.dtype)
-
-
-def contract_channels(x: jax.Array, m: jax.Array) -> jax.Array:
-  """Products of pixels x [N,H,W,C] with matrices m [N|1,J,C]: [N,H,W,J], float32 at least."""
-  return _contract(x, m)
-
-
 # ---- activation
 
 
@@ -199,7 +69,7 @@ class Slope(NamedTuple):
 @partial(jax.custom_vjp, nondiff_argnums=(2,))
 def _slope_times(x, out, slope):
   """x times the derivative of the activation where its result is `out`; 0 where it is clamped."""
-  y = full_precision(x)
+  y = products.full_precision(x)
   if slope.alpha != 1:
     y = jnp.where(out > 0, y, y * slope.alpha)
   if slope.gain != 1:
@@ -237,11 +107,11 @@ def _total(x, s, y, m, b):
   """What an activation is applied to, in float32 at least; arguments as of _activate."""
   total = 0
   if x is not None:
-    total = full_precision(x)
+    total = products.full_precision(x)
     if s is not None:
       total = total * s[:, None, None]
   if y is not None:
-    total = total + _expand(y, m, full_precision(y).dtype)
+    total = total + products.expand(y, m, products.full_precision(y).dtype)
   if b is not None:
     total = total + b
   return total
@@ -259,44 +129,26 @@ def _activate_bwd(slope, dtype, saved, dout):
   dx, ds, dy, dm, db = [None] * 5
   rest = 0  # of the sums over pixels of d times what the slope was applied to, but for x s: [N,C]
   if b is not None:
-    by_sample = jnp.sum(_partial_sums(d), axis=1)  # [N,C]
+    by_sample = jnp.sum(products.partial_sums(d), axis=1)  # [N,C]
     db = jnp.sum(by_sample, axis=0)
     rest = rest + by_sample * b
   if y is not None:
-    by_sample = _outer(d, y)  # [N,J,C]
-    dm = _sum_to(by_sample, m.shape)
+    by_sample = products.outer(d, y)  # [N,J,C]
+    dm = products.sum_to(by_sample, m.shape)
     rest = rest + jnp.sum(by_sample * m, axis=1)
     wide = jnp.broadcast_to(m, (*m.shape[:2], d.shape[-1]))
-    dy = _sum_to(_contract(d, wide), y.shape).astype(y.dtype)
+    dy = products.sum_to(products.contract(d, wide), y.shape).astype(y.dtype)
   if s is not None:
-    dx = _scale(d, s, x.dtype)
+    dx = products.scale(d, s, x.dtype)
     # Where it is not clamped, an activation of slopes is its slope times what it is applied to: so
     # d times that is dout times out.
-    whole = _inner(out, _slope_times(dout, out, Slope(1, 1, slope.clamp)))
-    ds = _told_inner(x, d, lax.stop_gradient((whole - rest) / s))
+    whole = products.inner(out, _slope_times(dout, out, Slope(1, 1, slope.clamp)))
+    ds = products.told_inner(x, d, lax.stop_gradient((whole - rest) / s))
   elif x is not None:
     dx = d.astype(x.dtype)
   return dx, ds, dy, dm, db
 
 
-@jax.custom_vjp
-def _told_inner(x, d, value):
-  """_inner(x, d), whose value is known already.
-
-  So the forward pass has no need to keep x, unless a second derivative asks for it.
-  """
-  return value
-
-
-def _told_inner_fwd(x, d, value):
-  return value, (x, d)
-
-
-def _told_inner_bwd(saved, ds):
-  return *_inner_bwd(saved, ds), None
-
-
-_told_inner.defvjp(_told_inner_fwd, _told_inner_bwd)
 _activate.defvjp(_activate_fwd, _activate_bwd)
 
 

@@ -15,7 +15,7 @@ from jax import lax
 import jax.numpy as jnp
 import numpy as np
 
-from sg2jax.ops import full_precision
+from sg2jax.products import full_precision
 
 TAPS = (1, 3, 3, 1)  # the paper's filter [S2 App. B]
 BOX = np.array([0.5, 0.5])  # filter of the growing path and of image pyramids

@@ -14,8 +14,8 @@ FILES = sorted((ROOT / 'sg2jax').rglob('*.py'))
 # read and write bytes are lower than those that know our networks; of training, `sampler` needs
 # checkpoints, and the loop needs all that uses a network.
 FLOORS = (
-  ('faults', 'keys', 'memory', 'ops', 'packing', 'schedule', 'sharding'),
-  ('paths', 'resample'),
+  ('faults', 'keys', 'memory', 'packing', 'products', 'schedule', 'sharding'),
+  ('ops', 'paths', 'resample'),
   ('folding',),
   ('conv',),
   ('interop', 'models', 'nets', 'charts', 'files', 'grids', 'signals'),

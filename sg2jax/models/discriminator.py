@@ -13,7 +13,7 @@ from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
-from sg2jax import folding, ops, resample
+from sg2jax import folding, ops, products, resample
 from sg2jax.models.layers import RSQRT2, Conv, Dense, cast, fade
 from sg2jax.models.mapping import Mapping
 from sg2jax.models.sizes import (
@@ -115,10 +115,10 @@ class DiscriminatorEpilogue(nn.Module):
   ) -> jax.Array:
     """x [N,h0,w0,I] or None, img [N,h0,w0,C] or None -> [N,out]."""
     if x is not None:
-      x = ops.full_precision(x)
+      x = products.full_precision(x)
     if img is not None:
       fromrgb = self.conv(self.features, 1, clamp=None, name='fromrgb')
-      y = fromrgb(ops.full_precision(img))  # [N,h0,w0,features]
+      y = fromrgb(products.full_precision(img))  # [N,h0,w0,features]
       x = y if x is None else self.join(x, y, alpha)
     if self.stddev:
       x = self.stddev(x)  # [N,h0,w0,I+F]

@@ -13,7 +13,7 @@ import jax
 from jax import lax
 import jax.numpy as jnp
 
-from sg2jax import folding, ops, resample
+from sg2jax import folding, products, resample
 from sg2jax.models.layers import RSQRT2, Conv, SynthesisLayer, ToRGB, cast, fade
 from sg2jax.models.mapping import Mapping, broadcast, truncate
 from sg2jax.models.sizes import (
@@ -66,7 +66,7 @@ class SynthesisBlock(nn.Module):
       img = resample.upsample2d(img, f)  # [N,2h,2w,C]
     if self.torgb:
       # Images are summed in float32: bfloat16 has 8 bits, no more than the picture itself.
-      rgb = ops.full_precision(self.pixels(x, ws[2]))
+      rgb = products.full_precision(self.pixels(x, ws[2]))
       img = rgb if img is None else img + rgb
     return x, img
 

@@ -13,7 +13,7 @@ import jax
 from jax import lax
 import jax.numpy as jnp
 
-from sg2jax import conv, folding, ops, resample
+from sg2jax import conv, folding, ops, products, resample
 
 NOISE_MODES = ('const', 'random', 'none')
 RSQRT2 = math.sqrt(0.5)  # gain of each of two sums of equal variance, whose sum keeps it
@@ -94,7 +94,7 @@ class Conv(nn.Module):
     bias = None
     if self.use_bias:
       bias = self.param('bias', nn.initializers.zeros, (self.features,)) * self.bias_gain
-    if self.kernel == 1 and self.up == self.down == 1 and x.shape[-1] <= ops.THIN:
+    if self.kernel == 1 and self.up == self.down == 1 and x.shape[-1] <= products.THIN:
       return activate(
         None, bias, self.activation, self.gain, self.clamp, thin=(x, weight[0]), dtype=x.dtype
       )
@@ -255,7 +255,7 @@ class ToRGB(nn.Module):
     styles = Dense(shape[2], bias_init=1, name='affine')(w) / math.sqrt(fan_in(shape))  # [N,I]
     weight = self.param('weight', nn.initializers.normal(1), shape)
     bias = self.param('bias', nn.initializers.zeros, (self.channels,))
-    dtype = ops.full_precision(x).dtype
+    dtype = products.full_precision(x).dtype
     folds = (self.fold, self.fold)
     x = conv.modulated_conv2d(x, weight, styles, demodulate=False, dtype=dtype, folds=folds)
     x = folding.refold(x, self.fold, 1)  # [N,H,W,channels]
@@ -264,10 +264,10 @@ class ToRGB(nn.Module):
 
 def cast(x: jax.Array, dtype: Any) -> jax.Array:
   """x in `dtype`; None is full precision."""
-  return ops.full_precision(x) if dtype is None else x.astype(dtype)
+  return products.full_precision(x) if dtype is None else x.astype(dtype)
 
 
 def fade(new: jax.Array, old: jax.Array, alpha: jax.Array | float) -> jax.Array:
   """From old (alpha 0) to new (alpha 1; then exactly new, in every bit), in new's dtype."""
-  wide = ops.full_precision(new)
+  wide = products.full_precision(new)
   return (wide + (old - wide) * (1 - alpha)).astype(new.dtype)

@@ -10,7 +10,7 @@ import jax
 from jax import lax
 import jax.numpy as jnp
 
-from sg2jax import conv, ops, resample
+from sg2jax import conv, ops, products, resample
 from sg2jax.models.layers import Dense, fan_in, layer_noise
 
 BLUR = (1, 2, 1)  # of every blur in config A
@@ -35,7 +35,7 @@ class StyleLayer(nn.Module):
     dtype = x.dtype
     if self.convolve:
       x = self.convolution(x)  # [N,H*up,W*up,features]
-    x = ops.full_precision(x)
+    x = products.full_precision(x)
     if self.use_noise:
       noise = layer_noise(self, noise_mode, x.shape[0], x.shape[1:3], (self.features,))
       if noise is not None:
