@@ -21,10 +21,8 @@ from typing import Any
 import jax
 from jax import lax
 import jax.numpy as jnp
-import numpy as np
 
 THIN = 4  # J at most
-COLUMNS = 8  # that _expand_columns takes at once
 
 
 def full_precision(x: jax.Array) -> jax.Array:
@@ -49,37 +47,9 @@ def expand(y: jax.Array, m: jax.Array, dtype: Any) -> jax.Array:
   """Pixels y [N,H,W,J] times matrices m [N|1,J,C]: [N,H,W,C], rounded once to `dtype`."""
   if y.shape[-1] > THIN:  # columns in the channels, see folding.py
     return jnp.einsum('nhwj,njc->nhwc', y, m.astype(y.dtype), **_sums(y)).astype(dtype)
-  terms = partial(_expand_terms, dtype=dtype)
-  is_image = y.shape[-1] > 1 and y.shape[2] % COLUMNS == 0
-  if y.dtype != jnp.bfloat16 or m.shape[0] > 1 or not is_image:
-    return terms(y, m)
-  return lax.platform_dependent(y, m, tpu=partial(_expand_columns, dtype=dtype), default=terms)
-
-
-def _expand_terms(y, m, dtype):
-  """expand as a sum over J."""
   y = full_precision(y)
   terms = [y[..., j : j + 1] * m[:, None, None, j] for j in range(y.shape[-1])]
   return sum(terms).astype(dtype)
-
-
-def _expand_columns(y, m, dtype):
-  """expand with one m as a product, of some columns at once: half of a TPU's cycles.
-
-  There numbers of one pixel are spread over all channels faster by a product than one by one, and
-  pixels of J numbers alone would leave most of its vectors empty.
-  """
-  n, h, w, j = y.shape
-  matrix = jnp.kron(np.eye(COLUMNS, dtype=y.dtype), m[0].astype(y.dtype))
-  x = lax.conv_general_dilated(
-    y.reshape(n, h, w // COLUMNS, COLUMNS * j),
-    matrix[None, None],
-    (1, 1),
-    'VALID',
-    dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
-    **_sums(y),
-  )
-  return x.reshape(n, h, w, -1).astype(dtype)
 
 
 @jax.custom_vjp
