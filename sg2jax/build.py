@@ -29,6 +29,9 @@ MAX_PROFILED = 100
 FULLY_GROWN = 10**12  # nimg
 CLASSES = 10  # where there are labels but no data set: as many as of digits and CIFAR-10
 ALL_RESOLUTIONS = 16  # of g.remat and d.remat: more than there are
+# Images that fill a TPU's vectors. Path lengths of fewer would take twice as long: its compiler cuts
+# the images up to have more.
+TPU_ROWS = 8
 # What config.json of a run may lack, because the field is younger, and what it then means.
 YOUNGER = {
   'init_from': '',
@@ -237,7 +240,11 @@ def steps(
     return state_lib.adam(lr, opt.beta1, opt.beta2, opt.eps, interval, is_tensorflow)
 
   layers = image_side_layers(config.d.architecture, block_sizes(resolution(config)))
-  places = {'constrain': sharding.constrain(mesh), 'spread': sharding.spread(mesh)} if mesh else {}
+  places = {}
+  if mesh is not None:
+    has_rows = microbatch(config, stage.batch) >= TPU_ROWS * mesh.size
+    each = TPU_ROWS if sharding.is_tpu(mesh) and has_rows else 1
+    places = {'constrain': sharding.constrain(mesh), 'spread': sharding.spread(mesh, each)}
   return TrainSteps(
     generator,
     discriminator,

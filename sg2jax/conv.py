@@ -123,7 +123,13 @@ def _conv_w(x, y, stride, pad, k):
   # The form is chosen when it is compiled for a platform, not when it is traced.
   options = dict(stride=stride, pad=pad, k=k, dtype=dtype)
   return lax.platform_dependent(
-    x, y, cpu=partial(_conv_w_matmul, **options), default=partial(_conv_w_conv, **options)
+    x,
+    y,
+    cpu=partial(_conv_w_matmul, **options),
+    tpu=partial(_conv_w_conv, result=dtype, **options),
+    # Sums of bfloat16 are float32 inside a GPU's kernel, too, and rounded once. To ask for them
+    # would make XLA write float32 copies of x and y, from the forward pass on.
+    default=partial(_conv_w_conv, result=x.dtype, **options),
   )
 
 
@@ -158,13 +164,11 @@ def _conv_w_matmul(x, y, stride, pad, k, dtype):
   return total.reshape(o, k, k, i).transpose(1, 2, 3, 0)
 
 
-def _conv_w_conv(x, y, stride, pad, k, dtype):
+def _conv_w_conv(x, y, stride, pad, k, dtype, result):
   """_conv_w with the batch contracted like channels, which cuDNN and the TPU compiler recognise."""
   pads = [
     (pad, k - 1 - pad + (m - 1) * stride - (n - 1)) for n, m in zip(x.shape[1:3], y.shape[1:3])
   ]
-  # The sums are float32 inside, and rounded once where x and y are bfloat16. To ask for float32
-  # would make XLA write float32 copies of x and y, from the forward pass on.
   return lax.conv_general_dilated(
     x,
     y,
@@ -172,6 +176,7 @@ def _conv_w_conv(x, y, stride, pad, k, dtype):
     pads,
     rhs_dilation=(stride, stride),
     dimension_numbers=('CHWN', 'IHWO', 'HWNC'),
+    preferred_element_type=result,
   ).astype(dtype)
 
 

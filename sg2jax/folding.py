@@ -96,15 +96,15 @@ def _up(y, w, stride, pad):
 @partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
 def _kernel(x, y, stride, pad, size):
   """The gradient of _down in w [*size,I,O], float32 at least."""
-  y_as_kernel = lax.conv_general_dilated(
+  return lax.conv_general_dilated(
     x,
     y,
     (1, 1),
     _margins(size, stride, pad),
     rhs_dilation=stride,
     dimension_numbers=('CHWN', 'IHWO', 'HWNC'),
+    preferred_element_type=jnp.promote_types(x.dtype, jnp.float32),
   )
-  return y_as_kernel.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
 def _margins(size, stride, pad):

@@ -64,16 +64,17 @@ def constrain(mesh: Mesh) -> Callable:
   return place
 
 
-def spread(mesh: Mesh) -> Callable:
+def spread(mesh: Mesh, each: int = 1) -> Callable:
   """A function that divides [M,...] over the devices inside jit -> [M',...], whatever M.
 
-  M' is the next multiple of the number of devices. Rows are repeated to that end, so whoever uses
-  it takes the first M of what it computes. Without it a batch that doesn't divide, such as half of
-  one image for each device, would be computed whole on every device.
+  M' is the next multiple of the number of devices, with `each` rows or more for each. Rows are
+  repeated to that end, so whoever uses it takes the first M of what it computes. Without it a batch
+  that doesn't divide, such as half of one image for each device, would be computed whole on every
+  device.
   """
 
   def place(x):
-    rows = -(-x.shape[0] // mesh.size) * mesh.size
+    rows = max(each, -(-x.shape[0] // mesh.size)) * mesh.size
     copies = -(-rows // x.shape[0])
     if copies > 1:
       x = jnp.concatenate([x] * copies)[:rows]

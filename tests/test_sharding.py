@@ -140,10 +140,13 @@ def test_keys_are_those_of_version_0_2():
     assert jax.random.key_data(keys.purpose_key(0, purpose)).tolist() == number
 
 
-@pytest.mark.parametrize('n, devices', [(4, 8), (3, 8), (12, 8), (5, 4), (1, 6), (8, 8), (16, 8)])
-def test_rows_that_do_not_divide_are_repeated(n, devices, monkeypatch):
+@pytest.mark.parametrize(
+  'n, devices, each',
+  [(4, 8, 1), (3, 8, 1), (12, 8, 1), (5, 4, 1), (1, 6, 1), (8, 8, 1), (16, 8, 1), (12, 2, 8)],
+)
+def test_rows_that_do_not_divide_are_repeated(n, devices, each, monkeypatch):
   monkeypatch.setattr(jax.lax, 'with_sharding_constraint', lambda x, _: x)
   mesh = sharding.make_mesh([Device(i, 0) for i in range(devices)])
-  rows = sharding.spread(mesh)(np.arange(n)).tolist()
+  rows = sharding.spread(mesh, each)(np.arange(n)).tolist()
   assert rows[:n] == list(range(n)) and set(rows) == set(range(n))
-  assert len(rows) % devices == 0 and len(rows) - n < devices
+  assert len(rows) == max(each * devices, -(-n // devices) * devices)
