@@ -29,8 +29,8 @@ MAX_PROFILED = 100
 FULLY_GROWN = 10**12  # nimg
 CLASSES = 10  # where there are labels but no data set: as many as of digits and CIFAR-10
 ALL_RESOLUTIONS = 16  # of g.remat and d.remat: more than there are
-# Images that fill a TPU's vectors. Path lengths of fewer would take twice as long: its compiler cuts
-# the images up to have more.
+# Images that fill a TPU's vectors. Path lengths of fewer would take twice as long: its compiler
+# would cut images up to have more.
 TPU_ROWS = 8
 # What config.json of a run may lack, because the field is younger, and what it then means.
 YOUNGER = {
