@@ -129,9 +129,9 @@ def _activate_bwd(slope, dtype, saved, dout):
   dx, ds, dy, dm, db = [None] * 5
   rest = 0  # of the sums over pixels of d times what the slope was applied to, but for x s: [N,C]
   if b is not None:
-    by_sample = jnp.sum(products.partial_sums(d), axis=1)  # [N,C]
-    db = jnp.sum(by_sample, axis=0)
-    rest = rest + by_sample * b
+    sums = products.partial_sums(d)  # [N,P,C]
+    db = jnp.sum(sums, axis=(0, 1))
+    rest = rest + jnp.sum(sums, axis=1) * b
   if y is not None:
     by_sample = products.outer(d, y)  # [N,J,C]
     dm = products.sum_to(by_sample, m.shape)
