@@ -1,5 +1,6 @@
 """From a configuration to networks and steps. What is wrong with one, `checks` says."""
 
+from collections.abc import Sequence
 import copy
 import dataclasses
 from functools import partial
@@ -300,6 +301,20 @@ def abstract_state(
   return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), shapes)
 
 
+def abstract_batch(
+  mesh: Mesh, rounds: tuple[int, int], image: Sequence[int], c_dim: int, dtype: Any
+) -> dict[str, jax.ShapeDtypeStruct]:
+  """What data.batches gives, placed: image [R,M,H,W,C], label [R,M,c_dim] of `dtype`.
+
+  rounds: (R, M). image: (H, W, C).
+  """
+  place = sharding.batched(mesh)
+  return {
+    'image': jax.ShapeDtypeStruct((*rounds, *image), np.uint8, sharding=place),
+    'label': jax.ShapeDtypeStruct((*rounds, c_dim), dtype, sharding=place),
+  }
+
+
 def abstract_arguments(config: Config, steps_: TrainSteps, mesh: Mesh) -> tuple:
   """(key, packed state, batch) of full-size steps as ShapeDtypeStructs, placed."""
   c_dim = steps_.generator.mapping.c_dim
@@ -309,16 +324,12 @@ def abstract_arguments(config: Config, steps_: TrainSteps, mesh: Mesh) -> tuple:
   batch = steps_.stage.batch
   micro = microbatch(config, batch)
   rounds = (batch // micro, micro)
-  place = sharding.batched(mesh)
-  image = (*rounds, *resolution(config), config.data.channels)
+  image = (*resolution(config), config.data.channels)
   key = jax.eval_shape(lambda: jax.random.key(0))
   return (
     jax.ShapeDtypeStruct(key.shape, key.dtype, sharding=same),
     state,
-    {
-      'image': jax.ShapeDtypeStruct(image, np.uint8, sharding=place),
-      'label': jax.ShapeDtypeStruct((*rounds, c_dim), state.pl_mean.dtype, sharding=place),
-    },
+    abstract_batch(mesh, rounds, image, c_dim, state.pl_mean.dtype),
   )
 
 

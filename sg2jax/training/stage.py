@@ -84,12 +84,10 @@ def create(config: Any, source: Any, mesh: Mesh, growth_stage: GrowthStage) -> T
 def compiled(stage: TrainStage, state: TrainState, stop: Stop) -> TrainStage:
   """The stage with its functions compiled, side by side. Leaves the process if a signal comes."""
   rounds = (stage.batch // stage.microbatch, stage.microbatch)
-  place = sharding.batched(stage.mesh)
-  label = (*rounds, stage.images.c_dim)
-  batch_spec = {  # as data.batches: image [R,M,H,W,C], label [R,M,c_dim]
-    'image': jax.ShapeDtypeStruct((*rounds, *stage.images.shape), np.uint8, sharding=place),
-    'label': jax.ShapeDtypeStruct(label, state.pl_mean.dtype, sharding=place),
-  }
+  images = stage.images
+  batch_spec = build.abstract_batch(
+    stage.mesh, rounds, images.shape, images.c_dim, state.pl_mean.dtype
+  )
   key_spec = jax.eval_shape(lambda: jax.random.key(0))
 
   def compile_one(function):
