@@ -31,7 +31,7 @@ FULLY_GROWN = 10**12  # nimg
 CLASSES = 10  # where there are labels but no data set: as many as of digits and CIFAR-10
 ALL_RESOLUTIONS = 16  # of g.remat and d.remat: more than there are
 # Images that fill a TPU's vectors. Path lengths of fewer would take twice as long: its compiler
-# would cut images up to have more.
+# would cut images up to have more. Where the other steps have fewer, too, repeating doesn't pay.
 TPU_ROWS = 8
 # What config.json of a run may lack, because the field is younger, and what it then means.
 YOUNGER = {
@@ -316,7 +316,7 @@ def abstract_batch(
 
 
 def abstract_arguments(config: Config, steps_: TrainSteps, mesh: Mesh) -> tuple:
-  """(key, packed state, batch) of full-size steps as ShapeDtypeStructs, placed."""
+  """(key, state, batch) of full-size steps as ShapeDtypeStructs, placed, as the loop has them."""
   c_dim = steps_.generator.mapping.c_dim
   same = sharding.replicated(mesh)
   state = jax.eval_shape(partial(state_lib.pack_state, mesh=mesh), abstract_state(config, c_dim))

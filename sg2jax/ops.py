@@ -141,7 +141,8 @@ def _activate_bwd(slope, dtype, saved, dout):
   if s is not None:
     dx = products.scale(d, s, x.dtype)
     # Where it is not clamped, an activation of slopes is its slope times what it is applied to: so
-    # d times that is dout times out.
+    # d times that is dout times out. Only rounding of out is felt more, where x s is the least of
+    # what is added.
     whole = products.inner(out, _slope_times(dout, out, Slope(1, 1, slope.clamp)))
     ds = products.told_inner(x, d, lax.stop_gradient((whole - rest) / s))
   elif x is not None:
@@ -173,7 +174,7 @@ def bias_act(
     alpha: slope of 'lrelu' below 0.
     gain: None for the activation's own.
     clamp: largest absolute value, None for no limit.
-    scale: [N,C], or None.
+    scale: [N,C], none of them 0; or None.
     thin: (y [N|1,H,W,J], m [N|1,J,C|1]), whose product is added: noise and its strength, an image
       and what makes features of it; or None.
     dtype: of the result, None for x's or that of thin.

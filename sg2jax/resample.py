@@ -1,7 +1,7 @@
 """FIR filters: up- and down-sampling of images [N,H,W,C] [S2 App. B, Karras et al. 2018].
 
-A filter is a weighted sum of shifted slices of the image, one axis after the other. XLA's depthwise
-convolution, the other way to say it, is slow, and slower still when differentiated
+A filter is a weighted sum of shifted slices of the image, one axis after the other. A depthwise
+convolution, the other way to say it, is slow but on TPUs, and slower still when differentiated
 (docs/performance.md). Filter coefficients are NumPy arrays or tuples: static, never traced.
 
 Networks take theirs from models.variant.Variant.taps; config A has stylegan1.BLUR.
@@ -83,7 +83,7 @@ def _fir(x, taps, axis, up, down, pad):
   options = dict(taps=taps, axis=axis, up=up, down=down, pad=pad)
   form = partial(_fir_slices, **options)
   is_exact = np.array_equal(np.asarray(taps, x.dtype).astype(np.float64), taps)
-  if x.dtype != jnp.bfloat16 or not is_exact:
+  if x.dtype != jnp.bfloat16 or not is_exact or np.count_nonzero(taps) < 2:
     return form(x)
   return lax.platform_dependent(x, tpu=partial(_fir_depthwise, **options), default=form)
 

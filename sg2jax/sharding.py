@@ -34,7 +34,7 @@ def make_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
 
 
 def is_tpu(mesh: Mesh) -> bool:
-  """Whether its devices are TPUs, for which networks have a form of their own (folding.py)."""
+  """Whether its devices are TPUs, for which some things have a form of their own."""
   return mesh.devices.flat[0].platform == 'tpu'
 
 

@@ -172,8 +172,9 @@ class TrainSteps:
     def synthesize(ws):
       return largest(self._synthesize(state, g, x['noise'], ws))
 
-    # A part of the batch may be fewer images than there are devices: then some are repeated (see
-    # sharding.spread), which changes nothing, as no image feels the others here.
+    # A part of the batch may be fewer images than there are devices, or than a TPU likes: then some
+    # are repeated (see sharding.spread), which changes nothing, as no image feels the others here,
+    # and of random numbers, noise for instance, the first rows don't depend on how many there are.
     lengths = losses.path_lengths(synthesize, self.spread(ws), self.spread(x['pl']))[: len(ws)]
     penalty, pl_mean = losses.path_length_penalty(lengths, averages.pl_mean, self.pl_decay)
     value = penalty.mean() * (self.pl_weight * (self.pl_interval or 1))

@@ -7,10 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sg2jax import conv, folding, sharding
+from sg2jax import build, conv, folding, packing, sharding
 from sg2jax.models.discriminator import Discriminator
 from sg2jax.models.generator import Synthesis
 from sg2jax.models.sizes import block_folds
+from tests.runs import ROOT, configuration
 
 pytestmark = pytest.mark.usefixtures('quick_compile')
 
@@ -124,12 +125,25 @@ def test_regularizers_and_their_gradients_are_the_same(architecture):
       close(of(folded[i], *inputs), of(plain[i], *inputs))
 
 
-def test_devices_say_whether_to_fold():
+def test_devices_say_what_is_done(monkeypatch):
   class Device:
     platform = 'tpu'
 
   class Mesh:
     devices = np.array([Device()])
 
-  assert sharding.is_tpu(Mesh())
-  assert not sharding.is_tpu(sharding.make_mesh(jax.devices()[:1]))
+  mesh = sharding.make_mesh(jax.devices()[:1])
+  assert sharding.is_tpu(Mesh()) and not sharding.is_tpu(mesh)
+  config = configuration(ROOT)
+
+  def found(batch):
+    config.batch = batch
+    steps = build.steps(config, 0, mesh)
+    key, state, _ = build.abstract_arguments(config, steps, mesh)
+    rows = jax.eval_shape(steps.spread, np.zeros((batch // 2, 3))).shape[0]
+    return steps.generator.synthesis.fold, isinstance(state.g, packing.Packed), rows
+
+  assert found(8) == (False, True, 4)
+  monkeypatch.setattr(sharding, 'is_tpu', lambda mesh: True)
+  assert found(8) == (True, False, 8)
+  assert found(6) == (True, False, 3)  # of these the other steps have too few, too

@@ -182,6 +182,39 @@ def test_activation_of_all_that_is_added(x64, act, slope):
   check_same(ours, plain, args)
 
 
+def test_a_scale_has_derivatives_of_any_order(x64):
+  """Also of its gradient, which is made of the result."""
+  x = draw(0, 2, 4, 3, 2)
+
+  def value(s):
+    return jnp.sum(ops.bias_act(x, None, 'linear', scale=s) ** 2)
+
+  def slopes(s):
+    return jnp.sum(jax.grad(value)(s) ** 2)
+
+  s = jnp.asarray(1 + draw(1, 2, 2) ** 2)
+  exact = 8 * np.sum(x**2, axis=(1, 2)) ** 2  # of sum (2 s sum x^2)^2, twice
+  second = jax.grad(lambda s: jnp.sum(jax.grad(slopes)(s)))(s)
+  np.testing.assert_allclose(second, exact, rtol=1e-12)
+
+
+def test_a_tpu_has_its_own_forms():
+  """Up-convolutions by phases where there are more channels than lanes, and float32 gradients."""
+
+  def convolutions(channels, function):
+    x = jax.ShapeDtypeStruct((2, 8, 8, channels), jnp.bfloat16)
+    w = jax.ShapeDtypeStruct((3, 3, channels, channels), jnp.float32)
+    text = jax.jit(function).trace(x, w).lower(lowering_platforms=('tpu',)).as_text()
+    return [line for line in text.splitlines() if 'stablehlo.convolution' in line]
+
+  def up(x, w):
+    return conv._conv_t(x, w, 2, 0, (17, 17))
+
+  assert [len(convolutions(channels, up)) for channels in (128, 129)] == [1, 4]
+  (line,) = convolutions(8, lambda x, w: conv._conv_w(x, x, 1, 1, 3))
+  assert line.endswith('tensor<3x3x8x8xf32>')
+
+
 SIZES = ((2, 6, 6), (2, 7, 5), (2, 4, 9), (8, 48, 50))  # the last in several chunks
 KERNELS = ((1, 0), (3, 0), (3, 1), (3, 2))  # side, padding
 

@@ -254,9 +254,9 @@ def test_arrays_are_packed_and_summed_each_for_itself():
     packed = packing.pack(tree)
     assert packed.rows.shape == (5 + 2 + 1, packing.WIDTH)
     assert same(packing.unpack(packed)['b'], tree['b']) and same(packed.rows[5:7], tree['c'])
-    expected = [x.sum() for x in jax.tree.leaves(tree)]
-    np.testing.assert_allclose(packing.sums(packed, lambda x: x), expected, rtol=1e-12)
-    np.testing.assert_allclose(packing.sums(tree, lambda x: x), expected, rtol=1e-12)
+    expected = [(x**2).sum() for x in jax.tree.leaves(tree)]
+    np.testing.assert_allclose(packing.sums(packed, jnp.square), expected, rtol=1e-12)
+    np.testing.assert_allclose(packing.sums(tree, jnp.square), expected, rtol=1e-12)
 
 
 @pytest.mark.parametrize('name', ['g', 'd'])
@@ -276,6 +276,14 @@ def test_packed_states_train_as_others(name):
     np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-7)
   kept = after.d['b8']['conv0'], state.unpack_state(packed).d['b8']['conv0']
   assert all(same(x, start.d['b8']['conv0']) for x in kept)
+
+
+def test_repeated_images_change_no_path_length():
+  """As sharding.spread repeats them; the noise of the first must be theirs as before."""
+  after, aux = run('g_reg')(KEY, initial(), batch())
+  twice, twice_aux = run('g_reg', spread=lambda x: jnp.concatenate([x, x]))(KEY, initial(), batch())
+  for x, y in zip(jax.tree.leaves((twice, twice_aux)), jax.tree.leaves((after, aux)), strict=True):
+    np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-6)
 
 
 def test_d_reg_draws_nothing():

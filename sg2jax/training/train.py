@@ -154,13 +154,13 @@ def restore_and_train(
       elif step and step % growth.repeats == 0:
         if whats_due(run, growth.last_stage(step), nimg).metrics:
           snapshot.measure_metrics(state)  # only those that aren't there
-    # From here on a few large arrays; the small ones are let go.
+    # From here on a few large arrays, where that is faster; the small ones are let go.
     state = jax.jit(partial(state_lib.pack_state, mesh=mesh), out_shardings=same)(state)
     train_stages(run, state)
 
 
 def train_stages(run: Run, state: TrainState) -> None:
-  """Trains a packed state to total_kimg, stage by stage.
+  """Trains a state, as pack_state made it, to total_kimg, stage by stage.
 
   Raises Preempted or Interrupted if a signal comes.
   """
@@ -341,7 +341,7 @@ def reset_adam(state: TrainState, mesh: Mesh) -> TrainState:
 
 
 def unpacked(state: TrainState, mesh: Mesh) -> TrainState:
-  """A copy of a packed state for pictures, metrics and checkpoints."""
+  """A copy of a state of the loop, not packed, for pictures, metrics and checkpoints."""
   return jax.jit(state_lib.unpack_state, out_shardings=sharding.replicated(mesh))(state)
 
 
