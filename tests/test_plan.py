@@ -454,6 +454,8 @@ def test_largest_checks_all_steps_at_the_answer(monkeypatch):
     ('microbatch', True, 64, 128),
   ]
   assert largest.line(found[2]).endswith('fits with g.remat and d.remat of 16: 100 (0.00 GiB)')
+  most = largest.largest(steps, start, 10**6, lines.append)[0]
+  assert largest.line(most) == 'the largest batch that fits: 1024 or more (0.00 GiB)'
   assert largest.largest(steps, start, None, lines.append) == []
   assert largest.line(largest.largest(steps, start, 1, lines.append)[0]) == 'no batch fits'
 

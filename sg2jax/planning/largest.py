@@ -28,8 +28,8 @@ def largest(compiled: Steps, figures: dict, limit: int | None, say: Callable) ->
     say: called with a line of progress.
 
   Returns:
-    [{'field': 'batch' or 'microbatch', 'remat': bool, 'value': int or None, 'peak_bytes'}]; value
-    None: not even the smallest fits.
+    [{'field': 'batch' or 'microbatch', 'remat': bool, 'value': int or None, 'peak_bytes',
+    'is_last': bool}]; value None: not even the smallest fits; is_last: no larger one was tried.
   """
   if not limit:
     return []
@@ -44,8 +44,8 @@ def largest(compiled: Steps, figures: dict, limit: int | None, say: Callable) ->
         config.g.remat = config.d.remat = build.ALL_RESOLUTIONS
       of = dataclasses.replace(compiled, config=config)
       worst = max(figures, key=lambda name: figures[name]['peak_bytes'])
-      value, peak = _largest(of, field, list(figures), worst, limit, say)
-      found.append({'field': field, 'remat': remat, 'value': value, 'peak_bytes': peak})
+      size = _largest(of, field, list(figures), worst, limit, say)
+      found.append({'field': field, 'remat': remat} | size)
   return found
 
 
@@ -55,11 +55,12 @@ def line(found: dict) -> str:
   if found['value'] is None:
     return f'no {found["field"]} fits{remat}'
   size = f'{found["peak_bytes"] / 2**30:.2f} GiB'
-  return f'the largest {found["field"]} that fits{remat}: {found["value"]} ({size})'
+  more = ' or more' if found['field'] == 'batch' and found['is_last'] else ''
+  return f'the largest {found["field"]} that fits{remat}: {found["value"]}{more} ({size})'
 
 
 def _largest(compiled, field, names, worst, limit, say):
-  """(size, peak) for one field, (None, None) if none fits. worst: the step to begin with."""
+  """value, peak_bytes and is_last of `largest`, for one field. worst: the step to begin with."""
   sizes = candidates(compiled.config, field, len(compiled.devices))
   deciding = [worst]
 
@@ -81,7 +82,10 @@ def _largest(compiled, field, names, worst, limit, say):
   deciding = names  # another step may need more at this size
   if index is not None and peak(sizes[index]) > limit:
     index = search(sizes[:index], peak, limit)
-  return (None, None) if index is None else (sizes[index], peak(sizes[index]))
+  if index is None:
+    return {'value': None, 'peak_bytes': None, 'is_last': False}
+  size = sizes[index]
+  return {'value': size, 'peak_bytes': peak(size), 'is_last': size == sizes[-1]}
 
 
 def candidates(config: build.Config, field: str, count: int) -> Sequence[int]:
