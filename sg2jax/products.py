@@ -106,8 +106,17 @@ def _contract_bwd(saved, dy):
 def told_inner(x: jax.Array, d: jax.Array, value: jax.Array) -> jax.Array:
   """inner(x, d), whose value [N,C] is known already.
 
-  So the forward pass has no need to keep x, unless a second derivative asks for it.
+  So the forward pass has no need to keep x, unless a second derivative asks for it. But on a CPU,
+  where it is there anyway: steps of 256 px took 7 % longer without.
   """
+  return lax.platform_dependent(x, d, value, cpu=_computed, default=_told)
+
+
+def _computed(x, d, value):
+  return inner(x, d).astype(value.dtype)
+
+
+def _told(x, d, value):
   return value
 
 

@@ -166,9 +166,19 @@ def test_modulation_is_that_of_a_kernel_for_each_sample(x64):
   check_same(ours, plain_modulated_conv2d, args)
 
 
+@pytest.fixture(params=['cpu', 'default'])
+def form(request, monkeypatch):
+  """Of what is chosen by platform, the form of CPUs or of others, computed here."""
+
+  def choose(*args, default, **others):
+    return others.get(request.param, default)(*args)
+
+  monkeypatch.setattr(lax, 'platform_dependent', choose)
+
+
 @pytest.mark.parametrize('act, slope', [('lrelu', 0.2), ('linear', 1), ('relu', 0)])
-def test_activation_of_all_that_is_added(x64, act, slope):
-  """The gradient of the scale is made of the result; x is told from it no more."""
+def test_activation_of_all_that_is_added(x64, form, act, slope):
+  """The gradient of the scale is made of the result, or of x."""
   args = [draw(0, 2, 4, 3, 5), draw(1, 2, 5), draw(2, 2, 4, 3, 2), draw(3, 1, 2, 5), draw(4, 5)]
 
   def ours(x, s, y, m, b):
@@ -182,7 +192,7 @@ def test_activation_of_all_that_is_added(x64, act, slope):
   check_same(ours, plain, args)
 
 
-def test_a_scale_has_derivatives_of_any_order(x64):
+def test_a_scale_has_derivatives_of_any_order(x64, form):
   """Also of its gradient, which is made of the result."""
   x = draw(0, 2, 4, 3, 2)
 
