@@ -51,16 +51,23 @@ class SynthesisBlock(nn.Module):
 
   @nn.compact
   def __call__(
-    self, x: jax.Array | None, img: jax.Array | None, ws: Sequence[jax.Array], noise_mode: str
+    self,
+    x: jax.Array | None,
+    img: jax.Array | None,
+    ws: Sequence[jax.Array],
+    noise_mode: str,
+    keys: Sequence[jax.Array | None],
   ) -> tuple[jax.Array, jax.Array | None]:
     """x [N,h,w,I], img [N,h,w,C] or None, ws: w [N,w_dim] of conv0, conv1, torgb -> (x, img) at 2x.
 
+    noise_mode, keys: of conv0 and conv1, see layer_noise.
     The first block takes x None, and makes both at its own size.
     """
+    noise = [(noise_mode, key) for key in keys]
     if self.first:
-      x = self.start(ws, noise_mode)  # [N,h0,w0,features]
+      x = self.start(ws, noise)  # [N,h0,w0,features]
     else:
-      x = self.body(cast(x, self.dtype), ws, noise_mode)  # [N,2h,2w,features]
+      x = self.body(cast(x, self.dtype), ws, noise)  # [N,2h,2w,features]
     if img is not None:
       f = resample.setup_filter(self.taps, separable=True)
       img = resample.upsample2d(img, f)  # [N,2h,2w,C]
@@ -75,15 +82,15 @@ class SynthesisBlock(nn.Module):
     const = self.param('const', init, (*self.size, self.features))
     return jnp.broadcast_to(const, (batch, *const.shape))
 
-  def start(self, ws: Sequence[jax.Array], noise_mode: str) -> jax.Array:
+  def start(self, ws: Sequence[jax.Array], noise: Sequence[tuple]) -> jax.Array:
     """What the first block does: ws -> [N,h0,w0,features]."""
     x = self.constant(ws[1].shape[0], nn.initializers.normal(1))
-    return self.layer(self.features, name='conv1', **self.folded())(x, ws[1], noise_mode)
+    return self.layer(self.features, name='conv1', **self.folded())(x, ws[1], *noise[1])
 
-  def body(self, x: jax.Array, ws: Sequence[jax.Array], noise_mode: str) -> jax.Array:
+  def body(self, x: jax.Array, ws: Sequence[jax.Array], noise: Sequence[tuple]) -> jax.Array:
     """What all others do: [N,h,w,I] -> [N,2h,2w,features]."""
-    x = self.layer(self.features, up=2, name='conv0', **self.folded(up=2))(x, ws[0], noise_mode)
-    return self.layer(self.features, name='conv1', **self.folded())(x, ws[1], noise_mode)
+    x = self.layer(self.features, up=2, name='conv0', **self.folded(up=2))(x, ws[0], *noise[0])
+    return self.layer(self.features, name='conv1', **self.folded())(x, ws[1], *noise[1])
 
   def folded(self, up: int = 1) -> dict[str, folding.Folds]:
     """What layers have to know of folds: those from the block's input, or its own."""
@@ -101,24 +108,24 @@ class ResidualSynthesisBlock(SynthesisBlock):
   Each of the two sums has half the variance, so that their sum has the block's [S2 4.1].
   """
 
-  def body(self, x: jax.Array, ws: Sequence[jax.Array], noise_mode: str) -> jax.Array:
+  def body(self, x: jax.Array, ws: Sequence[jax.Array], noise: Sequence[tuple]) -> jax.Array:
     """[N,h,w,I] -> [N,2h,2w,features]."""
     around = partial(Conv, activation='linear', up=2, use_bias=False, gain=RSQRT2, taps=self.taps)
     up = self.folded(up=2)
     skip = around(self.features, 1, name='skip', **up)(x)
-    x = self.layer(self.features, up=2, name='conv0', **up)(x, ws[0], noise_mode)
+    x = self.layer(self.features, up=2, name='conv0', **up)(x, ws[0], *noise[0])
     last = self.layer(self.features, gain=RSQRT2, name='conv1', **self.folded())
-    return skip + last(x, ws[1], noise_mode)
+    return skip + last(x, ws[1], *noise[1])
 
 
 class StyleBlock(SynthesisBlock):
   """stylegan1: the constant starts at 1 and gets noise, bias and style; torgb has no style."""
 
-  def start(self, ws: Sequence[jax.Array], noise_mode: str) -> jax.Array:
+  def start(self, ws: Sequence[jax.Array], noise: Sequence[tuple]) -> jax.Array:
     """ws -> [N,h0,w0,features]."""
     x = self.constant(ws[0].shape[0], nn.initializers.ones)
-    x = self.layer(self.features, convolve=False, name='conv0')(x, ws[0], noise_mode)
-    return self.layer(self.features, name='conv1')(x, ws[1], noise_mode)
+    x = self.layer(self.features, convolve=False, name='conv0')(x, ws[0], *noise[0])
+    return self.layer(self.features, name='conv1')(x, ws[1], *noise[1])
 
   def pixels(self, x: jax.Array, w: jax.Array) -> jax.Array:
     """[N,H,W,features], w unused -> [N,H,W,C]."""
@@ -173,6 +180,10 @@ class Synthesis(nn.Module):
       fmaps(max(size), self.fmap_base, self.fmap_max, self.variant.fmap_min) for size in sizes
     ]
     folds = block_folds(sizes, features, self.fold and self.architecture != 'stylegan1')
+    keys = [None] * self.num_ws
+    if self.use_noise and noise_mode == 'random':
+      # All at once: a GPU takes as long for one.
+      keys = jax.random.split(self.make_rng('noise'), self.num_ws)
     x = None
     images = []
     for i in range(newest + 1):
@@ -193,6 +204,7 @@ class Synthesis(nn.Module):
         images[-1] if images and self.architecture == 'skip' else None,
         [styles[j] for j in self._style_indices(i)],
         noise_mode,
+        keys[2 * i : 2 * i + 2],
       )  # [N,h,w,features], [N,h,w,C] or None
       images.append(img)
     if self.architecture == 'msg':

@@ -122,14 +122,20 @@ def fan_in(shape: Sequence[int]) -> int:
 
 
 def layer_noise(
-  layer: nn.Module, mode: str, batch: int, size: tuple[int, int], channels: tuple[int, ...] = ()
+  layer: nn.Module,
+  mode: str,
+  key: jax.Array | None,
+  batch: int,
+  size: tuple[int, int],
+  channels: tuple[int, ...] = (),
 ) -> tuple[jax.Array, jax.Array] | None:
   """The noise of a layer, in whose compact method it is called, and its strength.
 
   Args:
     layer: gets a parameter noise_strength, and noise_const [H,W] in the collection 'noise'.
     mode: 'const' takes noise_const, or, if it is a buffer [N,H,W,1], the noise of each sample;
-      'random' draws for each sample from the rng 'noise'.
+      'random' draws for each sample.
+    key: what 'random' draws by.
     batch: N.
     size: (H, W).
     channels: (C,) for a strength per channel, () for one of all.
@@ -154,7 +160,7 @@ def layer_noise(
     return None
   if mode == 'random':
     shape = (batch, *size, 1)
-    return nn.initializers.normal(1)(layer.make_rng('noise'), shape, strength.dtype), strength
+    return jax.random.normal(key, shape, strength.dtype), strength
   if const.ndim == 2:
     const = const[None, :, :, None]  # [1,H,W,1]
   return const, strength
@@ -194,6 +200,7 @@ class SynthesisLayer(nn.Module):
   """Modulated 3x3 convolution, noise, bias, activation [S2 Fig. 2d].
 
   x: [N,H,W,I], w: [N,w_dim] -> [N,H*up,W*up,features].
+  noise_mode, key: see layer_noise.
   equalized: weights are scaled by 1/sqrt(fan-in) first, as in S2's own code; after demodulation
   only its epsilon tells.
   folds: see Conv.
@@ -210,7 +217,9 @@ class SynthesisLayer(nn.Module):
   folds: folding.Folds = folding.NONE
 
   @nn.compact
-  def __call__(self, x: jax.Array, w: jax.Array, noise_mode: str) -> jax.Array:
+  def __call__(
+    self, x: jax.Array, w: jax.Array, noise_mode: str, key: jax.Array | None = None
+  ) -> jax.Array:
     before, after = self.folds
     channels = x.shape[-1] // before
     styles = Dense(channels, bias_init=1, name='affine')(w)  # [N,I]
@@ -220,7 +229,7 @@ class SynthesisLayer(nn.Module):
     noise = None
     if self.use_noise:
       size = (x.shape[1] * self.up, x.shape[2] * before * self.up)
-      noise = layer_noise(self, noise_mode, x.shape[0], size)  # [N|1,H*up,W*up,1], []
+      noise = layer_noise(self, noise_mode, key, x.shape[0], size)  # [N|1,H*up,W*up,1], []
       if noise is not None:
         noise = fold_noise(*noise, self.features, after)
     y, demod = conv.modulate(

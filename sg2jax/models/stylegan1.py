@@ -20,6 +20,7 @@ class StyleLayer(nn.Module):
   """Convolution, noise, bias, lrelu, AdaIN [S1 Fig. 1b, Eq. 1].
 
   x: [N,H,W,I], w: [N,w_dim] -> [N,H*up,W*up,features].
+  noise_mode, key: see layer_noise.
   up 2: nearest neighbour, convolution, blur.
   convolve False leaves the convolution out: so is the learned constant treated.
   """
@@ -31,13 +32,15 @@ class StyleLayer(nn.Module):
   convolve: bool = True
 
   @nn.compact
-  def __call__(self, x: jax.Array, w: jax.Array, noise_mode: str) -> jax.Array:
+  def __call__(
+    self, x: jax.Array, w: jax.Array, noise_mode: str, key: jax.Array | None = None
+  ) -> jax.Array:
     dtype = x.dtype
     if self.convolve:
       x = self.convolution(x)  # [N,H*up,W*up,features]
     x = products.full_precision(x)
     if self.use_noise:
-      noise = layer_noise(self, noise_mode, x.shape[0], x.shape[1:3], (self.features,))
+      noise = layer_noise(self, noise_mode, key, x.shape[0], x.shape[1:3], (self.features,))
       if noise is not None:
         x = x + noise[0] * noise[1]
     bias = self.param('bias', nn.initializers.zeros, (self.features,))
