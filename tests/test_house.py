@@ -15,7 +15,7 @@ FILES = sorted((ROOT / 'sg2jax').rglob('*.py'))
 # checkpoints, and the loop needs all that uses a network.
 FLOORS = (
   ('faults', 'keys', 'memory', 'packing', 'products', 'schedule', 'sharding'),
-  ('ops', 'paths', 'resample'),
+  ('ops', 'paths', 'processes', 'resample'),
   ('folding',),
   ('conv',),
   ('interop', 'models', 'nets', 'charts', 'files', 'grids', 'signals'),
