@@ -15,6 +15,7 @@ from sg2jax.training.train import train
 
 def define_flags() -> None:
   """The command line."""
+  shared.define_processes()
   shared.define_config()
   flags.DEFINE_string('workdir', None, 'Directory of the run; one that holds this run resumes it.')
   shared.define_required('workdir', 'name a folder, as in --workdir=runs/quickstart')

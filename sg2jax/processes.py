@@ -8,16 +8,15 @@ everything here is what it says without the others.
 
 from collections.abc import Callable, Iterator
 import contextlib
+import itertools
 import json
 import os
+import sys
 import threading
 from typing import Any, TypeVar
 
 import jax
 from jax._src import distributed  # the store of keys and values has no public name
-from jax.experimental import multihost_utils
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
-import numpy as np
 
 from sg2jax import faults
 
@@ -26,6 +25,7 @@ T = TypeVar('T')
 HEARTBEAT = 30  # seconds without a sign of life after which a process counts as lost
 VARIABLES = ('JAX_COORDINATOR_ADDRESS', 'JAX_NUM_PROCESSES', 'JAX_PROCESS_ID')
 FLAGS = ('--coordinator_address', '--num_processes', '--process_id')
+WAIT = 24 * 3600  # seconds for what one process does while the others wait, at most
 _SIGNAL = 'sg2jax/signal'
 
 
@@ -109,18 +109,28 @@ def is_first() -> bool:
   return jax.process_index() == 0
 
 
-def leave(code: int) -> None:
-  """Ends this process with an exit code, if it is one of several; else returns.
+def part() -> None:
+  """Ends the job for this process. Those that part together wait for each other, 10 s at most.
 
-  Processes that leave together wait for each other, so that each ends with its own code. The others
-  notice one that leaves alone when its connections close: it may not wait for them for long.
+  So each ends with an exit code of its own: where process 0 is gone, JAX ends the others. Of one
+  that is gone alone they notice by its connections, which close.
   """
-  if not distributed.global_state.client:
-    return
-  farewell = threading.Thread(target=_shut_down, daemon=True)
-  farewell.start()
-  farewell.join(10)
-  os._exit(code)
+  if distributed.global_state.client:
+    farewell = threading.Thread(target=_shut_down, daemon=True)
+    farewell.start()
+    farewell.join(10)
+
+
+def leave(code: int) -> None:
+  """Ends one of several processes after an error, past all that would still wait for the others.
+
+  A process that is alone goes on.
+  """
+  if distributed.global_state.client:
+    part()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def _shut_down():
@@ -134,7 +144,8 @@ def _shut_down():
 def agreed(function: Callable[[], T], also: tuple[type[Exception], ...] = ()) -> T:
   """What process 0 makes of function(), for every process: its result, or its error.
 
-  Every process calls it at the same place. To read, to decide, and to write.
+  Every process calls it at the same place. To read, to decide, and to write. No device is waited
+  for.
 
   Args:
     function: is called by process 0 alone; returns a JSON value.
@@ -144,7 +155,8 @@ def agreed(function: Callable[[], T], also: tuple[type[Exception], ...] = ()) ->
   """
   if not several():
     return function()
-  return _unwrap(_from_process(0, _outcome(function, also) if is_first() else None), also)
+  outcome = _outcome(function, also) if is_first() else None
+  return _unwrap(_exchange(outcome)[0], also)
 
 
 def together(function: Callable[[], T]) -> T:
@@ -160,14 +172,13 @@ def together(function: Callable[[], T]) -> T:
   try:
     result = function()
   except faults.Fault as e:
-    problem = e
-  failed = np.flatnonzero(multihost_utils.process_allgather(np.bool_(problem is not None)))
-  if not len(failed):
+    problem = _described(e)
+  problems = _exchange(problem)
+  if not problems:
     return result
-  place = int(failed[0])
-  text = {'fault': type(problem).__name__, 'text': str(problem)} if problem else None
-  found = _from_process(place, text)
-  if len(failed) < jax.process_count():
+  place = min(problems)
+  found = problems[place]
+  if len(problems) < jax.process_count():
     found['text'] = f'process {place} of {jax.process_count()}: {found["text"]}'
   return _unwrap(found)
 
@@ -184,23 +195,29 @@ def held_by_first(resource: contextlib.AbstractContextManager) -> Iterator[None]
     yield
 
 
-def check_same(what: str, value: Any) -> None:
-  """Raises UsageError in all processes if a JSON value isn't the same in all of them."""
+def check_same(what: str, values: dict[str, Any]) -> None:
+  """Raises UsageError in all processes if JSON values aren't the same in all of them."""
+  first = agreed(lambda: values)
 
   def compare():
-    if value != first:
+    here = json.loads(json.dumps(values))
+    others = [
+      f'{name}={here.get(name)} here, {first.get(name)} in process 0'
+      for name in sorted({*here, *first})
+      if here.get(name) != first.get(name)
+    ]
+    if others:
       raise faults.UsageError(
-        f'{what} is another one than in process 0; start every process with the same command and '
-        'the same data'
+        f'{what} is not the same in all processes ({"; ".join(others)}); start each with the same '
+        'command and the same data'
       )
 
-  first = agreed(lambda: value)
   together(compare)
 
 
 def everywhere(true: bool) -> bool:
   """Whether something is true in all processes."""
-  return bool(np.all(multihost_utils.process_allgather(np.bool_(true))))
+  return not several() or not _exchange(None if true else False)
 
 
 def _outcome(function, also):
@@ -208,7 +225,11 @@ def _outcome(function, also):
   try:
     return {'value': function()}
   except (faults.Fault, *also) as e:
-    return {'fault': type(e).__name__, 'text': str(e)}
+    return _described(e)
+
+
+def _described(error):
+  return {'fault': type(error).__name__, 'text': str(error)}
 
 
 def _unwrap(outcome, also=()):
@@ -219,14 +240,26 @@ def _unwrap(outcome, also=()):
   raise (kinds.get(outcome['fault']) or getattr(faults, outcome['fault']))(outcome['text'])
 
 
-def _from_process(place, value):
-  """A JSON value of process number `place`, in all."""
-  data = np.frombuffer(json.dumps(value).encode(), np.uint8)
-  is_source = jax.process_index() == place
-  size = multihost_utils.broadcast_one_to_all(np.int32(len(data)), is_source)
-  # All give an array of the source's size.
-  data = data if is_source else np.zeros(size, np.uint8)
-  return json.loads(multihost_utils.broadcast_one_to_all(data, is_source).tobytes())
+_exchanges = itertools.count()
+
+
+def _exchange(value):
+  """{number of a process: its JSON value} of those whose value isn't None, in all processes.
+
+  Through the store of the job's coordinator, not through the devices: those may not wait for as
+  long as a process may need for its value, and would first finish what was given to them.
+  """
+  client = distributed.global_state.client
+  number = next(_exchanges)
+  place = f'sg2jax/exchange/{number}'
+  if value is not None:
+    client.key_value_set(f'{place}/{jax.process_index()}', json.dumps(value))
+  client.wait_at_barrier(place, WAIT * 1000)
+  found = client.key_value_dir_get(place)
+  if is_first() and number:
+    # All are past that one, as they are here.
+    client.key_value_delete(f'sg2jax/exchange/{number - 1}')
+  return {int(name.rpartition('/')[2]): json.loads(text) for name, text in found}
 
 
 # ---- signals
@@ -246,26 +279,16 @@ def published_signal() -> int | None:
     return None
 
 
-class Agreement:
-  """A number of each process; the largest of them, told to all without waiting for the devices.
+def heard(stop: Any) -> bool:
+  """Whether a signal came to any process: the same answer in all, which then have it in `stop`.
 
-  A signal comes to one process between any two minibatches, and all have to leave the loop after
-  the same one. So each minibatch carries what its process knows, and what is asked with one
-  minibatch is read with the next, when its devices are done anyway.
+  So all leave a loop after the same minibatch, although a signal comes to one of them at any time.
+
+  stop: a signals.Stop, or anything that is true after a signal.
   """
-
-  def __init__(self, mesh: Mesh) -> None:
-    """mesh: of all devices."""
-    self._divided = NamedSharding(mesh, PartitionSpec('data'))
-    self._size = mesh.size
-    self._largest = jax.jit(lambda x: x.max(), out_shardings=NamedSharding(mesh, PartitionSpec()))
-    self._asked = None
-
-  def ask(self, number: int) -> int:
-    """Sends this process's number; returns the largest of what was sent the time before, or 0."""
-    if not several():
-      return number
-    before = self._asked
-    local = np.full(self._size // jax.process_count(), number, np.int32)
-    self._asked = self._largest(jax.make_array_from_process_local_data(self._divided, local))
-    return 0 if before is None else int(jax.device_get(before))
+  if not several():
+    return bool(stop)
+  numbers = _exchange(int(stop.signal) if stop else None)
+  if numbers and not stop:
+    stop.signal = max(numbers.values())
+  return bool(numbers)

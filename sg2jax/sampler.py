@@ -308,10 +308,10 @@ def _in_batches(step, variables, arrays, batch):
   mesh = sharding.make_mesh()
   n = len(next(iter(arrays.values())))
   size = -(-min(batch, n) // mesh.size) * mesh.size  # every device has as many
-  variables = jax.device_put(variables, sharding.replicated(mesh))
+  variables = sharding.replicate(mesh, variables)
   results = []
   for rows, count in parts(n, size):
-    part = sharding.to_global(mesh, {name: x[rows][None] for name, x in arrays.items()})
+    part = sharding.divide(mesh, {name: np.asarray(x)[rows][None] for name, x in arrays.items()})
     results.append(np.asarray(step(variables, part))[:count])
   return np.concatenate(results)
 

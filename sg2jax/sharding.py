@@ -53,6 +53,26 @@ def to_global(mesh: Mesh, batch: Any) -> Any:
   return jax.tree.map(lambda x: jax.make_array_from_process_local_data(batched(mesh), x), batch)
 
 
+def replicate(mesh: Mesh, tree: Any) -> Any:
+  """Arrays of the host, or of one device, that every process has alike -> global ones."""
+  # Not `device_put`, which puts no random keys on devices of other processes.
+  return jax.jit(_same, out_shardings=replicated(mesh))(tree)
+
+
+def _same(x):
+  return x
+
+
+def divide(mesh: Mesh, batch: Any) -> Any:
+  """Host arrays [R,M,...] that every process has whole -> global arrays [R,M,...]."""
+  where = batched(mesh)
+
+  def place(x):
+    return jax.make_array_from_callback(x.shape, where, x.__getitem__)
+
+  return jax.tree.map(place, batch)
+
+
 def constrain(mesh: Mesh) -> Callable:
   """A function that divides [R,M,...] over the devices inside jit, if M divides."""
 

@@ -18,7 +18,7 @@ class Stop:
   """True once SIGTERM or Ctrl-C came. A context manager; the second signal acts as usual.
 
   Processes hear of it at different moments. So work that they do together asks `processes` whether
-  to go on (`heard`, `Agreement`), and only what one does alone looks at its truth.
+  to go on (`heard`), and only what one does alone looks at its truth.
   """
 
   def __enter__(self) -> Self:
@@ -66,6 +66,7 @@ class Stop:
     if hard:
       os.write(2, f'{text}\n'.encode())
       if processes.several():
-        threading.Event().wait(4 * POLL)
+        # Process 0 last: without it the others can't hear of anything.
+        threading.Event().wait((8 if processes.is_first() else 4) * POLL)
       os._exit(fault.code)
     raise fault(text)

@@ -278,7 +278,7 @@ class Projector:
     # One key for all images, so that what comes out doesn't depend on the place in the batch.
     key, noise_key = jax.random.split(purpose_key(settings.seed, 'projection'))
     constants = (net.variables, distance.params), key, rates(settings, spread).astype(np.float32)
-    networks, key, schedule = jax.device_put(constants, sharding.replicated(mesh))
+    networks, key, schedule = sharding.replicate(mesh, constants)
     targets = targets.astype(np.float32) / 127.5 - 1
     with _full_precision():
       self._state, target = begin(*networks, noise_key, np.float32(w), targets)

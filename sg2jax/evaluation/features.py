@@ -183,7 +183,7 @@ def _share(mesh, first, n, size, group=1):
 
 def _on_devices(mesh, step, *constants):
   """A step of `sharding.jit_each` -> (n, batch of this process) -> {output: [n,...]}."""
-  constants = jax.device_put(constants, sharding.replicated(mesh))
+  constants = sharding.replicate(mesh, constants)
 
   def compute(n, batch):
     outputs = step(*constants, sharding.to_global(mesh, batch))

@@ -6,6 +6,7 @@ function that makes numbers of them.
 
 from collections.abc import Iterator
 import contextlib
+from functools import partial
 import json
 import time
 from typing import Any
@@ -13,7 +14,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from sg2jax import __version__, files, grids, pretrained
+from sg2jax import __version__, files, grids, pretrained, processes
 from sg2jax.evaluation import features, passes, scores
 from sg2jax.evaluation.features import Detector, Setting
 from sg2jax.evaluation.protocols import Protocol
@@ -111,8 +112,10 @@ def measure(protocols: list[Protocol], setting: Setting) -> Iterator[dict[str, A
   detectors = load(protocols, s.source, s.explicit)
   start = time.monotonic()  # the seconds of a metric are those since the one before
   about = {p: _about(p, s, detectors[p.of_kind.detector]) for p in protocols}
-  before = {p: _measured(s.out / f'{p.name}.json', about[p]) for p in protocols}
-  due = [p for p in protocols if not passes.everywhere(before[p] is not None)]
+  files_before = [s.out / f'{p.name}.json' for p in protocols]
+  read = processes.agreed(lambda: list(map(_measured, files_before, about.values())))
+  before = dict(zip(protocols, read))
+  due = [p for p in protocols if before[p] is None]
   # Before all fakes, which have to be made again if the process ends: these stay in the cache.
   reals = {p: _reals(p, s, detectors[p.of_kind.detector]) for p in due}
   # Outputs of detectors, by number of fakes: several metrics take theirs of one pass. Path lengths
@@ -127,12 +130,16 @@ def measure(protocols: list[Protocol], setting: Setting) -> Iterator[dict[str, A
       job = _fakes_pass(p, s, detectors, due)
       fakes[group] = passes.rows(passes.run(job, s.at_once, s.stop))
     compared = reals[p]._replace(fakes=fakes[group][p.of_kind.output])
-    result = scores.SCORES[p.kind](p, compared, s.seed, s.check_stop)
-    if p.kind in NEIGHBOURS:
-      _write(s, f'{p.name}.png', _picture(s, result))
     counts = {'fakes': count(p, s), 'reals': len(compared.places)}
-    document = _document(p, s, result, counts | about[p], time.monotonic() - start)
-    _write(s, f'{p.name}.json', json.dumps(document, indent=1) + '\n')
+    document = processes.agreed(
+      partial(_score, p, s, compared, counts | about[p], start), also=(passes.Stopped,)
+    )
+    if p.kind in NEIGHBOURS:
+      picture = _picture(s, document)
+      processes.agreed(partial(files.write_atomic, s.out / f'{p.name}.png', picture))
+    # The last of its files: where it is, the others are.
+    text = json.dumps(document, indent=1) + '\n'
+    processes.agreed(partial(files.write_atomic, s.out / f'{p.name}.json', text))
     yield document
     start = time.monotonic()
 
@@ -209,12 +216,13 @@ def _fakes_pass(p, s, detectors, due):
   return features.fakes_pass(s, [detectors[name] for name in names], count(p, s))
 
 
-# ---- files
+# ---- results
 
 
-def _write(s, name, data):
-  if jax.process_index() == 0:
-    files.write_atomic(s.out / name, data)
+def _score(p, s, compared, about, start):
+  """The document of a metric, from what it compares."""
+  result = scores.SCORES[p.kind](p, compared, s.seed, s.check_stop)
+  return _document(p, s, result, about, time.monotonic() - start)
 
 
 def _document(p, s, result, about, seconds):
@@ -239,10 +247,10 @@ def _document(p, s, result, about, seconds):
   }
 
 
-def _picture(s, result):
+def _picture(s, document):
   """PNG of the fakes that are closest to reals, each with its real to the right."""
-  fakes = features.fake_images(s, np.array(result.notes['closest_fakes']))
-  reals = np.stack([s.source[i]['image'] for i in result.notes['their_reals']])
+  fakes = features.fake_images(s, np.array(document['closest_fakes']))
+  reals = np.stack([s.source[i]['image'] for i in document['their_reals']])
   both = np.stack([fakes, reals], 1).reshape(-1, *fakes.shape[1:])
   return files.png(grids.readable_grid(both, cols=8))
 

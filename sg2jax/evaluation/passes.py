@@ -22,11 +22,10 @@ import uuid
 
 from absl import logging
 import jax
-from jax.experimental import multihost_utils
 import numpy as np
 from tqdm import tqdm
 
-from sg2jax import files, paths
+from sg2jax import files, paths, processes
 from sg2jax.evaluation.scores import Moments, moments
 
 FORMAT = 4  # of the files; part of the key, so that files of another format are never opened
@@ -67,7 +66,7 @@ def run(job: Pass, batch: int, stop: Any = ()) -> Iterator[dict[str, np.ndarray]
   starts = range(0, job.total, batch)
   waiting = None  # what the devices compute while the host keeps the batch before
   for first in tqdm(starts, job.label, unit=' images', unit_scale=batch, leave=False, disable=None):
-    if heard(stop):
+    if processes.heard(stop):
       # A process that left before would take its part of this batch with it.
       jax.block_until_ready(waiting)
       raise Stopped
@@ -119,7 +118,7 @@ def cached(job: Pass, only_moments: bool, batch: int, stop: Any = ()) -> np.ndar
   Raises: Stopped; WriteError.
   """
   found = _read(job.key)
-  if everywhere(found is not None):
+  if processes.everywhere(found is not None):
     return found
   batches = run(job, batch, stop)
   if only_moments:
@@ -164,22 +163,3 @@ def _write(name, found):
       part.rename(folder / f'{name}-{files.sha256(part)}.{ending}')
     finally:
       part.unlink(missing_ok=True)
-
-
-# ---- several processes
-
-
-def everywhere(true: bool) -> bool:
-  """Whether something is true on all processes."""
-  return bool(np.all(multihost_utils.process_allgather(np.bool_(true))))
-
-
-def heard(stop: Any) -> bool:
-  """Whether a signal came to any process: the same answer on all, which then have it in `stop`."""
-  if jax.process_count() == 1:
-    return bool(stop)
-  here = np.int32(getattr(stop, 'signal', None) or 0)
-  number = int(multihost_utils.process_allgather(here).max())
-  if number and not stop:
-    stop.signal = number
-  return bool(number)

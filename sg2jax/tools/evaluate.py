@@ -26,6 +26,7 @@ from sg2jax.tools import flags as shared
 
 def define_flags() -> None:
   """The command line."""
+  shared.define_processes()
   shared.define_checkpoint()
   flags.DEFINE_list('metrics', [], 'Names of metrics, such as fid50k_full,pr50k3_full,ppl2_wend.')
   flags.DEFINE_string('data', '', 'Folder or TFDS name of the data set; default: that of the run.')

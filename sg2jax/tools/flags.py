@@ -79,6 +79,22 @@ def define_config() -> None:
   )
 
 
+def define_processes() -> None:
+  """What makes this process one of several that compute together; `cli.run` has it join them."""
+  flags.DEFINE_enum(
+    'distributed',
+    'auto',
+    ['auto', 'off'],
+    'Several processes: auto joins those that the next three flags name or, on Cloud TPUs, under '
+    'Slurm and on Kubernetes, that JAX finds; off goes on alone.',
+  )
+  flags.DEFINE_string(
+    'coordinator_address', None, 'HOST:PORT of process 0; default: $JAX_COORDINATOR_ADDRESS.'
+  )
+  flags.DEFINE_integer('num_processes', None, 'How many there are; default: $JAX_NUM_PROCESSES.')
+  flags.DEFINE_integer('process_id', None, 'Number of this one, from 0; default: $JAX_PROCESS_ID.')
+
+
 def define_checkpoint() -> None:
   """--checkpoint, which has to be given."""
   flags.DEFINE_string(

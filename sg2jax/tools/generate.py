@@ -35,6 +35,7 @@ SWEEP = (1.0, 0.7, 0.5, 0.0, -0.5, -1.0)  # [S1 Fig. 8]
 
 def define_flags() -> None:
   """The command line."""
+  shared.define_processes()
   shared.define_image_flags()
   shared.define_psis('Truncation; default: 1, none. sweep: several; default: 1,0.7,0.5,0,-0.5,-1.')
   shared.define_batch()

@@ -23,6 +23,7 @@ from sg2jax.tools import pictures, projections
 
 def define_flags() -> None:
   """The command line."""
+  shared.define_processes()
   projections.define_flags()
   shared.define_out('projections')
   flags.DEFINE_string('images', None, 'Picture, or folder of pictures.')

@@ -130,7 +130,7 @@ def compute_again(
     isn't finite, or None.
   """
   first = _first_position(stage, state, phase)
-  no_fault = jax.device_put(state_lib.NO_FAULT, sharding.replicated(stage.mesh))
+  no_fault = sharding.replicate(stage.mesh, state_lib.NO_FAULT)
   state = state.replace(fault=no_fault)
   with contextlib.closing(stage.minibatches(first)) as minibatches:
     batch = sharding.to_global(stage.mesh, next(minibatches))

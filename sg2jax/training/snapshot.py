@@ -1,6 +1,7 @@
 """What a run shows of itself: the grid of fixed latents, SWD, and the metrics that are due."""
 
 from collections.abc import Callable
+from functools import partial
 import pathlib
 from typing import Any
 
@@ -8,7 +9,7 @@ import jax
 from jax.sharding import Mesh
 import numpy as np
 
-from sg2jax import build, data, grids, sharding
+from sg2jax import build, data, grids, processes, sharding
 from sg2jax.evaluation import artifacts, measure, passes, protocols
 from sg2jax.evaluation.features import SWD_SIDE
 from sg2jax.evaluation.swd import PATCH, swd
@@ -78,7 +79,7 @@ class Snapshot:
   def write_reals(self, name: str, step: int) -> None:
     """Writes as many real images as a grid has places, or as there are."""
     images = np.stack([self.source[i]['image'] for i in self.order[: self.shown]])
-    self.log.images(name, images, step, min(self.cols, len(images)))
+    processes.agreed(partial(self.log.images, name, images, step, min(self.cols, len(images))))
 
   def take(self, state: TrainState, last: bool = False) -> dict[str, float]:
     """Writes the grid, and compares.
@@ -88,7 +89,8 @@ class Snapshot:
       last: a signal doesn't stop it: a finished run would lack it for ever.
 
     Returns:
-      {'contribution_b4', ..., 'swd', 'swd_<level>'}, less what doesn't apply or was stopped.
+      {'contribution_b4', ..., 'swd', 'swd_<level>'}, less what doesn't apply or was stopped;
+      of several processes the first has them all.
     """
 
     def check_stop():
@@ -97,11 +99,13 @@ class Snapshot:
 
     metrics = {}
     try:
-      shown, fakes, shares = self._images(state, check_stop)
-      self.log.images(f'fakes_{int(state.nimg) // 1000:06d}', shown, int(state.step), self.cols)
+      shown, fakes, shares = self._images(state, last)
+      name = f'fakes_{int(state.nimg) // 1000:06d}'
+      processes.agreed(partial(self.log.images, name, shown, int(state.step), self.cols))
       for name in sorted(shares[0], key=artifacts.resolution):
         metrics[f'contribution_{name}'] = np.mean([float(part[name]) for part in shares])
-      if self.small_reals:
+      # The numbers go to the log and, as a score, to a checkpoint: to what process 0 writes.
+      if self.small_reals and processes.is_first():
         reals = np.stack(self.small_reals)
         levels = swd(reals, fakes[: len(reals)], self.config['seed'], check_stop)
         for level, value in levels.items():
@@ -110,7 +114,7 @@ class Snapshot:
       pass
     return metrics
 
-  def _images(self, state, check_stop):
+  def _images(self, state, last):
     """Of the latents: (images of the grid, all images small or None, contributions by batch)."""
     dtype = state.pl_mean.dtype
     n = len(self.z)
@@ -120,9 +124,11 @@ class Snapshot:
     small = []
     shares = []
     for places, count in parts(n, self.batch):
-      check_stop()
+      if processes.heard(self.stop) and not last:
+        raise passes.Stopped
       z = self.z[places][None].astype(dtype)
       c = labels[places][None].astype(dtype)
+      z, c = sharding.divide(self.mesh, (z, c))
       images, share = jax.device_get(self.sample(state, z, c))
       shares.append(share)
       images = images[:count]

@@ -74,7 +74,7 @@ def create(config: Any, source: Any, mesh: Mesh, growth_stage: GrowthStage) -> T
   return TrainStage(
     config=config,
     mesh=mesh,
-    key=jax.device_put(purpose_key(config.seed, 'training'), sharding.replicated(mesh)),
+    key=sharding.replicate(mesh, purpose_key(config.seed, 'training')),
     images=source,
     steps=steps,
     functions={phase: sharding.jit_step(getattr(steps, phase), mesh) for phase in PHASES},

@@ -17,7 +17,7 @@ from jax.profiler import StepTraceAnnotation, TraceAnnotation
 from jax.sharding import Mesh
 import numpy as np
 
-from sg2jax import build, checks, data, locks, memory, paths, sharding
+from sg2jax import build, checks, data, locks, memory, paths, processes, sharding
 from sg2jax import state as state_lib
 from sg2jax.evaluation import measure, protocols
 from sg2jax.faults import UsageError
@@ -30,7 +30,14 @@ from sg2jax.training.checkpoint import Checkpoints
 from sg2jax.training.profile import Profile
 from sg2jax.training.snapshot import Snapshot
 from sg2jax.training.stage import TrainStage
-from sg2jax.training.workdir import check_workdir, data_values, resume, save_run, workdir_path
+from sg2jax.training.workdir import (
+  check_workdir,
+  data_values,
+  resume,
+  save_run,
+  settings,
+  workdir_path,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,31 +77,38 @@ def train(config: Any, workdir: str | pathlib.Path) -> None:
   paths.check_local(config.data.dir, f'--config.data.dir={config.data.dir}')
   workdir = workdir_path(workdir)
   values = config.to_dict()
-  check_workdir(values, workdir)
-  is_new = not checkpoint.begun(workdir)
-  origin = init_from.read(config) if is_new else None
+  # The folder is process 0's alone: the others need not even see it.
+  processes.agreed(partial(check_workdir, values, workdir))
+  is_new = not processes.agreed(partial(checkpoint.begun, workdir))
+  origin = processes.together(partial(init_from.read, config)) if is_new else None
 
   with Stop() as stop:
     # ---- what devices and the data set must allow
     devices = jax.devices()
     checks.check_devices(config, devices)
     memory.keep_pages(jax.default_backend())
-    source = build.dataset(config)
-    data.check_size(source, max(build.batches(config)))
-    # Weights and images that can't be used are refused now, not after days.
-    measure.load(wanted, source, {})
+    source = processes.together(partial(open_data, config, wanted))
     if is_new:
       init_from.check(config, origin, source.c_dim)
     values |= data_values(source)
+    processes.check_same('the run', settings(values))
 
     # ---- from here on, files are written
-    # The other ones of several processes write nothing, and the folder is one for all. Compared
-    # once more: another run may have begun there, and now the data set is known.
-    with locks.locked(workdir) if jax.process_index() == 0 else contextlib.nullcontext():
-      changes = check_workdir(values, workdir, source.labels)
-      save_run(workdir, values, source.labels, changes)
+    # Compared once more: another run may have begun there, and now the data set is known.
+    with processes.held_by_first(locks.locked(workdir)):
+      changes = processes.agreed(partial(check_workdir, values, workdir, source.labels))
+      processes.agreed(partial(save_run, workdir, values, source.labels, changes))
       mesh = sharding.make_mesh(devices)
       restore_and_train(config, workdir, source, mesh, stop, origin, changes)
+
+
+def open_data(config: Any, wanted: list[protocols.Protocol]) -> Any:
+  """The data.Source of a run. Raises what says that it, or a wanted metric of it, won't do."""
+  source = build.dataset(config)
+  data.check_size(source, max(build.batches(config)))
+  # Weights and images that can't be used are refused now, not after days.
+  measure.load(wanted, source, {})
+  return source
 
 
 def restore_and_train(
@@ -139,7 +153,7 @@ def restore_and_train(
       batch = growth.current_stage(step, nimg).batch
       state = resume(config, batch, state, checkpoints.restored, mesh, log)
     elif origin:
-      state = jax.device_put(init_from.apply(config, state, origin, workdir, log), same)
+      state = sharding.replicate(mesh, init_from.apply(config, state, origin, workdir, log))
 
     snapshot = Snapshot(workdir, config, source, mesh, log, stop)
     profile = Profile(build.profiled(config), workdir, log)
@@ -165,10 +179,10 @@ def train_stages(run: Run, state: TrainState) -> None:
   Raises Preempted or Interrupted if a signal comes.
   """
   step, nimg = state_lib.clock(state)
-  while not run.stop and not run.is_finished(step, nimg):
+  while not (stopped := processes.heard(run.stop)) and not run.is_finished(step, nimg):
     state = train_stage(run, state)
     step, nimg = state_lib.clock(state)
-  if run.stop:
+  if stopped:
     saved = f'saved step {step} ({nimg / 1000:g} kimg)'
     run.stop.leave(saved if step else 'stopped before the first minibatch')
   run.profile.conclude(step)
@@ -187,10 +201,11 @@ def train_stage(run: Run, state: TrainState) -> TrainState:
   if not step:
     # A picture to compare with before the first minute is over, and a row at 0 in every curve.
     run.snapshot.write_reals('reals', 0)
-    run.log.tick(0, 0, run.snapshot.take(unpacked(state, run.mesh)), 0, 0)
+    metrics = run.snapshot.take(unpacked(state, run.mesh))
+    processes.agreed(partial(run.log.tick, 0, 0, metrics, 0, 0))
   with contextlib.closing(stage.minibatches(nimg)) as minibatches, run.profile:
     state = loop(run, stage, state, minibatches)
-  if run.stop and not run.is_finished(*state_lib.clock(state)):
+  if processes.heard(run.stop) and not run.is_finished(*state_lib.clock(state)):
     if state_lib.halted(state):  # in the minibatches since the last tick
       nonfinite.halt(stage, state, run.workdir, run.checkpoints)
     run.checkpoints.save(unpacked(state, run.mesh))
@@ -208,7 +223,7 @@ def loop(run: Run, stage: TrainStage, state: TrainState, minibatches: Iterator[d
   tally = Tally()
   tick_start = time.monotonic()
   tick_nimg = nimg
-  while not run.stop:
+  while not processes.heard(run.stop):
     # ---- one minibatch
     aux_before = aux
     run.profile.begin(step)
@@ -243,7 +258,8 @@ def loop(run: Run, stage: TrainStage, state: TrainState, minibatches: Iterator[d
       whole = unpacked(state, run.mesh)
       metrics |= run.snapshot.take(whole, last=run.is_finished(step, nimg))
     # Before the checkpoint: a kill between the two repeats the tick, and no line of it is lost.
-    run.log.tick(step, nimg, metrics, seconds, (nimg - tick_nimg) / seconds)
+    rate = (nimg - tick_nimg) / seconds
+    processes.agreed(partial(run.log.tick, step, nimg, metrics, seconds, rate))
 
     # ---- checkpoint, then metrics: a kill while they are measured loses no training
     if due.snapshot:
@@ -266,7 +282,8 @@ def train_minibatch(
 
   Names them for a profile.
   """
-  with TraceAnnotation('input'):
+  # Asked for: to several processes' devices JAX copies in a way that its guard takes for a mistake.
+  with TraceAnnotation('input'), jax.transfer_guard('allow'):
     batch = sharding.to_global(stage.mesh, next(minibatches))
   for phase in stage.steps.phases(step):
     with TraceAnnotation(phase):
