@@ -9,7 +9,7 @@ from types import TracebackType
 
 from absl import app, flags, logging
 
-from sg2jax import faults, paths, processes
+from sg2jax import faults, paths
 
 flags.DEFINE_bool('debug', False, 'Show the traceback of an expected error.')
 
@@ -40,9 +40,9 @@ def run(main: Callable[[list[str]], None], positional: int = 0) -> None:
     if jax and not jax.config.jax_compilation_cache_dir:
       jax.config.update('jax_compilation_cache_dir', str(paths.cache() / 'jax'))
     if 'distributed' in flags.FLAGS:
-      join_processes()
+      _join_processes()
     main(argv)
-    processes.part()
+    _end_job('part')
 
   app.run(checked, flags_parser=parse)
 
@@ -64,18 +64,26 @@ def except_hook(
   debug = {'--debug', '--debug=true', '--debug=1'} & set(sys.argv)
   if isinstance(shown, faults.Fault) and not debug:
     print(f'{pathlib.Path(sys.argv[0]).stem}: {shown}', file=sys.stderr)
-    processes.leave(shown.code)
+    _end_job('leave', shown.code)
     sys.exit(shown.code)
   sys.__excepthook__(kind, error, trace)
-  processes.leave(1)
+  _end_job('leave', 1)
 
 
-def join_processes() -> None:
+def _join_processes():
   """Makes this process one of its job, as the flags of tools.flags.define_processes say."""
+  from sg2jax import processes  # here, because not all tools need JAX
+
   asked = flags.FLAGS
   given = (asked.coordinator_address, asked.num_processes, asked.process_id)
   values = [there if flag is None else flag for flag, there in zip(given, processes.environment())]
   processes.join(asked.distributed, *values)
+
+
+def _end_job(how, *args):
+  """Calls that function of `processes`, if anything has needed them."""
+  if processes := sys.modules.get('sg2jax.processes'):
+    getattr(processes, how)(*args)
 
 
 def parse(argv: list[str]) -> list[str]:

@@ -207,6 +207,7 @@ def _compiled(mesh, generator, growing, features, compare):
   Images, and all that has a row for each, are divided over the devices.
   """
   place = sharding.spread(mesh)
+  whole = sharding.replicated(mesh)  # what the host reads: it may be one of several
 
   def render(variables, params):
     w = params['w']
@@ -234,12 +235,15 @@ def _compiled(mesh, generator, growing, features, compare):
     # one row for all images: neighbours don't show
     w_noise = scale * jax.random.normal(jax.random.fold_in(key, t), (1, *w.shape[1:]), w.dtype)
     closer = partial(measure, weights, target)
-    return search_step(partial(render, variables), closer, noise_weight, state, lr, w_noise)
+    state, distances = search_step(
+      partial(render, variables), closer, noise_weight, state, lr, w_noise
+    )
+    return state, jax.lax.with_sharding_constraint(distances, whole)
 
-  @jax.jit
+  @partial(jax.jit, out_shardings=whole)
   def inspect(variables, weights, target, state):
     images = render(variables, state.params)
-    return sampler.to_uint8(images), measure(weights, target, images)
+    return sampler.to_uint8(images), measure(weights, target, images), state.params
 
   return begin, advance, inspect
 
@@ -296,19 +300,20 @@ class Projector:
 
   def current(self) -> tuple[np.ndarray, np.ndarray]:
     """(images uint8 [N,H,W,C], distances [N]) now."""
-    with _full_precision():
-      return self._to_host(self._inspect(self._state))
+    return self._look()[:2]
 
   def result(self) -> Projection:
     """The Projection of now."""
-    images, distance = self.current()
-    w, noise = self._to_host((self._state.params['w'], self._state.params['noise']))
+    images, distance, params = self._look()
+    w = params['w']
     ws = np.broadcast_to(w, (len(w), self._num_ws, w.shape[2]))
-    return Projection(ws, noise, images, self.distance_start, distance)
+    return Projection(ws, params['noise'], images, self.distance_start, distance)
 
-  def _to_host(self, tree):
-    """Without the rows that `sharding.spread` repeated."""
-    return jax.tree.map(lambda x: np.asarray(x)[: self._count], tree)
+  def _look(self):
+    """(images, distances, params of a SearchState) now, without the rows that `spread` repeated."""
+    with _full_precision():
+      found = self._inspect(self._state)
+    return jax.tree.map(lambda x: np.asarray(x)[: self._count], found)
 
 
 def _full_precision():

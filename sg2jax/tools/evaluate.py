@@ -11,12 +11,12 @@ configuration names, or else pixelfd50k_full; these two need no network. All nam
 docs/evaluation.md. Stop it any way you like: the same command goes on where it was.
 """
 
+from functools import partial
 import sys
 
 from absl import flags
-import jax
 
-from sg2jax import build, cli, sampler, sharding
+from sg2jax import build, cli, processes, sampler, sharding
 from sg2jax.evaluation import measure, passes, protocols, reals
 from sg2jax.evaluation.protocols import Protocol
 from sg2jax.faults import UsageError
@@ -46,7 +46,7 @@ def main(_: list[str]) -> None:
   wanted = [protocols.parse(name) for name in dict.fromkeys(args.metrics) if name]
   # Before the network is read: that may take long, and a wrong flag is said at once.
   measure.check(wanted, explicit)
-  net = sampler.load(args.checkpoint)
+  net = processes.together(partial(sampler.load, args.checkpoint))
   if not wanted:
     wanted = defaults(net)
   setting = measure.Setting(
@@ -59,15 +59,16 @@ def main(_: list[str]) -> None:
     reals.load(net, args.holdout, labels=False) if args.holdout else None,
     explicit,
   )
-  print(f'{net.title}, against {len(setting.source)} images of {setting.source.name}', flush=True)
+  if processes.is_first():
+    print(f'{net.title}, against {len(setting.source)} images of {setting.source.name}', flush=True)
   with Stop() as stop:
     try:
       for document in measure.measure(wanted, setting._replace(stop=stop)):
-        if jax.process_index() == 0:
+        if processes.is_first():
           print('\n'.join(measure.table(document)), flush=True)
     except passes.Stopped:
       stop.leave(f'what is done is in {setting.out}')
-  if jax.process_index() == 0:
+  if processes.is_first():
     print(f'results in {setting.out}/: {", ".join(f"{p.name}.json" for p in wanted)}')
 
 

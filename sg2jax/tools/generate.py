@@ -16,6 +16,7 @@ quality; --cutoff=N applies it to the N coarsest layers only. docs/generate.md s
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 import math
 import pathlib
 from typing import Any
@@ -24,7 +25,7 @@ from absl import flags
 import numpy as np
 from tqdm import tqdm
 
-from sg2jax import cli, files, sampler
+from sg2jax import cli, files, processes, sampler
 from sg2jax.faults import UsageError
 from sg2jax.tools import flags as shared
 from sg2jax.tools import sheets
@@ -70,7 +71,7 @@ def main(argv: list[str]) -> None:
   sheet = cli.file(asked.sheet, ['.png'], 'sheet') if asked.sheet or kind != 'images' else None
 
   # ---- what the network makes of it
-  net = sampler.load(asked.checkpoint)
+  net = processes.together(partial(sampler.load, asked.checkpoint))
   seeds = asked.seeds
   cols = asked.cols if kind == 'mix' else []
   label = shared.labels(net, len(seeds) + len(cols))
@@ -91,7 +92,8 @@ def main(argv: list[str]) -> None:
     pictures = sheets.render(net, ws, noise_seeds, asked.noise, batch)
     rows = sheets.seed_names(net, seeds, label)
     sheets.write_sheet(sheet, pictures, rows, [f'psi {psi:g}' for psi in psis])
-  print(f'wrote {" and ".join(str(path) for path in (out, sheet) if path)}')
+  if processes.is_first():
+    print(f'wrote {" and ".join(str(path) for path in (out, sheet) if path)}')
 
 
 def images(
@@ -126,13 +128,14 @@ def images(
       part = [seeds[i] for i in rows]
       each = None if label is None else label[rows]
       made = net(part, psi, cutoff, each, noise, batch)[:count]
-      list(writing)  # waits for the files of the batch before, and raises what went wrong
-      if out:
+      # Waits for the files of the batch before, and raises what went wrong.
+      processes.agreed(partial(all, writing))
+      if out and processes.is_first():
         writing = pool.map(write, [names[i] for i in rows[:count]], made)
       if sheet:
         pictures += list(made)
       bar.update(count)
-    list(writing)
+    processes.agreed(partial(all, writing))
   if sheet:
     # about square, but 8 in a row at least: a few images are read as a line
     cols = min(len(seeds), max(8, math.isqrt(len(seeds) - 1) + 1))

@@ -12,10 +12,12 @@ python -m sg2jax.tools.fetch_weights vgg16 lpips_vgg; without them take --distan
 compares pixels. Stop it any way you like: the same command goes on with what isn't finished.
 """
 
+from functools import partial
+
 from absl import flags
 import numpy as np
 
-from sg2jax import cli
+from sg2jax import cli, processes
 from sg2jax.signals import Stop
 from sg2jax.tools import flags as shared
 from sg2jax.tools import pictures, projections
@@ -37,8 +39,11 @@ def main(_: list[str]) -> None:
   with Stop() as stop:
     job = projections.read_job(stop, asked.video)
     out = shared.out_folder(job.net, 'projections')
-    items = pictures.read_items(asked.images, job.net, out)
+    items = processes.together(partial(pictures.read_items, asked.images, job.net, out))
+    processes.check_same('--images', {item.name: item.hash for item in items})
     documents = projections.project_all(job, items, out)
+  if not processes.is_first():
+    return
   factor = np.median([d['distance_start'] / max(d['distance'], 1e-12) for d in documents])
   print(
     f'{job.net.title}: {len(documents)} projected; {job.about["distance"]} fell to 1/{factor:.3g} '

@@ -15,7 +15,7 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from sg2jax import files, grids, sampler
+from sg2jax import files, grids, processes, sampler
 from sg2jax.edit import project
 from sg2jax.evaluation import features
 from sg2jax.faults import NonFiniteError, UsageError, WeightsError
@@ -69,7 +69,7 @@ def define_flags() -> None:
 def read_job(stop: Stop, video: bool = False) -> Job:
   """The Job of the flags. Raises UsageError, WeightsError, CheckpointError."""
   asked = flags.FLAGS
-  net = sampler.load(asked.checkpoint)
+  net = processes.together(partial(sampler.load, asked.checkpoint))
   height, width = net.generator.synthesis.resolution
   distance = project.distance(asked.distance)
   if asked.distance == 'lpips':
@@ -108,20 +108,27 @@ def project_all(job: Job, items: list[Item], out: pathlib.Path, label: str = '')
     Interrupted.
   """
   # Two commands on one folder would mix their files.
-  with locked(out, 'out'):
-    pending = [item for item in items if not _is_finished(job, item, out)]
+  with processes.held_by_first(locked(out, 'out')):
+    finished = processes.agreed(lambda: [_is_finished(job, item, out) for item in items])
+    pending = [item for item, is_finished in zip(items, finished) if not is_finished]
     for first in range(0, len(pending), job.batch):
       batch = pending[first : first + job.batch]
       _project(job, batch, out, f'{label}{first + 1}-{first + len(batch)} of {len(pending)}')
-    documents = {}
-    # pictures of earlier commands, too, if they were projected as these
-    for path in sorted(out.glob('*.npz')):
-      about, document = _read(path)
-      if about == job.about | {'target': document.get('target')}:
-        documents[path.stem] = document
-    listed = {'about': job.about, 'images': list(documents.values())}
-    files.write_atomic(out / 'projections.json', json.dumps(listed, indent=1))
+    documents = processes.agreed(partial(_list_results, job, out))
     return [documents[item.name] for item in items]
+
+
+def _list_results(job, out):
+  """Writes projections.json -> {name: document} of all in it."""
+  documents = {}
+  # pictures of earlier commands, too, if they were projected as these
+  for path in sorted(out.glob('*.npz')):
+    about, document = _read(path)
+    if about == job.about | {'target': document.get('target')}:
+      documents[path.stem] = document
+  listed = {'about': job.about, 'images': list(documents.values())}
+  files.write_atomic(out / 'projections.json', json.dumps(listed, indent=1))
+  return documents
 
 
 def _project(job, batch, out, label):
@@ -134,7 +141,7 @@ def _project(job, batch, out, label):
     for step in bar:
       if job.video and step % max(1, steps // FRAMES) == 0:
         film.append(projector.current()[0])
-      if job.stop:
+      if processes.heard(job.stop):
         job.stop.leave(f'{out} has the pictures that are finished')
       # Waiting for each step keeps a signal from waiting for many.
       distance = np.asarray(projector.advance()).mean()
@@ -146,11 +153,15 @@ def _project(job, batch, out, label):
         f'{item.source}: its distance became {result.distance[i]}; try a smaller --lr'
       )
   film.append(result.images)
-  for i, item in enumerate(batch):
-    if job.video:
-      frames = (_pair(targets[i], images[i]) for images in film)
-      videos.write_video(out / f'{item.name}.mp4', frames, FPS)
-    _write(job, item, out, targets[i], jax.tree.map(itemgetter(i), result))
+
+  def write():
+    for i, item in enumerate(batch):
+      if job.video:
+        frames = (_pair(targets[i], images[i]) for images in film)
+        videos.write_video(out / f'{item.name}.mp4', frames, FPS)
+      _write(job, item, out, targets[i], jax.tree.map(itemgetter(i), result))
+
+  processes.agreed(write)
 
 
 def _pair(target, image):

@@ -1,13 +1,14 @@
 """Sheets: many images on one PNG file, with names around them."""
 
 from collections.abc import Sequence
+from functools import partial
 import math
 import pathlib
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from sg2jax import files, grids
+from sg2jax import files, grids, processes
 from sg2jax.data.images import MAX_PIXELS
 from sg2jax.faults import UsageError
 from sg2jax.inputs import LabelsLike
@@ -97,4 +98,5 @@ def write_sheet(
         name = name[:-1]
       name += '\u2026'
     draw.text((left + w * (col + 0.5), top + h * (row + 1) - LINE / 2), name, black, font, 'mm')
-  files.write_atomic(path, files.png(np.asarray(picture).reshape(sheet.shape)))
+  png = files.png(np.asarray(picture).reshape(sheet.shape))
+  processes.agreed(partial(files.write_atomic, path, png))
