@@ -217,7 +217,7 @@ def check_same(what: str, values: dict[str, Any]) -> None:
 
 def everywhere(true: bool) -> bool:
   """Whether something is true in all processes."""
-  return not several() or not _exchange(None if true else False)
+  return not _exchange(None if true else False) if several() else true
 
 
 def _outcome(function, also):

@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import socket
 import subprocess
 import sys
 from unittest import mock
@@ -57,10 +58,11 @@ def configuration(home, **fields):
   return config
 
 
-def start(home, workdir, config='quickstart.py', devices=1, replay=None, **fields):
+def start(home, workdir, config='quickstart.py', devices=1, replay=None, job=None, **fields):
   """The running process of `sg2jax.main` on a tiny network and so many devices.
 
-  Fields are --config.<name>. What it compiles is shared, see conftest.py.
+  Fields are --config.<name>; job: what `job` gives one of several processes. What it compiles is
+  shared, see conftest.py.
   """
   command = [
     sys.executable,
@@ -86,9 +88,19 @@ def start(home, workdir, config='quickstart.py', devices=1, replay=None, **field
     'PYTHONPATH': str(home / 'poison'),
     'SG2JAX_CACHE': str(home / 'sg2jax'),
   }
+  env |= job or {}
   return subprocess.Popen(
     command, cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
   )
+
+
+def job(count):
+  """The variables that make so many processes one job, of each of them."""
+  with socket.socket() as s:
+    s.bind(('localhost', 0))
+    address = f'localhost:{s.getsockname()[1]}'
+  names = ('JAX_COORDINATOR_ADDRESS', 'JAX_NUM_PROCESSES', 'JAX_PROCESS_ID')
+  return [dict(zip(names, (address, str(count), str(i)))) for i in range(count)]
 
 
 def wait_for(process, text):

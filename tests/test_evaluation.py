@@ -6,7 +6,6 @@ With networks of others, in processes that are killed, on several devices: `-m s
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -567,38 +566,6 @@ def test_killed_evaluation_on_eight_devices_ends_with_the_same_values(home, run,
   assert [document['devices'] for document in documents] == [1, 8]
   found = {k: v for document in documents for k, v in document['values'].items()}
   assert found == pytest.approx(alone, rel=1e-6)
-
-
-@pytest.mark.slow
-def test_two_processes_agree_with_one(run, setting, tmp_path):
-  names = ['pixelfd2k_full', 'pixelnn0.5k', 'pixelfd2k']
-  alone = values(names, setting)
-  out = tmp_path / 'tool'
-  env = os.environ | {
-    'JAX_PLATFORMS': 'cpu',
-    'SG2JAX_CACHE': str(tmp_path / 'cache2'),
-    'JAX_DISABLE_MOST_OPTIMIZATIONS': '1',
-  }
-
-  def start_two(*flags):
-    with socket.socket() as s:
-      s.bind(('localhost', 0))
-      port = str(s.getsockname()[1])
-    command = [sys.executable, '-m', 'tests.two_processes']
-    flags = [f'--checkpoint={run}', f'--out={out}', *flags]
-    return [subprocess.Popen([*command, i, port, *flags], cwd=ROOT, env=env) for i in '01']
-
-  both = start_two('--metrics=pixelfd50k_full', '--batch=8')  # a signal to the second ends both
-  while not list((tmp_path / 'cache2' / 'reals').glob('*.npz')):
-    assert [process.poll() for process in both] == [None, None]
-    time.sleep(0.05)
-  both[1].send_signal(signal.SIGTERM)
-  assert [process.wait(60) for process in both] == [75, 75]
-  assert [process.wait(300) for process in start_two(f'--metrics={",".join(names)}')] == [0, 0]
-  documents = results(out, names)
-  found = {k: v for document in documents for k, v in document['values'].items()}
-  assert found == pytest.approx(alone, rel=1e-6)
-  assert {document['devices'] for document in documents} == {2}
 
 
 @pytest.fixture(scope='module')
