@@ -11,30 +11,59 @@ import zipfile
 
 import numpy as np
 
-from sg2jax import faults, paths
+from sg2jax import addresses, faults, paths
+from sg2jax.addresses import Address
 
 # ---- on disk
 
 
 @contextlib.contextmanager
-def writing(path: str | os.PathLike) -> Iterator[None]:
+def writing(path: str | os.PathLike | Address) -> Iterator[None]:
   """Turns an OSError inside the `with` into a WriteError that names `path` and the room there."""
   try:
     yield
   except OSError as e:
+    if isinstance(path, Address):
+      raise faults.WriteError(
+        f'cannot write {path}: {reason(e)}. What was written before is whole; see that the bucket '
+        'is there, that you may write to it, and the connection, then run the same command again.'
+      ) from e
     raise faults.WriteError(
       f'cannot write {path}: {e.strerror or e}; {free_bytes(path):,} bytes are free there. Make '
       'room or choose another place, then run the same command again.'
     ) from e
 
 
-def write_atomic(path: str | os.PathLike, data: str | bytes) -> None:
+@contextlib.contextmanager
+def reading(path: paths.Path) -> Iterator[None]:
+  """Turns what a store refuses inside the `with` into a UsageError that names the address."""
+  try:
+    yield
+  except addresses.StoreError as e:
+    raise faults.UsageError(
+      f'cannot read {path}: {reason(e)}. See that you may read it, and the connection, then run '
+      'the same command again'
+    ) from e
+
+
+def reason(error: OSError) -> str:
+  """What an error of a disk or a store says, for people."""
+  if isinstance(error, FileNotFoundError) and not error.strerror:
+    return f'no such bucket or object ({error})'
+  return error.strerror or str(error)
+
+
+def write_atomic(path: str | os.PathLike | Address, data: str | bytes) -> None:
   """Writes so that `path` holds the old or the new content whole, whenever it is read.
 
   Raises:
     WriteError: with the path and the free bytes.
   """
-  path = pathlib.Path(path)
+  path = paths.place(path)
+  if isinstance(path, Address):  # objects appear whole
+    with writing(path):
+      path.write_bytes(data.encode() if isinstance(data, str) else data)
+    return
   temporary = path.with_name(f'.{path.name}.{os.getpid()}')
   with writing(path):
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -50,8 +79,18 @@ def write_atomic(path: str | os.PathLike, data: str | bytes) -> None:
       raise
 
 
+def remove_tree(folder: paths.Path) -> None:
+  """Deletes a folder, or all objects below an address, as far as it can be."""
+  if not isinstance(folder, Address):
+    shutil.rmtree(folder, ignore_errors=True)
+    return
+  with contextlib.suppress(OSError):
+    for name in folder.objects():
+      (folder / name).unlink(missing_ok=True)
+
+
 def free_bytes(path: str | os.PathLike) -> int:
-  """Bytes free where `path` is, or would be."""
+  """Bytes free where a path of this machine is, or would be."""
   return shutil.disk_usage(paths.nearest(pathlib.Path(path).absolute())).free
 
 

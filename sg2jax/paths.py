@@ -8,35 +8,76 @@ import tempfile
 
 from absl import logging
 
-from sg2jax import faults
+from sg2jax import addresses, faults
+from sg2jax.addresses import Address
 
 VARIABLE = 'SG2JAX_CACHE'
-_ADDRESS = re.compile(  # also in NAME=ADDRESS and in lists; pathlib makes one slash of two
-  r'(?:^|[=,])\s*([A-Za-z][A-Za-z0-9+.-]*://|(?:gs|s3|https?|hdfs|ftp|file):/)', re.IGNORECASE
+_ADDRESS = re.compile(  # also in NAME=ADDRESS and in lists
+  r'(?:^|[=,])\s*((?:' + addresses.PATTERN.pattern + '))', re.IGNORECASE
 )
+Path = pathlib.Path | Address
+
+
+def place(text: str | os.PathLike | Address, said: str = '') -> Path:
+  """What a text names: a path of this machine, or an Address. All of them are made here.
+
+  Args:
+    text: a path, SCHEME://... for what fsspec knows, or file:///PATH.
+    said: how it was given, for errors.
+
+  Raises:
+    UsageError: an address that can't be used; the home folder is unknown.
+  """
+  if isinstance(text, Address):
+    return text
+  text = os.fsdecode(text)
+  match = addresses.PATTERN.match(text)
+  if not match:
+    _check_home(text, said)
+    return pathlib.Path(text).expanduser()
+  if text.lower().startswith('file:///'):
+    return pathlib.Path(text[7:])
+  return addresses.parse(text, said)
+
+
+def is_address(text: object) -> bool:
+  """Whether it names a place elsewhere, as `place` takes it."""
+  if not isinstance(text, (str, bytes, os.PathLike)):
+    return isinstance(text, Address)
+  return bool(addresses.PATTERN.match(os.fsdecode(text)))
 
 
 def check_local(text: object, said: str = '') -> None:
   """Raises UsageError if `text` is an address (gs://, https:// ...) or in an unknown home folder.
 
-  Also if it is NAME=ADDRESS; what is no text passes. said: how it was given.
+  For what only a disk will do. Also if it is NAME=ADDRESS; what is no text passes. said: how it was
+  given.
   """
+  if isinstance(text, Address):
+    text = str(text)
   if not isinstance(text, (str, bytes, os.PathLike)):
     return
   text = os.fsdecode(text)
   if found := _ADDRESS.search(text):
     raise faults.UsageError(
-      f'{said or text}: only folders and files of this machine are read and written, no {found[1]} '
-      'address; copy it to a disk, or mount it as a folder (gcsfuse, mount-s3), and give that path'
+      f'{said or text}: this has to be a file or folder of this machine, no {found[1]} address; '
+      'copy it (gcloud storage cp -r, aws s3 sync), or mount the bucket (gcsfuse, mount-s3), and '
+      'give that path'
     )
+  _check_home(text, said)
+
+
+def _check_home(text, said):
   if text.startswith('~') and os.path.expanduser(text) == text:
     raise faults.UsageError(
       f'{said or text}: the home folder {text.split("/")[0]} is unknown; give the whole path'
     )
 
 
-def check_name(path: str | os.PathLike, said: str = '') -> None:
+def check_name(path: str | os.PathLike | Address, said: str = '') -> None:
   """Raises UsageError if the whole path isn't UTF-8: Orbax keeps no checkpoints there."""
+  if isinstance(path, Address):
+    return
   place = os.path.abspath(path)
   try:
     os.fsencode(place).decode()

@@ -3,9 +3,13 @@
 A checkpoint is WORKDIR/checkpoints/<step>/ with `state/`, an orbax PyTree item, and manifest.json.
 Leaves are stored as host arrays, one uncompressed file each: equal states are equal bytes, on any
 number of devices. It is built as <step>.tmp and renamed once the manifest is on disk, so a
-directory named by a number is whole, or was damaged later. For local and mounted file systems.
+directory named by a number is whole, or was damaged later. In a bucket it is put object by object,
+the manifest last (shelves.py).
+
+Of several processes the first one alone reads and writes; what it read it hands to the others.
 """
 
+from collections.abc import Iterator
 from concurrent import futures
 import contextlib
 import errno
@@ -13,35 +17,25 @@ import json
 import math
 import os
 import pathlib
-import re
-import shutil
 from typing import Any
 
 from absl import logging
 import jax
-from jax.experimental import multihost_utils
 import numpy as np
-import orbax.checkpoint as ocp
 
-from sg2jax import files, paths
+from sg2jax import paths, processes
 from sg2jax import state as state_lib
 from sg2jax.faults import CheckpointError, WriteError
-from sg2jax.training.manifest import FORMAT, Damaged, fsync, read_manifest, seal, verify
-
-_STEP = re.compile(r'(0|[1-9][0-9]*)(\.tmp|\.damaged-[0-9]+)?')
-
-# Orbax says the first at every save without OCDBT, which is meant (OCDBT's file names are random);
-# the others are tracebacks of an error that reaches the user as a WriteError.
-_NOISE = ('Skipping merge of OCDBT', '_SignalingThread.run() raised')
-logging.get_absl_logger().addFilter(
-  lambda record: not any(noise in record.getMessage() for noise in _NOISE)
-)
+from sg2jax.training import leaves as leaves_lib
+from sg2jax.training import shelves
+from sg2jax.training.leaves import read as read_state
+from sg2jax.training.manifest import FORMAT, Damaged, read_manifest, seal
 
 
 class Checkpoints:
   """The checkpoints of one run. To be closed (`contextlib.closing`), or a save in flight is lost.
 
-  Every process makes the same calls; process 0 alone seals, renames and deletes.
+  Every process makes the same calls; process 0 alone reads and writes.
   `restored` is the manifest of what `restore_latest` restored; None if there was nothing or it
   wasn't called.
   """
@@ -50,29 +44,32 @@ class Checkpoints:
     """Removes what a killed process left half written (`<step>.tmp`); creates nothing.
 
     Args:
-      workdir: the run's directory.
+      workdir: the run's directory, or address.
       keep: so many of the newest stay, >= 1; besides, the one with the lowest score.
       meta: JSON values to put into each manifest (hashes of the configuration and the data set).
+
+    Raises:
+      CheckpointError: a bucket can't be read.
     """
-    self._root = pathlib.Path(workdir).absolute() / 'checkpoints'
+    self._shelf = _shelf(workdir)
     self._keep = keep
     self._meta = json.loads(json.dumps(meta))  # what JSON can't hold fails here, not in a thread
-    self._checkpointer = ocp.Checkpointer(
-      ocp.PyTreeCheckpointHandler(use_ocdbt=False, use_compression=False)
-    )
     self._thread = futures.ThreadPoolExecutor(1)
-    self._saving = None  # the future of a save in flight
+    self._saving = None  # the future of a save in flight; of process 0, as is what follows
     self.restored = None
     self._scores = {}  # step -> score or None; a step without a readable manifest is never deleted
-    for step in _steps(self._root):
+    self._values = None  # what was read
+    processes.agreed(self._look)
+
+  def _look(self):
+    for step in self._shelf.steps():
       with contextlib.suppress(Damaged):
-        manifest = read_manifest(self._root / str(step))
+        manifest = self._shelf.manifest(str(step))
         # A score against other pictures can't be compared, and would keep its checkpoint for ever.
         same = manifest['meta'].get('data_hash') == self._meta.get('data_hash')
         self._scores[step] = manifest['score'] if same else None
-    if jax.process_index() == 0:
-      for step in _steps(self._root, '.tmp'):
-        shutil.rmtree(self._root / f'{step}.tmp', ignore_errors=True)
+    with contextlib.suppress(OSError):  # it is tried again by the next process
+      self._shelf.clear()
 
   # ---- save
 
@@ -86,20 +83,22 @@ class Checkpoints:
       score: lower is better; None or not finite: never the best.
 
     Raises:
-      WriteError: the save before failed, and this one wasn't begun.
+      WriteError: the save before failed, and this one wasn't begun; in every process.
     """
     self.wait()
+    if not processes.is_first():
+      return
     host = jax.tree.map(np.array, jax.device_get(state))  # device_get may be a view of the buffers
     step = int(host.step)
     if step in self._scores:
       return
-    leaves = _named(host)
+    leaves = leaves_lib.named(host)
     # Per leaf a directory, a .zarray and the last block of the data; a block has 4096 bytes.
     size = sum(x.nbytes + 3 * 4096 for x in leaves.values())
-    free = files.free_bytes(self._root)
-    if free < 3 * size:
+    free = self._shelf.free_bytes()
+    if free is not None and free < 3 * size:
       logging.warning(
-        f'{self._root}: {free} bytes free, not enough for three more checkpoints of {size} bytes; '
+        f'{self._shelf}: {free} bytes free, not enough for three more checkpoints of {size} bytes; '
         'make room before the disk is full'
       )
     manifest = {
@@ -112,31 +111,24 @@ class Checkpoints:
     self._saving = self._thread.submit(self._write, host, manifest, size)
 
   def _write(self, host, manifest, size):
-    """In a thread: writes, seals, renames, deletes what need not stay."""
+    """In a thread: writes, seals, deletes what need not stay."""
     step = manifest['step']
-    final = self._root / str(step)
-    partial = self._root / f'{step}.tmp'
-    first = jax.process_index() == 0
+    free = self._shelf.free_bytes()
     try:
-      if files.free_bytes(self._root) < size:  # orbax would notice, too, but noisily
+      if free is not None and free < size:  # orbax would notice, too, but noisily
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-      if first:
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-      self._checkpointer.save(partial / 'state', args=ocp.args.PyTreeSave(host))
-      if first:
-        seal(partial, manifest)
-        if final.exists():
-          _set_aside(final, f'{final} is in the way of a new checkpoint')
-        os.rename(partial, final)
-        fsync(self._root)
+      with self._shelf.building(step) as folder:
+        leaves_lib.write(folder / 'state', host)
+        seal(folder, manifest)
     except Exception as e:  # orbax and tensorstore raise all sorts of errors for a full disk
-      if first:
-        shutil.rmtree(partial, ignore_errors=True)
+      room = 'see to the bucket and the connection'
+      there = ''
+      if (free := self._shelf.free_bytes()) is not None:
+        room = 'make room'
+        there = f'; {free} bytes free'
       raise WriteError(
-        f'{final}: this checkpoint could not be written ({size} bytes; '
-        f'{files.free_bytes(self._root)} bytes free): {_one_line(e)}. Those saved before are '
-        'intact; make room, then run the same command again'
+        f'{self._shelf}/{step}: this checkpoint could not be written ({size} bytes{there}): '
+        f'{_one_line(e)}. Those saved before are intact; {room}, then run the same command again'
       ) from e
     self._scores[step] = manifest['score']
     self._delete_others()
@@ -150,27 +142,30 @@ class Checkpoints:
       stay.add(-negative_step)
     for step in self._scores.keys() - stay:
       del self._scores[step]
-      if jax.process_index() == 0:
-        # Renamed first: killed half-way, it isn't a damaged checkpoint.
-        partial = self._root / f'{step}.tmp'
-        with contextlib.suppress(OSError):  # one checkpoint too many is no failure
-          os.rename(self._root / str(step), partial)
-        shutil.rmtree(partial, ignore_errors=True)
+      self._shelf.delete(step)
 
   def wait(self) -> None:
-    """Returns when the save in flight is whole on disk; raises its WriteError, once, if not."""
+    """Returns when the save in flight is whole on disk; raises its WriteError, once, if not.
+
+    In every process: none leaves alone.
+    """
+    processes.agreed(self._finish)
+
+  def _finish(self):
     saving = self._saving
     self._saving = None
     if saving:
       saving.result()
 
   def close(self) -> None:
-    """`wait`, then the end of the threads."""
+    """Waits for the save in flight, and ends the thread. Of this process alone: it may be leaving.
+
+    Raises: WriteError, in process 0; what every process has to know says `wait`, before.
+    """
     try:
-      self.wait()
+      self._finish()
     finally:
       self._thread.shutdown()
-      self._checkpointer.close()
 
   # ---- restore
 
@@ -188,23 +183,34 @@ class Checkpoints:
       CheckpointError: some were there but none is whole; format too new; leaves unlike `like`'s.
     """
     self.wait()
-    step = None
-    bad = []
-    if jax.process_index() == 0:
-      step, bad = _newest(self._root, set_aside=True)
-    # The others may see the files of a network file system late, or not at all.
-    step = int(multihost_utils.broadcast_one_to_all(np.int32(-1 if step is None else step)))
-    # Those that were set aside are no longer here.
-    self._scores = {s: score for s, score in self._scores.items() if s <= step}
-    if bad and step < 0:
-      raise CheckpointError(
-        f'no whole checkpoint in {self._root}: {"; ".join(bad)}. Bring one '
-        'back, or move that directory away to start from the beginning'
-      )
-    if step < 0:
+    manifest = processes.agreed(self._read_latest)
+    if manifest is None:
       return None
-    self.restored = read_manifest(self._root / str(step))
-    return restore(self._root / str(step), like)
+    spec = {name: leaves_lib.spelled(*leaf) for name, leaf in manifest['leaves'].items()}
+    values = leaves_lib.handed(self._values, spec)
+    self._values = None
+    self.restored = manifest
+    return _placed(values, manifest['format'], like, f'{self._shelf}/{manifest["step"]}')
+
+  def _read_latest(self):
+    """Reads `_values`; the manifest."""
+    with contextlib.ExitStack() as stack:
+      step, folder, bad = _newest(self._shelf, stack, set_aside=True)
+      if step is None and bad:
+        raise CheckpointError(
+          f'no whole checkpoint in {self._shelf}: {"; ".join(bad)}. Bring one '
+          'back, or move that directory away to start from the beginning'
+        )
+      # Those that were set aside are no longer here.
+      there = -1 if step is None else step
+      self._scores = {s: score for s, score in self._scores.items() if s <= there}
+      if step is None:
+        return None
+      manifest = read_manifest(folder)
+      values = leaves_lib.named(read_state(folder))
+      # In the order of the manifest, which all have.
+      self._values = {name: values[name] for name in manifest['leaves']}
+      return manifest
 
 
 # ---- reading, without a run
@@ -212,47 +218,69 @@ class Checkpoints:
 
 def begun(workdir: str | os.PathLike) -> bool:
   """Whether `workdir` holds a checkpoint, be it a damaged one; half-written ones don't count."""
-  root = pathlib.Path(workdir) / 'checkpoints'
-  return bool(_steps(root) or _steps(root, '.damaged-'))
+  shelf = _shelf(workdir)
+  return bool(shelf.steps() or shelf.set_aside_before())
 
 
-def find(path: str | os.PathLike) -> pathlib.Path:
-  """The directory of a whole, verified checkpoint: the newest of a workdir, or `path` itself.
+@contextlib.contextmanager
+def opened(path: str | os.PathLike) -> Iterator[tuple[paths.Path, pathlib.Path]]:
+  """A whole, verified checkpoint: the newest of a workdir, or `path` itself.
+
+  Yields: where it is, and a folder of this machine with what it holds, while the context lasts.
 
   Raises:
     CheckpointError: there is none, it is damaged, or its format is too new.
     UsageError: the path isn't UTF-8.
   """
-  path = pathlib.Path(path).expanduser().absolute()
+  path = paths.place(path).absolute()
   paths.check_name(path)
-  if (path / 'state').exists() or (path / 'manifest.json').exists():
-    try:
-      verify(path)
-    except Damaged as e:
-      raise CheckpointError(f'damaged checkpoint: {e}. Use another step') from e
-    return path
-  root = path / 'checkpoints' if (path / 'checkpoints').is_dir() else path
-  step, bad = _newest(root, set_aside=False)
-  if step is None:
-    raise CheckpointError(
-      '; '.join([f'no whole checkpoint at {path} or {root}/<step>', *bad])
-      + '. Give a workdir or one step of it'
-    )
-  return root / str(step)
+  with contextlib.ExitStack() as stack:
+    if (path / 'state').exists() or (path / 'manifest.json').exists():
+      try:
+        folder = stack.enter_context(shelves.of(path.parent).contents(path.name))
+      except Damaged as e:
+        raise CheckpointError(f'damaged checkpoint: {e}. Use another step') from e
+      yield path, folder
+      return
+    root = path / 'checkpoints' if (path / 'checkpoints').is_dir() else path
+    step, folder, bad = _newest(shelves.of(root), stack, set_aside=False)
+    if step is None:
+      raise CheckpointError(
+        '; '.join([f'no whole checkpoint at {path} or {root}/<step>', *bad])
+        + '. Give a workdir or one step of it'
+      )
+    yield root / str(step), folder
+
+
+def find(path: str | os.PathLike) -> paths.Path:
+  """Where the checkpoint is that `opened` opens. Raises as that does."""
+  with opened(path) as (place, _):
+    return place
 
 
 def load(path: str | os.PathLike) -> tuple[dict, dict]:
-  """State (nested dicts and lists of numpy arrays) and configuration of what `find(path)` finds.
+  """State (nested dicts and lists of numpy arrays) and configuration of what `opened` opens.
+
+  Process 0 reads them; every process has to call it.
 
   Raises:
-    CheckpointError: as `find` and `configuration`.
+    CheckpointError: as `opened` and `configuration`.
   """
-  step = find(path)
-  return read_state(step), configuration(step)
+  read = None
+
+  def look():
+    nonlocal read
+    with opened(path) as (place, folder):
+      read = read_state(folder)
+      config = configuration(place)
+    return [jax.tree.map(lambda x: leaves_lib.spelled(x.dtype, x.shape), read), config]
+
+  spec, config = processes.agreed(look)
+  return leaves_lib.handed(read, spec), config
 
 
-def configuration(step: pathlib.Path) -> dict:
-  """The configuration of a result of `find`: config.json beside its state, or else the workdir's.
+def configuration(step: paths.Path) -> dict:
+  """The configuration of a checkpoint: config.json beside its state, or else the workdir's.
 
   Raises:
     CheckpointError: it can't be read.
@@ -268,85 +296,78 @@ def configuration(step: pathlib.Path) -> dict:
     ) from e
 
 
-def read_state(step: pathlib.Path) -> dict:
-  """The state in the directory of a checkpoint as nested dicts and lists of numpy arrays."""
-  with ocp.Checkpointer(ocp.PyTreeCheckpointHandler(use_ocdbt=False)) as checkpointer:
-    return checkpointer.restore(step / 'state', args=ocp.args.PyTreeRestore())
+def restore(path: str | os.PathLike, like: Any) -> Any:
+  """The state of what `opened` opens, like `like` as in `Checkpoints.restore_latest`.
 
-
-def restore(step: pathlib.Path, like: Any) -> Any:
-  """The state in the directory of a checkpoint, like `like` as in `Checkpoints.restore_latest`.
+  Process 0 reads it; every process has to call it.
 
   Raises:
-    CheckpointError: its leaves are unlike those of `like`.
+    CheckpointError: as `opened`; its leaves are unlike those of `like`.
   """
-  values = _named(read_state(step))
-  if read_manifest(step)['format'] < FORMAT:
+  read = None
+
+  def look():
+    nonlocal read
+    with opened(path) as (place, folder):
+      read = leaves_lib.named(read_state(folder))
+      spec = {name: leaves_lib.spelled(x.dtype, x.shape) for name, x in read.items()}
+      return [spec, read_manifest(folder)['format'], str(place)]
+
+  spec, version, place = processes.agreed(look)
+  return _placed(leaves_lib.handed(read, spec), version, like, place)
+
+
+def _placed(values, version, like, step):
+  """Values {name: array} of a checkpoint `step`, like `like`."""
+  if version < FORMAT:
     values = state_lib.LATER_FIELDS | values
   there = {name: f'{x.dtype}{list(x.shape)}' for name, x in values.items()}
-  here = {name: f'{x.dtype}{list(x.shape)}' for name, x in _named(like).items()}
+  here = {name: f'{x.dtype}{list(x.shape)}' for name, x in leaves_lib.named(like).items()}
   for name in [*here, *there]:
     if here.get(name) != there.get(name):
       raise CheckpointError(
         f'{step} does not fit this configuration: leaf {name} is {there.get(name, "missing")} '
         f'there, {here.get(name, "missing")} here. Use the configuration it was trained with '
-        f'({step.parent.parent}/config.json) or another workdir'
+        f'({step}/../../config.json) or another workdir'
       )
 
   def place(path, leaf):
+    value = values[leaves_lib.name(path)]
     sharding = getattr(leaf, 'sharding', None)
-    return jax.device_put(values[_name(path)], sharding) if sharding else values[_name(path)]
+    if sharding is None or sharding.is_fully_addressable:
+      return jax.device_put(value, sharding) if sharding else value
+    # device_put would compare what all processes have, and NaN isn't equal to itself.
+    return jax.make_array_from_callback(value.shape, sharding, lambda index: value[index])
 
   return jax.tree_util.tree_map_with_path(place, like)
 
 
-# ---- directories
+# ---- where they lie
 
 
-def _newest(root, *, set_aside):
-  """The newest whole step in `root`, or None, and the reasons why others aren't."""
-  bad = [f'{root}/{step}.damaged-* was set aside' for step in _steps(root, '.damaged-')]
-  for entry in sorted(root.iterdir()) if set_aside and root.is_dir() else []:
-    if entry.is_dir() and not _STEP.fullmatch(entry.name):
-      logging.warning('%s is not a checkpoint; ignored', entry)
-  for step in reversed(_steps(root)):
+def _shelf(workdir):
+  return shelves.of(paths.place(workdir).absolute() / 'checkpoints')
+
+
+def _newest(shelf, stack, *, set_aside):
+  """The newest whole step or None, its folder while `stack` lasts, and the reasons of others."""
+  bad = [f'{shelf}/{step}.damaged-* was set aside' for step in shelf.set_aside_before()]
+  if set_aside:
+    shelf.warn_of_others()
+  for step in reversed(shelf.steps()):
     try:
-      there = verify(root / str(step))['step']
+      folder = stack.enter_context(shelf.contents(str(step)))
+      there = read_manifest(folder)['step']
       if there != step:
-        raise Damaged(f'{root / str(step)} holds step {there}')
-      return step, bad
+        raise Damaged(f'{shelf}/{step} holds step {there}')
+      return step, folder, bad
     except Damaged as e:
       bad.append(str(e))
       if set_aside:
-        _set_aside(root / str(step), e)
+        shelf.set_aside(step, e)
       else:
         logging.warning('%s; trying the checkpoint before it', e)
-  return None, bad
-
-
-def _steps(root, suffix=''):
-  """Ascending step numbers of the entries of `root` whose name is a number and `suffix`..."""
-  names = [_STEP.fullmatch(path.name) for path in root.iterdir()] if root.is_dir() else []
-  return sorted(int(m[1]) for m in names if m and (m[2] or '').rstrip('0123456789') == suffix)
-
-
-def _set_aside(path, reason):
-  n = 0
-  while (aside := path.with_name(f'{path.name}.damaged-{n}')).exists():
-    n += 1
-  os.rename(path, aside)
-  logging.warning('%s; checkpoint not used, set aside as %s', reason, aside)
-
-
-# ---- leaves
-
-
-def _name(path):
-  return jax.tree_util.keystr(path, simple=True, separator='.')
-
-
-def _named(tree):
-  return {_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+  return None, None, bad
 
 
 def _one_line(error):

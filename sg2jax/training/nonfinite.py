@@ -221,7 +221,7 @@ def _restore(config, saved, file):
       f'and this is {stage.images!r}; give the data set of that run'
     )
   like = build.abstract_state(config, source.c_dim, sharding.replicated(mesh))
-  state = checkpoint.restore(checkpoint.find(file.parent / saved['state']), like)
+  state = checkpoint.restore(file.parent / saved['state'], like)
   first = _first_position(stage, state, saved['phase'])
   here = [first, indices(stage, first), _words(stage.key), config.data.mirror]
   then = [saved['nimg'], saved['images'], saved['key'], saved['config']['data']['mirror']]
