@@ -9,7 +9,7 @@ from types import TracebackType
 
 from absl import app, flags, logging
 
-from sg2jax import faults, paths
+from sg2jax import faults, paths, peers
 
 flags.DEFINE_bool('debug', False, 'Show the traceback of an expected error.')
 
@@ -54,6 +54,7 @@ def except_hook(
 
   That is 2 for a package that is missing. --debug: shows the traceback instead, as for all else.
   """
+  peers.explain(error)
   shown = error
   if isinstance(error, KeyboardInterrupt):
     shown = faults.Interrupted('interrupted; files that were written are whole')
@@ -77,7 +78,7 @@ def _join_processes():
   asked = flags.FLAGS
   given = (asked.coordinator_address, asked.num_processes, asked.process_id)
   values = [there if flag is None else flag for flag, there in zip(given, processes.environment())]
-  processes.join(asked.distributed, *values)
+  processes.join(asked.distributed, *values, asked.heartbeat_seconds)
 
 
 def _end_job(how, *args):

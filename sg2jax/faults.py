@@ -53,3 +53,9 @@ class Interrupted(Fault):
   """Ctrl-C: the last finished step was saved."""
 
   code = 130
+
+
+class Hang(Fault):
+  """A step that doesn't end, or another process of the run that is gone; the checkpoints stand."""
+
+  code = 76

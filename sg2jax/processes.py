@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 import jax
 from jax._src import distributed  # the store of keys and values has no public name
 
-from sg2jax import faults
+from sg2jax import faults, peers
 
 T = TypeVar('T')
 
@@ -32,7 +32,13 @@ _SIGNAL = 'sg2jax/signal'
 # ---- one job
 
 
-def join(mode: str, address: str | None, count: int | None, index: int | None) -> None:
+def join(
+  mode: str,
+  address: str | None,
+  count: int | None,
+  index: int | None,
+  heartbeat: float = HEARTBEAT,
+) -> None:
   """Makes this process one of its job. To be called before any device is used.
 
   Args:
@@ -42,6 +48,7 @@ def join(mode: str, address: str | None, count: int | None, index: int | None) -
     address: HOST:PORT of process 0; None: see mode.
     count: of processes in the job.
     index: of this process, 0 <= index < count.
+    heartbeat: seconds without a sign of life after which a process counts as lost (peers.py).
 
   Raises:
     UsageError: one of the last three is missing, or they can't be; the job can't be joined.
@@ -63,13 +70,15 @@ def join(mode: str, address: str | None, count: int | None, index: int | None) -
   elif not _in_cluster():
     return
   try:
-    jax.distributed.initialize(*given, heartbeat_timeout_seconds=HEARTBEAT)
+    jax.distributed.initialize(*given, heartbeat_timeout_seconds=peers.JAX_SECONDS)
   except (RuntimeError, ValueError, TypeError) as e:
     text = ' '.join(str(e).split())[:300]
     raise faults.UsageError(
       f'can not join the other processes: {text}. Name them with {", ".join(FLAGS)}; '
       '--distributed=off goes on alone'
     ) from e
+  job = distributed.global_state
+  peers.watch(job.client, job.coordinator_address, job.process_id, job.num_processes, heartbeat)
 
 
 def _in_cluster():
@@ -109,13 +118,14 @@ def is_first() -> bool:
   return jax.process_index() == 0
 
 
-def part() -> None:
-  """Ends the job for this process. Those that part together wait for each other, 10 s at most.
+def part(code: int = 0) -> None:
+  """Ends the job for this process, which is about to leave with `code`.
 
-  So each ends with an exit code of its own: where process 0 is gone, JAX ends the others. Of one
+  Those that part together wait for each other, 10 s at most. So each ends with an exit code of its own: where process 0 is gone, JAX ends the others. Of one
   that is gone alone they notice by its connections, which close.
   """
   if distributed.global_state.client:
+    peers.part(code)
     farewell = threading.Thread(target=_shut_down, daemon=True)
     farewell.start()
     farewell.join(10)
@@ -127,7 +137,7 @@ def leave(code: int) -> None:
   A process that is alone goes on.
   """
   if distributed.global_state.client:
-    part()
+    part(code)
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)

@@ -15,6 +15,7 @@ FILES = sorted((ROOT / 'sg2jax').rglob('*.py'))
 # checkpoints, and the loop needs all that uses a network.
 FLOORS = (
   ('faults', 'keys', 'memory', 'packing', 'products', 'schedule', 'sharding'),
+  ('peers',),
   ('addresses', 'ops', 'processes', 'resample'),
   ('folding', 'paths'),
   ('conv',),
@@ -27,7 +28,7 @@ FLOORS = (
   ('build', 'training.checkpoint', 'inputs', 'training.report'),
   ('checks', 'pretrained', 'sampler'),
   ('evaluation', 'edit', 'interop.read', 'planning'),
-  ('training.profile', 'training.stage', 'training.workdir', 'interop.write'),
+  ('training.profile', 'training.stage', 'training.watchdog', 'training.workdir', 'interop.write'),
   ('training.init_from', 'training.nonfinite', 'training.snapshot'),
   ('training.train', 'lab'),
   ('tools',),

@@ -17,7 +17,7 @@ from absl import flags
 from ml_collections.config_flags import config_flags
 import numpy as np
 
-from sg2jax import cli, inputs, pretrained
+from sg2jax import cli, inputs, pretrained, processes
 from sg2jax.faults import UsageError
 from sg2jax.models.layers import NOISE_MODES
 from sg2jax.sampler import Sampler
@@ -93,6 +93,8 @@ def define_processes() -> None:
   )
   flags.DEFINE_integer('num_processes', None, 'How many there are; default: $JAX_NUM_PROCESSES.')
   flags.DEFINE_integer('process_id', None, 'Number of this one, from 0; default: $JAX_PROCESS_ID.')
+  what = 'After so many without a sign of life of one of them, the others end.'
+  define_finite('heartbeat_seconds', processes.HEARTBEAT, what, lower_bound=1)
 
 
 def define_checkpoint() -> None:
