@@ -26,6 +26,9 @@ def get_config():
   # starts from; what doesn't fit is initialised and listed.
   c.init_from = ''
   c.device = ''  # what must be there: 'gpu', 'tpu', 'accelerator' (either); '': whatever JAX finds
+  # Seconds that a minibatch, or reading it, may take; then the run shows where it hangs and ends
+  # with code 76. 64 TFLOP, as of config F at 1024 px, are 600 s for 0.1 TFLOP/s. 0: for ever.
+  c.watchdog_seconds = 600.0
   c.tick_kimg = 4.0  # kimg between status lines
   c.snapshot_kimg = 200.0  # kimg between image grids, SWD and checkpoints
   c.keep = 2  # number of latest checkpoints that are kept, besides the best by SWD

@@ -37,6 +37,7 @@ TPU_ROWS = 8
 YOUNGER = {
   'init_from': '',
   'profile': '',
+  'watchdog_seconds': 600.0,
   'precision': 'default',
   'd.freeze_layers': 0,
   'data.allow_change': False,

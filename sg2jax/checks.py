@@ -23,7 +23,7 @@ RULES: list[tuple[str, Callable[[Any], bool], str]] = [
   (
     'must be a finite number, 0 or more',
     lambda v: math.isfinite(v) and v >= 0,
-    'loss.r1_gamma loss.pl_weight opt.lr_rampup_kimg ema.rampup net.clamp '
+    'watchdog_seconds loss.r1_gamma loss.pl_weight opt.lr_rampup_kimg ema.rampup net.clamp '
     'grow.hold_kimg grow.fade_kimg',
   ),
   ('must lie in [0, 1]', lambda v: 0 <= v <= 1, 'loss.mixing_prob loss.pl_decay'),

@@ -24,12 +24,13 @@ from sg2jax.faults import UsageError
 from sg2jax.schedule import Growth, GrowthStage
 from sg2jax.signals import Stop
 from sg2jax.state import TrainState
-from sg2jax.training import checkpoint, init_from, nonfinite, report
+from sg2jax.training import checkpoint, init_from, nonfinite, report, watchdog
 from sg2jax.training import stage as stage_lib
 from sg2jax.training.checkpoint import Checkpoints
 from sg2jax.training.profile import Profile
 from sg2jax.training.snapshot import Snapshot
 from sg2jax.training.stage import TrainStage
+from sg2jax.training.watchdog import Watchdog
 from sg2jax.training.workdir import (
   check_workdir,
   data_values,
@@ -54,6 +55,7 @@ class Run:
   snapshot: Snapshot
   profile: Profile
   stop: Stop
+  watchdog: Watchdog
 
   def is_finished(self, step: int, nimg: int) -> bool:
     """Whether total_kimg is reached, at a check of the schedule of growth."""
@@ -158,7 +160,8 @@ def restore_and_train(
     snapshot = Snapshot(workdir, config, source, mesh, log, stop)
     profile = Profile(build.profiled(config), workdir, log)
     profile.announce(step)
-    run = Run(config, workdir, source, mesh, growth, checkpoints, log, snapshot, profile, stop)
+    dog = stack.enter_context(Watchdog(config.watchdog_seconds))
+    run = Run(config, workdir, source, mesh, growth, checkpoints, log, snapshot, profile, stop, dog)
 
     # ---- what the last process may have left to do
     if not is_new:
@@ -192,6 +195,7 @@ def train_stages(run: Run, state: TrainState) -> None:
 def train_stage(run: Run, state: TrainState) -> TrainState:
   """Compiles for the stage of growth that `state` is in, and trains to its end."""
   step, nimg = state_lib.clock(state)
+  run.watchdog.at('compiling for', step)
   stage = stage_lib.create(run.config, run.source, run.mesh, run.growth.current_stage(step, nimg))
   start = time.monotonic()
   stage = stage_lib.compiled(stage, state, run.stop)
@@ -204,7 +208,8 @@ def train_stage(run: Run, state: TrainState) -> TrainState:
     metrics = run.snapshot.take(unpacked(state, run.mesh))
     processes.agreed(partial(run.log.tick, 0, 0, metrics, 0, 0))
   with contextlib.closing(stage.minibatches(nimg)) as minibatches, run.profile:
-    state = loop(run, stage, state, minibatches)
+    state = loop(run, stage, state, run.watchdog.follow(minibatches, step))
+  run.watchdog.at(watchdog.SAVING, step)
   if processes.heard(run.stop) and not run.is_finished(*state_lib.clock(state)):
     if state_lib.halted(state):  # in the minibatches since the last tick
       nonfinite.halt(stage, state, run.workdir, run.checkpoints)
@@ -249,12 +254,14 @@ def loop(run: Run, stage: TrainStage, state: TrainState, minibatches: Iterator[d
     # ---- end of a tick
     metrics = tally.fetch(state)
     if metrics is None:
+      run.watchdog.at(watchdog.SAVING, step)
       nonfinite.halt(stage, state, run.workdir, run.checkpoints)
     if run.growth.levels:
       metrics['lod'] = run.growth.lod(nimg)
     # of training only, not of the snapshot below
     seconds = time.monotonic() - tick_start
     if due.snapshot:
+      run.watchdog.at('showing images after', step)
       whole = unpacked(state, run.mesh)
       metrics |= run.snapshot.take(whole, last=run.is_finished(step, nimg))
     # Before the checkpoint: a kill between the two repeats the tick, and no line of it is lost.
@@ -263,8 +270,10 @@ def loop(run: Run, stage: TrainStage, state: TrainState, minibatches: Iterator[d
 
     # ---- checkpoint, then metrics: a kill while they are measured loses no training
     if due.snapshot:
+      run.watchdog.at(watchdog.SAVING, step)
       run.checkpoints.save(whole, score=metrics.get('swd'))
     if due.metrics:
+      run.watchdog.at('measuring metrics after', step)
       run.snapshot.measure_metrics(whole)
     whole = None  # or a second state would stay on the device
     if due.stage_ends:

@@ -35,6 +35,7 @@ FREE = (
   'metrics',
   'metrics_kimg',
   'profile',
+  'watchdog_seconds',
   'device',
   'data.dir',
   'g.remat',
