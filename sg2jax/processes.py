@@ -121,8 +121,8 @@ def is_first() -> bool:
 def part(code: int = 0) -> None:
   """Ends the job for this process, which is about to leave with `code`.
 
-  Those that part together wait for each other, 10 s at most. So each ends with an exit code of its own: where process 0 is gone, JAX ends the others. Of one
-  that is gone alone they notice by its connections, which close.
+  Those that part together wait for each other, 10 s at most: without process 0 JAX would end the
+  others, with an exit code of its own. Of one that leaves alone they hear by peers.py.
   """
   if distributed.global_state.client:
     peers.part(code)

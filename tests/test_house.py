@@ -72,7 +72,12 @@ def test_imports_go_down_and_files_stay_small(path):
   for node in ast.parse(text).body:
     if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and not node.name.startswith('_'):
       assert ast.get_docstring(node), f'{path.name}: {node.name} has no docstring'
-  if FLOOR.get(here, 9) <= FLOOR['steps'] and here not in ('addresses', 'files', 'paths', 'interop'):
+  if FLOOR.get(here, 9) <= FLOOR['steps'] and here not in (
+    'addresses',
+    'files',
+    'paths',
+    'interop',
+  ):
     names = {n.id for n in ast.walk(ast.parse(text)) if isinstance(n, ast.Name)}
     assert not names & {'config', 'print', 'open', 'time'}, (
       f'{path.name}: floors 0-3 see no config, file or clock'

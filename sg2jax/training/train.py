@@ -145,7 +145,7 @@ def restore_and_train(
     if is_new:
       state = build.init_state(config, build.steps(config, source.c_dim, mesh), same)
     step, nimg = state_lib.clock(state)
-    log = report.Report(workdir, step, config.total_kimg)
+    log = processes.together(partial(report.Report, workdir, step, config.total_kimg))
     stack.enter_context(contextlib.closing(log))
     log.say(describe(config, state, source, mesh))
     for text in changes:
@@ -163,17 +163,22 @@ def restore_and_train(
     dog = stack.enter_context(Watchdog(config.watchdog_seconds))
     run = Run(config, workdir, source, mesh, growth, checkpoints, log, snapshot, profile, stop, dog)
 
-    # ---- what the last process may have left to do
     if not is_new:
-      if checkpoints.restored['meta'].get('data_hash') != source.hash:
-        # Metrics of this step, if there are any, are of the pictures before, and stay.
-        snapshot.write_reals(f'reals_{nimg // 1000:06d}', step)
-      elif step and step % growth.repeats == 0:
-        if whats_due(run, growth.last_stage(step), nimg).metrics:
-          snapshot.measure_metrics(state)  # only those that aren't there
+      catch_up(run, state)
     # From here on a few large arrays, where that is faster; the small ones are let go.
     state = jax.jit(partial(state_lib.pack_state, mesh=mesh), out_shardings=same)(state)
     train_stages(run, state)
+
+
+def catch_up(run: Run, state: TrainState) -> None:
+  """What is due at a restored state, and what the process that saved it may have left undone."""
+  step, nimg = state_lib.clock(state)
+  if run.checkpoints.restored['meta'].get('data_hash') != run.source.hash:
+    # Metrics of this step, if there are any, are of the pictures before, and stay.
+    run.snapshot.write_reals(f'reals_{nimg // 1000:06d}', step)
+  elif step and step % run.growth.repeats == 0:
+    if whats_due(run, run.growth.last_stage(step), nimg).metrics:
+      run.snapshot.measure_metrics(state)  # only those that aren't there
 
 
 def train_stages(run: Run, state: TrainState) -> None:
