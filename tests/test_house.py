@@ -30,6 +30,7 @@ FLOORS = (
   ('evaluation', 'edit', 'interop.read', 'planning'),
   ('training.profile', 'training.stage', 'training.watchdog', 'training.workdir', 'interop.write'),
   ('training.init_from', 'training.nonfinite', 'training.snapshot'),
+  ('training.loop',),
   ('training.train', 'lab'),
   ('tools',),
   ('main', '__main__'),

@@ -23,7 +23,7 @@ from configs import default
 from sg2jax import build, main, sharding, state, steps
 from sg2jax.faults import Fault, WriteError
 from sg2jax.tools import prepare
-from sg2jax.training import checkpoint, train
+from sg2jax.training import checkpoint, loop, train
 from sg2jax.training import profile as profile_lib
 from tests.runs import LAST, ROOT, TINY, call, configuration, content, finish, log, start, wait_for
 from tests.test_checkpoint import rewrite
@@ -252,7 +252,7 @@ def test_an_error_is_one_line_and_an_exit_code(tmp_path):
 
 @pytest.mark.smoke
 def test_a_tick_has_the_means_of_each_phase():
-  tally = train.Tally()
+  tally = loop.Tally()
   running = types.SimpleNamespace(fault=jnp.asarray(state.NO_FAULT))
   for i in range(100):
     tally.add(
@@ -281,7 +281,7 @@ def profile(tmp_path):
 
 
 def minibatch(profile, step):
-  """As in train.loop, with a phase that takes a while; -> what it reports, perhaps not yet."""
+  """As in loop.loop, with a phase that takes a while; -> what it reports, perhaps not yet."""
   profile.begin(step)
   aux = {'loss': slow_sum(jnp.ones((256, 256)))}
   profile.end(step, aux)
@@ -397,7 +397,7 @@ def test_a_copy_that_nobody_asked_for_is_an_error(profile, implicit):
   if implicit:
     context = pytest.raises(RuntimeError, match='Disallowed host-to-device transfer')
   with context:
-    assert train.loop(run, stage, clock, minibatches) is clock
+    assert loop.loop(run, stage, clock, minibatches) is clock
 
 
 @pytest.mark.slow  # in the suite tests/test_workdir.py has it, without whole runs

@@ -23,7 +23,7 @@ from sg2jax.data.labels import Labels
 from sg2jax.faults import CheckpointError, UsageError, WeightsError
 from sg2jax.interop import write
 from sg2jax.tools import convert
-from sg2jax.training import init_from, report, train, workdir
+from sg2jax.training import init_from, loop, report, train, workdir
 from tests.runs import call, write_run
 
 NET = {
@@ -502,7 +502,7 @@ def test_names_that_are_no_utf8_are_refused_before_anything_is_made(
 
 @pytest.mark.parametrize('place', ['run', 'rect [v1] é#2 100%', "it's", '-x', '$(x) `y`'])
 def test_the_hint_at_the_end_can_be_pasted(place):
-  text = train.hint(pathlib.Path(place))
+  text = loop.hint(pathlib.Path(place))
   words = shlex.split(text[text.index('; python') + 2 :])
   assert words == [
     'python',

@@ -19,7 +19,7 @@ import tqdm
 from sg2jax import files, grids
 
 # Metrics of the status line, in this order, and their names there; metrics.jsonl has all. They come
-# from what the steps report (means of a tick), from train.loop and from Snapshot.take; columns with
+# from what the steps report (means of a tick), from loop.loop and from Snapshot.take; columns with
 # units are in _status.
 SHOWN = {
   'lod': 'lod',
