@@ -179,7 +179,7 @@ for ((rank = 0; rank < count; rank++)); do
 done
 running=$count
 while ((running > 0)); do
-  sleep 0.1
+  sleep 0.1 || true # a signal to all of a group ends it, too
   collect
   if [[ -n $term_at ]] && ((running > 0 && SECONDS >= term_at)); then
     say "$running of $count processes still run $patience s after the first failure: SIGTERM"
