@@ -8,14 +8,15 @@ from collections.abc import Iterator
 import contextlib
 import os
 import pathlib
-import tempfile
+import shutil
 
+from sg2jax import locks
 from sg2jax.data import records
 from sg2jax.faults import UsageError
 
 REPORT = 'report.json'
 TOOL = 'sg2jax.tools.prepare'  # in the report: it says who made the folder
-_BUILDING = '.building-'
+BUILDING = '.building'
 
 
 def resolved(dest: str, source: str) -> pathlib.Path:
@@ -49,35 +50,37 @@ def resolved(dest: str, source: str) -> pathlib.Path:
 
 @contextlib.contextmanager
 def building(dest: pathlib.Path) -> Iterator[pathlib.Path]:
-  """The folder to build in; it is gone afterwards, and so is a new `dest` that stayed empty."""
+  """The folder to build in, DEST/.building, for this process alone.
+
+  It is gone afterwards, and so is a new `dest` that stayed empty; but if the block raises and there
+  is something in it, it stays for the next run, as it does where the process is killed.
+
+  Raises UsageError if another process is at work there, WriteError if nothing can be written.
+  """
   made = [folder for folder in (dest, *dest.parents) if not folder.exists()]
+  scratch = dest / BUILDING
   try:
-    dest.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=_BUILDING, dir=dest) as scratch:
-      yield pathlib.Path(scratch)
+    with locks.locked(scratch, 'dest'):
+      keep = True
+      try:
+        yield scratch
+        keep = False
+      finally:
+        if not keep or all(path.name.startswith('.') for path in scratch.iterdir()):
+          shutil.rmtree(scratch)
   finally:
     for folder in made:
       with contextlib.suppress(OSError):  # it isn't empty, as it should be, or was never made
         folder.rmdir()
 
 
-def replace(built: pathlib.Path, dest: pathlib.Path) -> list[str]:
-  """Moves what was built into place, over an earlier data set.
-
-  Returns warnings: folders that runs of this tool left when they were killed.
-  """
-  new = os.listdir(built)
-  there = os.listdir(dest)
+def replace(built: dict[str, pathlib.Path], dest: pathlib.Path) -> None:
+  """Moves what was built, {name to have: path}, into place, over an earlier data set."""
   # Without its description it is no data set: that goes first and comes last.
   (dest / records.INFO).unlink(missing_ok=True)
-  for name in there:
-    if records.FILES.fullmatch(name) and name not in new:
+  for name in os.listdir(dest):
+    if records.FILES.fullmatch(name) and name not in built:
       (dest / name).unlink(missing_ok=True)
   # The report, by which the folder is known as ours, first.
-  for name in sorted(new, key=lambda name: (name == records.INFO, name != REPORT)):
-    os.replace(built / name, dest / name)
-  return [
-    f'{dest / name} was left behind by a run that was killed, if none is at work; delete it'
-    for name in there
-    if name.startswith(_BUILDING) and name != built.name
-  ]
+  for name in sorted(built, key=lambda name: (name == records.INFO, name != REPORT)):
+    os.replace(built[name], dest / name)

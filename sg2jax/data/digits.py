@@ -52,18 +52,24 @@ def _write(place: pathlib.Path, height: int, width: int):
     labels = arrays['labels']  # uint8 [1797]
   content = hashlib.sha256(images.tobytes() + labels.tobytes())
   content.update(f'{height}x{width} {VERSION}'.encode())
-  with records.Writer(place, 'digits') as writer:
-    for image, label in zip(images, labels, strict=True):
-      png = records.png(enlarge(image, height, width))
-      writer.add(records.example(png, int(label)))
-    writer.finish(
-      (height, width, 1),
-      tfds.features.ClassLabel(num_classes=10),
-      {'content_sha256': content.hexdigest(), 'resize_filter': 'lanczos'},
-      description='Optical Recognition of Handwritten Digits (UCI), upsampled.',
-      homepage='https://doi.org/10.24432/C50P49',
-      license='CC BY 4.0',
-    )
+  examples = (
+    records.example(records.png(enlarge(image, height, width)), int(label))
+    for image, label in zip(images, labels, strict=True)
+  )
+  count, size = records.write_file(place / 'part', examples)
+  (name,) = records.describe(
+    place,
+    'digits',
+    [count],
+    size,
+    (height, width, 1),
+    tfds.features.ClassLabel(num_classes=10),
+    {'content_sha256': content.hexdigest(), 'resize_filter': 'lanczos'},
+    description='Optical Recognition of Handwritten Digits (UCI), upsampled.',
+    homepage='https://doi.org/10.24432/C50P49',
+    license='CC BY 4.0',
+  )
+  os.rename(place / 'part', place / name)
 
 
 def enlarge(image: np.ndarray, height: int, width: int) -> np.ndarray:

@@ -4,12 +4,12 @@ Files of array_record hold TFDS examples: `image`, a PNG, and `label`, a class o
 them are TFDS's dataset_info.json and features.json, and `labels.FILE`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+import contextlib
 import os
 import pathlib
 import re
 import struct
-from typing import Self
 import zlib
 
 from array_record.python.array_record_module import ArrayRecordWriter
@@ -19,7 +19,6 @@ from tensorflow_datasets.proto import tf_example_pb2
 
 from sg2jax.faults import DatasetError
 
-SHARD_BYTES = 256 * 2**20
 INFO = 'dataset_info.json'  # a folder with it is a data set
 # What a data set may consist of, in this version or an earlier one.
 FILES = re.compile(
@@ -70,86 +69,72 @@ def example(png: bytes, label: int | Sequence[float] | None) -> bytes:
   return record.SerializeToString(deterministic=True)
 
 
-class Writer:
-  """Writes the records of a split `train` and what TFDS wants to know of them.
+def write_file(path: pathlib.Path, examples: Iterable[bytes]) -> tuple[int, int]:
+  """Writes serialized examples as a file of array_record: (how many, bytes of all).
 
-  Directly, not through a TFDS builder, which would hold everything on disk twice. `add` records,
-  then `finish`; closes its file also where an error comes between.
+  Closes it also where an error comes. Raises OSError or RuntimeError, as array_record does.
   """
+  count = 0
+  size = 0
+  # Groups of 1: a sample is read without its neighbours.
+  with contextlib.closing(ArrayRecordWriter(str(path), 'group_size:1')) as file:
+    for example in examples:
+      file.write(example)
+      count += 1
+      size += len(example)
+  return count, size
 
-  def __init__(self, place: pathlib.Path, name: str) -> None:
-    self._place = place
-    self._name = name
-    self._lengths = []  # records in each file
-    self._sizes = []  # bytes in each file
-    self._file = None
 
-  def __enter__(self) -> Self:
-    return self
+def describe(
+  place: pathlib.Path,
+  name: str,
+  lengths: Sequence[int],
+  num_bytes: int,
+  shape: tuple[int, int, int],
+  label: tfds.features.FeatureConnector | None,
+  metadata: dict[str, str],
+  **info: str,
+) -> list[str]:
+  """Writes what TFDS wants to know of a split `train`.
 
-  def __exit__(self, *_: object) -> None:
-    self._close()
+  Directly, not through a TFDS builder, which would hold everything on disk twice.
 
-  def _close(self):
-    if self._file is not None:
-      self._file.close()
-    self._file = None
+  Args:
+    place: the folder. The files need not be there yet; an empty one takes the first one's place.
+    name: of the data set.
+    lengths: records in each file.
+    num_bytes: of all records.
+    shape: (H, W, C) of all images.
+    label: what the labels are; None: there are none.
+    metadata: `Source` reads its content_sha256 and resize_filter.
+    **info: of tfds.core.DatasetInfo.
 
-  def add(self, record: bytes) -> None:
-    """Writes one serialized example; begins another file where one has SHARD_BYTES."""
-    if self._file is None or self._sizes[-1] >= SHARD_BYTES:
-      self._close()
-      # Groups of 1: a sample is read without its neighbours.
-      self._file = ArrayRecordWriter(str(self._place / f'part-{len(self._sizes)}'), 'group_size:1')
-      self._lengths.append(0)
-      self._sizes.append(0)
-    self._file.write(record)
-    self._lengths[-1] += 1
-    self._sizes[-1] += len(record)
-
-  def finish(
-    self,
-    shape: tuple[int, int, int],
-    label: tfds.features.FeatureConnector | None,
-    metadata: dict[str, str],
-    **info: str,
-  ) -> None:
-    """Names the files as TFDS does, now that their number is known, and describes them.
-
-    Args:
-      shape: (H, W, C) of all images.
-      label: what the labels are; None: there are none.
-      metadata: `Source` reads its content_sha256 and resize_filter.
-      **info: of tfds.core.DatasetInfo.
-    """
-    features = {'image': tfds.features.Image(shape=shape, encoding_format='png')}
-    if label is not None:
-      features['label'] = label
-    self._close()
-    template = tfds.core.ShardedFileTemplate(
-      data_dir=self._place, dataset_name=self._name, split='train', filetype_suffix='array_record'
-    )
-    count = len(self._lengths)
-    # Their number is part of each name.
-    for i in range(count):
-      final = template.sharded_filepath(shard_index=i, num_shards=count)
-      os.rename(self._place / f'part-{i}', final)
-    split = tfds.core.SplitInfo(
-      name='train',
-      shard_lengths=self._lengths,
-      num_bytes=sum(self._sizes),
-      filename_template=template,
-    )
-    tfds.folder_dataset.write_metadata(
-      data_dir=self._place,
-      features=tfds.features.FeaturesDict(features),
-      split_infos=[split],
-      filename_template=template,
-      check_data=False,  # the check needs TensorFlow
-      metadata=tfds.core.MetadataDict(metadata),
-      disable_shuffling=True,
-      **info,
-    )
+  Returns:
+    The names that the files have to get.
+  """
+  features = {'image': tfds.features.Image(shape=shape, encoding_format='png')}
+  if label is not None:
+    features['label'] = label
+  template = tfds.core.ShardedFileTemplate(
+    data_dir=place, dataset_name=name, split='train', filetype_suffix='array_record'
+  )
+  count = len(lengths)
+  paths = [template.sharded_filepath(shard_index=i, num_shards=count) for i in range(count)]
+  paths[0].touch()  # TFDS asks for a file with such a name
+  split = tfds.core.SplitInfo(
+    name='train', shard_lengths=list(lengths), num_bytes=num_bytes, filename_template=template
+  )
+  tfds.folder_dataset.write_metadata(
+    data_dir=place,
+    features=tfds.features.FeaturesDict(features),
+    split_infos=[split],
+    filename_template=template,
+    check_data=False,  # the check needs TensorFlow
+    metadata=tfds.core.MetadataDict(metadata),
+    disable_shuffling=True,
+    **info,
+  )
+  return [path.name for path in paths]
 
 
 def open_records(builder: tfds.core.DatasetBuilder) -> Sequence[bytes]:

@@ -6,10 +6,11 @@ followed; a folder is read once, by the first path to it (links come last in the
 never a folder that the source lies in. Nothing of a zip is ever unpacked to disk.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 import os
 import pathlib
 import posixpath
+import stat
 import threading
 from typing import BinaryIO, NamedTuple
 import zipfile
@@ -21,6 +22,9 @@ MAX_FILE_BYTES = 512 * 2**20
 # Read by dataset_json. Another label file has to be named here, or it is tried as a picture.
 LABEL_FILE = 'dataset.json'
 _IGNORED = ('__MACOSX', 'Thumbs.db', 'desktop.ini')
+UNREADABLE = 'unreadable: '  # begins a reason that may be gone the next time
+
+Reader = Callable[[str], bytes]
 
 
 class Listing(NamedTuple):
@@ -31,12 +35,14 @@ class Listing(NamedTuple):
     unusable: {path: why it isn't even tried}.
     read: name -> bytes; thread-safe; raises images.Unusable.
     label_file: the dataset.json nearest the top, or None.
+    stamps: of each of the names, what is another text when the file changes.
   """
 
   names: list[str]
   unusable: dict[str, str]
-  read: Callable[[str], bytes]
+  read: Reader
   label_file: str | None
+  stamps: list[str]
 
 
 def listing(source: pathlib.Path) -> Listing:
@@ -46,10 +52,16 @@ def listing(source: pathlib.Path) -> Listing:
   return _list_folder(source) if source.is_dir() else _list_zip(source)
 
 
-def _listing(
-  files: Iterable[str], unusable: dict[str, str], read: Callable[[str], bytes]
-) -> Listing:
-  """files: all that are there, with hidden ones and label files."""
+def reader(source: pathlib.Path) -> Reader:
+  """The `read` of a Listing, for who knows the names: of a folder, nothing is listed.
+
+  Raises DatasetError as `listing` does.
+  """
+  return _folder_reader(source) if source.is_dir() else listing(source).read
+
+
+def _listing(files: dict[str, str], unusable: dict[str, str], read: Reader) -> Listing:
+  """files: stamps of all that are there, with hidden ones and label files."""
   names = []
   label_files = []
   for name in sorted(files):
@@ -57,7 +69,7 @@ def _listing(
       group = label_files if posixpath.basename(name) == LABEL_FILE else names
       group.append(name)
   nearest = min(label_files, key=lambda name: name.count('/'), default=None)
-  return Listing(names, unusable, read, nearest)
+  return Listing(names, unusable, read, nearest, [files[name] for name in names])
 
 
 def _is_ignored(name: str) -> bool:
@@ -71,8 +83,13 @@ def _read_limited(file: BinaryIO) -> bytes:
   return data
 
 
+def _stamp(status: os.stat_result) -> str:
+  # ctime, too: a copy may have the time of the original, and its size.
+  return f'{status.st_size} {status.st_mtime_ns} {status.st_ctime_ns}'
+
+
 def _list_folder(root: pathlib.Path) -> Listing:
-  files = []
+  files = {}
   unusable = {}
 
   def refuse_unreadable(error: OSError):
@@ -93,20 +110,28 @@ def _list_folder(root: pathlib.Path) -> Listing:
     folders[:] = [name for name in folders if not _is_ignored(name)]
     folders.sort(key=lambda name, path=path: (os.path.islink(os.path.join(path, name)), name))
     for file in names:
-      name = os.path.relpath(os.path.join(path, file), root)
-      if os.path.isfile(root / name):
-        files.append(name)
+      whole = os.path.join(path, file)
+      name = os.path.relpath(whole, root)
+      try:
+        status = os.stat(whole)
+      except OSError:
+        status = None
+      if status and stat.S_ISREG(status.st_mode):
+        files[name] = _stamp(status)
       elif not _is_ignored(name):  # opening a pipe or a device could hang
         unusable[name] = 'broken link, or not a regular file'
+  return _listing(files, unusable, _folder_reader(root))
 
+
+def _folder_reader(root: pathlib.Path) -> Reader:
   def read(name: str) -> bytes:
     try:
       with open(root / name, 'rb') as file:
         return _read_limited(file)
     except OSError as e:
-      raise images.Unusable(f'unreadable: {e.strerror}') from e
+      raise images.Unusable(f'{UNREADABLE}{e.strerror}') from e
 
-  return _listing(files, unusable, read)
+  return read
 
 
 def _identity(path: str | pathlib.Path) -> tuple[int, int]:
@@ -118,6 +143,8 @@ def _list_zip(archive_path: pathlib.Path) -> Listing:
   try:
     with zipfile.ZipFile(archive_path) as archive:
       members = archive.infolist()
+    # Of all files that of the zip: what its list says of one may be true of a damaged one.
+    stamp = _stamp(os.stat(archive_path))
   except Exception as e:  # zipfile raises nearly anything on damaged files
     raise DatasetError(
       f'--source={archive_path}: neither a folder nor a readable zip ({wording.printable(str(e))})'
@@ -144,4 +171,4 @@ def _list_zip(archive_path: pathlib.Path) -> Listing:
     except Exception as e:  # damage of many kinds, encryption, unknown compression
       raise images.Unusable(f'corrupt zip member: {str(e) or type(e).__name__}') from e
 
-  return _listing(files, unusable, read)
+  return _listing(dict.fromkeys(files, stamp), unusable, read)
