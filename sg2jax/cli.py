@@ -94,8 +94,10 @@ def parse(argv: list[str]) -> list[str]:
   configuration file raises, addresses (gs://...) in any flag or field.
   """
   for argument in argv[1:]:
-    # A path library makes gs:/b of gs://b, and a folder gs: where the user stands.
-    paths.check_local(argument.partition('=')[2] or argument, argument)
+    # A path library makes gs:/b of gs://b, and a folder gs: where the user stands. What is Beam's
+    # may be an address: it is Beam that reads it.
+    if not argument.lstrip('-').startswith('beam_options='):
+      paths.check_local(argument.partition('=')[2] or argument, argument)
   try:
     return flags.FLAGS(argv)
   except SystemExit:

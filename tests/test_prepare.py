@@ -2,17 +2,19 @@
 
 import json
 import os
+import subprocess
+import sys
 import zipfile
 
 import numpy as np
 import pytest
 
 from sg2jax import data
-from sg2jax.data import destination, images, prepare, records, shards
-from sg2jax.faults import DatasetError, UsageError, WriteError
+from sg2jax.data import destination, images, prepare, records, shards, sources
+from sg2jax.faults import DatasetError, Preempted, UsageError, WriteError
 from sg2jax.tools import prepare as tool
 from tests.pictures import animation, bomb, encode, noise, odd_files, write_all
-from tests.runs import call
+from tests.runs import ROOT, call
 
 
 def build(source, dest, labels='none', workers=None, size=(16, 16), **options):
@@ -214,6 +216,221 @@ def test_a_killed_run_leaves_no_half_of_a_data_set(tmp_path, monkeypatch):
   assert len(load(out)) == 4 and destination.BUILDING not in os.listdir(out)
 
 
+# ---- killed, and started again
+
+FORKS = """
+import os, random, signal, sys, time
+from sg2jax.data import images, prepare, shards
+
+shards.SHARD_IMAGES = 8
+source, dest = sys.argv[1:]
+def build(dest):
+  prepare.build(source, dest, images.Options(16, 16), 'folder', workers=2)
+
+begin = time.monotonic()
+if os.fork() == 0:  # undisturbed, by a process of its own: a fork must find no threads here
+  build(dest + '-whole')
+  os._exit(0)
+assert os.wait()[1] == 0
+took = time.monotonic() - begin
+random.seed(0)
+killed, status = 0, -1
+while status:
+  if (child := os.fork()) == 0:
+    build(dest)
+    os._exit(0)
+  time.sleep(random.random() * took / 2 if killed < 12 else 60 * took)
+  os.kill(child, signal.SIGKILL)
+  status = os.waitpid(child, 0)[1]
+  killed += status != 0
+  there = dest + '/' + '.building'
+  print(len([x for x in os.listdir(there) if x.endswith('.json')]) if os.path.exists(there) else -1)
+print('killed', killed)
+"""
+
+
+def test_a_run_that_is_killed_again_and_again_ends_as_one_that_is_not(tmp_path):
+  """Real processes, SIGKILL at random moments; what they left is used, nothing is left behind."""
+  good = {f'{name}/{i:03}.png': encode(noise(i)) for i in range(75) for name in 'ab'}
+  write_all(tmp_path / 'in', good | {'a/zero.png': b'', 'b/010.png': b'text'})
+  command = [sys.executable, '-c', FORKS, str(tmp_path / 'in'), str(tmp_path / 'out')]
+  env = os.environ | {'JAX_PLATFORMS': 'cpu', 'PYTHONPATH': str(ROOT)}
+  done = subprocess.run(command, capture_output=True, text=True, env=env, timeout=120)
+  assert done.returncode == 0, done.stderr
+  print(done.stdout)
+  *found, killed = done.stdout.splitlines()
+  finished = [int(line) for line in found]  # shards after each
+  assert int(killed.split()[1]) >= 3 and max(finished) > 0, done.stdout
+  assert 'shards are there already' in done.stderr
+  names = os.listdir(tmp_path / 'out-whole')
+  assert sorted(os.listdir(tmp_path / 'out')) == sorted(names) and len(names) == 20 + 5
+  for name in names:
+    whole = (tmp_path / 'out-whole' / name).read_bytes()
+    assert (tmp_path / 'out' / name).read_bytes() == whole, name
+
+
+def make_all_but_the_end(tmp_path, monkeypatch, source, **options):
+  """Shards of 3 pictures each that lack the description, as a run leaves that was killed there."""
+  monkeypatch.setattr(shards, 'SHARD_IMAGES', 3)
+  with monkeypatch.context() as patch:
+    patch.setattr(prepare, '_finish', fail)
+    with pytest.raises(WriteError, match='No space left.* goes on from the shards in .*building'):
+      build(source, tmp_path / 'out', **options)
+  return tmp_path / 'out' / destination.BUILDING
+
+
+def fail(*_):
+  raise OSError(28, 'No space left on device')
+
+
+def converted(monkeypatch):
+  """A list to which the names of pictures are added as they are converted."""
+  names = []
+  convert = shards.convert
+
+  def count(name, *rest):
+    names.append(name)
+    return convert(name, *rest)
+
+  monkeypatch.setattr(shards, 'convert', count)
+  return names
+
+
+def flip(path):
+  data = bytearray(path.read_bytes())
+  data[len(data) // 2] ^= 1
+  path.write_bytes(data)
+
+
+def replace_picture(root):
+  """Another picture of the same size and time."""
+  path = root / '4.png'
+  status = path.stat()
+  path.write_bytes(encode(255 - noise(4)).ljust(status.st_size, b'\0')[: status.st_size])
+  os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+
+
+CHANGES = {
+  'nothing': (lambda root, shard: None, ''),
+  'the records': (lambda root, shard: flip(shard.with_suffix('.records')), '345'),
+  'its end': (lambda root, shard: os.truncate(shard.with_suffix('.records'), 70_000), '345'),
+  'its file': (lambda root, shard: os.remove(shard.with_suffix('.records')), '345'),
+  'what it says': (lambda root, shard: flip(shard.with_suffix('.json')), '345'),
+  'a half of it': (lambda root, shard: os.remove(shard.with_suffix('.json')), '345'),
+  'a picture': (lambda root, shard: replace_picture(root), '345'),
+  'the last name': (lambda root, shard: os.rename(root / '8.png', root / '9.png'), '679'),
+  'the first name': (lambda root, shard: os.remove(root / '0.png'), '12345678'),
+}
+
+
+@pytest.mark.parametrize('change, again', CHANGES.values(), ids=CHANGES.keys())
+def test_nothing_wrong_is_used_again(tmp_path, monkeypatch, change, again):
+  root = tmp_path / 'in'
+  write_all(root, {f'{i}.png': encode(noise(i)) for i in range(9)})
+  folder = make_all_but_the_end(tmp_path, monkeypatch, root)
+  second = shards.plan(sources.listing(root), str(root), images.Options(16, 16), None)[1]
+  change(root, folder / second.key)
+  names = converted(monkeypatch)
+  report = build(root, tmp_path / 'out')
+  assert ''.join(sorted(name[0] for name in names)) == again
+  assert not (tmp_path / 'out' / destination.BUILDING).exists()
+  assert report == build(root, tmp_path / 'new')
+  for name in os.listdir(tmp_path / 'new'):
+    assert (tmp_path / 'out' / name).read_bytes() == (tmp_path / 'new' / name).read_bytes()
+
+
+def test_what_could_not_be_read_is_tried_again_and_other_options_start_anew(tmp_path, monkeypatch):
+  root = tmp_path / 'in'
+  write_all(root, {f'{i}.png': encode(noise(i)) for i in range(9)})
+
+  def fail_to_read(root):
+    def read(name):
+      if name == '4.png':
+        raise images.Unusable('unreadable: Stale file handle')
+      return (root / name).read_bytes()
+
+    return read
+
+  with monkeypatch.context() as patch:
+    patch.setattr(sources, '_folder_reader', fail_to_read)
+    make_all_but_the_end(tmp_path, monkeypatch, root)
+  names = converted(monkeypatch)
+  assert build(root, tmp_path / 'out')['images'] == 9 and sorted(names) == [
+    '3.png',
+    '4.png',
+    '5.png',
+  ]
+  make_all_but_the_end(tmp_path, monkeypatch, root)
+  names.clear()
+  build(root, tmp_path / 'out', resize_filter='lanczos')
+  assert len(names) == 9
+
+
+def test_a_signal_and_another_run_meanwhile(tmp_path, monkeypatch):
+  monkeypatch.setattr(shards, 'SHARD_IMAGES', 3)
+  write_all(tmp_path / 'in', {f'{i}.png': encode(noise(i)) for i in range(9)})
+  arguments = f'--source={tmp_path}/in', f'--dest={tmp_path}/out', '--resolution=16'
+  write = shards.write
+
+  def disturb(folder, shard, pictures):
+    write(folder, shard, pictures)
+    with pytest.raises(UsageError, match=r'\.building is in use by process'):
+      build(tmp_path / 'in', tmp_path / 'out')
+    sys.exit(128 + 15)  # as `cli` does when SIGTERM comes
+
+  with monkeypatch.context() as patch:
+    patch.setattr(shards, 'write', disturb)
+    with pytest.raises(Preempted, match='the same command goes on from the finished shards'):
+      call(tool, *arguments)
+  names = converted(monkeypatch)
+  call(tool, *arguments)
+  assert len(names) == 6 and len(load(tmp_path / 'out')) == 9
+
+
+def test_nothing_is_left_of_a_run_that_finished_no_shard(tmp_path, monkeypatch):
+  write_all(tmp_path / 'in', {'0.png': encode(noise(0))})
+  monkeypatch.setattr(records, 'write_file', fail)
+  with pytest.raises(WriteError, match='No space left'):
+    build(tmp_path / 'in', tmp_path / 'new/out')
+  assert os.listdir(tmp_path) == ['in']
+
+
+def test_a_shard_that_lacks_records_is_not_finished(tmp_path, monkeypatch):
+  """Whatever array_record says: what is on disk counts."""
+  write_all(tmp_path / 'in', {f'{i}.png': encode(noise(i)) for i in range(3)})
+  write = records.write_file
+  monkeypatch.setattr(records, 'write_file', lambda path, x: (write(path, list(x)[1:])[0] + 1, 0))
+  with pytest.raises(WriteError, match='has 2 of 3 records'):
+    build(tmp_path / 'in', tmp_path / 'out')
+  assert os.listdir(tmp_path) == ['in']
+
+
+def test_workers_that_write_elsewhere_are_found_out(tmp_path):
+  write_all(tmp_path / 'in', {'0.png': encode(noise(0))})
+  with pytest.raises(
+    WriteError, match=r"begins with '0.png' .* all workers need to see one folder"
+  ):
+    prepare.build(
+      str(tmp_path / 'in'), str(tmp_path / 'out'), images.Options(16, 16), write=lambda *_: None
+    )
+
+
+def test_how_many_shards(monkeypatch):
+  """Few enough to be open at once; of few images, so that little is lost when a run is killed."""
+
+  def count(images_, side):
+    names = [f'{i:07}' for i in range(images_)]
+    listing = sources.Listing(names, {}, None, None, names)
+    plan = shards.plan(listing, 'in', images.Options(side, side), None)
+    assert [name for shard in plan for name in shard.names] == names
+    assert len({shard.key for shard in plan}) == len(plan)
+    return len(plan)
+
+  assert [count(n, 64) for n in (1, 512, 513, 20_000)] == [1, 1, 2, 40]
+  assert count(1000, 1024) == 48  # 21 of 3 MiB each
+  assert count(300_000, 256) == 512 and count(1000, 16384) == 500
+
+
 # ---- sizes, summaries, command line
 
 
@@ -276,9 +493,20 @@ def test_command_line(tmp_path, capsys):
     (['--background=mud'], UsageError, '--background=mud: must be a CSS colour'),
     (['--fit=wide', '--resolution=32x16'], UsageError, 'the width must be the larger side'),
     (['--source='], UsageError, '--source is missing; name a folder'),
+    (['--beam_options=--project=x'], UsageError, 'are of a --runner; name one'),
+    (['--runner=DirectRunner', '--workers=2'], UsageError, '--direct_num_workers=8'),
     ([f'--dest={tmp_path}/new', f'--source={tmp_path}/no'], DatasetError, 'no such'),
     ([f'--dest={tmp_path}/new/deep', '--resolution=64'], DatasetError, 'no usable picture'),
   ):
     with pytest.raises(fault, match=words):
       call(tool, *place, *arguments)
   assert not (tmp_path / 'new').exists()
+
+
+def test_beam_that_is_missing_is_said_before_any_work(tmp_path, monkeypatch):
+  monkeypatch.setitem(sys.modules, 'apache_beam', None)
+  monkeypatch.delitem(sys.modules, 'sg2jax.data.prepare_beam', raising=False)
+  place = f'--source={tmp_path}/in', f'--dest={tmp_path}/out', '--resolution=16'
+  with pytest.raises(UsageError, match=r'needs Apache Beam .*pip install "sg2jax\[train,beam\]"'):
+    # what is Beam's may be an address
+    call(tool, *place, '--runner=DataflowRunner', '--beam_options=--temp_location=gs://b/tmp')

@@ -121,9 +121,8 @@ def _writing(dest: pathlib.Path):
     yield
   except (OSError, RuntimeError) as e:  # array_record raises the latter
     raise WriteError(
-      f'{dest}: the data set could not be written ({e}); free some space, and the same command goes '
-      f'on from the shards in {dest / destination.BUILDING}; or delete that, and choose another '
-      '--dest'
+      f'{dest}: the data set could not be written ({e}); free some space: the same command goes on '
+      f'from the shards in {dest / destination.BUILDING}; or delete that, and choose another --dest'
     ) from e
 
 

@@ -6,7 +6,6 @@ them are TFDS's dataset_info.json and features.json, and `labels.FILE`.
 
 from collections.abc import Iterable, Sequence
 import contextlib
-import os
 import pathlib
 import re
 import struct

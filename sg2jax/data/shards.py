@@ -214,11 +214,11 @@ def is_finished(folder: pathlib.Path, shard: Shard) -> bool:
 
 
 def discard_halves(folder: pathlib.Path) -> None:
-  """Deletes what runs that were killed left in a folder, but for finished shards and hidden files."""
+  """Deletes what is in a folder of the build, but for finished shards and hidden files."""
   for path in list(folder.iterdir()):
     whole = path.suffix in ('.records', '.json') and _sidecar(folder, path.stem).exists()
     if not whole and not path.name.startswith('.'):
-      path.unlink()
+      path.unlink(missing_ok=True)  # a worker of a run that was killed may still be at work
 
 
 # ---- as tasks, for other processes and machines

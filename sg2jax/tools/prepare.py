@@ -4,7 +4,7 @@
 
 DIR becomes a TFDS data set in array_record format, to be used as --config.data.name=
 --config.data.dir=DIR, and DIR/report.json names every file that was left out, with the reason. The
-rules are stated in docs/data.md.
+rules are stated in docs/data.md. If it is killed, the same command goes on.
 """
 
 import collections
@@ -73,6 +73,28 @@ def define_flags() -> None:
     upper_bound=2**31 - 1,
   )
   flags.DEFINE_integer('workers', None, 'Threads; default: one per core.', lower_bound=1)
+  flags.DEFINE_string(
+    'runner',
+    None,
+    'Make the shards with this runner of Apache Beam, such as DirectRunner, FlinkRunner, '
+    'SparkRunner or DataflowRunner, instead of threads.',
+  )
+  flags.DEFINE_string(
+    'beam_options',
+    '',
+    "Options of Beam's for --runner, as for any pipeline: '--NAME=VALUE --NAME=VALUE'.",
+  )
+  flags.register_multi_flags_validator(
+    ('runner', 'beam_options'),
+    lambda given: given['runner'] or not given['beam_options'],
+    '--beam_options are of a --runner; name one, such as --runner=DirectRunner',
+  )
+  flags.register_multi_flags_validator(
+    ('runner', 'workers'),
+    lambda given: not (given['runner'] and given['workers']),
+    "--workers are threads of this machine; how many a --runner has is one of Beam's options, such "
+    'as --beam_options=--direct_num_workers=8',
+  )
 
 
 def _resolution(text: str) -> tuple[int, int]:
@@ -90,7 +112,7 @@ def _background(text: str) -> tuple[int, int, int]:
 
 
 def main(argv: list[str]) -> None:
-  """Builds the data set; exits 3 if no picture was usable."""
+  """Builds the data set. Raises DatasetError if no picture was usable."""
   del argv
   # Pillow warns of oddities that it can read, and the report is for what it can't.
   warnings.filterwarnings('ignore', module='PIL')
@@ -106,7 +128,14 @@ def main(argv: list[str]) -> None:
     animation=given.animation,
     max_value=given.max_value or 0,
   )
-  report = prepare.build(given.source, given.dest, options, given.labels, given.workers)
+  write = _shard_writer(given.runner, given.beam_options) if given.runner else None
+  try:
+    report = prepare.build(given.source, given.dest, options, given.labels, given.workers, write)
+  except (KeyboardInterrupt, SystemExit) as e:  # `cli` makes the latter of SIGTERM
+    fault = faults.Interrupted if isinstance(e, KeyboardInterrupt) else faults.Preempted
+    raise fault(
+      f'{given.dest}: stopped by a signal; the same command goes on from the finished shards'
+    ) from e
   for line in summary(report):
     print(line)
   if not report['images']:
@@ -114,6 +143,17 @@ def main(argv: list[str]) -> None:
       f'--source={given.source}: no usable picture in it (the reasons are above); nothing was made'
     )
   print(f'{given.dest}: ready; the report is {given.dest}/{destination.REPORT}')
+
+
+def _shard_writer(runner: str, beam_options: str) -> prepare.WriteShards:
+  try:
+    from sg2jax.data import prepare_beam  # here: nothing else needs Beam
+  except ModuleNotFoundError as e:
+    raise faults.UsageError(
+      f'--runner={runner} needs Apache Beam ({e}); pip install "sg2jax[train,beam]", best in an '
+      'environment of its own'
+    ) from e
+  return prepare_beam.shard_writer(runner, beam_options)
 
 
 def summary(report: dict) -> Iterator[str]:
