@@ -81,8 +81,8 @@ class Peers:
         elif lost := list(self._lost(self._client.key_value_dir_get(_LIFE))):
           verdict = f'{"; ".join(lost)}. {REMEDY}'
           self._client.key_value_set(f'{_LOST}/0', verdict, allow_overwrite=True)
-          self._over.wait(3 * self._turn)  # the others read it from this process
-          self._verdict = verdict
+          self._over.wait(2 * self._turn)  # the others read it from this process
+          self._end(verdict)
       except Exception:  # noqa: S112 (what fails here is a sign of life, which _look misses)
         continue
 
@@ -97,7 +97,7 @@ class Peers:
       text = signs.get(index)
       self._silent[index] = turns + 1 if text == self._last.get(index) else 0
       self._last[index] = text
-      if self._silent[index] <= BEATS:
+      if self._silent[index] < BEATS:
         continue
       state, _, host = (text or '? an unknown host').partition(' ')
       who = f'process {index} of {self._count} ({host})'
@@ -112,7 +112,7 @@ class Peers:
     while not self._over.wait(self._turn):
       silent = silent + 1 if self._beat == before else 0
       before = self._beat
-      if silent > BEATS:
+      if silent >= BEATS:
         self._verdict = self._verdict or self._first_is_gone()
       if self._verdict:
         self._end(self._verdict)
