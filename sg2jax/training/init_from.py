@@ -1,12 +1,11 @@
 """What a new run starts from: the weights of another run, of a checkpoint or of a network file."""
 
+from functools import partial
 import json
 import pathlib
 from typing import Any, NamedTuple
 
-import jax
-
-from sg2jax import build, files, paths
+from sg2jax import build, files, paths, processes
 from sg2jax import state as state_lib
 from sg2jax.faults import CheckpointError, UsageError
 from sg2jax.interop.read import read_network
@@ -137,8 +136,8 @@ def apply(
   state, done = state_lib.transfer(state, origin.state)
   origin.state.clear()  # it is as large as the whole run
   file = workdir / 'init_from.json'
-  if jax.process_index() == 0:
-    files.write_atomic(file, json.dumps(origin.note | settings_ | done, indent=1) + '\n')
+  note = json.dumps(origin.note | settings_ | done, indent=1) + '\n'
+  processes.agreed(partial(files.write_atomic, file, note))
   counts = ', '.join(f'{len(names)} {what}' for what, names in done.items())
   log.say(f'arrays of {origin.path}: {counts}; {file} lists them')
   return state

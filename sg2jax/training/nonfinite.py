@@ -7,6 +7,7 @@ with the key of the run and the place in the data it is all that the update depe
 """
 
 import contextlib
+from functools import partial
 import json
 import math
 import pathlib
@@ -17,7 +18,7 @@ from typing import Any, NoReturn
 import jax
 import numpy as np
 
-from sg2jax import build, checks, data, files, sharding
+from sg2jax import build, checks, data, files, processes, sharding
 from sg2jax import state as state_lib
 from sg2jax.faults import DatasetError, NonFiniteError, UsageError, WriteError
 from sg2jax.state import TrainState
@@ -104,17 +105,20 @@ def _document(stage, state):
 
 def _write(folder, file, state, document):
   """Replaces what an earlier halt left in a folder, not the folder itself: it may be a link."""
-  if jax.process_index() == 0:
-    with files.writing(folder):
-      shutil.rmtree(folder / 'checkpoints', ignore_errors=True)
-      for old in folder.glob('*.json'):
-        old.unlink()
+  processes.agreed(partial(_clear, folder))
   with contextlib.closing(Checkpoints(folder, keep=1, meta={})) as place:
     place.save(state)
-  if jax.process_index() == 0:
-    files.write_atomic(file, json.dumps(document, indent=1) + '\n')
-    # so that the state can be loaded as any other
-    files.write_atomic(folder / 'config.json', json.dumps(document['config']) + '\n')
+  # The configuration is for tools, which can load this state as any other.
+  config = json.dumps(document['config']) + '\n'
+  processes.agreed(partial(files.write_atomic, folder / 'config.json', config))
+  processes.agreed(partial(files.write_atomic, file, json.dumps(document, indent=1) + '\n'))
+
+
+def _clear(folder):
+  with files.writing(folder):
+    shutil.rmtree(folder / 'checkpoints', ignore_errors=True)
+    for old in folder.glob('*.json'):
+      old.unlink()
 
 
 # ---- the same minibatch once more
