@@ -225,7 +225,7 @@ outcome_text() { # [COMMAND...]
     other="\"\$(cat ~/sg2jax.number 2>/dev/null)\" != $(number_of "$@")"
   fi
   echo "if [ ! -d /opt/sg2jax/source ]; then echo bare;" \
-    "elif ! flock -n ~/sg2jax.lock true; then echo running;" \
+    "elif [ ! -e ~/sg2jax.code ] && ! flock -n ~/sg2jax.lock true; then echo running;" \
     "elif [ $other ]; then echo none; else cat ~/sg2jax.code 2>/dev/null || echo 137; fi"
 }
 
