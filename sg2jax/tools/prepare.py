@@ -72,6 +72,10 @@ def define_flags() -> None:
     lower_bound=1,
     upper_bound=2**31 - 1,
   )
+  _define_who_works()
+
+
+def _define_who_works():
   flags.DEFINE_integer('workers', None, 'Threads; default: one per core.', lower_bound=1)
   flags.DEFINE_string(
     'runner',
