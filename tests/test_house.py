@@ -23,7 +23,7 @@ FLOORS = (
   ('losses', 'state', 'interop.architecture'),
   ('update',),
   ('steps',),
-  ('cli', 'locks', 'training.leaves', 'training.manifest'),
+  ('cli', 'locks', 'training.health', 'training.leaves', 'training.manifest'),
   ('data', 'training.shelves'),
   ('build', 'training.checkpoint', 'inputs', 'training.report'),
   ('checks', 'pretrained', 'sampler'),

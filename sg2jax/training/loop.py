@@ -100,9 +100,7 @@ def loop(run: Run, stage: TrainStage, state: TrainState, minibatches: Iterator[d
   """
   step, nimg = state_lib.clock(state)
   aux = ()
-  tally = Tally()
-  tick_start = time.monotonic()
-  tick_nimg = nimg
+  tally = Tally(nimg)
   while not processes.heard(run.stop):
     # ---- one minibatch
     aux_before = aux
@@ -132,13 +130,10 @@ def loop(run: Run, stage: TrainStage, state: TrainState, minibatches: Iterator[d
       run.watchdog.at(watchdog.SAVING, step)
       nonfinite.halt(stage, state, run.workdir, run.checkpoints)
     # of training only, not of the snapshot that follows
-    seconds = time.monotonic() - tick_start
-    end_tick(run, state, (step, nimg), due, metrics, seconds, (nimg - tick_nimg) / seconds)
+    end_tick(run, state, (step, nimg), due, metrics, tally.pace(nimg))
     if due.stage_ends:
       break
-    tally = Tally()
-    tick_start = time.monotonic()
-    tick_nimg = nimg
+    tally = Tally(nimg)
   return state
 
 
@@ -148,8 +143,7 @@ def end_tick(
   clock: tuple[int, int],
   due: 'Due',
   metrics: dict[str, float],
-  seconds: float,
-  rate: float,
+  pace: tuple[float, float],
 ) -> None:
   """Logs a tick, shows, saves and measures what is due.
 
@@ -159,8 +153,7 @@ def end_tick(
     clock: minibatches and images so far.
     due: what happens now.
     metrics: means over the tick.
-    seconds: that its training took.
-    rate: images per second.
+    pace: seconds that its training took, and images per second.
   """
   step, nimg = clock
   if run.growth.levels:
@@ -171,7 +164,7 @@ def end_tick(
     whole = unpacked(state, run.mesh)
     metrics |= run.snapshot.take(whole, last=run.is_finished(step, nimg))
   # Before the checkpoint: a kill between the two repeats the tick, and no line of it is lost.
-  processes.agreed(partial(run.log.tick, step, nimg, metrics, seconds, rate))
+  processes.agreed(partial(run.log.tick, step, nimg, metrics, *pace))
   # The checkpoint, then metrics: a kill while they are measured loses no training.
   if due.snapshot:
     run.watchdog.at(watchdog.SAVING, step)
@@ -227,9 +220,12 @@ def whats_due(run: Run, growth_stage: GrowthStage, nimg: int) -> Due:
 
 
 class Tally:
-  """Means over a tick of the scalars that steps report, summed on the device."""
+  """Means over a tick of the scalars that steps report, summed on the device; and its pace."""
 
-  def __init__(self) -> None:
+  def __init__(self, nimg: int = 0) -> None:
+    """nimg: images before the tick, which begins now."""
+    self._nimg = nimg
+    self._start = time.monotonic()
     self._sums = {}  # {phase: {name: a scalar}}
     self._counts = Counter()
 
@@ -238,6 +234,11 @@ class Tally:
     scalars = {name: x for name, x in aux.items() if x.ndim == 0}
     self._sums[phase] = _add(self._sums[phase], scalars) if phase in self._sums else scalars
     self._counts[phase] += 1
+
+  def pace(self, nimg: int) -> tuple[float, float]:
+    """Seconds so far, and images per second; nimg: images by now."""
+    seconds = time.monotonic() - self._start
+    return seconds, (nimg - self._nimg) / seconds
 
   def fetch(self, state: TrainState) -> dict[str, float] | None:
     """{name: mean}; None if `state` is halted. Waits for the device."""

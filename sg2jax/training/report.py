@@ -17,6 +17,7 @@ import numpy as np
 import tqdm
 
 from sg2jax import files, grids
+from sg2jax.training.health import Health
 
 # Metrics of the status line, in this order, and their names there; metrics.jsonl has all. They come
 # from what the steps report (means of a tick), from loop.loop and from Snapshot.take; columns with
@@ -48,6 +49,7 @@ class Report:
     self._log = self._workdir / 'metrics.jsonl'
     self._bar = None
     self._events = None
+    self._health = Health()
     self._columns = set()  # metrics that a status line had
     records = self._cut_back(step) if self._active else []
     # Metrics that were measured later have lines of their own, which are no ticks.
@@ -94,6 +96,9 @@ class Report:
     }
     scalars = self._write(step, nimg, scalars)
     self.say(self._status(nimg / 1000, scalars))
+    # Not of networks that nothing was trained of yet.
+    for warning in self._health.look(scalars) if step else ():
+      self.say(warning)
     self._ticks += 1
 
   def values(self, step: int, nimg: int, metrics: dict[str, float]) -> None:

@@ -1,6 +1,6 @@
 """What a run shows of itself: the grid of fixed latents, SWD, and the metrics that are due."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 import pathlib
 from typing import Any
@@ -59,12 +59,13 @@ class Snapshot:
     count = min(max(self.shown, compared), len(source))
     self.order = np.random.default_rng([config.seed, 0]).permutation(len(source))[:count].tolist()
     labels = []
-    self.small_reals = []
+    small = []
     for i in self.order:
       sample = source[i]
       labels.append(sample['label'])
-      if compared:
-        self.small_reals.append(data.shrink(sample['image'], self.factor))
+      small.append(data.shrink(sample['image'], self.factor))
+    self.small_reals = small if compared else []
+    self.spread_of_reals = spread(small[: self.shown])
     self.labels = np.stack(labels)
     self.z = np.random.RandomState(config.seed).randn(max(count, self.shown), config.g.z_dim)
 
@@ -89,8 +90,8 @@ class Snapshot:
       last: a signal doesn't stop it: a finished run would lack it for ever.
 
     Returns:
-      {'contribution_b4', ..., 'swd', 'swd_<level>'}, less what doesn't apply or was stopped;
-      of several processes the first has them all.
+      {'diversity', 'contribution_b4', ..., 'swd', 'swd_<level>'}, less what doesn't apply or was
+      stopped; of several processes the first has them all. Diversity: of the grid, of the reals 1.
     """
 
     def check_stop():
@@ -102,6 +103,8 @@ class Snapshot:
       shown, fakes, shares = self._images(state, last)
       name = f'fakes_{int(state.nimg) // 1000:06d}'
       processes.agreed(partial(self.log.images, name, shown, int(state.step), self.cols))
+      if self.spread_of_reals:
+        metrics['diversity'] = spread(data.shrink(shown, self.factor)) / self.spread_of_reals
       for name in sorted(shares[0], key=artifacts.resolution):
         metrics[f'contribution_{name}'] = np.mean([float(part[name]) for part in shares])
       # The numbers go to the log and, as a score, to a checkpoint: to what process 0 writes.
@@ -162,6 +165,11 @@ class Snapshot:
     for document in documents:
       values |= document['values']
     self.log.values(sampler.step, sampler.nimg, values)
+
+
+def spread(images: Sequence[np.ndarray]) -> float:
+  """Standard deviation of a pixel over images [N,H,W,C], mean of all pixels."""
+  return float(np.std(images, axis=0, dtype=np.float32).mean())
 
 
 def sample_function(steps: TrainSteps) -> Callable:

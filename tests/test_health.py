@@ -1,0 +1,74 @@
+"""What a run that goes wrong says, once; and that one that doesn't says nothing."""
+
+import json
+
+import numpy as np
+import pytest
+
+from sg2jax.training import snapshot
+from sg2jax.training.health import LEAST, Health
+from sg2jax.training.report import Report
+
+# a tick of the quickstart
+HEALTHY = {
+  'loss_d': 0.79,
+  'logits_real': 1.09,
+  'logits_fake': -1.98,
+  'grad_norm_g': 43.7,
+  'grad_norm_g_reg': 0.045,
+  'grad_norm_d': 10.7,
+  'pl_length': 0.156,
+  'diversity': 0.9,
+}
+
+
+@pytest.mark.parametrize(
+  'trouble, says',
+  [
+    ({'loss_d': 0.003, 'logits_real': 7.0, 'logits_fake': -8.0}, 'loss_d 0.003; mean logits of r'),
+    ({'loss_d': 0.3, 'logits_fake': -51.0}, 'the logits of D run away'),
+    ({'grad_norm_g': 0.0, 'logits_real': 0.0, 'logits_fake': 0.0}, 'no gradient reaches G'),
+    ({'diversity': 0.02}, 'samples are alike: their standard deviation is 0.02'),
+    ({'pl_length': 16.0}, 'pl_length runs away: 16, where 0.156 was usual'),
+    ({'grad_norm_g_reg': 5.0}, 'grad_norm_g_reg runs away'),
+    ({'grad_norm_d': 1.1e3}, 'grad_norm_d runs away'),
+  ],
+)
+def test_each_trouble_is_told_in_the_tick_it_appears_in_and_when_it_comes_back(trouble, says):
+  health = Health()
+  for _ in range(LEAST):
+    assert health.look(HEALTHY) == []
+  bad = HEALTHY | trouble
+  (line,) = health.look(bad)
+  assert line.startswith('warning: ') and says in line and '\n' not in line
+  assert health.look(bad) == []
+  # Between snapshots there is no diversity, and nothing is known of it.
+  assert health.look({'sec_per_tick': 1.0}) == health.look(bad) == []
+  assert health.look(HEALTHY) == []
+  assert len(health.look(bad)) == 1
+
+
+def test_what_grows_slowly_or_begins_high_runs_not_away():
+  health = Health()
+  for tick in range(40):
+    assert health.look(HEALTHY | {'grad_norm_d': 1.5**tick, 'grad_norm_g': 1e4 * 0.9**tick}) == []
+  assert Health().look(HEALTHY | {'pl_length': 1e6}) == []
+
+
+def test_all_alike_and_as_diverse_as_reals(rng=np.random.default_rng(0)):
+  reals = rng.integers(0, 256, (32, 8, 8, 3), np.uint8)
+  assert snapshot.spread(list(reals)) == pytest.approx(73.5, rel=0.02)
+  assert snapshot.spread(np.repeat(reals[:1], 32, axis=0)) == 0
+
+
+def test_the_report_says_it_below_the_tick(tmp_path, capsys):
+  log = Report(tmp_path, 0, 10)
+  alike = HEALTHY | {'diversity': 0.0}
+  log.tick(0, 0, {'diversity': 0.0}, 0, 0)
+  for step in (1, 2):
+    log.tick(step, 100 * step, alike, 1, 100)
+  log.close()
+  lines = capsys.readouterr().out.splitlines()
+  assert [line.split()[0] for line in lines] == ['tick', 'tick', 'warning:', 'tick']
+  rows = [json.loads(line) for line in (tmp_path / 'metrics.jsonl').read_text().splitlines()]
+  assert [row['diversity'] for row in rows] == [0, 0, 0]
