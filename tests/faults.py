@@ -350,6 +350,34 @@ def not_finite_in_two(trials, draw, number):
   return not_finite(trials, draw, number, 2)
 
 
+# ---- data that never come
+
+# The reader of minibatch 20 waits for ever.
+STALL = """
+import threading
+from sg2jax import data
+
+def stalled(*args, **kwargs):
+  for i, batch in enumerate(read(*args, **kwargs)):
+    if i == 20:
+      threading.Event().wait()
+    yield batch
+
+read, data.batches = data.batches, stalled
+"""
+
+
+def stall(trials, draw, number):
+  """The watchdog ends the run with 76 and the stacks; the same command goes on."""
+  workdir = trials.place('stall', number)
+  trials.whole()
+  _, err = finish(trials.start(workdir, patch=STALL, watchdog_seconds=4), 76)
+  expect('reading data for minibatch 20' in err, f'it does not say where: {err[-500:]}')
+  expect('in stalled' in err, 'the stacks lack the place')
+  trials.ends_as_if_nothing_was(workdir)
+  return 1
+
+
 # ---- two runs, other devices
 
 
@@ -389,17 +417,18 @@ FAULTS = {
   'kill -9': (kills, 20, 0),
   **{f'SIGTERM while {phase}': (preemption(phase), 20, 0) for phase in PHASES},
   'SIGTERM to one of two': (preemption('training', 2), 20, 1),
-  'SIGTERM to one of two, compiling': (preemption('compiling', 2), 4, 0),
-  'SIGTERM to one of two, measuring': (preemption('measuring', 2), 4, 0),
+  'SIGTERM to one of two compiling': (preemption('compiling', 2), 4, 0),
+  'SIGTERM to one of two measuring': (preemption('measuring', 2), 4, 0),
   'kill -9 of one of two': (kills_of_one, 4, 1),
   'SIGSTOP of one of two': (stops_of_one, 2, 0),
   'damaged files': (damage, 2, 1),
   'damaged newest checkpoint': (damage_of_a_run, 10, 0),
   'full disk': (full_disk, 5, 1),
   'NaN in each phase': (not_finite, 4, 0),
-  'NaN in each phase, two processes': (not_finite_in_two, 4, 0),
+  'NaN in each phase of two': (not_finite_in_two, 4, 0),
+  'data that never come': (stall, 4, 0),
   'two runs in a workdir': (two_runs, 5, 0),
-  '1, 8, 2, 1 devices': (other_devices, 1, 0),
+  '1 to 8 to 2 to 1 devices': (other_devices, 1, 0),
 }
 
 

@@ -33,6 +33,7 @@ TINY = dict(
     'metrics': (),
   },
 )
+MAIN = 'from sg2jax import cli, main\nmain.define_flags()\ncli.run(main.main)'
 LAST = 24  # total_kimg / batch
 
 
@@ -58,16 +59,17 @@ def configuration(home, **fields):
   return config
 
 
-def start(home, workdir, config='quickstart.py', devices=1, replay=None, job=None, **fields):
+def start(
+  home, workdir, config='quickstart.py', devices=1, replay=None, job=None, patch='', **fields
+):
   """The running process of `sg2jax.main` on a tiny network and so many devices.
 
-  Fields are --config.<name>; job: what `job` gives one of several processes. What it compiles is
-  shared, see conftest.py.
+  Fields are --config.<name>; job: what `job` gives one of several processes; patch: code that is
+  run before. What it compiles is shared, see conftest.py.
   """
   command = [
     sys.executable,
-    '-m',
-    'sg2jax.main',
+    *(['-c', f'{patch}\n{MAIN}'] if patch else ['-m', 'sg2jax.main']),
     f'--config=configs/{config}',
     f'--workdir={workdir}',
   ]
