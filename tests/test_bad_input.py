@@ -1,0 +1,333 @@
+"""The whole list of bad input: exit code, value and remedy in one line, soon, and nothing created.
+
+Each tool is called in this process as its command line does; the last tests start real processes.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import time
+
+import numpy as np
+from PIL import Image
+import pytest
+
+from sg2jax import cli, main
+from sg2jax.tools import (
+  analyze,
+  attribute,
+  bench,
+  convert,
+  directions,
+  evaluate,
+  export,
+  fetch_weights,
+  generate,
+  minipaper,
+  plan,
+  prepare,
+  project,
+  video,
+)
+from sg2jax.training import checkpoint
+from tests.runs import ROOT, TINY, call, random_run, xla_flags
+from tests.test_checkpoint import rewrite
+
+SECONDS = 5
+NETWORK = {
+  'resolution': 8,
+  'g.fmap_base': 32,
+  'd.fmap_base': 32,
+  'g.z_dim': 8,
+  'g.w_dim': 8,
+  'g.mapping_layers': 1,
+  'data.channels': 1,
+}
+
+
+@pytest.fixture(scope='module')
+def place(tmp_path_factory, home):
+  """A folder with all that bad input may name; tests leave it as it is."""
+  place = tmp_path_factory.mktemp('place')
+  (place / 'file').write_text('not a picture')
+  (place / 'empty').mkdir()
+  (place / 'pictures').mkdir()
+  for i in range(12):
+    Image.fromarray(np.full((8, 8), 20 * i, np.uint8)).save(place / f'pictures/{i}.png')
+  where = [f'--source={place}/pictures', f'--dest={place}/grey8']
+  call(prepare, *where, '--resolution=8', '--channels=1')
+  (place / 'broken').mkdir()
+  for path in (place / 'grey8').iterdir():
+    data = path.read_bytes()
+    (place / 'broken' / path.name).write_bytes(data[: len(data) // 2])
+  random_run(place / 'run', (0.3, 0.3, 1, 1, 1), **NETWORK)
+  random_run(place / 'newer', (0.3, 0.3, 1, 1, 1), **NETWORK)
+  rewrite(place / 'newer/checkpoints/3', format=checkpoint.FORMAT + 1)
+  return place
+
+
+def tree(folder):
+  """What is in a folder, with the size of each file."""
+  return {str(path): path.stat().st_size for path in folder.rglob('*') if path.is_file()} | {
+    str(path): None for path in folder.rglob('*') if path.is_dir()
+  }
+
+
+# A run of a tiny network on the digits, less what a row changes.
+TRAIN = {f'config.{name}': value for name, value in TINY.items()} | {
+  'config': 'configs/quickstart.py',
+  'workdir': 'PLACE/new',
+}
+OWN = {'config.data.name': '', 'config.data.labels': False}  # a data set that was prepared
+# (tool, arguments, exit code, the value that is named, what else is said: the remedy). PLACE is the
+# folder above; --NAME=VALUE of main comes on top of TRAIN.
+ROWS = [
+  # ---- an unknown key, a wrong type
+  (main, '--config.loss.r1_gama=1', 2, 'r1_gama', 'Did you mean "r1_gamma"'),
+  (main, '--config.lossy.r1_gamma=1', 2, 'lossy', 'Did you mean "loss"'),
+  (main, '--wrkdir=x', 2, 'wrkdir', 'Did you mean: workdir'),
+  (plan, '--config=configs/quickstart.py --config.btch=1', 2, 'btch', 'Did you mean "batch"'),
+  (bench, '--config=configs/quickstart.py --config.btch=1', 2, 'btch', 'Did you mean "batch"'),
+  (minipaper, '--out=PLACE/new --set=btch=1', 2, 'btch', 'batch'),
+  (main, '--config.batch=many', 2, 'batch=many', 'whole number'),
+  (main, '--config.batch=8.5', 2, 'batch=8.5', 'whole number'),
+  (main, '--config.total_kimg=soon', 2, 'total_kimg=soon', 'number'),
+  (main, '--config.data.mirror=maybe', 2, 'data.mirror=maybe', 'True or False'),
+  (main, '--config.metrics=3', 2, 'metrics=3', "such as ('fid50k_full',)"),
+  (main, '--config.g.architecture=3', 2, 'architecture=3', 'choose from'),
+  (minipaper, '--out=PLACE/new --set=batch=many', 2, 'batch=many', 'whole number'),
+  (generate, '--checkpoint=PLACE/run --out=PLACE/new --batch=x', 2, 'batch=x', 'integer'),
+  # ---- resolution
+  (main, '--config.resolution=100', 2, 'resolution=100', '96 or 112'),
+  (main, '--config.resolution=0', 2, 'resolution=0', '4'),
+  (main, '--config.resolution=big', 2, 'resolution=big', 'whole number'),
+  (main, '--config.resolution=(8,8,8)', 2, 'resolution=(8, 8, 8)', '(height, width)'),
+  (main, 'OWN --config.resolution=16', 3, '8x8, resolution says 16x16', 'set resolution=(8, 8)'),
+  (minipaper, '--out=PLACE/new --resolution=48', 2, '48', '16, 32, 64'),
+  (prepare, '--source=PLACE/pictures --dest=PLACE/new --resolution=100', 2, '100', '96 or 112'),
+  (prepare, '--source=PLACE/pictures --dest=PLACE/new --resolution=x', 2, '=x', 'such as'),
+  # ---- channels
+  (main, 'OWN --config.data.channels=3', 3, 'have 1 channels, the', 'set data.channels=1'),
+  (main, '--config.data.channels=5', 3, 'says 5', 'set data.channels=1'),
+  (main, '--config.data.channels=0', 2, 'data.channels=0', '1 or more'),
+  # ---- batch
+  (main, '--config.batch=0', 2, 'batch=0', '1 or more'),
+  (main, '--config.batch=-8', 2, 'batch=-8', '1 or more'),
+  (main, '--config.microbatch=3', 2, 'microbatch=3', 'try 9'),
+  (main, '--config.microbatch=-1', 2, 'microbatch=-1', '0 or more'),
+  (main, '--config.batch=6', 2, 'batch=6', 'try 4 or 8'),
+  (main, '--config.batch=7 --config.d.mbstd_group_size=1', 2, 'batch=7', 'try 6 or 8'),
+  (generate, '--checkpoint=PLACE/run --out=PLACE/new --batch=-1', 2, '--batch=-1', 'lower bound'),
+  (evaluate, '--checkpoint=PLACE/run --batch=-1', 2, '--batch=-1', 'lower bound'),
+  # ---- kimg and intervals
+  *[
+    (main, f'--config.{name}={value}', 2, f'{name}={value}', 'a finite number above 0')
+    for name, value in (
+      ('total_kimg', '0.0'),
+      ('tick_kimg', '-1.0'),
+      ('snapshot_kimg', 'nan'),
+      ('metrics_kimg', '0.0'),
+      ('ema.kimg', 'inf'),
+    )
+  ],
+  (main, '--config.loss.r1_interval=-1', 2, 'loss.r1_interval=-1', '0 or more'),
+  (main, '--config.loss.pl_interval=-1', 2, 'loss.pl_interval=-1', '0 or more'),
+  (main, '--config.keep=0', 2, 'keep=0', '1 or more'),
+  (main, '--config.watchdog_seconds=-1', 2, 'watchdog_seconds=-1', '0 or more'),
+  (minipaper, '--out=PLACE/new --kimg=0', 2, 'kimg=0', 'above 0'),
+  (minipaper, '--out=PLACE/new --kimg=nan', 2, 'kimg=nan', 'above 0'),
+  (bench, '--config=configs/quickstart.py --rounds=0', 2, '--rounds=0', 'lower bound'),
+  # ---- gamma, learning rates, psi, probabilities
+  (main, '--config.loss.r1_gamma=-1', 2, 'loss.r1_gamma=-1', '0 or more'),
+  (main, '--config.loss.r1_gamma=nan', 2, 'loss.r1_gamma=nan', 'finite'),
+  (main, '--config.opt.g_lr=0.0', 2, 'opt.g_lr=0.0', 'above 0'),
+  (generate, '--checkpoint=PLACE/run --out=PLACE/new --psi=nan', 2, '--psi=nan', 'such as'),
+  (generate, 'sweep --checkpoint=PLACE/run --sheet=PLACE/new.png --psi=1,inf', 2, 'inf', 'finite'),
+  (video, '--checkpoint=PLACE/run --out=PLACE/new.mp4 --psi=inf', 2, '--psi=inf', 'such as'),
+  (directions, 'pca --checkpoint=PLACE/run --psi=x', 2, '--psi=x', 'such as'),
+  (main, '--config.loss.mixing_prob=1.5', 2, 'loss.mixing_prob=1.5', '[0, 1]'),
+  (main, '--config.loss.mixing_prob=-0.1', 2, 'loss.mixing_prob=-0.1', '[0, 1]'),
+  (main, '--config.opt.beta1=1.0', 2, 'opt.beta1=1.0', '[0, 1)'),
+  # ---- unknown names
+  (main, '--config.g.architecture=skp', 2, 'g.architecture=skp', 'choose from orig, skip'),
+  (main, '--config.d.architecture=', 2, 'd.architecture=', 'choose from orig, skip'),
+  (main, "--config.metrics=('fid50',)", 2, "'fid50'", 'choose from fid50k_full'),
+  (evaluate, '--checkpoint=PLACE/run --metrics=fid50', 2, "'fid50'", 'choose from fid50k_full'),
+  (main, '--config.precision=low', 2, 'precision=low', 'choose from default'),
+  (main, '--config.opt.formulation=jax', 2, 'formulation=jax', 'choose from pytorch'),
+  (minipaper, '--out=PLACE/new --cells=z', 2, '--cells=z', 'choose from'),
+  (generate, 'draw --checkpoint=PLACE/run', 2, 'KIND=draw', 'choose from images'),
+  (analyze, 'thing --checkpoint=PLACE/run', 2, 'KIND=thing', 'choose from'),
+  (directions, 'lda --checkpoint=PLACE/run', 2, 'METHOD=lda', 'choose from pca'),
+  (
+    export,
+    '--checkpoint=PLACE/run --dest=PLACE/new --format=onnx',
+    2,
+    'format=onnx',
+    'safetensors',
+  ),
+  (plan, '--config=configs/quickstart.py --device=v9', 2, 'v9', 'v5e'),
+  (fetch_weights, 'resnet', 2, 'NAME=resnet', 'choose from'),
+  # ---- data sets
+  (main, 'OWN --config.data.dir=PLACE/nowhere', 3, 'PLACE/nowhere', 'sg2jax.tools.prepare'),
+  (main, 'OWN --config.data.dir=PLACE/empty', 3, 'PLACE/empty', 'sg2jax.tools.prepare'),
+  (main, 'OWN --config.data.dir=PLACE/file', 3, 'PLACE/file', 'sg2jax.tools.prepare'),
+  (main, 'OWN --config.data.dir=PLACE/broken', 3, 'PLACE/broken', 'prepare'),
+  (main, 'OWN --config.data.dir=', 2, "data.dir=''", 'sg2jax.tools.prepare'),
+  (main, '--config.data.name=digitz', 3, 'digitz', 'digits'),
+  (evaluate, '--checkpoint=PLACE/run --data=PLACE/empty', 3, 'PLACE/empty', 'sg2jax.tools.prepare'),
+  (prepare, '--source=PLACE/nowhere --dest=PLACE/new --resolution=8', 3, 'PLACE/nowhere', 'folder'),
+  (prepare, '--source=PLACE/empty --dest=PLACE/new --resolution=8', 3, 'PLACE/empty', 'pictures'),
+  (project, '--checkpoint=PLACE/run --images=PLACE/empty', 3, 'PLACE/empty', 'picture'),
+  (project, '--checkpoint=PLACE/run --images=PLACE/nowhere', 3, 'PLACE/nowhere', 'picture'),
+  (attribute, '--checkpoint=PLACE/run --reals=PLACE/empty', 3, 'PLACE/empty', 'picture'),
+  (main, 'OWN --config.batch=16', 3, '12 images, fewer than batch=16', 'to 12 or less'),
+  (main, 'OWN --config.data.labels=True', 3, 'PLACE/grey8', 'data.labels=False'),
+  (generate, '--checkpoint=PLACE/run --out=PLACE/new --class=cat', 2, '--class=cat', 'class'),
+  # ---- weights
+  (main, "--config.metrics=('fid50k_full',)", 7, 'PLACE/weights', 'fetch_weights inception'),
+  (evaluate, '--checkpoint=PLACE/run --metrics=ppl2_wend', 7, 'PLACE/weights', 'fetch_weights'),
+  (project, '--checkpoint=PLACE/run --images=PLACE/pictures', 7, 'PLACE/weights', 'fetch_weights'),
+  (convert, '--source=PLACE/nowhere.pkl --dest=PLACE/new', 7, 'PLACE/nowhere.pkl', 'give'),
+  (convert, '--source=PLACE/file --dest=PLACE/new', 7, 'PLACE/file', ''),
+  # ---- places to write to
+  (main, '--workdir=/proc/new', 5, '/proc/new', 'cannot write'),
+  (main, '--workdir=PLACE/file', 2, 'PLACE/file', 'name a directory'),
+  (main, '--workdir=PLACE/file/in/it', 2, 'PLACE/file', 'name a directory'),
+  (main, '--workdir=PLACE/run', 2, 'another configuration (', 'use another workdir'),
+  (main, 'RUN --workdir=PLACE/newer', 6, 'newer/checkpoints/3', 'update sg2jax'),
+  (generate, '--checkpoint=PLACE/newer --out=PLACE/new', 6, 'newer/checkpoints/3', 'update sg2jax'),
+  (evaluate, '--checkpoint=PLACE/newer', 6, 'newer/checkpoints/3', 'update sg2jax'),
+  (export, '--checkpoint=PLACE/newer --dest=PLACE/new', 6, 'newer/checkpoints/3', 'update sg2jax'),
+  (generate, '--checkpoint=PLACE/empty --out=PLACE/new', 6, 'PLACE/empty', 'workdir or one step'),
+  (generate, '--checkpoint=PLACE/run --out=PLACE/file', 2, 'PLACE/file', 'name a folder'),
+  (generate, '--checkpoint=PLACE/run --sheet=PLACE/file/x.png', 2, 'PLACE/file', 'name a folder'),
+  (evaluate, '--checkpoint=PLACE/run --out=PLACE/file', 2, 'PLACE/file', 'name a folder'),
+  (video, '--checkpoint=PLACE/run --out=PLACE/file/x.gif', 2, 'PLACE/file', 'name a folder'),
+  (directions, 'pca --checkpoint=PLACE/run --out=PLACE/file', 2, 'PLACE/file', 'name a folder'),
+  (analyze, 'phase --checkpoint=PLACE/run --out=PLACE/file', 2, 'PLACE/file', 'name a folder'),
+  (
+    project,
+    '--checkpoint=PLACE/run --images=PLACE/pictures --out=PLACE/file',
+    2,
+    'PLACE/file',
+    'name a folder',
+  ),
+  (
+    attribute,
+    '--checkpoint=PLACE/run --reals=PLACE/pictures --out=PLACE/file',
+    2,
+    'PLACE/file',
+    'name a folder',
+  ),
+  (minipaper, '--out=PLACE/file', 2, 'PLACE/file', 'name a folder'),
+  (convert, '--source=PLACE/file --dest=PLACE/file', 2, 'PLACE/file', 'name a folder'),
+  (convert, '--source=PLACE/file --dest=PLACE/run', 2, 'PLACE/run', 'empty or not there yet'),
+  (export, '--checkpoint=PLACE/run --dest=PLACE/file/in/it.npz', 2, 'PLACE/file', 'name a folder'),
+  (fetch_weights, 'vgg16 --dest=PLACE/file', 2, 'PLACE/file', 'name a folder'),
+  (
+    prepare,
+    '--source=PLACE/pictures --dest=PLACE/file --resolution=8',
+    2,
+    'PLACE/file',
+    'name a folder',
+  ),
+  (bench, '--config=configs/quickstart.py --json=PLACE/empty', 2, 'PLACE/empty', 'name a file'),
+  (plan, '--config=configs/quickstart.py --json=PLACE/empty', 2, 'PLACE/empty', 'name a file'),
+  (plan, '--config=configs/quickstart.py --json=PLACE/file/x', 2, 'PLACE/file', 'name a folder'),
+  # ---- seeds
+  (generate, '--checkpoint=PLACE/run --out=PLACE/new --seeds=3-1', 2, 'seeds=3-1', 'as in 0-31'),
+  (generate, '--checkpoint=PLACE/run --out=PLACE/new --seeds=', 2, 'seeds=', 'as in 0-31'),
+  (generate, '--checkpoint=PLACE/run --out=PLACE/new --seeds=1,,2', 2, 'seeds=1,,2', 'as in 0-31'),
+  (
+    generate,
+    'mix --checkpoint=PLACE/run --sheet=PLACE/new.png --cols=a',
+    2,
+    'cols=a',
+    'as in 0-31',
+  ),
+  (video, '--checkpoint=PLACE/run --out=PLACE/new.gif --seeds=-1', 2, 'seeds=-1', 'as in 0-31'),
+  (attribute, '--checkpoint=PLACE/run --reals=PLACE/pictures --own=x', 2, 'own=x', 'as in 0-31'),
+  (evaluate, '--checkpoint=PLACE/run --seed=-1', 2, '--seed=-1', 'range'),
+  # ---- devices
+  *[
+    (main, f'--config.device={device}', 2, f'device={device}', 'pip install "jax[cuda13]"')
+    for device in ('gpu', 'tpu', 'accelerator')
+  ],
+  (main, '--config.device=cuda', 2, 'device=cuda', 'choose from gpu'),
+  (plan, '--config=configs/quickstart.py --config.device=gpu', 2, 'device=gpu', 'jax[cuda13]'),
+  (bench, '--config=configs/ffhq.py', 2, 'device=accelerator', '--config.device=cpu'),
+]
+
+
+def arguments(tool, text, place):
+  """The words of a row as a command line."""
+  given = {}
+  words = text.replace('PLACE', str(place)).split()
+  if tool is not main:
+    return words
+  given = TRAIN | {'config.data.dir': place / 'digits'}
+  if words[0] == 'OWN':
+    given |= OWN | {'config.data.dir': place / 'grey8'}
+  if words[0] == 'RUN':  # as of the workdir
+    given = {'config': 'configs/default.py', 'config.data.dir': '-'}
+    given |= {f'config.{name}': value for name, value in NETWORK.items()}
+    given |= {'config.g.variant': "{'mapping_lr_mul': 1.0}"}
+  given |= dict(word.lstrip('-').split('=', 1) for word in words if '=' in word)
+  if '--wrkdir' in text:
+    given |= {'workdir': place / 'new'}
+  return [f'--{name}={value}'.replace('PLACE', str(place)) for name, value in given.items()]
+
+
+def name_of(row):
+  tool = row[0].__name__.rpartition('.')[2]
+  return f'{tool} {row[1]}'.replace('PLACE/', '').replace('/', ':')
+
+
+@pytest.mark.parametrize('row', ROWS, ids=name_of)
+def test_bad_input_is_told_in_a_line_and_nothing_is_created(place, monkeypatch, capsys, row):
+  tool, text, code, value, remedy = row
+  monkeypatch.setenv('SG2JAX_CACHE', str(place / 'cache'))
+  monkeypatch.setenv('SG2JAX_WEIGHTS', str(place / 'weights'))
+  before = tree(place)
+  began = time.process_time()
+  with pytest.raises(Exception) as e:
+    call(tool, *arguments(tool, text, place))
+  seconds = time.process_time() - began
+  monkeypatch.setattr(sys, 'argv', ['tool'])
+  with pytest.raises(SystemExit) as end:  # other errors than faults are shown, and don't exit
+    cli.except_hook(e.type, e.value, e.tb)
+  said = capsys.readouterr().err
+  assert end.value.code == code, said
+  assert value.replace('PLACE', str(place)) in said and remedy in said
+  assert len(said.splitlines()) == 1
+  assert seconds < SECONDS
+  assert tree(place) == before
+
+
+# ---- real processes
+
+
+@pytest.mark.parametrize(
+  'devices, words, code, value',
+  [
+    (1, '--config.batch=0', 2, 'batch=0 must be 1 or more'),
+    (3, '', 2, 'batch=8 must be a multiple of the 3 devices; try 6 or 9'),
+  ],
+)
+def test_as_a_user_sees_it(place, tmp_path, devices, words, code, value):
+  flags = [x for x in arguments(main, f'{words} --workdir={tmp_path}/run', place) if x]
+  env = os.environ | {
+    'JAX_PLATFORMS': 'cpu',
+    'XLA_FLAGS': f'--xla_force_host_platform_device_count={devices} {xla_flags()}',
+    'SG2JAX_CACHE': str(tmp_path / 'cache'),
+  }
+  began = time.monotonic()
+  done = subprocess.run(
+    [sys.executable, '-m', 'sg2jax.main', *flags], cwd=ROOT, env=env, capture_output=True, text=True
+  )
+  # Twice as long: the machine may be busy, and Python and JAX start, too.
+  assert time.monotonic() - began < 2 * SECONDS
+  assert done.returncode == code and value in done.stderr and len(done.stderr.splitlines()) == 1
+  assert not done.stdout and not (tmp_path / 'run').exists()
