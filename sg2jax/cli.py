@@ -3,6 +3,7 @@
 from collections.abc import Callable, Collection
 import os
 import pathlib
+import re
 import signal
 import sys
 from types import TracebackType
@@ -87,8 +88,8 @@ def _end_job(how, *args):
     getattr(processes, how)(*args)
 
 
-def parse(argv: list[str]) -> list[str]:
-  """Parses flags. Returns the program's name and what is no flag.
+def parse(argv: list[str], values: flags.FlagValues = flags.FLAGS) -> list[str]:
+  """Parses flags into `values`. Returns the program's name and what is no flag.
 
   Raises UsageError, in one line, for anything: unknown flags, values against a rule, whatever a
   configuration file raises, addresses (gs://...) in any flag or field.
@@ -99,7 +100,7 @@ def parse(argv: list[str]) -> list[str]:
     if not argument.lstrip('-').startswith('beam_options='):
       paths.check_local(argument.partition('=')[2] or argument, argument)
   try:
-    return flags.FLAGS(argv)
+    return values(argv)
   except SystemExit:
     sys.exit(0)  # --help, after which absl exits with 1
   except faults.Fault:
@@ -119,6 +120,9 @@ def _one_line(error: Exception) -> str:
       f'--config has no such field: {name}; configs/default.py has all, and those of networks of '
       'others are set as --config.g.variant="{...}"'
     )
+  # What Python says of texts that are no numbers.
+  text = re.sub(r'invalid literal for int\(\) with base 10: .*', 'must be a whole number', text)
+  text = re.sub(r'could not convert string to float: .*', 'must be a number', text)
   if isinstance(error, OSError):
     text += '; name a file, and run from the folder that holds configs/'
   return ' '.join(text.split())
@@ -154,10 +158,13 @@ def folder(path: str, flag: str = 'out') -> pathlib.Path:
   return place
 
 
-def file(path: str, endings: Collection[str], flag: str = 'out') -> pathlib.Path:
-  """The absolute path of a file to write, with one of the endings. Raises as `folder` does."""
+def file(path: str, endings: Collection[str] = (), flag: str = 'out') -> pathlib.Path:
+  """The absolute path of a file to write, with one of the endings if there are any.
+
+  Raises as `folder` does.
+  """
   place = pathlib.Path(path)
-  if place.suffix not in endings:
+  if endings and place.suffix not in endings:
     problem = f'--{flag}={path}' if path else f'--{flag} is missing; the name of a file'
     raise faults.UsageError(f'{problem} must end in {" or ".join(endings)}')
   whole = folder(str(place.parent), flag) / place.name

@@ -56,13 +56,15 @@ def begin(out: pathlib.Path, settings: dict) -> None:
 
 def command(run: Run, settings: dict) -> list[str]:
   """Command line of a run; it finds configs/ where the user stands, as sg2jax.main does."""
+  start = [sys.executable, '-m', 'sg2jax.main', f'--workdir={run.workdir}']
+  return start + arguments(run, settings)
+
+
+def arguments(run: Run, settings: dict) -> list[str]:
+  """What makes the configuration of a run on its command line."""
   fields = {'seed': run.seed, 'total_kimg': settings['kimg'], **settings['set']}
   return [
-    sys.executable,
-    '-m',
-    'sg2jax.main',
     f'--config=configs/minipaper.py:{run.cell},{settings["resolution"]}',
-    f'--workdir={run.workdir}',
     *[f'--config.{field}={value}' for field, value in fields.items()],
   ]
 

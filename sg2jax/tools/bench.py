@@ -19,13 +19,10 @@ configuration trains on, in the order of training, of so many minibatches. First
 cache is emptied of the data set; only if it has that many images), then once more from memory.
 """
 
-import json
-import pathlib
-
 from absl import flags
 import jax
 
-from sg2jax import checks, cli, files
+from sg2jax import checks, cli
 from sg2jax.lab import bench, bench_input
 from sg2jax.tools import flags as shared
 
@@ -35,7 +32,7 @@ def define_flags() -> None:
   shared.define_config()
   flags.DEFINE_integer('rounds', 10, 'Timed runs of each step, or minibatches.', lower_bound=1)
   flags.DEFINE_bool('input', False, 'Times reading of the data set instead of training.')
-  flags.DEFINE_string('json', None, 'File to write the figures to.')
+  shared.define_json()
 
 
 def main(_: list[str]) -> None:
@@ -52,8 +49,7 @@ def main(_: list[str]) -> None:
   else:
     result = bench.measure(config, args.rounds)
     print(bench.table(config, result))
-  if args.json:
-    files.write_atomic(pathlib.Path(args.json), json.dumps(result, indent=1) + '\n')
+  shared.write_json(result)
 
 
 if __name__ == '__main__':

@@ -9,6 +9,7 @@ line of it: the flag, its value, the rule.
 """
 
 from collections.abc import Callable
+import json
 import math
 import pathlib
 import re
@@ -17,7 +18,7 @@ from absl import flags
 from ml_collections.config_flags import config_flags
 import numpy as np
 
-from sg2jax import cli, inputs, pretrained, processes
+from sg2jax import cli, files, inputs, pretrained, processes
 from sg2jax.faults import UsageError
 from sg2jax.models.layers import NOISE_MODES
 from sg2jax.sampler import Sampler
@@ -70,13 +71,40 @@ class _ConfigParser(config_flags.ConfigFileFlagParser):
 
 def define_config() -> None:
   """--config=FILE, with --config.FIELD=VALUE for any of its fields."""
-  config_flags.DEFINE_config_file('config', None, 'Configuration; any field: --config.FIELD=VALUE.')
-  flags.FLAGS['config'].parser = _ConfigParser('config')
+  _define_config(flags.FLAGS)
   define_required('config', 'name a file, as in --config=configs/quickstart.py')
   # Of a file that can't be read, ml_collections raises only now, as one of its fields is asked for.
   flags.register_validator(
     'config', lambda config: hasattr(config, 'batch'), 'get_config() must return a ConfigDict'
   )
+
+
+def _define_config(values, argv=None):
+  what = 'Configuration; any field: --config.FIELD=VALUE.'
+  config_flags.DEFINE_config_file('config', None, what, values, sys_argv=argv)
+  values['config'].parser = _ConfigParser('config')
+
+
+def configuration(arguments: list[str]) -> object:
+  """The configuration that --config=FILE and --config.FIELD=VALUE make, on another command line."""
+  values = flags.FlagValues()
+  argv = ['', *arguments]
+  _define_config(values, argv)
+  cli.parse(argv, values)
+  return values.config
+
+
+def define_json() -> None:
+  """--json, a file for figures, which `write_json` writes."""
+  flags.DEFINE_string('json', None, 'File to write the figures to.')
+  # Before the work, which may take long.
+  flags.register_validator('json', lambda path: not path or cli.file(path, flag='json'))
+
+
+def write_json(figures: object) -> None:
+  """Writes --json, if it is given."""
+  if path := flags.FLAGS.json:
+    files.write_atomic(cli.file(path, flag='json'), json.dumps(figures, indent=1) + '\n')
 
 
 def define_processes() -> None:

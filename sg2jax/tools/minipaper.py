@@ -16,7 +16,7 @@ import re
 from absl import flags
 import jax
 
-from sg2jax import cli, faults
+from sg2jax import checks, cli, faults
 from sg2jax.lab import minipaper, tables
 from sg2jax.signals import Stop
 from sg2jax.tools import flags as shared
@@ -61,6 +61,8 @@ def main(_: list[str]) -> None:
   runs = minipaper.plan(out, args.cells, args.seeds)
   fields = dict(pair.split('=', 1) for pair in args.set)
   settings = {'kimg': args.kimg, 'resolution': args.resolution, 'set': fields}
+  for run in runs[: len(set(args.cells))]:  # the first seed of each
+    checks.check(shared.configuration(minipaper.arguments(run, settings)))
   minipaper.begin(out, settings)
   # Of this process, which measures; the accelerator is for training.
   jax.config.update('jax_platforms', 'cpu')

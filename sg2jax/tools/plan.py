@@ -23,12 +23,9 @@ All but local need compilers: pip install -r requirements-plan.txt.
 Networks that grow are planned as in their last stage, where a run spends most of its time.
 """
 
-import json
-import pathlib
-
 from absl import flags
 
-from sg2jax import checks, cli, files
+from sg2jax import checks, cli
 from sg2jax.planning import devices, plan
 from sg2jax.tools import flags as shared
 
@@ -42,7 +39,7 @@ def define_flags() -> None:
   flags.DEFINE_bool(
     'largest', False, 'Look for the largest batch and microbatch that fit; compiles about 25 more.'
   )
-  flags.DEFINE_string('json', None, 'File to write the figures to.')
+  shared.define_json()
 
 
 def main(_: list[str]) -> None:
@@ -56,8 +53,7 @@ def main(_: list[str]) -> None:
   checks.check_devices(config, found)
   result = plan.make(config, target, found, args.largest, lambda line: print(line, flush=True))
   print(f'\n{plan.table(config, result)}')
-  if args.json:
-    files.write_atomic(pathlib.Path(args.json), json.dumps(result, indent=1) + '\n')
+  shared.write_json(result)
 
 
 if __name__ == '__main__':
