@@ -90,6 +90,10 @@ def check(config: Config) -> None:
     "data.dir='' names no data set: give the directory that `python -m sg2jax.tools.prepare` "
     'wrote, or --config.data.name=digits',
   )
+  _need(
+    all(isinstance(name, str) for name in config.metrics),
+    f"metrics={config.metrics} must be names, such as ('fid50k_full',)",
+  )
   _check_growth(config, sizes)
   _check_batches(config)
   _check_profile(config)

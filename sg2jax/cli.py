@@ -120,9 +120,10 @@ def _one_line(error: Exception) -> str:
       f'--config has no such field: {name}; configs/default.py has all, and those of networks of '
       'others are set as --config.g.variant="{...}"'
     )
-  # What Python says of texts that are no numbers.
+  # What Python and absl say of texts that are something else.
   text = re.sub(r'invalid literal for int\(\) with base 10: .*', 'must be a whole number', text)
   text = re.sub(r'could not convert string to float: .*', 'must be a number', text)
+  text = re.sub(r"\('Non-boolean argument to boolean flag', .*\)", 'must be True or False', text)
   if isinstance(error, OSError):
     text += '; name a file, and run from the folder that holds configs/'
   return ' '.join(text.split())

@@ -79,7 +79,9 @@ def read_network(path: str | pathlib.Path) -> Imported:
     state = _float32(imported.state, imported.report)
     labels = _labels(document, imported.config['c_dim'])
   except OSError as e:
-    raise WeightsError(f'cannot read {e.filename or path}: {e.strerror or e}') from e
+    raise WeightsError(
+      f'cannot read {e.filename or path}: {e.strerror or e}; name a network file that is there'
+    ) from e
   # Strangers' files make numpy, safetensors, flax and jax raise all sorts of errors.
   except Exception as e:
     reason = str(e) if type(e) is ValueError else f'it is malformed ({type(e).__name__}: {e})'

@@ -217,9 +217,17 @@ class Checkpoints:
 
 
 def begun(workdir: str | os.PathLike) -> bool:
-  """Whether `workdir` holds a checkpoint, be it a damaged one; half-written ones don't count."""
+  """Whether `workdir` holds a checkpoint, be it a damaged one; half-written ones don't count.
+
+  Raises:
+    CheckpointError: the newest is of a newer format; before a run writes anything.
+  """
   shelf = _shelf(workdir)
-  return bool(shelf.steps() or shelf.set_aside_before())
+  steps = shelf.steps()
+  if steps:
+    with contextlib.suppress(Damaged):
+      shelf.manifest(str(steps[-1]))
+  return bool(steps or shelf.set_aside_before())
 
 
 @contextlib.contextmanager

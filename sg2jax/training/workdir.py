@@ -52,8 +52,9 @@ def workdir_path(workdir: str | os.PathLike) -> pathlib.Path:
   """The workdir as a path. Raises UsageError for a file, an address and a name that isn't UTF-8."""
   paths.check_local(workdir, f'--workdir={workdir}')
   paths.check_name(workdir, f'--workdir={workdir}')
-  if os.path.exists(workdir) and not os.path.isdir(workdir):
-    raise UsageError(f'--workdir={workdir} is a file; name a directory')
+  there = paths.nearest(pathlib.Path(workdir).absolute())
+  if not there.is_dir():
+    raise UsageError(f'--workdir={workdir}: {there} is a file; name a directory')
   return pathlib.Path(workdir)
 
 
