@@ -8,6 +8,7 @@ import pytest
 from sg2jax.training import snapshot
 from sg2jax.training.health import LEAST, Health
 from sg2jax.training.report import Report
+from tests.runs import finish, start
 
 # a tick of the quickstart
 HEALTHY = {
@@ -52,7 +53,8 @@ def test_what_grows_slowly_or_begins_high_runs_not_away():
   health = Health()
   for tick in range(40):
     assert health.look(HEALTHY | {'grad_norm_d': 1.5**tick, 'grad_norm_g': 1e4 * 0.9**tick}) == []
-  assert Health().look(HEALTHY | {'pl_length': 1e6}) == []
+  young = Health()
+  assert young.look(HEALTHY) == young.look(HEALTHY | {'pl_length': 1e6}) == []
 
 
 def test_all_alike_and_as_diverse_as_reals(rng=np.random.default_rng(0)):
@@ -72,3 +74,19 @@ def test_the_report_says_it_below_the_tick(tmp_path, capsys):
   assert [line.split()[0] for line in lines] == ['tick', 'tick', 'warning:', 'tick']
   rows = [json.loads(line) for line in (tmp_path / 'metrics.jsonl').read_text().splitlines()]
   assert [row['diversity'] for row in rows] == [0, 0, 0]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+  'fields, says',
+  [
+    ({}, None),
+    ({'opt.g_lr': 0.25, 'opt.d_lr': 0.25}, 'the logits of D run away'),
+    ({'d.clamp': 1e-30}, 'no gradient reaches G'),  # D is constant
+  ],
+)
+def test_runs_that_break_warn_and_others_do_not(home, tmp_path, fields, says):
+  out, _ = finish(start(home, tmp_path, **fields, total_kimg=1.6, tick_kimg=0.16))
+  warnings = [line for line in out.splitlines() if line.startswith('warning: ')]
+  assert len([line for line in warnings if says and says in line]) == bool(says), out
+  assert says or not warnings

@@ -56,6 +56,7 @@ def whole(home, tmp_path_factory):
 
 def test_run_leaves_what_scripts_rely_on(whole):
   workdir, out = whole
+  assert 'warning: ' not in out
   assert '8x12x1, 10 label components' in out and 'img/s' in out and 'compiled in' in out
   lines = log(workdir)
   assert [line['step'] for line in lines if 'swd' in line] == list(range(0, LAST + 1, 4))

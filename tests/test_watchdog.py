@@ -3,7 +3,6 @@
 import contextlib
 import os
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -15,7 +14,7 @@ import pytest
 from sg2jax import peers
 from sg2jax.training import watchdog
 from sg2jax.training.watchdog import Watchdog
-from tests.runs import ROOT
+from tests.runs import ROOT, job
 
 # ---- one process
 
@@ -80,13 +79,15 @@ def test_what_moves_or_has_no_limit_does_not_hang(barks):
 
 def test_a_process_that_was_stopped_did_not_hang(barks, monkeypatch):
   """The clock jumps by an hour between two looks, as after Ctrl-Z and fg."""
-  clock = types.SimpleNamespace(monotonic=lambda: 3600 * next(ticks))
-  ticks = iter(range(10**6))
+  slept = []
+  clock = types.SimpleNamespace(monotonic=lambda: time.monotonic() + sum(slept))
   monkeypatch.setattr(watchdog, 'time', clock)
-  with Watchdog(1) as dog:
+  with Watchdog(2) as dog:
     dog.at(watchdog.COMPUTING, 0)
-    time.sleep(0.4)
-  assert next(ticks) >= 2 and not barks
+    time.sleep(0.7)
+    slept.append(3600)
+    time.sleep(0.7)
+  assert not barks
 
 
 def test_no_dog_no_thread_and_one_that_costs_nothing(barks):
@@ -225,18 +226,11 @@ cli.run(main, positional=1)
 
 
 @contextlib.contextmanager
-def job(count, *args):
+def running(count, *args):
   """So many processes, all of them running."""
-  with socket.socket() as s:
-    s.bind(('localhost', 0))
-    port = s.getsockname()[1]
-  env = {
-    'JAX_COORDINATOR_ADDRESS': f'localhost:{port}',
-    'JAX_NUM_PROCESSES': count,
-    'XLA_FLAGS': '',
-  }
   found = [
-    python(JOB, '--heartbeat_seconds=2', *args, **env, JAX_PROCESS_ID=i) for i in range(count)
+    python(JOB, '--heartbeat_seconds=2', *args, **variables, XLA_FLAGS='')
+    for variables in job(count)
   ]
   try:
     for x in found:
@@ -253,7 +247,7 @@ def job(count, *args):
   'count, lost, number', [(3, 1, signal.SIGKILL), (2, 0, signal.SIGKILL), (2, 0, signal.SIGSTOP)]
 )
 def test_a_process_that_is_killed_or_stopped_ends_the_others(count, lost, number):
-  with job(count) as processes:
+  with running(count) as processes:
     processes[lost].send_signal(number)
     began = time.monotonic()
     for index, process in enumerate(processes):
@@ -267,7 +261,7 @@ def test_a_process_that_is_killed_or_stopped_ends_the_others(count, lost, number
 
 
 def test_a_process_that_ends_with_an_error_of_its_own_ends_the_others():
-  with job(2, 'fault') as processes:
+  with running(2, 'fault') as processes:
     _, err = processes[0].communicate(timeout=20)
     assert processes[0].returncode == 76, err
     line = err.splitlines()[-1]
