@@ -53,7 +53,7 @@ def main(argv: list[str]) -> None:
     print(f'{step:6.0f}  {size:7.1f} MB')
   found = slope(points)
   print(f'{found:+.2f} MB in 1,000 minibatches, of {steps}; the limit is {LIMIT:g}')
-  sys.exit(found >= LIMIT)
+  sys.exit(bool(found >= LIMIT))
 
 
 if __name__ == '__main__':
