@@ -6,9 +6,9 @@ asks anew, tries again what may pass, and raises OSError with a line for people,
 above treats a bucket as it treats a disk.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+import contextlib
 import errno
-import importlib
 import os
 import pathlib
 import re
@@ -23,7 +23,7 @@ PACKAGES = {'gs': 'gcs', 'gcs': 'gcs', 's3': 's3', 's3a': 's3'}  # scheme: extra
 READ_ONLY = ('http', 'https', 'ftp', 'data', 'github', 'git', 'zip', 'tar')
 # Seconds before another attempt. The libraries of the stores try again by themselves what they know
 # to pass, gcsfs for half a minute; this is for what they don't, and for a somewhat longer failure.
-WAITS = (1, 5)
+WAITS = (1,)
 _FINAL = (FileNotFoundError, FileExistsError, IsADirectoryError, NotADirectoryError)
 _WRONG = (PermissionError, NotImplementedError, ValueError, TypeError, AttributeError)
 
@@ -38,9 +38,8 @@ class Address:
   There are no folders: nothing has to be made, and one without objects isn't there.
   """
 
-  def __init__(self, store: Any, scheme: str, path: pathlib.PurePosixPath) -> None:
-    """store: fsspec's filesystem; path: what follows SCHEME://."""
-    self._store = store
+  def __init__(self, scheme: str, path: pathlib.PurePosixPath) -> None:
+    """path: what follows SCHEME://. Nothing is asked, and nobody logs in, before it is used."""
     self._scheme = scheme
     self._path = path
 
@@ -59,7 +58,7 @@ class Address:
     return hash(str(self))
 
   def _at(self, path):
-    return Address(self._store, self._scheme, path)
+    return Address(self._scheme, path)
 
   def __truediv__(self, name: str) -> 'Address':
     return self._at(self._path / name)
@@ -68,6 +67,11 @@ class Address:
   def name(self) -> str:
     """The last part."""
     return self._path.name
+
+  @property
+  def parts(self) -> tuple[str, ...]:
+    """Bucket and names."""
+    return self._path.parts
 
   @property
   def suffix(self) -> str:
@@ -101,7 +105,7 @@ class Address:
   def details(self) -> dict[str, Any] | None:
     """What the store says of an object, with `size` and `type`; None: there is none."""
     try:
-      return self._ask(self._store.info, str(self))
+      return self._ask('info', str(self))
     except FileNotFoundError:
       return None
 
@@ -124,7 +128,7 @@ class Address:
   def listing(self) -> dict[str, dict[str, Any]]:
     """{name: `details`} of `iterdir`; empty if there is nothing."""
     try:
-      entries = self._ask(self._store.ls, str(self), detail=True)
+      entries = self._ask('ls', str(self), detail=True)
     except FileNotFoundError:
       return {}
     names = [entry['name'].rstrip('/').rpartition('/')[2] for entry in entries]
@@ -133,8 +137,8 @@ class Address:
 
   def objects(self) -> dict[str, dict[str, Any]]:
     """{name below it, with slashes: `details`} of all objects below it."""
-    entries = self._ask(self._store.find, str(self), detail=True)
-    root = str(self._store._strip_protocol(str(self))).rstrip('/') + '/'
+    entries = self._ask('find', str(self), detail=True)
+    root = str(_store(self._scheme)._strip_protocol(str(self))).rstrip('/') + '/'
     return {
       name.removeprefix(root): entry for name, entry in entries.items() if name.startswith(root)
     }
@@ -143,7 +147,7 @@ class Address:
 
   def read_bytes(self) -> bytes:
     """An object."""
-    return self._ask(self._store.cat_file, str(self))
+    return self._ask('cat_file', str(self))
 
   def read_text(self, encoding: str = 'utf-8') -> str:
     """An object as text."""
@@ -155,37 +159,43 @@ class Address:
     is_new: raises FileExistsError if there is one; only some stores decide that at one moment.
     """
     mode = {'mode': 'create'} if is_new else {}
-    self._ask(self._store.pipe_file, str(self), data, **mode)
+    self._ask('pipe_file', str(self), data, **mode)
 
   def upload(self, file: pathlib.Path) -> None:
     """Puts a file of this machine as this object."""
-    self._ask(self._store.put_file, str(file), str(self))
+    self._ask('put_file', str(file), str(self))
 
   def download(self, file: pathlib.Path) -> None:
     """Writes the object to a file of this machine, whose folder is there."""
-    self._ask(self._store.get_file, str(self), str(file))
+    self._ask('get_file', str(self), str(file))
 
   def copy(self, target: 'Address') -> None:
     """Copies the object within its store."""
-    self._ask(self._store.cp_file, str(self), str(target))
+    self._ask('cp_file', str(self), str(target))
 
   def unlink(self, missing_ok: bool = False) -> None:
     """Deletes the object."""
     try:
-      self._ask(self._store.rm_file, str(self))
+      self._ask('rm_file', str(self))
     except FileNotFoundError:
       if not missing_ok:
         raise
 
+  def remove_all(self) -> None:
+    """Deletes all below it; in no order, and not at one moment."""
+    with contextlib.suppress(FileNotFoundError):
+      self._ask('rm', str(self), recursive=True)
+
   def mkdir(self, parents: bool = False, exist_ok: bool = False) -> None:
     """Nothing: there are no folders."""
 
-  def _ask(self, call: Callable, *args: Any, **options: Any) -> Any:
-    """A call of the store. Raises StoreError, or one of _FINAL."""
+  def _ask(self, method: str, *args: Any, **options: Any) -> Any:
+    """Calls a method of the store. Raises StoreError, or one of _FINAL."""
     for wait in (*WAITS, None):
       try:
-        self._store.invalidate_cache()
-        return call(*args, **options)
+        store = _store(self._scheme)
+        store.invalidate_cache()
+        return getattr(store, method)(*args, **options)
       except _FINAL:
         raise
       except Exception as e:  # each library has its own, and that of HTTP, and that of sockets
@@ -240,26 +250,33 @@ def parse(text: str, said: str = '') -> Address:
   path = re.sub('/+', '/', path).strip('/')
   if '..' in path.split('/'):
     raise faults.UsageError(f'{said}: no address has .. in it; give the whole one')
-  return Address(_store(scheme, said), scheme, pathlib.PurePosixPath(path))
+  _check_scheme(scheme, said)
+  return Address(scheme, pathlib.PurePosixPath(path))
 
 
-def _store(scheme, said):
-  # gcsfs asks by gRPC what kind of bucket each is, which needs permissions of its own and fails in
-  # other ways than all else; that is for kinds of buckets that need it, and can be set by users.
-  os.environ.setdefault('GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT', 'false')
+def _check_scheme(scheme, said):
+  """Raises UsageError if no package is there for a scheme."""
   extra = PACKAGES.get(scheme)
   remedy = f'pip install "sg2jax[{extra}]"' if extra else 'pip install the package named there'
   try:
-    fsspec = importlib.import_module('fsspec')
-    return fsspec.filesystem(scheme, use_listings_cache=False)
+    _fsspec().get_filesystem_class(scheme)
   except ImportError as e:
     raise faults.UsageError(f'{said}: {e}; {remedy}') from e
   except ValueError as e:
     raise faults.UsageError(
       f'{said}: {e}; gs:// and s3:// are known, and what fsspec has packages for'
     ) from e
-  except Exception as e:  # of credentials: each library has its own
-    raise faults.UsageError(
-      f'{said}: {" ".join(str(e).split())[:300]}; log in, as with gcloud auth application-default '
-      'login, or aws configure'
-    ) from e
+
+
+def _fsspec():
+  # gcsfs asks by gRPC what kind of bucket each is, which needs permissions of its own and fails in
+  # other ways than all else; that is for kinds of buckets that need it, and can be set by users.
+  os.environ.setdefault('GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT', 'false')
+  import fsspec  # here, because it takes time, and who has no bucket does without
+
+  return fsspec
+
+
+def _store(scheme):
+  """fsspec's file system, one for the process; it logs in when it is made."""
+  return _fsspec().filesystem(scheme, use_listings_cache=False)

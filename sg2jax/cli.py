@@ -10,7 +10,21 @@ from types import TracebackType
 
 from absl import app, flags, logging
 
-from sg2jax import faults, paths, peers
+from sg2jax import faults, files, paths, peers
+from sg2jax.addresses import Address
+
+# Flags and fields that may name an address (gs://...), if the tool has it so.
+ADDRESSES = (
+  'workdir',
+  'checkpoint',
+  'out',
+  'sheet',
+  'data',
+  'holdout',
+  'replay',
+  'config.data.dir',
+  'config.init_from',
+)
 
 flags.DEFINE_bool('debug', False, 'Show the traceback of an expected error.')
 
@@ -92,13 +106,14 @@ def parse(argv: list[str], values: flags.FlagValues = flags.FLAGS) -> list[str]:
   """Parses flags into `values`. Returns the program's name and what is no flag.
 
   Raises UsageError, in one line, for anything: unknown flags, values against a rule, whatever a
-  configuration file raises, addresses (gs://...) in any flag or field.
+  configuration file raises, and addresses (gs://...) where only a disk will do.
   """
-  for argument in argv[1:]:
-    # A path library makes gs:/b of gs://b, and a folder gs: where the user stands. What is Beam's
-    # may be an address: it is Beam that reads it.
-    if not argument.lstrip('-').startswith('beam_options='):
-      paths.check_local(argument.partition('=')[2] or argument, argument)
+  for name, value, argument in _arguments(argv[1:]):
+    # A path library makes gs:/b of gs://b, and a folder gs: where the user stands.
+    if name in ADDRESSES:
+      paths.place(value, argument)
+    elif name != 'beam_options':  # what is Beam's may be an address: it is Beam that reads it
+      paths.check_local(value, argument)
   try:
     return values(argv)
   except SystemExit:
@@ -107,6 +122,18 @@ def parse(argv: list[str], values: flags.FlagValues = flags.FLAGS) -> list[str]:
     raise
   except Exception as e:
     raise faults.UsageError(_one_line(e)) from e
+
+
+def _arguments(argv):
+  """(name, value, as it is written) of --NAME=VALUE and --NAME VALUE, and of what is no flag."""
+  before = ''
+  for argument in argv:
+    name, separator, value = argument.lstrip('-').partition('=')
+    if separator:
+      yield name, value, argument
+    elif not argument.startswith('-'):
+      yield before, argument, argument
+    before = '' if separator else name
 
 
 def _one_line(error: Exception) -> str:
@@ -141,12 +168,19 @@ def choice(argv: list[str], name: str, choices: Collection[str], default: str = 
   return chosen
 
 
-def folder(path: str, flag: str = 'out') -> pathlib.Path:
+def folder(path: str | paths.Path, flag: str = 'out', anywhere: bool = False) -> paths.Path:
   """The absolute path of a folder to write to, there or not.
+
+  anywhere: it may be an address.
 
   Raises UsageError or WriteError now, rather than after the work, if nothing can be written.
   """
-  place = pathlib.Path(path).expanduser().absolute()
+  if not anywhere:
+    paths.check_local(path, f'--{flag}={path}')
+  place = paths.place(path, f'--{flag}={path}').absolute()
+  if isinstance(place, Address):
+    _try_to_write(place)
+    return place
   there = paths.nearest(place)
   if not there.is_dir():
     raise faults.UsageError(f'--{flag}={path}: {there} is a file; name a folder')
@@ -159,16 +193,28 @@ def folder(path: str, flag: str = 'out') -> pathlib.Path:
   return place
 
 
-def file(path: str, endings: Collection[str] = (), flag: str = 'out') -> pathlib.Path:
+def _try_to_write(place):
+  """Puts an object below an address, and deletes it again."""
+  trial = place / f'.trial-{os.getpid()}'
+  with files.writing(place):
+    trial.write_bytes(b'')
+    trial.unlink(missing_ok=True)
+
+
+def file(
+  path: str, endings: Collection[str] = (), flag: str = 'out', anywhere: bool = False
+) -> paths.Path:
   """The absolute path of a file to write, with one of the endings if there are any.
 
-  Raises as `folder` does.
+  As `folder` otherwise.
   """
-  place = pathlib.Path(path)
+  if not anywhere:
+    paths.check_local(path, f'--{flag}={path}')
+  place = paths.place(path, f'--{flag}={path}')
   if endings and place.suffix not in endings:
     problem = f'--{flag}={path}' if path else f'--{flag} is missing; the name of a file'
     raise faults.UsageError(f'{problem} must end in {" or ".join(endings)}')
-  whole = folder(str(place.parent), flag) / place.name
+  whole = folder(place.parent, flag, anywhere) / place.name
   if whole.is_dir():
     raise faults.UsageError(f'--{flag}={path} is a folder; name a file')
   return whole

@@ -85,8 +85,7 @@ def remove_tree(folder: paths.Path) -> None:
     shutil.rmtree(folder, ignore_errors=True)
     return
   with contextlib.suppress(OSError):
-    for name in folder.objects():
-      (folder / name).unlink(missing_ok=True)
+    folder.remove_all()
 
 
 def free_bytes(path: str | os.PathLike) -> int:

@@ -3,8 +3,6 @@
 python -m sg2jax.main --config=configs/quickstart.py --workdir=DIR
 """
 
-import os
-
 from absl import flags
 
 from sg2jax import cli
@@ -33,7 +31,7 @@ def main(_: list[str]) -> None:
   if args.replay:
     nonfinite.replay(args.config, args.replay)
   else:
-    train(args.config, os.path.expanduser(args.workdir))
+    train(args.config, args.workdir)
 
 
 if __name__ == '__main__':

@@ -14,7 +14,6 @@ import hashlib
 import json
 import math
 import os
-import pathlib
 from typing import Any, NamedTuple
 
 import jax
@@ -22,7 +21,7 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 import numpy as np
 
-from sg2jax import build, inputs, paths, sharding
+from sg2jax import build, files, inputs, paths, processes, sharding
 from sg2jax.data.labels import FILE, Labels
 from sg2jax.faults import CheckpointError, UsageError
 from sg2jax.keys import purpose_key
@@ -44,7 +43,7 @@ class Sampler(NamedTuple):
   them of ws.
   """
 
-  workdir: pathlib.Path  # of its run
+  workdir: paths.Path  # of its run
   config: ConfigDict  # of its run, with `c_dim`
   step: int
   nimg: int
@@ -208,18 +207,20 @@ class Sampler(NamedTuple):
 def load(path: str | os.PathLike) -> Sampler:
   """The Sampler in a checkpoint: a workdir, whose newest counts, or one step of it.
 
-  Raises: CheckpointError as `checkpoint.load` and `read_labels` do; UsageError for an address, such
-    as gs://..., and for a path that isn't UTF-8.
+  Raises: CheckpointError as `checkpoint.load` and `read_labels` do; UsageError for a path that
+    isn't UTF-8, and an address that can't be read.
   """
-  paths.check_local(path)
+  path = paths.place(path)
   state, config = checkpoint.load(path)
-  net = from_state(_workdir(path), config, state, read_labels(path, config['c_dim']))
+  workdir, labels = processes.agreed(partial(_look_around, path, config['c_dim']))
+  labels = Labels.from_json(labels) if labels else None
+  net = from_state(paths.place(workdir), config, state, labels)
   # once, instead of at every call
   return net._replace(variables=jax.device_put(net.variables))
 
 
 def from_state(
-  workdir: pathlib.Path,
+  workdir: paths.Path,
   config: ConfigDict | dict,
   state: TrainState | dict,
   labels: Labels | None = None,
@@ -261,8 +262,9 @@ def read_labels(path: str | os.PathLike, c_dim: int) -> Labels | None:
   Raises: CheckpointError: they can't be read, or are of another run.
   """
   # that of a step first: it may have been copied from a run with other classes
-  places = [folder / FILE for folder in (pathlib.Path(path).expanduser(), _workdir(path))]
-  file = next((place for place in places if place.exists()), None)
+  with files.reading(path):
+    places = [folder / FILE for folder in (paths.place(path), _workdir(path))]
+    file = next((place for place in places if place.exists()), None)
   if not c_dim or not file:
     return None
   try:
@@ -277,9 +279,16 @@ def read_labels(path: str | os.PathLike, c_dim: int) -> Labels | None:
   return labels
 
 
+def _look_around(path, c_dim):
+  """The workdir and the labels of what is at a path, as JSON values."""
+  labels = read_labels(path, c_dim)
+  with files.reading(path):
+    return str(_workdir(path)), labels.to_json() if labels else None
+
+
 def _workdir(path):
   """The workdir of a workdir, or of one step; the folder of a step that was copied elsewhere."""
-  path = pathlib.Path(path).expanduser().absolute()
+  path = paths.place(path).absolute()
   return next((p for p in (path, *path.parents[:2]) if (p / 'checkpoints').is_dir()), path.parent)
 
 

@@ -1,7 +1,6 @@
 """The command line: what is refused before any work, odd terminals, folders for the cache."""
 
 import os
-import pathlib
 import pwd
 import subprocess
 import sys
@@ -11,7 +10,6 @@ import types
 from absl import flags
 import pytest
 
-import sg2jax
 from sg2jax import cli, faults, paths, pretrained
 from sg2jax.faults import UsageError
 from sg2jax.tools import flags as shared
@@ -65,11 +63,8 @@ ADDRESSES = [
 @pytest.mark.parametrize('address', ADDRESSES)
 def test_addresses_are_no_paths(address):
   for given in (address, f'inception={address}', f'a,{address}', address.encode()):
-    with pytest.raises(UsageError, match=r'--flag: .* mount it as a folder \(gcsfuse'):
+    with pytest.raises(UsageError, match=r'--flag: .* mount the bucket \(gcsfuse'):
       paths.check_local(given, '--flag')
-  for given in (address, pathlib.Path(address)) if '+' not in address else (address,):
-    with pytest.raises(UsageError, match='copy it to a disk'):
-      sg2jax.load(given)
 
 
 @pytest.mark.parametrize(
@@ -103,7 +98,7 @@ def parse(*args):
     (['--weights=inception=s3://b/x'], '--weights=inception=s3://b/x'),
     (['hdfs://x'], 'hdfs://x'),
     (['--config=gs://b/c.py'], '--config=gs://b/c.py'),
-    (['--config=configs/custom.py:64', '--config.data.dir=gs://b/x'], '--config.data.dir=gs://b/x'),
+    (['--config=configs/custom.py:64', '--config.data.dir=gs:/b/x'], '--config.data.dir=gs:/b/x'),
     (['--out=~nobody-here/x'], '--out=~nobody-here/x: the home folder ~nobody-here is unknown'),
   ],
 )

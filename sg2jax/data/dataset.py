@@ -12,7 +12,7 @@ import tensorflow_datasets as tfds
 from tensorflow_datasets.proto import tf_example_pb2
 
 from sg2jax import paths
-from sg2jax.data import digits, records
+from sg2jax.data import digits, records, remote
 from sg2jax.data.labels import FILE, Labels
 from sg2jax.faults import DatasetError
 
@@ -190,11 +190,23 @@ def _first_line(error: Exception) -> str:
 
 def open_source(name: str, data_dir: str, resolution: tuple[int, int], labels: bool) -> Source:
   """Opens a data set; the arguments and what it raises are those of `pipeline.load`."""
+  if paths.is_address(data_dir):
+    data_dir = _downloaded(name, paths.place(data_dir, f'data.dir={data_dir}'))
+    name = ''
   builder = _find(name, data_dir, resolution)
   try:
     return Source(builder, labels)
   except (OSError, RuntimeError, ValueError) as e:  # TFDS or array_record on damaged files
     raise DatasetError(f'{builder.data_path}: unreadable ({e}); delete it and make it again') from e
+
+
+def _downloaded(name, place):
+  """The folder that the data set at an address, or that of the name below it, was copied to."""
+  try:
+    is_above = name and not (place / records.INFO).exists()
+  except OSError as e:
+    raise DatasetError(f'data.dir={place} can not be read: {e.strerror or e}') from e
+  return str(remote.local(place / name if is_above else place))
 
 
 def _find(name: str, data_dir: str, resolution: tuple[int, int]) -> tfds.core.DatasetBuilder:

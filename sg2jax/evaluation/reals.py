@@ -3,7 +3,7 @@
 import pathlib
 from typing import Any
 
-from sg2jax import build, data
+from sg2jax import build, data, paths
 from sg2jax.data.labels import Labels
 from sg2jax.faults import DatasetError, UsageError
 from sg2jax.sampler import Sampler
@@ -22,7 +22,8 @@ def load(net: Sampler, named: str = '', labels: bool = True) -> Any:
     raise UsageError(
       f'{net.workdir} was imported and names no data set; name one, as in --data=DATA/mine'
     )
-  if named.startswith(('/', '.', '~')) or named and pathlib.Path(named).exists():
+  is_place = named.startswith(('/', '.', '~')) or paths.is_address(named)
+  if is_place or named and pathlib.Path(named).exists():
     name = ''
     folder = named
   source = data.load(

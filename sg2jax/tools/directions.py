@@ -29,7 +29,7 @@ SAMPLES = 50_000  # w, of which the directions and their standard deviations are
 def define_flags() -> None:
   """The command line."""
   shared.define_checkpoint()
-  shared.define_out('directions')
+  shared.define_out('directions', anywhere=True)
   flags.DEFINE_string(
     'layers', '', 'First and last of the ws that are moved, such as 0-3; default: all.'
   )
@@ -56,7 +56,7 @@ def main(argv: list[str]) -> None:
   w_dim = net.generator.mapping.w_dim
   if asked.count > w_dim:
     raise UsageError(f'--count={asked.count} must be at most {w_dim}, the dimensions of w')
-  out = shared.out_folder(net, 'directions')
+  out = shared.out_folder(net, 'directions', anywhere=True)
 
   # ---- directions, and the image moved along each
   # of seed 0 whatever --seed is: the same network has the same directions

@@ -34,7 +34,7 @@ def define_flags() -> None:
     'holdout', '', 'Folder of a data set that was not trained on, for nn and pixelnn.'
   )
   shared.define_weights('inception=FILE')
-  shared.define_out('evaluation')
+  shared.define_out('evaluation', anywhere=True)
   shared.define_seed('Of latents, labels, noise and subsets; default: that of the run.', None)
   shared.define_batch()
 
@@ -53,7 +53,7 @@ def main(_: list[str]) -> None:
     net,
     reals.load(net, args.data),
     sharding.make_mesh(),
-    shared.out_folder(net, 'evaluation'),
+    shared.out_folder(net, 'evaluation', anywhere=True),
     net.config.seed if args.seed is None else args.seed,
     args.batch,
     reals.load(net, args.holdout, labels=False) if args.holdout else None,

@@ -21,7 +21,7 @@ import pathlib
 
 from absl import flags
 
-from sg2jax import cli, sampler
+from sg2jax import cli, paths, sampler
 from sg2jax.faults import UsageError
 from sg2jax.files import write_atomic
 from sg2jax.interop import write
@@ -42,7 +42,7 @@ def define_flags() -> None:
 def main(_: list[str]) -> None:
   """Reads, converts, writes."""
   args = flags.FLAGS
-  run = pathlib.Path(args.checkpoint).expanduser().absolute()
+  run = paths.place(args.checkpoint).absolute()
   # Before the weights are read, which may take minutes.
   path = destination(args.dest, run.name, SUFFIXES[args.format])
   state, config = checkpoint.load(args.checkpoint)

@@ -11,14 +11,13 @@ line of it: the flag, its value, the rule.
 from collections.abc import Callable
 import json
 import math
-import pathlib
 import re
 
 from absl import flags
 from ml_collections.config_flags import config_flags
 import numpy as np
 
-from sg2jax import cli, files, inputs, pretrained, processes
+from sg2jax import cli, files, inputs, paths, pretrained, processes
 from sg2jax.faults import UsageError
 from sg2jax.models.layers import NOISE_MODES
 from sg2jax.sampler import Sampler
@@ -133,16 +132,20 @@ def define_checkpoint() -> None:
   define_required('checkpoint', 'name a workdir, as in --checkpoint=runs/quickstart')
 
 
-def define_out(name: str) -> None:
-  """--out, the folder of results; `out_folder` makes a path of it."""
+def define_out(name: str, anywhere: bool = False) -> None:
+  """--out, the folder of results; `out_folder` makes a path of it. anywhere: or an address."""
   flags.DEFINE_string('out', '', f'Folder of results; default: {name}/<step> in the workdir.')
   # Before the network is read, which may take long.
-  flags.register_validator('out', lambda path: not path or cli.folder(path))
+  flags.register_validator('out', lambda path: not path or cli.folder(path, anywhere=anywhere))
 
 
-def out_folder(net: Sampler, name: str) -> pathlib.Path:
-  """The folder that --out names, by default NAME/<step> in the workdir of a Sampler."""
-  return cli.folder(flags.FLAGS.out or str(net.workdir / name / f'{net.step:08d}'))
+def out_folder(net: Sampler, name: str, anywhere: bool = False) -> paths.Path:
+  """The folder that --out names, by default NAME/<step> in the workdir of a Sampler.
+
+  anywhere: it may be an address.
+  """
+  path = flags.FLAGS.out or net.workdir / name / f'{net.step:08d}'
+  return cli.folder(path, anywhere=anywhere)
 
 
 def define_seed(what: str, default: int | None = 0) -> None:

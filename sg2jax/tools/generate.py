@@ -67,8 +67,10 @@ def main(argv: list[str]) -> None:
   if kind != 'sweep' and len(psis) > 1:
     values = ','.join(f'{psi:g}' for psi in psis)
     raise UsageError(f'--psi={values}: {kind} takes one number, such as 0.7')
-  out = cli.folder(asked.out) if asked.out else None
-  sheet = cli.file(asked.sheet, ['.png'], 'sheet') if asked.sheet or kind != 'images' else None
+  out = cli.folder(asked.out, anywhere=True) if asked.out else None
+  sheet = None
+  if asked.sheet or kind != 'images':
+    sheet = cli.file(asked.sheet, ['.png'], 'sheet', anywhere=True)
 
   # ---- what the network makes of it
   net = processes.together(partial(sampler.load, asked.checkpoint))

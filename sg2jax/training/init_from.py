@@ -39,6 +39,8 @@ class Origin(NamedTuple):
 def read(config: Any) -> Origin | None:
   """The Origin that config.init_from names: a workdir, a checkpoint, a network file; or None.
 
+  Process 0 reads a run for all; a network file is read by every process.
+
   Raises:
     CheckpointError: there is no whole checkpoint.
     WeightsError: of a file: it can't be read, or holds what our networks can't do.
@@ -47,14 +49,15 @@ def read(config: Any) -> Origin | None:
   given = config.init_from
   if not given:
     return None
-  paths.check_local(given, f'--config.init_from={given}')
-  path = pathlib.Path(given).expanduser().absolute()
-  if not path.exists():
+  path = paths.place(given, f'--config.init_from={given}').absolute()
+  is_file = processes.agreed(lambda: _is_file(path))
+  if is_file is None:
     raise CheckpointError(
       f'--config.init_from={given}: there is nothing; name a workdir, one of its checkpoints, or a '
       'network file'
     )
-  if path.is_file():
+  if is_file:
+    paths.check_local(path, f'--config.init_from={given}')  # it is read where it lies
     imported = read_network(path)
     report = imported.report
     note = {
@@ -65,10 +68,17 @@ def read(config: Any) -> Origin | None:
     }
     origin = Origin(given, imported.state, imported.config, note)
   else:
-    step = checkpoint.find(path)
-    origin = Origin(given, *checkpoint.load(step), {'checkpoint': str(step)})
+    state, config_there = checkpoint.load(path)
+    note = {'checkpoint': f'{path}, step {int(state["step"])}'}
+    origin = Origin(given, state, config_there, note)
   other_settings(config, origin)
   return origin
+
+
+def _is_file(path):
+  """None: there is nothing."""
+  with files.reading(path):
+    return path.is_file() if path.exists() else None
 
 
 def other_settings(config: Any, origin: Origin) -> dict[str, str]:

@@ -12,13 +12,12 @@ import json
 import math
 import pathlib
 import shlex
-import shutil
 from typing import Any, NoReturn
 
 import jax
 import numpy as np
 
-from sg2jax import build, checks, data, files, processes, sharding
+from sg2jax import build, checks, data, files, paths, processes, sharding
 from sg2jax import state as state_lib
 from sg2jax.faults import DatasetError, NonFiniteError, UsageError, WriteError
 from sg2jax.state import TrainState
@@ -54,7 +53,7 @@ def halt(
     NonFiniteError: always.
   """
   step, phase = _fault(state)
-  folder = pathlib.Path(workdir) / 'nonfinite'
+  folder = paths.place(workdir) / 'nonfinite'
   file = folder / f'{step}-{phase}.json'
   document = _document(stage, state)
   whole = state_lib.unpack_state(state)
@@ -116,9 +115,10 @@ def _write(folder, file, state, document):
 
 def _clear(folder):
   with files.writing(folder):
-    shutil.rmtree(folder / 'checkpoints', ignore_errors=True)
-    for old in folder.glob('*.json'):
-      old.unlink()
+    files.remove_tree(folder / 'checkpoints')
+    for old in folder.iterdir() if folder.is_dir() else ():
+      if old.suffix == '.json':
+        old.unlink()
 
 
 # ---- the same minibatch once more
@@ -191,7 +191,7 @@ def replay(config: Any, file: str | pathlib.Path) -> None:
     CheckpointError: the state beside it is damaged or doesn't fit.
     DatasetError: the data set isn't that of the run.
   """
-  file = pathlib.Path(file).expanduser()
+  file = paths.place(file)
   saved = read(file)
   stage, state = _restore(config, saved, file)
   phase = saved['phase']
@@ -237,7 +237,7 @@ def _restore(config, saved, file):
   return stage, state_lib.pack_state(state, mesh)  # as in training, so that sums are the same
 
 
-def read(file: pathlib.Path) -> dict[str, Any]:
+def read(file: paths.Path) -> dict[str, Any]:
   """What `halt` wrote. Raises UsageError if it isn't that."""
   try:
     saved = json.loads(file.read_text())

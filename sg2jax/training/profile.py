@@ -8,11 +8,13 @@ and the phases, all as the host issued them; and what the device ran, by the nam
 import os
 import pathlib
 import shutil
+import tempfile
 from typing import Any, Self
 
 import jax
 
-from sg2jax import files
+from sg2jax import files, paths
+from sg2jax.addresses import Address
 from sg2jax.faults import WriteError
 
 SESSION = 'trace'  # the name of a folder until all of its minibatches are done
@@ -25,7 +27,7 @@ class Profile:
   written, whatever ends it. Inside, `begin` and `end` enclose every minibatch.
   """
 
-  def __init__(self, window: range, workdir: pathlib.Path, log: Any) -> None:
+  def __init__(self, window: range, workdir: paths.Path, log: Any) -> None:
     """Writes nothing yet.
 
     Args:
@@ -38,6 +40,8 @@ class Profile:
     # Each process has a place of its own until its trace is whole: JAX names files by the host
     # alone, and makes none for Perfetto where it finds those of other processes.
     self._scratch = self._folder / f'.process{jax.process_index()}'
+    if isinstance(workdir, Address):  # JAX writes to disks
+      self._scratch = pathlib.Path(tempfile.gettempdir()) / f'sg2jax-profile-{os.getpid()}'
     self._log = log
     self._first = None  # of the minibatches that are being traced
     self._last = None  # that has ended
@@ -122,7 +126,11 @@ class Profile:
         raise OSError(str(e)) from e
       place.mkdir(parents=True, exist_ok=True)
       for file in (self._scratch / 'plugins' / 'profile' / SESSION).iterdir():
-        os.replace(file, place / f'{jax.process_index()}.{file.name}')
+        target = place / f'{jax.process_index()}.{file.name}'
+        if isinstance(target, Address):
+          target.upload(file)
+        else:
+          os.replace(file, target)
       shutil.rmtree(self._scratch)
     self._log.say(f'{_span(first, self._last)} traced in {place}')
 

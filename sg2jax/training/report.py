@@ -10,13 +10,15 @@ import os
 import pathlib
 import re
 import socket
+import tempfile
 import time
 
 import jax
 import numpy as np
 import tqdm
 
-from sg2jax import files, grids
+from sg2jax import files, grids, paths
+from sg2jax.addresses import Address
 from sg2jax.training.health import Health
 
 # Metrics of the status line, in this order, and their names there; metrics.jsonl has all. They come
@@ -44,7 +46,7 @@ class Report:
       total_kimg: length of the run, thousands of images.
     """
     self._active = jax.process_index() == 0
-    self._workdir = pathlib.Path(workdir)
+    self._workdir = paths.place(workdir)
     self._total = total_kimg
     self._log = self._workdir / 'metrics.jsonl'
     self._bar = None
@@ -60,17 +62,20 @@ class Report:
       folder = self._workdir / 'tensorboard'
       with files.writing(folder):
         self._events = EventFile(folder, step)
+        self._events.flush()
 
   def _cut_back(self, step):
     """Removes lines of metrics.jsonl from after `step`, and torn ones; returns the others, read."""
     with files.writing(self._log):
       self._workdir.mkdir(parents=True, exist_ok=True)
       old = self._log.read_bytes() if self._log.exists() else b''
+    self._lines = old
     lines = [line + b'\n' for line in old.split(b'\n') if 0 < step >= _step_of(line)]
     if b''.join(lines) != old:
       files.write_atomic(self._log, b''.join(lines))
       dropped = len(old.splitlines()) - len(lines)
       self.say(f'{self._log}: dropped {dropped} line(s) from after step {step}')
+      self._lines = b''.join(lines)
     return [json.loads(line) for line in lines]
 
   # ---- numbers
@@ -119,14 +124,23 @@ class Report:
       line = {'step': int(step), 'nimg': int(nimg), 'time': time.time()}
       for name, value in scalars.items():
         line[name] = value if math.isfinite(value) else str(value)
-      with files.writing(self._log), open(self._log, 'a') as f:
-        f.write(json.dumps(line) + '\n')
-        f.flush()
-        os.fsync(f.fileno())
+      self._append(json.dumps(line) + '\n')
     if self._events:
       with files.writing(self._workdir / 'tensorboard'):
         self._events.write_scalars(int(step), {'kimg': nimg / 1000, **scalars})
+        self._events.flush()
     return scalars
+
+  def _append(self, line):
+    """Adds a line to metrics.jsonl; to an object nothing can be added: it is put again."""
+    if isinstance(self._log, Address):
+      self._lines += line.encode()
+      files.write_atomic(self._log, self._lines)
+      return
+    with files.writing(self._log), open(self._log, 'a') as f:
+      f.write(line)
+      f.flush()
+      os.fsync(f.fileno())
 
   def _status(self, kimg, scalars):
     """The status line; a metric that once was there keeps its column, as '-'."""
@@ -195,9 +209,11 @@ class Report:
 
   def close(self) -> None:
     """Removes the progress bar and closes the TensorBoard file."""
-    for x in (self._bar, self._events):
-      if x is not None:
-        x.close()
+    if self._bar is not None:
+      self._bar.close()
+    if self._events is not None:
+      with files.writing(self._workdir / 'tensorboard'):
+        self._events.close()
 
 
 class EventFile:
@@ -205,9 +221,14 @@ class EventFile:
 
   tensorboard's own EventFileWriter and clu's SummaryWriter import TensorFlow where it is installed,
   which training must not.
+
+  For a bucket it is written on this machine, and put there with each `flush`; a new one begins once
+  it has MAX_BYTES, or every tick of a long run would put all of its pictures again.
   """
 
-  def __init__(self, folder: pathlib.Path, step: int) -> None:
+  MAX_BYTES = 2**24
+
+  def __init__(self, folder: paths.Path, step: int) -> None:
     """Makes a file in `folder`. step: minibatches done in the state that a run goes on from."""
     # Here, not above: tools that only use a network do without it.
     from tensorboard.compat.proto import event_pb2, summary_pb2
@@ -215,14 +236,45 @@ class EventFile:
 
     self._event = event_pb2
     self._summary = summary_pb2.Summary
+    self._record_writer = RecordWriter
+    self._folder = folder
+    self._scratch = None
+    if isinstance(folder, Address):
+      self._scratch = tempfile.TemporaryDirectory(prefix='sg2jax-')
     folder.mkdir(parents=True, exist_ok=True)
-    name = f'events.out.tfevents.{int(time.time()):010d}.{socket.gethostname()}.{os.getpid()}'
-    self._writer = RecordWriter(open(folder / name, 'ab'))  # noqa: SIM115 (open for the whole run)
-    self.close = self._writer.close
-    self._add(file_version='brain.Event:2')
+    now = int(time.time())
+    self._name = f'events.out.tfevents.{now:010d}.{socket.gethostname()}.{os.getpid()}'
+    self._begin(0)
     # A session start makes TensorBoard forget what an interrupted run wrote beyond this step.
     start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
     self._add(step=step + 1 if step else 0, session_log=start)
+
+  def _begin(self, number):
+    """Opens file `number` of this run; TensorBoard reads them in the order of their names."""
+    folder = pathlib.Path(self._scratch.name) if self._scratch else self._folder
+    self._number = number
+    self._file = folder / (f'{self._name}.{number:04d}' if self._scratch else self._name)
+    self._writer = self._record_writer(open(self._file, 'ab'))  # noqa: SIM115 (for long)
+    self._add(file_version='brain.Event:2')
+
+  def flush(self) -> None:
+    """Puts the file to the bucket; on a disk there is nothing to do."""
+    if not self._scratch:
+      return
+    (self._folder / self._file.name).upload(self._file)
+    if self._file.stat().st_size >= self.MAX_BYTES:
+      self._writer.close()
+      self._file.unlink()
+      self._begin(self._number + 1)
+
+  def close(self) -> None:
+    """Closes the file, and puts it."""
+    self._writer.close()
+    if self._scratch:
+      try:
+        (self._folder / self._file.name).upload(self._file)
+      finally:
+        self._scratch.cleanup()
 
   def _add(self, **fields):
     event = self._event.Event(wall_time=time.time(), **fields)

@@ -207,11 +207,12 @@ class Bucket(Folder):
       try:
         _together(lambda part: (final / part).upload(folder / part), parts)
         (final / MANIFEST).upload(folder / MANIFEST)
-        (self.root / NEWEST).write_bytes(str(step).encode())
       except Exception:
         with contextlib.suppress(OSError):  # it is as when the process were killed now
           self._remove(step)
         raise
+      with contextlib.suppress(OSError):  # it is whole without
+        (self.root / NEWEST).write_bytes(str(step).encode())
 
   def set_aside(self, step: int, reason: object) -> None:
     """As of Folder: copied, then deleted."""
@@ -230,7 +231,7 @@ class Bucket(Folder):
   def _remove(self, step):
     place = self.root / str(step)
     (place / MANIFEST).unlink(missing_ok=True)
-    _together(lambda part: (place / part).unlink(missing_ok=True), place.objects())
+    place.remove_all()
 
 
 def of(root: pathlib.Path | Address) -> Folder:

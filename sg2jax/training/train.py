@@ -9,7 +9,7 @@ from clu import parameter_overview
 import jax
 from jax.sharding import Mesh
 
-from sg2jax import build, checks, data, locks, memory, paths, processes, sharding
+from sg2jax import build, checks, data, locks, memory, processes, sharding
 from sg2jax import state as state_lib
 from sg2jax.evaluation import measure, protocols
 from sg2jax.faults import UsageError
@@ -45,8 +45,7 @@ def train(config: Any, workdir: str | pathlib.Path) -> None:
       f'--config.metrics={config.metrics}: swd is logged at every snapshot, of swd_images images; '
       'leave it out'
     )
-  paths.check_local(config.data.dir, f'--config.data.dir={config.data.dir}')
-  workdir = workdir_path(workdir)
+  workdir = processes.together(partial(workdir_path, workdir))
   values = config.to_dict()
   # The folder is process 0's alone: the others need not even see it.
   processes.agreed(partial(check_workdir, values, workdir))

@@ -48,14 +48,18 @@ OF_DATA = ('data.name', 'data.allow_change', 'data_hash', 'data_title', 'data_im
 PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'numpy')
 
 
-def workdir_path(workdir: str | os.PathLike) -> pathlib.Path:
-  """The workdir as a path. Raises UsageError for a file, an address and a name that isn't UTF-8."""
-  paths.check_local(workdir, f'--workdir={workdir}')
-  paths.check_name(workdir, f'--workdir={workdir}')
-  there = paths.nearest(pathlib.Path(workdir).absolute())
-  if not there.is_dir():
-    raise UsageError(f'--workdir={workdir}: {there} is a file; name a directory')
-  return pathlib.Path(workdir)
+def workdir_path(workdir: str | os.PathLike) -> paths.Path:
+  """The workdir as a path or an address.
+
+  Raises UsageError for a file, an address that can't be read, and a name that isn't UTF-8.
+  """
+  place = paths.place(workdir, f'--workdir={workdir}')
+  paths.check_name(place, f'--workdir={workdir}')
+  with files.reading(place):
+    there = place if paths.is_address(place) else paths.nearest(place.absolute())
+    if there.exists() and not there.is_dir():
+      raise UsageError(f'--workdir={workdir}: {there} is a file; name a directory')
+  return place
 
 
 # ---- comparison of configurations
@@ -86,7 +90,7 @@ def differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> dict[str, 
   }
 
 
-def check_workdir(values: dict[str, Any], workdir: pathlib.Path, labels: Any = None) -> list[str]:
+def check_workdir(values: dict[str, Any], workdir: paths.Path, labels: Any = None) -> list[str]:
   """Compares a configuration with that of the run which a workdir holds. Creates nothing.
 
   Args:
@@ -101,18 +105,21 @@ def check_workdir(values: dict[str, Any], workdir: pathlib.Path, labels: Any = N
     UsageError: it holds a run of another configuration or data set.
   """
   path = workdir / 'config.json'
-  if not path.exists() or not checkpoint.begun(workdir):
-    return []  # nothing has been trained yet
+  with files.reading(workdir):
+    if not path.exists() or not checkpoint.begun(workdir):
+      return []  # nothing has been trained yet
+    text = path.read_text()
+    is_imported = (workdir / 'import.json').exists()
   restart = (
     f'a new --workdir with --config.init_from={shlex.quote(str(workdir))} starts from its weights'
   )
-  if (workdir / 'import.json').exists():
+  if is_imported:
     raise UsageError(
       f'--workdir={workdir} holds an imported network, of which there is no state of training to '
       f'go on from; {restart}'
     )
   try:
-    old = settings(json.loads(path.read_text()))
+    old = settings(json.loads(text))
   except (ValueError, AttributeError, TypeError, KeyError):
     raise UsageError(
       f'{path} is not readable as JSON; restore it or use another --workdir'
@@ -171,7 +178,7 @@ def save_run(
   """
   if jax.process_index() != 0:
     return
-  workdir = pathlib.Path(workdir)
+  workdir = paths.place(workdir)
   if labels:
     files.write_atomic(workdir / 'labels.json', labels.to_json())
   else:
