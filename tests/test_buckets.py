@@ -16,15 +16,16 @@ import numpy as np
 import pytest
 
 from configs import quickstart
-from sg2jax import addresses, cli, data, files, locks, paths
+from sg2jax import addresses, cli, data, files, locks, paths, processes
 from sg2jax.addresses import Address
 from sg2jax.data import digits
 from sg2jax.evaluation import reals
 from sg2jax.faults import CheckpointError, DatasetError, UsageError, WriteError
-from sg2jax.training import checkpoint, profile, report, shelves, workdir
+from sg2jax.training import checkpoint, leaves, profile, report, shelves, workdir
 from sg2jax.training.checkpoint import Checkpoints
 from tests import emulator, runs
 from tests.test_checkpoint import META, State, assert_equal
+from tests.test_processes import finish_all, start_all
 
 
 def state_at(step):
@@ -538,6 +539,61 @@ def test_data_sets_that_cannot_be_had(stored, bucket, monkeypatch):
     load(stored)
 
 
+# ---- several processes
+
+
+@pytest.mark.slow
+def test_of_several_processes_the_first_alone_sees_the_bucket():
+  """memory:// is another one in each process."""
+  results = finish_all(start_all(3, __file__), [0, 0, 0])
+  found = [json.loads(out.splitlines()[-1]) for out, _ in results]
+  values = {name: x.tobytes().hex() for name, x in leaves.named(state_at(2)).items()}
+  assert found[0].pop('there') and not found[1].pop('there') and not found[2].pop('there')
+  assert found[0]['values'] == values
+  assert [text[:40] for text in found[0]['errors']] == [
+    'WriteError: memory://b/run/checkpoints/3',
+    'CheckpointError: no whole checkpoint in ',
+  ]
+  assert found[1] == found[2] == found[0]
+
+
+def hand():
+  """What a process of a job finds, as JSON."""
+  processes.join('auto', *processes.environment())
+  place = paths.place('memory://b/run')
+  found = {'errors': []}
+  with opened(place) as checkpoints:
+    for step in (1, 2):
+      checkpoints.save(state_at(step))
+      checkpoints.wait()
+    upload = Address.upload
+    Address.upload = refuse
+    checkpoints.save(state_at(3))
+    try:
+      checkpoints.wait()
+    except WriteError as e:
+      found['errors'].append(f'WriteError: {e}')
+    Address.upload = upload
+  found['there'] = place.exists()
+  restored = restore(place)
+  found['values'] = {
+    name: np.asarray(x).tobytes().hex() for name, x in leaves.named(restored).items()
+  }
+  if processes.is_first():
+    for step in '12':
+      flip(place / 'checkpoints' / step / 'manifest.json')
+  try:
+    restore(place)
+  except CheckpointError as e:
+    found['errors'].append(f'CheckpointError: {e}')
+  print(json.dumps(found))
+  processes.part()
+
+
+def refuse(*_):
+  raise OSError('no more')
+
+
 # ---- whole runs
 
 
@@ -577,3 +633,7 @@ def use(gs, tmp_path, home):
   runs.call(evaluate, f'--checkpoint={gs}', '--metrics=pixelfd50')
   results = [name for name in (gs / 'evaluation').objects() if name.endswith('.json')]
   assert results
+
+
+if __name__ == '__main__':
+  hand()
