@@ -56,7 +56,11 @@ def run(main: Callable[[list[str]], None], positional: int = 0) -> None:
       jax.config.update('jax_compilation_cache_dir', str(paths.cache() / 'jax'))
     if 'distributed' in flags.FLAGS:
       _join_processes()
-    main(argv)
+    try:
+      main(argv)
+    except SystemExit as e:  # of SIGTERM; no excepthook sees it, and at the end JAX would wait
+      _end_job('leave', e.code or 0)
+      raise
     _end_job('part')
 
   app.run(checked, flags_parser=parse)

@@ -69,6 +69,8 @@ def join(
       return
   elif not _in_cluster():
     return
+  # Its handler would take SIGTERM from ours.
+  jax.config.update('jax_enable_preemption_service', False)
   try:
     jax.distributed.initialize(*given, heartbeat_timeout_seconds=peers.JAX_SECONDS)
   except (RuntimeError, ValueError, TypeError) as e:

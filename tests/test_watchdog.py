@@ -260,11 +260,15 @@ def test_a_process_that_is_killed_or_stopped_ends_the_others(count, lost, number
         assert 'Traceback' not in err
 
 
-def test_a_process_that_ends_with_an_error_of_its_own_ends_the_others():
-  with running(2, 'fault') as processes:
+@pytest.mark.parametrize('argument, code', [('fault', 5), ('', 143)])
+def test_a_process_that_ends_alone_ends_the_others(argument, code):
+  """With an error of its own; by a SIGTERM that its tool doesn't tell the others of."""
+  with running(2, argument) as processes:
+    if not argument:
+      processes[1].terminate()
     _, err = processes[0].communicate(timeout=20)
     assert processes[0].returncode == 76, err
     line = err.splitlines()[-1]
-    assert 'process 1 of 2 (' in line and 'has left with exit code 5, alone' in line
+    assert 'process 1 of 2 (' in line and f'has left with exit code {code}, alone' in line
     _, err = processes[1].communicate(timeout=20)
-    assert processes[1].returncode == 5 and 'no room' in err
+    assert processes[1].returncode == code and ('no room' in err) == bool(argument)
