@@ -244,7 +244,12 @@ def running(count, *args):
 
 
 @pytest.mark.parametrize(
-  'count, lost, number', [(3, 1, signal.SIGKILL), (2, 0, signal.SIGKILL), (2, 0, signal.SIGSTOP)]
+  'count, lost, number',
+  [
+    (3, 1, signal.SIGKILL),
+    (2, 0, signal.SIGKILL),
+    pytest.param(2, 0, signal.SIGSTOP, marks=pytest.mark.slow),
+  ],
 )
 def test_a_process_that_is_killed_or_stopped_ends_the_others(count, lost, number):
   with running(count) as processes:
@@ -260,7 +265,9 @@ def test_a_process_that_is_killed_or_stopped_ends_the_others(count, lost, number
         assert 'Traceback' not in err
 
 
-@pytest.mark.parametrize('argument, code', [('fault', 5), ('', 143)])
+@pytest.mark.parametrize(
+  'argument, code', [pytest.param('fault', 5, marks=pytest.mark.slow), ('', 143)]
+)
 def test_a_process_that_ends_alone_ends_the_others(argument, code):
   """With an error of its own; by a SIGTERM that its tool doesn't tell the others of."""
   with running(2, argument) as processes:
