@@ -9,6 +9,7 @@ above treats a bucket as it treats a disk.
 from collections.abc import Iterator
 import contextlib
 import errno
+import logging
 import os
 import pathlib
 import re
@@ -273,6 +274,9 @@ def _fsspec():
   # other ways than all else; that is for kinds of buckets that need it, and can be set by users.
   os.environ.setdefault('GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT', 'false')
   import fsspec  # here, because it takes time, and who has no bucket does without
+
+  # It shows tracebacks of what comes to the user as one line.
+  logging.getLogger('gcsfs').setLevel(logging.CRITICAL)
 
   return fsspec
 

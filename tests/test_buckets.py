@@ -79,6 +79,11 @@ def place(request, bucket, scratch):
 
 
 @pytest.fixture
+def memory(bucket, scratch):
+  return paths.place(f'memory://b/run{next(NUMBERS)}')
+
+
+@pytest.fixture
 def gs(bucket, scratch):
   return paths.place(f'gs://b/run{next(NUMBERS)}')
 
@@ -117,6 +122,10 @@ def names(place):
   return sorted(path.name for path in (place / 'checkpoints').iterdir())
 
 
+def slow(*values):
+  return pytest.param(*values, marks=pytest.mark.slow)
+
+
 # ---- as on a disk
 
 
@@ -150,15 +159,19 @@ def truncate(path):
 
 
 @pytest.mark.parametrize(
-  'file, damage',
+  'kind, file, damage',
   [
-    ('manifest.json', truncate),
-    ('state/g.w/0.0', flip),
-    ('state/g.w/0.0', truncate),
-    ('state/step/.zarray', Address.unlink),
+    ('memory', 'manifest.json', truncate),
+    ('memory', 'state/g.w/0.0', flip),
+    ('memory', 'state/g.w/0.0', truncate),
+    ('memory', 'state/step/.zarray', Address.unlink),
+    pytest.param('gs', 'manifest.json', flip, marks=pytest.mark.slow),
+    pytest.param('gs', 'state/g.w/0.0', flip, marks=pytest.mark.slow),
+    pytest.param('gs', 'state/step/.zarray', Address.unlink, marks=pytest.mark.slow),
   ],
 )
-def test_damage_is_named_set_aside_and_the_step_before_used(place, caplog, file, damage):
+def test_damage_is_named_set_aside_and_the_step_before_used(request, kind, file, damage):
+  place = request.getfixturevalue(kind)
   save(place, 1, 2)
   damaged = place / 'checkpoints' / '2' / file
   damage(damaged)
@@ -208,7 +221,7 @@ def first_time(fault):
   return decide
 
 
-@pytest.mark.parametrize('fault', [503, 429, 'drop', 'half'])
+@pytest.mark.parametrize('fault', ['drop', *map(slow, [503, 429, 'half'])])
 def test_what_passes_is_tried_again(gs, bucket, fault):
   bucket.fault = first_time(fault)
   save(gs, 1, 2, 3)
@@ -219,8 +232,10 @@ def test_what_passes_is_tried_again(gs, bucket, fault):
   assert len(bucket.requests) > 100
 
 
-@pytest.mark.parametrize('fault', [503, 403])
-@pytest.mark.parametrize('share', [0, 0.3, 0.6, 1])
+@pytest.mark.parametrize(
+  'fault, share',
+  [(503, 1), (403, 0.3), *(slow(fault, x) for fault in (503, 403, 'drop') for x in (0, 0.4, 0.8))],
+)
 def test_a_save_that_fails_counts_for_nothing_and_later_ones_work(
   gs, bucket, monkeypatch, fault, share
 ):
@@ -251,11 +266,16 @@ def test_a_save_that_fails_counts_for_nothing_and_later_ones_work(
 def test_a_process_that_is_killed_in_a_save_leaves_what_the_next_one_removes(gs, bucket):
   """Nothing could be deleted, as after a kill."""
   save(gs, 1)
-  puts = itertools.count()
+  puts = []
+
+  def decide(method, path):
+    if method == 'POST':
+      puts.append(path)
+      return 400 if len(puts) > 5 else None
+    return 400 if method == 'DELETE' and puts else None
+
   with opened(gs) as checkpoints:
-    bucket.fault = lambda method, _: (
-      400 if method == 'DELETE' or (method == 'POST' and next(puts) > 5) else None
-    )
+    bucket.fault = decide
     checkpoints.save(state_at(2))
     with pytest.raises(WriteError):
       checkpoints.wait()
@@ -279,7 +299,7 @@ def test_an_old_listing_hides_no_checkpoint_and_deletes_none(gs, bucket):
   assert step_of(restore(gs)) == 4 and '3' in names(gs)
 
 
-@pytest.mark.parametrize('fault', [503, 403, 'drop'])
+@pytest.mark.parametrize('fault', [403, slow(503), slow('drop')])
 def test_a_checkpoint_that_cannot_be_read_for_now_is_not_damaged(gs, bucket, fault):
   save(gs, 1, 2)
   for part in ('manifest.json', 'g.odd'):
@@ -369,7 +389,7 @@ def test_an_address_is_used_like_a_path(place):
 def test_a_disk_of_this_machine_without_room_is_not_the_bucket(gs, monkeypatch):
   save(gs, 1)
 
-  def full(*_):
+  def full(*_, **__):
     raise OSError(28, 'No space left on device')
 
   monkeypatch.setattr(pathlib.Path, 'mkdir', full)
@@ -433,12 +453,12 @@ def test_who_was_not_heard_of_and_finds_another_there_stops(place, monkeypatch):
 
 
 def test_reports_are_those_of_a_disk(place, tmp_path, monkeypatch):
-  monkeypatch.setattr(report.EventFile, 'MAX_BYTES', 2000)
-  monkeypatch.setattr(report.time, 'time', lambda: 1e9)
+  monkeypatch.setattr(report.EventFile, 'MAX_BYTES', 300)
   monkeypatch.setattr(report, 'host_memory', lambda: None)
   lines = {}
   for where in (place, tmp_path / 'disk'):
     for first in (0, 3):  # a run, and one that goes on from step 3
+      monkeypatch.setattr(report.time, 'time', lambda now=1e9 + first: now)
       log = report.Report(where, first, 1)
       for step in range(first, first + 5):
         log.tick(step, 8 * step, {'loss_g': float(step)}, 1, 8)
@@ -446,7 +466,7 @@ def test_reports_are_those_of_a_disk(place, tmp_path, monkeypatch):
       log.close()
     lines[where] = (where / 'metrics.jsonl').read_bytes()
     assert (where / 'images' / 'fakes_000000.png').read_bytes().startswith(b'\x89PNG')
-  assert lines[place] == lines[tmp_path / 'disk'] and lines[place].count(b'\n') == 8
+  assert lines[place] == lines[tmp_path / 'disk'] and lines[place].count(b'\n') == 9
   found = sorted((place / 'tensorboard').iterdir(), key=str)
   assert len(found) > 2
   events = [event for file in found for event in read_events(file.read_bytes())]

@@ -55,7 +55,7 @@ def main(argv: list[str]) -> None:
       f'--images={images} must be a multiple of {analyze.FRAMES}, and {2 * analyze.FRAMES} at least'
     )
   networks = [(path, sampler.load(path)) for path in args.checkpoint]
-  out = cli.folder(args.out or networks[0][1].workdir / 'analysis')
+  out = cli.folder(args.out or networks[0][1].workdir / 'analysis', anywhere=True)
   analyze.analyze(kind, networks, images, args.seed, out)
 
 

@@ -243,14 +243,16 @@ def opened(path: str | os.PathLike) -> Iterator[tuple[paths.Path, pathlib.Path]]
   path = paths.place(path).absolute()
   paths.check_name(path)
   with contextlib.ExitStack() as stack:
-    if (path / 'state').exists() or (path / 'manifest.json').exists():
+    with shelves.asking(path):
+      is_step = (path / 'state').exists() or (path / 'manifest.json').exists()
+      root = path / 'checkpoints' if (path / 'checkpoints').is_dir() else path
+    if is_step:
       try:
         folder = stack.enter_context(shelves.of(path.parent).contents(path.name))
       except Damaged as e:
         raise CheckpointError(f'damaged checkpoint: {e}. Use another step') from e
       yield path, folder
       return
-    root = path / 'checkpoints' if (path / 'checkpoints').is_dir() else path
     step, folder, bad = _newest(shelves.of(root), stack, set_aside=False)
     if step is None:
       raise CheckpointError(

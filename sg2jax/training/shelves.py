@@ -142,20 +142,20 @@ class Bucket(Folder):
 
   def names(self) -> list[str]:
     """Of what is below it."""
-    with _asking(self.root):
+    with asking(self.root):
       return list(self.root.listing())
 
   def steps(self) -> list[int]:
     """Ascending numbers of the checkpoints that have a manifest."""
     found = set(super().steps())
-    with _asking(self.root):
+    with asking(self.root):
       with contextlib.suppress(FileNotFoundError, ValueError):
         found.add(int((self.root / NEWEST).read_text()))
       return sorted(step for step in found if (self.root / str(step) / MANIFEST).exists())
 
   def manifest(self, name: str) -> dict[str, Any]:
     """As of Folder."""
-    with _asking(self.root), _local() as folder, _named(folder, self.root / name):
+    with asking(self.root), _local() as folder, _named(folder, self.root / name):
       self._fetch(name, folder, [MANIFEST])
       return manifest_lib.read_manifest(folder)
 
@@ -163,7 +163,7 @@ class Bucket(Folder):
   def contents(self, name: str) -> Iterator[pathlib.Path]:
     """As of Folder; the files are downloaded, and gone afterwards."""
     with _local() as folder:
-      with _asking(self.root), _named(folder, self.root / name):
+      with asking(self.root), _named(folder, self.root / name):
         self._fetch(name, folder, [MANIFEST])
         self._fetch(name, folder, manifest_lib.read_manifest(folder)['files'])
         manifest_lib.verify(folder)
@@ -218,7 +218,7 @@ class Bucket(Folder):
     """As of Folder: copied, then deleted."""
     path = self.root / str(step)
     aside = path.with_name(self._name_aside(step))
-    with _asking(self.root):
+    with asking(self.root):
       _together(lambda part: (path / part).copy(aside / part), path.objects())
       self._remove(step)
     _say_aside(reason, aside)
@@ -268,7 +268,7 @@ def _together(work: Callable[[str], Any], parts: Collection[str]) -> None:
 
 
 @contextlib.contextmanager
-def _asking(place: Address) -> Iterator[None]:
+def asking(place: Address) -> Iterator[None]:
   """Turns what a store, or the disk that is read through, refuses into a CheckpointError.
 
   Not into Damaged: it says nothing of the checkpoint.
