@@ -28,6 +28,7 @@ import traceback
 
 from absl import logging
 
+from sg2jax import addresses
 from tests.runs import content, finish, job, log, start, wait_for
 
 # A run of 48 minibatches that saves, shows itself and measures at every eighth.
@@ -62,6 +63,7 @@ class Trials:
     self.folder = folder
     self._lock = threading.Lock()
     self._whole = {}
+    self._serving = None
 
   def place(self, *name):
     """A new path for a workdir."""
@@ -86,6 +88,19 @@ class Trials:
     if processes == 1:
       return [self.start(workdir, **fields)]
     return [self.start(workdir, job=variables, **fields) for variables in job(processes)]
+
+  def bucket(self):
+    """gs://b of an emulator that loses one request in forty, in several ways."""
+    from tests import emulator  # here, because only this fault needs it
+
+    draw = random.Random(0)
+    faults = [503, 429, 'drop', 'half']
+    with self._lock:
+      if not self._serving:
+        self._serving = emulator.serving()  # to the end of this process
+        found = self._serving.__enter__()
+        found.fault = lambda *_: draw.choice(faults) if draw.random() < 1 / 40 else None
+    return addresses.parse('gs://b')
 
   def ends_as_if_nothing_was(self, workdir, processes=1, means=True):
     """The same command once more goes to the end, with the bytes and the log of a whole run.
@@ -378,6 +393,22 @@ def stall(trials, draw, number):
   return 1
 
 
+# ---- a bucket
+
+
+def bucket(trials, draw, number):
+  """A run in a bucket of which one request in forty fails, and that is killed three times."""
+  workdir = trials.bucket() / f'run{number}'
+  trials.whole()
+  for _ in range(3):
+    process = trials.start(workdir)
+    with contextlib.suppress(subprocess.TimeoutExpired):
+      process.communicate(timeout=draw.uniform(4, 15))
+    end(process)
+  trials.ends_as_if_nothing_was(workdir)
+  return 3
+
+
 # ---- two runs, other devices
 
 
@@ -427,6 +458,7 @@ FAULTS = {
   'NaN in each phase': (not_finite, 4, 0),
   'NaN in each phase of two': (not_finite_in_two, 4, 0),
   'data that never come': (stall, 4, 0),
+  'a bucket that fails, and kill -9': (bucket, 7, 0),
   'two runs in a workdir': (two_runs, 5, 0),
   '1 to 8 to 2 to 1 devices': (other_devices, 1, 0),
 }

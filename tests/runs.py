@@ -12,6 +12,7 @@ from absl.testing import flagsaver
 
 from configs import quickstart
 from sg2jax import cli
+from sg2jax.addresses import Address
 from tests.reference.check import compiler_options
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -123,6 +124,8 @@ def finish(process, code=0, timeout=300):
 def content(workdir, step=LAST):
   """{file: bytes} of a checkpoint."""
   root = workdir / 'checkpoints' / str(step)
+  if isinstance(root, Address):
+    return {name: (root / name).read_bytes() for name in root.objects()}
   return {str(p.relative_to(root)): p.read_bytes() for p in root.rglob('*') if p.is_file()}
 
 

@@ -24,6 +24,7 @@ from sg2jax.faults import CheckpointError, DatasetError, UsageError, WriteError
 from sg2jax.training import checkpoint, leaves, profile, report, shelves, workdir
 from sg2jax.training.checkpoint import Checkpoints
 from tests import emulator, runs
+from tests.runs import content
 from tests.test_checkpoint import META, State, assert_equal
 from tests.test_processes import finish_all, start_all
 
@@ -108,14 +109,6 @@ def restore(place):
 
 def step_of(state):
   return None if state is None else int(state.step)
-
-
-def content(place, step):
-  """{name: bytes} of a checkpoint."""
-  root = place / 'checkpoints' / str(step)
-  if isinstance(place, Address):
-    return {name: (root / name).read_bytes() for name in root.objects()}
-  return {str(p.relative_to(root)): p.read_bytes() for p in root.rglob('*') if p.is_file()}
 
 
 def names(place):
