@@ -3,6 +3,7 @@ their arguments; processes, signals and exit codes for real.
 """
 
 import contextlib
+import functools
 import os
 import pathlib
 import re
@@ -241,7 +242,7 @@ def test_jobset(fakes):
   assert fail['onExitCodes']['values'] == [int(x) for x in fakes.run('bash', '-c', code)[0].split()]
   # The shell in the container waits, then becomes the command.
   fakes.add('sleep')
-  for restarts, seconds in ((0, 0), (1, 5), (3, 20), (9, 300)):
+  for restarts, seconds in ((0, 0), (1, 5), (3, 20), (6, 160), (9, 300)):
     fakes.forget()
     command = [*container['command'], 'printf', '%s|', 'a b', '$x']
     assert fakes.run(*command, RESTARTS=str(restarts))[0] == 'a b|$x|'
@@ -352,39 +353,69 @@ def test_free_port():
 
 def test_the_first_code_counts_and_the_others_have_time(tmp_path):
   code = (
-    'import os, sys, time; rank = int(os.environ["JAX_PROCESS_ID"]); time.sleep(rank * .5); '
-    'print("noticed", flush=True); sys.exit([137 - 130, 76, 4][rank])'
+    'import os, pathlib, sys, time\n'
+    'rank = int(os.environ["JAX_PROCESS_ID"])\n'
+    f'file = pathlib.Path({str(tmp_path)!r}, "pid")\n'
+    'if rank == 0: file.write_text(f"{os.getpid()}."); sys.exit(7)\n'
+    # until the script has seen how it ended
+    'while not (file.exists() and file.read_text()): time.sleep(.01)\n'
+    'try:\n'
+    '  while not os.kill(int(file.read_text()[:-1]), 0): time.sleep(.01)\n'
+    'except ProcessLookupError: time.sleep(.3)\n'
+    'print("noticed", flush=True); sys.exit(76)\n'
   )
   out, err = runs.finish(start('local_processes.sh', '3', *python(code)), code=7)
-  assert out.count('noticed') == 3 and 'process 0 ended with exit code 7' in err
-  # 76 says that another failed before, even where both are seen at once.
-  code = 'import os, sys; sys.exit(76 if os.environ["JAX_PROCESS_ID"] == "0" else 4)'
-  runs.finish(start('local_processes.sh', '2', *python(code)), code=4)
+  assert out.count('noticed') == 2 and 'process 0 ended with exit code 7' in err
+
+
+@pytest.mark.skipif(not pathlib.Path('/proc/self/stat').exists(), reason='asks /proc')
+def test_a_lost_peer_is_not_the_first_failure_even_if_both_are_seen_at_once(tmp_path):
+  code = (
+    'import os, pathlib, sys, time; print("ready", os.getpid(), flush=True)\n'
+    f'while not pathlib.Path({str(tmp_path)!r}, "go").exists(): time.sleep(.01)\n'
+    'sys.exit(76 if os.environ["JAX_PROCESS_ID"] == "0" else 4)\n'
+  )
+  process = start('local_processes.sh', '2', *python(code))
+  pids = [int(process.stdout.readline().split()[-1]) for _ in range(2)]
+  process.send_signal(signal.SIGSTOP)  # so that it looks when both have ended
+  (tmp_path / 'go').write_text('')
+  while any(map(alive, pids)):
+    time.sleep(0.01)
+  process.send_signal(signal.SIGCONT)
+  runs.finish(process, code=4)
 
 
 @pytest.mark.parametrize('listens', [True, False])
 def test_who_does_not_notice_is_told_then_killed_and_nothing_is_left(tmp_path, listens):
+  file = str(tmp_path / 'pids')
   code = (
     'import os, pathlib, signal, subprocess, sys, time\n'
-    'if os.environ["JAX_PROCESS_ID"] == "1": os.kill(os.getpid(), 9)\n'
+    f'file = pathlib.Path({file!r})\n'
+    'if os.environ["JAX_PROCESS_ID"] == "1":\n'
+    '  while not file.exists(): time.sleep(.01)\n'
+    '  os.kill(os.getpid(), 9)\n'
     'child = subprocess.Popen(["sleep", "100"])\n'
-    f'pathlib.Path({str(tmp_path / "pids")!r}).write_text(f"{{os.getpid()}} {{child.pid}}")\n'
   )
-  code += LISTENS if listens else 'signal.signal(15, signal.SIG_IGN); time.sleep(100)'
-  began = time.time()
-  command = ['local_processes.sh', '--patience=1', '--grace=1', '2', *python(code)]
-  out, err = runs.finish(start(*command), code=137)
+  ready = 'file.write_text(f"{os.getpid()} {child.pid}")\n'
+  if listens:
+    code += LISTENS.replace("print('ready'", f"{ready}print('ready'")
+  else:
+    code += f'signal.signal(15, signal.SIG_IGN)\n{ready}time.sleep(100)'
+  grace = f'--grace={30 if listens else 1}'
+  command = ['local_processes.sh', '--patience=1', grace, '2', *python(code)]
+  out, err = runs.finish(start(*command), code=137, timeout=60)
   assert ('heard SIGTERM' in out) == listens
   assert ('SIGKILL' in err) != listens
-  assert time.time() - began < 10
-  assert not any(alive(int(pid)) for pid in (tmp_path / 'pids').read_text().split())
+  assert not any(alive(int(pid)) for pid in pathlib.Path(file).read_text().split())
 
 
 @pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT], ids=lambda x: x.name)
 @pytest.mark.parametrize('script', [['local_processes.sh', '2'], ['gpu.sh']], ids=lambda x: x[0])
 def test_signals_are_passed_on_once(script, number):
   """Ctrl-C goes to the whole group of a terminal: still the command hears of it once."""
-  process = start(*script, *python(LISTENS), start_new_session=True)
+  # Where tests run in the background, they and their shells are made deaf to Ctrl-C.
+  hears = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+  process = start(*script, *python(LISTENS), start_new_session=True, preexec_fn=hears)
   for _ in range(2 if len(script) > 1 else 1):
     runs.wait_for(process, 'ready')
   os.killpg(process.pid, number)
@@ -470,8 +501,9 @@ def test_babysit_ends_at_its_limit_and_at_final_codes(fakes, tmp_path):
   fakes.run('tpu_pod.sh', 'babysit', *options, *counting(tmp_path, *['exit 76'] * 3), code=76)
   assert (tmp_path / 'count').read_text() == '2\n'
   # How it ended before is no reason not to try, once.
-  fakes.run('tpu_pod.sh', 'babysit', *options, *counting(tmp_path, 'exit 3', 'exit 3'), code=3)
-  assert (tmp_path / 'count').read_text() == '1\n'
+  command = counting(tmp_path, 'exit 3', 'exit 4')
+  fakes.run('tpu_pod.sh', 'babysit', *options, *command, code=3)
+  fakes.run('tpu_pod.sh', 'babysit', *options, *command, code=4)
 
 
 @needs_linux
@@ -481,17 +513,26 @@ def test_run_refuses_a_machine_that_runs_something(fakes):
   home = fakes.folder / 'machine' / 'home'
   home.mkdir(parents=True)
   (home.parent / 'source').mkdir()
-  fakes.run('tpu_pod.sh', 'run', *TPU, 'bash', '-c', 'echo $$; exec sleep 100')
   log = home / 'sg2jax.log'
-  deadline = time.time() + 10
-  while not (log.exists() and log.read_text()):
-    assert time.time() < deadline
-    time.sleep(0.02)
+
+  def wait_for(file):
+    deadline = time.time() + 20
+    while not (file.exists() and file.read_text()):
+      assert time.time() < deadline
+      time.sleep(0.02)
+
+  fakes.run('tpu_pod.sh', 'run', *TPU, 'false')
+  wait_for(home / 'sg2jax.code')
+  subprocess.run(['flock', home / 'sg2jax.lock', 'true'], check=True)  # its shell ended
+  assert fakes.run('tpu_pod.sh', 'status', *TPU)[0].split()[-1] == '1'
+  fakes.run('tpu_pod.sh', 'run', *TPU, 'bash', '-c', 'echo $$; exec sleep 100')
+  wait_for(log)
   assert fakes.run('tpu_pod.sh', 'status', *TPU)[0].split()[::2] == ['READY', 'running']
   _, err = fakes.run('tpu_pod.sh', 'run', *TPU, 'true', code=1)
   assert 'a command is running here' in err
   fakes.run('tpu_pod.sh', 'setup', *TPU, code=1)
   os.kill(int(log.read_text()), signal.SIGKILL)
+  wait_for(home / 'sg2jax.code')
   assert fakes.run('tpu_pod.sh', 'status', *TPU)[0].split()[-1] == '137'
 
 
