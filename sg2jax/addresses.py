@@ -21,6 +21,7 @@ from sg2jax import faults
 # gs://..., also where pathlib made one slash of two
 PATTERN = re.compile(r'([A-Za-z][A-Za-z0-9+.-]*)://|(gs|s3|https?|hdfs|ftp|file):/', re.IGNORECASE)
 PACKAGES = {'gs': 'gcs', 'gcs': 'gcs', 's3': 's3', 's3a': 's3'}  # scheme: extra of ours
+EXCLUSIVE = ('gs', 'gcs', 's3', 's3a', 'memory')  # they take a precondition with an object
 READ_ONLY = ('http', 'https', 'ftp', 'data', 'github', 'git', 'zip', 'tar')
 # Seconds before another attempt. The libraries of the stores try again by themselves what they know
 # to pass, gcsfs for half a minute; this is for what they don't, and for a somewhat longer failure.
@@ -157,10 +158,21 @@ class Address:
   def write_bytes(self, data: bytes, is_new: bool = False) -> None:
     """Puts an object whole: at any moment there is the old one or the new one.
 
-    is_new: raises FileExistsError if there is one; only some stores decide that at one moment.
+    is_new: raises FileExistsError if there is one; see `decides_who_is_first`.
     """
-    mode = {'mode': 'create'} if is_new else {}
-    self._ask('pipe_file', str(self), data, **mode)
+    if not is_new:
+      self._ask('pipe_file', str(self), data)
+    elif self.decides_who_is_first:
+      self._ask('pipe_file', str(self), data, mode='create')
+    elif self.exists():
+      raise FileExistsError(str(self))
+    else:
+      self._ask('pipe_file', str(self), data)
+
+  @property
+  def decides_who_is_first(self) -> bool:
+    """Whether of two processes that write a new object at the same moment one gets an error."""
+    return self._scheme in EXCLUSIVE
 
   def upload(self, file: pathlib.Path) -> None:
     """Puts a file of this machine as this object."""

@@ -78,6 +78,11 @@ def _held(folder, flag):
   """`locked` of an address."""
   place = folder / '.lock'
   lock = {'owner': f'{os.getpid()} on {platform.node()}', 'id': uuid.uuid4().hex} | _process()
+  if not place.decides_who_is_first:
+    logging.warning(
+      '%s: this store does not say who was first: start no two processes there at the same moment',
+      folder,
+    )
   with files.writing(folder):
     _acquire(place, lock, f'--{flag}={folder}')
   is_over = threading.Event()

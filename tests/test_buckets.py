@@ -4,6 +4,7 @@ import contextlib
 import io
 import itertools
 import json
+import logging as std_logging
 import pathlib
 import tempfile
 import threading
@@ -431,6 +432,15 @@ def test_a_lock_of_a_process_that_is_gone_is_taken_over(place):
   lock.write_bytes(b'torn')
   with locks.locked(place):
     pass
+
+
+def test_a_store_that_cannot_say_who_was_first_is_warned_of(memory, monkeypatch, caplog):
+  std_logging.getLogger('absl').propagate = True
+  monkeypatch.setattr(addresses, 'EXCLUSIVE', ())
+  with caplog.at_level('WARNING'), locks.locked(memory):
+    assert 'does not say who was first' in caplog.text
+    with pytest.raises(FileExistsError):
+      (memory / '.lock').write_bytes(b'', is_new=True)
 
 
 def test_who_was_not_heard_of_and_finds_another_there_stops(place, monkeypatch):

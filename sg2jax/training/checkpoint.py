@@ -121,14 +121,12 @@ class Checkpoints:
         leaves_lib.write(folder / 'state', host)
         seal(folder, manifest)
     except Exception as e:  # orbax and tensorstore raise all sorts of errors for a full disk
-      room = 'see to the bucket and the connection'
-      there = ''
-      if (free := self._shelf.free_bytes()) is not None:
-        room = 'make room'
-        there = f'; {free} bytes free'
+      free = self._shelf.free_bytes()
+      room = '' if free is None else f'; {free} bytes free'
       raise WriteError(
-        f'{self._shelf}/{step}: this checkpoint could not be written ({size} bytes{there}): '
-        f'{_one_line(e)}. Those saved before are intact; {room}, then run the same command again'
+        f'{self._shelf}/{step}: this checkpoint could not be written ({size} bytes{room}): '
+        f'{_one_line(e)}. Those saved before are intact; {self._shelf.remedy}, then run the same '
+        'command again'
       ) from e
     self._scores[step] = manifest['score']
     self._delete_others()

@@ -34,6 +34,8 @@ _STEP = re.compile(r'(0|[1-9][0-9]*)(\.tmp|\.damaged-[0-9]+)?')
 class Folder:
   """Checkpoints on a disk of this machine, or on one that is mounted."""
 
+  remedy = 'make room'  # if it can't be written to
+
   def __init__(self, root: pathlib.Path) -> None:
     self.root = root
 
@@ -139,6 +141,11 @@ class Bucket(Folder):
   """
 
   root: Address
+
+  @property
+  def remedy(self) -> str:
+    """What to do if it can't be written to."""
+    return f'see to the bucket, the connection, and the room in {tempfile.gettempdir()}'
 
   def names(self) -> list[str]:
     """Of what is below it."""
