@@ -7,6 +7,8 @@ import subprocess
 import sys
 import tempfile
 
+# Its flags have to be there before a flagsaver is (tests/runs.py), which takes others away again.
+import grain  # noqa: F401
 import jax
 import pytest
 

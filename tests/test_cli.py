@@ -93,8 +93,8 @@ def parse(*args):
 @pytest.mark.parametrize(
   'args, said',
   [
-    (['--out=gs://b/x'], '--out=gs://b/x: .* no gs:// address'),
-    (['--out', 'gs://b/x'], 'gs://b/x: .* no gs:// address'),
+    (['--dest=gs://b/x'], '--dest=gs://b/x: .* no gs:// address'),
+    (['--dest', 'gs://b/x'], 'gs://b/x: .* no gs:// address'),
     (['--weights=inception=s3://b/x'], '--weights=inception=s3://b/x'),
     (['hdfs://x'], 'hdfs://x'),
     (['--config=gs://b/c.py'], '--config=gs://b/c.py'),
