@@ -1,12 +1,9 @@
 """launch/: shellcheck; what its scripts run, by fake gcloud, sbatch, kubectl and so on that record
-their arguments; processes, signals and exit codes for real.
+their arguments; after which exit codes they run it again.
 """
 
-import contextlib
-import functools
 import os
 import pathlib
-import re
 import shutil
 import signal
 import subprocess
@@ -17,6 +14,7 @@ import pytest
 import yaml
 
 from tests import runs
+from tests.fake_commands import Fakes
 
 LAUNCH = runs.ROOT / 'launch'
 SCRIPTS = [
@@ -35,52 +33,6 @@ COMMAND = [
 ]
 TPU = ['--name=pod', '--zone=us-east1-d', '--project=mine']
 KUBERNETES = ['kubernetes/run.sh', '--name=ab', '--image=here/sg2jax:1', '--nodes=2', '--claim=c']
-
-# A command that records itself, its arguments and, of kubectl, its input; then does what
-# $FAKES/NAME.sh says, if there is such a file.
-FAKE = """#!/usr/bin/env bash
-name=$(basename "$0")
-{
-  printf '%s\\0' "$name" "$@"
-  if [[ $name == kubectl ]]; then cat; fi
-  printf '\\n\\1\\n'
-} >>"$FAKES/record"
-if [[ -e $FAKES/$name.sh ]]; then source "$FAKES/$name.sh"; fi
-"""
-
-
-class Fakes:
-  """A folder of fake commands, first on PATH. `calls`: each call's words since `forget`."""
-
-  def __init__(self, folder: pathlib.Path):
-    self.folder = folder
-    self.env = os.environ | {'PATH': f'{folder}:{os.environ["PATH"]}', 'FAKES': str(folder)}
-    self.forget()
-
-  def add(self, name, does=''):
-    """A fake; does: what it does besides recording, in bash."""
-    (self.folder / name).write_text(FAKE)
-    (self.folder / name).chmod(0o755)
-    (self.folder / f'{name}.sh').write_text(does)
-
-  def forget(self):
-    (self.folder / 'record').write_text('')
-
-  @property
-  def calls(self):
-    text = (self.folder / 'record').read_text()
-    calls = [call.split('\0') for call in text.split('\n\1\n')[:-1]]
-    return [call if call[-1] else call[:-1] for call in calls]  # there is no input
-
-  def run(self, *command, code=0, **env):
-    """Runs a script of launch/ (or bash -c TEXT), checks its exit code; its output and errors."""
-    if command[0] != 'bash':
-      command = ('bash', f'launch/{command[0]}', *command[1:])
-    done = subprocess.run(
-      command, cwd=runs.ROOT, env=self.env | env, capture_output=True, text=True, timeout=60
-    )
-    assert done.returncode == code, done.stdout + done.stderr
-    return done.stdout, done.stderr
 
 
 @pytest.fixture
@@ -288,144 +240,6 @@ def test_gpu_with_a_process_a_gpu(fakes):
   assert out.count('JAX_LOCAL_DEVICE_IDS=1 python') == 1 == out.count('JAX_PROCESS_ID=1 ')
 
 
-# ---- processes for real
-
-# Says what it got; on SIGTERM or SIGINT says so and exits with 75, after its second within a second
-# with 99.
-LISTENS = """
-import os, signal, sys, time
-heard = []
-def hear(number, _):
-  heard.append(number)
-  print('heard', signal.Signals(number).name, flush=True)
-signal.signal(signal.SIGTERM, hear), signal.signal(signal.SIGINT, hear)
-print('ready', flush=True)
-while not heard: time.sleep(.01)
-time.sleep(.3)
-sys.exit(75 if len(heard) == 1 else 99)
-"""
-
-
-def python(code):
-  return [sys.executable, '-c', code]
-
-
-def start(*command, **options):
-  """The running process of a script of launch/."""
-  return subprocess.Popen(
-    [LAUNCH / command[0], *command[1:]],
-    cwd=runs.ROOT,
-    stdout=subprocess.PIPE,
-    stderr=subprocess.PIPE,
-    text=True,
-    **options,
-  )
-
-
-def alive(pid):
-  with contextlib.suppress(ProcessLookupError):
-    os.kill(pid, 0)
-    # A zombie whose parent, the first process, doesn't collect it.
-    return pathlib.Path(f'/proc/{pid}/stat').read_text().split(') ')[1][0] != 'Z'
-  return False
-
-
-def test_local_processes_get_their_places_and_their_lines_have_ranks():
-  code = (
-    'import os, sys; e = os.environ; '
-    'print(*(e[f"JAX_{x}"] for x in ("COORDINATOR_ADDRESS", "NUM_PROCESSES", "PROCESS_ID")), '
-    'e.get("JAX_LOCAL_DEVICE_IDS"), *sys.argv[1:]); print("no end", end=""); '
-    'print("e", file=sys.stderr)'
-  )
-  out, err = runs.finish(start('local_processes.sh', '--port=1234', '3', *python(code), 'a b'))
-  lines = []
-  for rank in range(3):
-    lines += [f'[{rank}] 127.0.0.1:1234 3 {rank} None a b', f'[{rank}] no end']
-  assert sorted(out.splitlines()) == lines
-  assert sorted(err.splitlines()) == ['[0] e', '[1] e', '[2] e']
-
-
-def test_free_port():
-  command = ['local_processes.sh', '--dry-run', '1', 'x']
-  ports = {re.search(r':(\d+) ', runs.finish(start(*command))[0])[1] for _ in range(3)}
-  assert all(61000 <= int(port) < 65536 for port in ports) and len(ports) > 1
-
-
-def test_the_first_code_counts_and_the_others_have_time(tmp_path):
-  code = (
-    'import os, pathlib, sys, time\n'
-    'rank = int(os.environ["JAX_PROCESS_ID"])\n'
-    f'file = pathlib.Path({str(tmp_path)!r}, "pid")\n'
-    'if rank == 0: file.write_text(f"{os.getpid()}."); sys.exit(7)\n'
-    # until the script has seen how it ended
-    'while not (file.exists() and file.read_text()): time.sleep(.01)\n'
-    'try:\n'
-    '  while not os.kill(int(file.read_text()[:-1]), 0): time.sleep(.01)\n'
-    'except ProcessLookupError: time.sleep(.3)\n'
-    'print("noticed", flush=True); sys.exit(76)\n'
-  )
-  out, err = runs.finish(start('local_processes.sh', '3', *python(code)), code=7)
-  assert out.count('noticed') == 2 and 'process 0 ended with exit code 7' in err
-
-
-@pytest.mark.skipif(not pathlib.Path('/proc/self/stat').exists(), reason='asks /proc')
-def test_a_lost_peer_is_not_the_first_failure_even_if_both_are_seen_at_once(tmp_path):
-  code = (
-    'import os, pathlib, sys, time; print("ready", os.getpid(), flush=True)\n'
-    f'while not pathlib.Path({str(tmp_path)!r}, "go").exists(): time.sleep(.01)\n'
-    'sys.exit(76 if os.environ["JAX_PROCESS_ID"] == "0" else 4)\n'
-  )
-  process = start('local_processes.sh', '2', *python(code))
-  pids = [int(process.stdout.readline().split()[-1]) for _ in range(2)]
-  process.send_signal(signal.SIGSTOP)  # so that it looks when both have ended
-  (tmp_path / 'go').write_text('')
-  while any(map(alive, pids)):
-    time.sleep(0.01)
-  process.send_signal(signal.SIGCONT)
-  runs.finish(process, code=4)
-
-
-@pytest.mark.parametrize('listens', [True, False])
-def test_who_does_not_notice_is_told_then_killed_and_nothing_is_left(tmp_path, listens):
-  file = str(tmp_path / 'pids')
-  code = (
-    'import os, pathlib, signal, subprocess, sys, time\n'
-    f'file = pathlib.Path({file!r})\n'
-    'if os.environ["JAX_PROCESS_ID"] == "1":\n'
-    '  while not file.exists(): time.sleep(.01)\n'
-    '  os.kill(os.getpid(), 9)\n'
-    'child = subprocess.Popen(["sleep", "100"])\n'
-  )
-  ready = 'file.write_text(f"{os.getpid()} {child.pid}")\n'
-  if listens:
-    code += LISTENS.replace("print('ready'", f"{ready}print('ready'")
-  else:
-    code += f'signal.signal(15, signal.SIG_IGN)\n{ready}time.sleep(100)'
-  grace = f'--grace={30 if listens else 1}'
-  command = ['local_processes.sh', '--patience=1', grace, '2', *python(code)]
-  out, err = runs.finish(start(*command), code=137, timeout=60)
-  assert ('heard SIGTERM' in out) == listens
-  assert ('SIGKILL' in err) != listens
-  assert not any(alive(int(pid)) for pid in pathlib.Path(file).read_text().split())
-
-
-@pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT], ids=lambda x: x.name)
-@pytest.mark.parametrize('script', [['local_processes.sh', '2'], ['gpu.sh']], ids=lambda x: x[0])
-def test_signals_are_passed_on_once(script, number):
-  """Ctrl-C goes to the whole group of a terminal: still the command hears of it once."""
-  # Where tests run in the background, they and their shells are made deaf to Ctrl-C.
-  hears = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
-  process = start(*script, *python(LISTENS), start_new_session=True, preexec_fn=hears)
-  for _ in range(2 if len(script) > 1 else 1):
-    runs.wait_for(process, 'ready')
-  os.killpg(process.pid, number)
-  out, err = runs.finish(process, code=75, timeout=20)
-  assert out.count(f'heard {number.name}') == len(script)
-  assert 'again' not in err
-  with pytest.raises(ProcessLookupError):
-    os.killpg(process.pid, 0)
-
-
 # ---- TPU
 
 # A slice with one machine: a folder that its preemption deletes. $FAKES/state is its state.
@@ -570,39 +384,3 @@ def test_tpu_startup_installs_once(fakes, tmp_path):
   fakes.run('bash', '-c', f'set -e\n{out}')
   assert [call for call in fakes.calls if '-c' not in call] == calls[1:]
   assert (tmp_path / 'opt/source/requirements.txt').exists()
-
-
-# ---- training
-
-
-@pytest.mark.slow
-def test_two_processes_one_of_them_killed_go_on_to_the_same_end(home, tmp_path):
-  """The same bytes as of two processes that nobody killed; of the killed ones none is left."""
-
-  def train(workdir):
-    fields = {'data.dir': home / 'data'} | runs.TINY
-    command = ['local_processes.sh', '2', sys.executable, '-m', 'sg2jax.main']
-    command += ['--config=configs/quickstart.py', f'--workdir={workdir}']
-    command += [f'--config.{name}={value}' for name, value in fields.items()]
-    env = os.environ | {
-      'JAX_PLATFORMS': 'cpu',
-      'JAX_DISABLE_MOST_OPTIMIZATIONS': '1',
-      'XLA_FLAGS': runs.xla_flags(),
-      'SG2JAX_CACHE': str(home / 'sg2jax'),
-    }
-    return start(*command, env=env)
-
-  runs.finish(train(tmp_path / 'whole'), timeout=500)
-  killed = train(tmp_path / 'killed')
-  runs.wait_for(killed, '[0] tick 2')
-  ranks = {}
-  for folder in pathlib.Path('/proc').glob('[0-9]*'):
-    with contextlib.suppress(OSError):
-      words = (folder / 'environ').read_text().split('\0')
-      if f'--workdir={tmp_path}/killed' in (folder / 'cmdline').read_text().split('\0'):
-        ranks |= {x[15:]: int(folder.name) for x in words if x.startswith('JAX_PROCESS_ID=')}
-  os.kill(ranks['1'], signal.SIGKILL)
-  runs.finish(killed, code=137, timeout=200)
-  assert len(ranks) == 2 and not any(map(alive, ranks.values()))
-  runs.finish(train(tmp_path / 'killed'), timeout=500)
-  assert runs.content(tmp_path / 'killed') == runs.content(tmp_path / 'whole')
