@@ -44,7 +44,7 @@ class Emulator:
     return False
 
   def __enter__(self):
-    self.httpd = server.server.HTTPServer(('127.0.0.1', 0), partial(Handler, self))
+    self.httpd = Server(('127.0.0.1', 0), partial(Handler, self))
     self.httpd.handle_error = lambda *_: None  # clients go away
     self.thread = threading.Thread(target=self.httpd.serve_forever, args=(0.02,), daemon=True)
     self.thread.start()
@@ -58,6 +58,12 @@ class Emulator:
     self.httpd.shutdown()
     self.thread.join()
     self.httpd.server_close()
+
+
+class Server(server.server.HTTPServer):
+  """Lets more clients wait than five: another is refused, and tries again after a second."""
+
+  request_queue_size = 128
 
 
 class Handler(server.RequestHandler):

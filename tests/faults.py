@@ -458,7 +458,7 @@ FAULTS = {
   'NaN in each phase': (not_finite, 4, 0),
   'NaN in each phase of two': (not_finite_in_two, 4, 0),
   'data that never come': (stall, 4, 0),
-  'a bucket that fails, and kill -9': (bucket, 7, 0),
+  'failing bucket and kill -9': (bucket, 7, 0),
   'two runs in a workdir': (two_runs, 5, 0),
   '1 to 8 to 2 to 1 devices': (other_devices, 1, 0),
 }
