@@ -56,8 +56,8 @@ def begin(out: pathlib.Path, settings: dict) -> None:
 
 def command(run: Run, settings: dict) -> list[str]:
   """Command line of a run; it finds configs/ where the user stands, as sg2jax.main does."""
-  start = [sys.executable, '-m', 'sg2jax.main', f'--workdir={run.workdir}']
-  return start + arguments(run, settings)
+  config, *fields = arguments(run, settings)
+  return [sys.executable, '-m', 'sg2jax.main', config, f'--workdir={run.workdir}', *fields]
 
 
 def arguments(run: Run, settings: dict) -> list[str]:
