@@ -153,6 +153,8 @@ ROWS = [
   (main, '--config.d.architecture=', 2, 'd.architecture=', 'choose from orig, skip'),
   (main, "--config.metrics=('fid50',)", 2, "'fid50'", 'choose from fid50k_full'),
   (evaluate, '--checkpoint=@/run --metrics=fid50', 2, "'fid50'", 'choose from fid50k_full'),
+  (main, "--config.metrics=('swd',)", 2, 'swd is logged at every snapshot', 'leave it out'),
+  (main, '--config.d.freeze_layers=8', 2, 'd.freeze_layers=8', 'at most 4'),
   (main, '--config.precision=low', 2, 'precision=low', 'choose from default'),
   (main, '--config.opt.formulation=jax', 2, 'formulation=jax', 'choose from pytorch'),
   (minipaper, '--out=@/new --cells=z', 2, '--cells=z', 'choose from'),
@@ -271,6 +273,7 @@ ROWS = [
   (bench, '--config=configs/quickstart.py --json=@/empty', 2, '@/empty', 'name a file'),
   (plan, '--config=configs/quickstart.py --json=@/empty', 2, '@/empty', 'name a file'),
   (plan, '--config=configs/quickstart.py --json=@/file/x', 2, '@/file', 'name a folder'),
+  (main, '--config.init_from=@/nowhere', 6, '@/nowhere', 'name a workdir, one of its'),
   # ---- seeds
   (generate, '--checkpoint=@/run --out=@/new --seeds=3-1', 2, 'seeds=3-1', 'as in 0-31'),
   (generate, '--checkpoint=@/run --out=@/new --seeds=', 2, 'seeds=', 'as in 0-31'),

@@ -25,7 +25,7 @@ from sg2jax.faults import Fault, WriteError
 from sg2jax.tools import prepare
 from sg2jax.training import checkpoint, loop, train
 from sg2jax.training import profile as profile_lib
-from tests.runs import LAST, ROOT, TINY, call, configuration, content, finish, log, start, wait_for
+from tests.runs import LAST, ROOT, call, configuration, content, finish, log, start, wait_for
 from tests.test_checkpoint import rewrite
 
 # Options that the default leaves out, together, and metrics that are measured on the way.
@@ -206,31 +206,6 @@ def test_second_run_in_a_workdir_and_another_configuration_are_refused(home, who
   first.communicate()
   _, err = finish(start(home, whole[0], batch=16), 2)
   assert 'batch: 8 there, 16 here' in err
-
-
-@pytest.mark.parametrize(
-  'fields, code, said',
-  [
-    ({'loss.r1_gama': 1}, 2, 'r1_gamma'),
-    ({'batch': 'many'}, 2, 'batch'),
-    ({'batch': 30, 'd.mbstd_group_size': 4}, 2, 'try 28 or 32'),
-    ({'data.name': '', 'data.dir': '/nowhere'}, 3, 'sg2jax.tools.prepare'),
-    ({'device': 'gpu'}, 2, 'jax[cuda'),
-    ({'data.channels': 5}, 3, 'data.channels=1'),
-    ({'metrics': ('fid50k_full',)}, 7, 'fetch_weights inception'),
-    ({'metrics': ('swd',)}, 2, 'swd is logged'),
-    ({'init_from': '/nowhere'}, 6, '/nowhere'),
-    ({'d.freeze_layers': 8}, 2, 'at most 4'),
-  ],
-)
-def test_bad_input_says_what_and_creates_nothing(home, tmp_path, monkeypatch, fields, code, said):
-  monkeypatch.setenv('SG2JAX_CACHE', str(home / 'sg2jax'))
-  fields = {'data.dir': home / 'data'} | TINY | fields
-  flags = [f'--config.{name}={value}' for name, value in fields.items()]
-  with pytest.raises(Fault) as e:
-    call(main, '--config=configs/quickstart.py', f'--workdir={tmp_path / "run"}', *flags)
-  assert e.value.code == code and said in str(e.value)
-  assert not (tmp_path / 'run').exists()
 
 
 @pytest.mark.parametrize(
