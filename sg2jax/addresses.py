@@ -19,7 +19,9 @@ from typing import Any, Self
 from sg2jax import faults
 
 # gs://..., also where pathlib made one slash of two
-PATTERN = re.compile(r'([A-Za-z][A-Za-z0-9+.-]*)://|(gs|s3|https?|hdfs|ftp|file):/', re.IGNORECASE)
+PATTERN = re.compile(
+  r'([A-Za-z][A-Za-z0-9+.-]*)://|(gs|s3|https?|hdfs|ftp|file):(?:/|$)', re.IGNORECASE
+)
 PACKAGES = {'gs': 'gcs', 'gcs': 'gcs', 's3': 's3', 's3a': 's3'}  # scheme: extra of ours
 EXCLUSIVE = ('gs', 'gcs', 's3', 's3a', 'memory')  # they take a precondition with an object
 READ_ONLY = ('http', 'https', 'ftp', 'data', 'github', 'git', 'zip', 'tar')

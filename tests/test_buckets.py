@@ -381,6 +381,24 @@ def test_an_address_is_used_like_a_path(place):
   assert not file.exists() and not list(place.iterdir())
 
 
+@pytest.mark.parametrize(
+  'error, attempts', [(TimeoutError(), 2), (ConnectionError('gone'), 2), (PermissionError(), 1)]
+)
+def test_what_a_store_does_not_try_again_by_itself_is_tried_once_more(
+  memory, monkeypatch, error, attempts
+):
+  asked = []
+
+  def fail(*_):
+    asked.append(1)
+    raise error
+
+  monkeypatch.setattr(fsspec.get_filesystem_class('memory'), 'cat_file', fail)
+  with pytest.raises(addresses.StoreError):
+    memory.read_bytes()
+  assert len(asked) == attempts
+
+
 def test_a_disk_of_this_machine_without_room_is_not_the_bucket(gs, monkeypatch):
   save(gs, 1)
 
