@@ -266,7 +266,8 @@ def _exchange(value):
   place = f'sg2jax/exchange/{number}'
   if value is not None:
     client.key_value_set(f'{place}/{jax.process_index()}', json.dumps(value))
-  client.wait_at_barrier(place, WAIT * 1000)
+  # Always of one name: the coordinator keeps each for ever.
+  client.wait_at_barrier('sg2jax/exchange', WAIT * 1000)
   found = client.key_value_dir_get(place)
   if is_first() and number:
     # All are past that one, as they are here.
