@@ -1,10 +1,9 @@
 """Data sets in buckets: downloaded once a machine, then read from its disk.
 
-array_record reads files, at random places, millions of times in an epoch's shuffled order: a disk
-gives each record in 20 microseconds, a bucket in 20 milliseconds. So every shard comes to
-$SG2JAX_CACHE/data/<hash>, as large as the data set, file by file: a download that was killed goes
-on. The hash is of the names, sizes and checksums in the bucket: where something changed there, the
-old copy isn't found any more.
+array_record reads files of a disk, and images come in random order: of a bucket each would be a
+request of its own. So every shard comes to $SG2JAX_CACHE/data/<hash>, as large as the data set,
+file by file: a download that was killed goes on. The hash is of the names, sizes and checksums in
+the bucket: where something changed there, the old copy isn't found any more.
 """
 
 import base64
