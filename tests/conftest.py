@@ -13,7 +13,15 @@ import jax
 import pytest
 
 # Of the files that take longest: first, so that neither worker is left with one at the end.
-LONG = ('test_reference', 'test_train', 'test_models', 'test_growing', 'test_devices')
+LONG = (
+  'test_reference',
+  'test_train',
+  'test_processes',
+  'test_models',
+  'test_growing',
+  'test_bfloat16',
+  'test_devices',
+)
 CACHE = 'JAX_COMPILATION_CACHE_DIR'
 SECONDS = 0.3  # what compiles faster isn't worth a file
 

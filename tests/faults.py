@@ -447,10 +447,10 @@ def other_devices(trials, draw, number):
 FAULTS = {
   'kill -9': (kills, 20, 0),
   **{f'SIGTERM while {phase}': (preemption(phase), 20, 0) for phase in PHASES},
-  'SIGTERM to one of two': (preemption('training', 2), 20, 1),
+  'SIGTERM to one of two': (preemption('training', 2), 20, 0),
   'SIGTERM to one of two compiling': (preemption('compiling', 2), 4, 0),
   'SIGTERM to one of two measuring': (preemption('measuring', 2), 4, 0),
-  'kill -9 of one of two': (kills_of_one, 4, 1),
+  'kill -9 of one of two': (kills_of_one, 4, 0),
   'SIGSTOP of one of two': (stops_of_one, 2, 0),
   'damaged files': (damage, 2, 1),
   'damaged newest checkpoint': (damage_of_a_run, 10, 0),
@@ -459,7 +459,7 @@ FAULTS = {
   'NaN in each phase of two': (not_finite_in_two, 4, 0),
   'data that never come': (stall, 4, 0),
   'failing bucket and kill -9': (bucket, 7, 0),
-  'two runs in a workdir': (two_runs, 5, 0),
+  'two runs in a workdir': (two_runs, 5, 1),
   '1 to 8 to 2 to 1 devices': (other_devices, 1, 0),
 }
 

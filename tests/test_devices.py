@@ -59,6 +59,7 @@ ONE_EACH = {
 }
 
 
+@pytest.mark.slow  # in the suite tests/test_processes.py has a run on two devices
 def test_training_on_four_devices_is_killed_and_goes_on(home, tmp_path):
   """The loop that users run: snapshots, metrics, a kill while the first is measured, a resume."""
   options = ONE_EACH | {'devices': 4}

@@ -191,7 +191,7 @@ def train(folder):
 
   from configs import default
   from sg2jax import build, processes, sharding
-  from sg2jax.training import checkpoint, stage
+  from sg2jax.training import leaves, stage
 
   processes.join('auto', *processes.environment())
   config = default.get_config()
@@ -211,9 +211,9 @@ def train(folder):
     batch = sharding.to_global(mesh, batch)
     for phase in now.steps.phases(i):
       state, _ = now.functions[phase](now.key, state, batch)
-  leaves = jax.device_get(checkpoint._named(state))
+  arrays = jax.device_get(leaves.named(state))
   if processes.is_first():
-    np.savez(f'{folder}/{jax.process_count()}.npz', **leaves)
+    np.savez(f'{folder}/{jax.process_count()}.npz', **arrays)
   print(json.dumps(seen))
   processes.part()
 
