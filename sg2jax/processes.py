@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 
 import jax
 from jax._src import distributed  # the store of keys and values has no public name
+from jax.experimental import multihost_utils
 
 from sg2jax import faults, peers
 
@@ -81,6 +82,9 @@ def join(
     ) from e
   job = distributed.global_state
   peers.watch(job.client, job.coordinator_address, job.process_id, job.num_processes, heartbeat)
+  # Gloo, by which CPUs talk, connects at the first common step and waits for half a minute: now,
+  # before each has compiled for as long as it takes.
+  multihost_utils.sync_global_devices('sg2jax')
 
 
 def _in_cluster():
