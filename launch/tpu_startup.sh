@@ -81,5 +81,5 @@ if [[ -n $source_file ]]; then
   run tar -xzf "$source_file" --no-same-owner -C "$home/source"
   run chmod -R a+rX "$home/source"
   run cd "$home/source"
-  run "$venv/bin/python" -m pip install --quiet -r requirements.txt
+  run "$venv/bin/python" -m pip install --quiet -r requirements.txt -e '.[gcs]'
 fi

@@ -84,7 +84,8 @@ def except_hook(
   debug = {'--debug', '--debug=true', '--debug=1'} & set(sys.argv)
   if isinstance(shown, faults.Fault) and not debug:
     print(f'{pathlib.Path(sys.argv[0]).stem}: {shown}', file=sys.stderr)
-    _end_job('leave', shown.code)
+    # A signals.Stop tells all processes of Ctrl-C; without one it came to this one alone.
+    _end_job('leave', shown.code, isinstance(error, KeyboardInterrupt))
     sys.exit(shown.code)
   sys.__excepthook__(kind, error, trace)
   _end_job('leave', 1)

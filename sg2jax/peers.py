@@ -64,6 +64,7 @@ class Peers:
     self._silent = dict.fromkeys(range(count), 0)  # turns since that
     self._code = None  # with which this process leaves
     self._over = threading.Event()
+    self._saying = threading.Lock()
     self._aborted = _Aborted(self._on_abort) if index else None
     for target in (self._talk, self._look):
       threading.Thread(target=target, name=f'peers{target.__name__}', daemon=True).start()
@@ -88,7 +89,10 @@ class Peers:
 
   def _say(self, text):
     place = f'{_LIFE}/{self._index}'
-    self._client.key_value_set(place, f'{text} {platform.node()}', allow_overwrite=True)
+    with self._saying:
+      # Nothing after its last word.
+      if self._code is None or text.startswith('left'):
+        self._client.key_value_set(place, f'{text} {platform.node()}', allow_overwrite=True)
 
   def _lost(self, signs) -> Iterator[str]:
     """What process 0 says of each that is lost, by the pairs that were read."""

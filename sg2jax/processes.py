@@ -116,12 +116,12 @@ def environment() -> tuple[str | None, int | None, int | None]:
 
 def several() -> bool:
   """Whether this is one process of several."""
-  return jax.process_count() > 1
+  return (distributed.global_state.num_processes or 1) > 1  # starts no device
 
 
 def is_first() -> bool:
   """Whether this is process 0, which alone writes files and speaks to the user."""
-  return jax.process_index() == 0
+  return not distributed.global_state.process_id
 
 
 def part(code: int = 0) -> None:
@@ -137,13 +137,13 @@ def part(code: int = 0) -> None:
     farewell.join(10)
 
 
-def leave(code: int) -> None:
+def leave(code: int, is_alone: bool = False) -> None:
   """Ends one of several processes after an error, past all that would still wait for the others.
 
-  A process that is alone goes on.
+  A process that is the only one goes on. is_alone: the others don't leave, whatever the code says.
   """
   if distributed.global_state.client:
-    part(code)
+    part(1 if is_alone else code)
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)

@@ -256,8 +256,7 @@ def damage(trials, draw, number):
   """Each kind of file of a checkpoint truncated, deleted and with flipped bits: all are found."""
   from sg2jax.training import checkpoint
 
-  workdir = trials.place('damage')
-  shutil.rmtree(workdir, ignore_errors=True)
+  workdir = trials.place('damage', number)
   trials.whole()
   shutil.copytree(trials.place('whole', 1), workdir)
   newest = workdir / 'checkpoints' / str(END)

@@ -257,6 +257,15 @@ def rewrite(step, **fields):
   path.write_text(manifest_lib.encode(manifest | fields))
 
 
+@pytest.mark.parametrize('name', ['../elsewhere', '/etc/elsewhere', 'state/../../elsewhere'])
+def test_a_manifest_names_no_files_elsewhere(workdir, name):
+  step = workdir / 'checkpoints' / '2'
+  files = manifest_lib.read_manifest(step)['files']
+  rewrite(step, files=files | {name: [0, '']})
+  with pytest.raises(manifest_lib.Damaged, match='elsewhere'):
+    manifest_lib.read_manifest(step)
+
+
 def test_leaves_younger_than_the_format_have_their_defaults(workdir, monkeypatch):
   """A checkpoint of version 0.1 restores into a state of today; one of today that lacks a leaf does
   not.

@@ -4,6 +4,7 @@ import pathlib
 import re
 import shutil
 import subprocess
+import time
 
 import imageio_ffmpeg
 import numpy as np
@@ -105,6 +106,23 @@ def test_files_of_images(net, run, tmp_path, monkeypatch):
   tiles = png(tmp_path / 'sheet.png')  # 8 px are enlarged by 8, and a name is on the left
   assert tiles.shape[0] == 64 + sheets.LINE  # with the class below each
   assert all(close(tiles[k:64:8, k - 128 :: 8], made(net, [6])[0]) for k in (0, 7))
+
+
+def test_all_files_are_written_however_slowly_and_what_fails_is_told(run, tmp_path, monkeypatch):
+  write = generate.files.write_atomic
+
+  def slow(path, data):
+    time.sleep(0.05)
+    if path.name == 'seed0021.png' and path.parent.name == 'full':
+      raise WriteError('no room')
+    write(path, data)
+
+  monkeypatch.setattr(generate.files, 'write_atomic', slow)
+  arguments = (f'--checkpoint={run}', '--seeds=0-39', '--batch=20')
+  call(generate, *arguments, f'--out={tmp_path}/all')
+  assert len(names(tmp_path / 'all')) == 40
+  with pytest.raises(WriteError, match='no room'):
+    call(generate, *arguments, f'--out={tmp_path}/full')
 
 
 def test_sheets(net, run, tmp_path):

@@ -371,11 +371,11 @@ def test_tpu_startup_installs_once(fakes, tmp_path):
     '-m pip install',
     '-m pip install',
   ]
-  assert calls[2][-1] == 'jax[tpu]' and calls[3][-2:] == ['-r', 'requirements.txt']
+  assert calls[2][-1] == 'jax[tpu]' and calls[3][-4:] == ['-r', 'requirements.txt', '-e', '.[gcs]']
   assert (tmp_path / 'opt/source/requirements.txt').exists() and fake_python.exists()
   fakes.forget()
   fakes.run('tpu_startup.sh', str(source), **env)
-  assert [call[-1] for call in fakes.calls] == ['jax[tpu]', 'requirements.txt']
+  assert [call[-1] for call in fakes.calls] == ['jax[tpu]', '.[gcs]']
   # What --dry-run prints does the same.
   shutil.rmtree(tmp_path / 'opt')
   fakes.forget()

@@ -39,7 +39,11 @@ def local(place: Address) -> pathlib.Path:
         f'{place}: no {records.INFO} there, so it is no data set; python -m sg2jax.tools.prepare '
         'makes one in a folder, which is to be copied there (gcloud storage cp -r, aws s3 sync)'
       )
-    marks = sorted([name, entry['size'], _md5(entry)] for name, entry in content.items())
+    # ETag: where there is no MD5, it tells another object of the same name and size.
+    marks = sorted(
+      [name, entry['size'], _md5(entry) or str(entry.get('ETag', ''))]
+      for name, entry in content.items()
+    )
     key = hashlib.sha256(json.dumps(marks).encode()).hexdigest()[:32]
     folder = paths.cache() / 'data' / key
     with files.writing(folder), _alone(folder):
@@ -80,7 +84,12 @@ def _fetch(source, target, entry):
   with tempfile.TemporaryDirectory(prefix='.part-', dir=target.parent) as scratch:
     part = pathlib.Path(scratch) / target.name
     for attempt in (1, 2):
-      source.download(part)
+      try:
+        source.download(part)
+      except StoreError as e:  # an OSError, as those of the disk are
+        raise DatasetError(
+          f'{source} can not be read: {files.reason(e)}; see to the permission and the connection'
+        ) from e
       if part.stat().st_size == entry['size'] and _md5(entry) in ('', _md5_of(part)):
         os.replace(part, target)
         return entry['size']

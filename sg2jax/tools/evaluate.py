@@ -49,9 +49,11 @@ def main(_: list[str]) -> None:
   net = processes.together(partial(sampler.load, args.checkpoint))
   if not wanted:
     wanted = defaults(net)
+  source = processes.together(partial(reals.load, net, args.data))
+  processes.check_same('--data', {'hash': source.hash, 'images': len(source)})
   setting = measure.Setting(
     net,
-    reals.load(net, args.data),
+    source,
     sharding.make_mesh(),
     shared.out_folder(net, 'evaluation', anywhere=True),
     net.config.seed if args.seed is None else args.seed,
@@ -67,6 +69,7 @@ def main(_: list[str]) -> None:
         if processes.is_first():
           print('\n'.join(measure.table(document)), flush=True)
     except passes.Stopped:
+      processes.heard(stop)  # another process may have heard of it first
       stop.leave(f'what is done is in {setting.out}')
   if processes.is_first():
     print(f'results in {setting.out}/: {", ".join(f"{p.name}.json" for p in wanted)}')

@@ -131,13 +131,13 @@ def images(
       each = None if label is None else label[rows]
       made = net(part, psi, cutoff, each, noise, batch)[:count]
       # Waits for the files of the batch before, and raises what went wrong.
-      processes.agreed(partial(all, writing))
+      processes.agreed(partial(list, writing))
       if out and processes.is_first():
         writing = pool.map(write, [names[i] for i in rows[:count]], made)
       if sheet:
         pictures += list(made)
       bar.update(count)
-    processes.agreed(partial(all, writing))
+    processes.agreed(partial(list, writing))
   if sheet:
     # about square, but 8 in a row at least: a few images are read as a line
     cols = min(len(seeds), max(8, math.isqrt(len(seeds) - 1) + 1))

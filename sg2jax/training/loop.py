@@ -84,8 +84,9 @@ def train_stage(run: Run, state: TrainState) -> TrainState:
     processes.agreed(partial(run.log.tick, 0, 0, metrics, 0, 0))
   with contextlib.closing(stage.minibatches(nimg)) as minibatches, run.profile:
     state = loop(run, stage, state, run.watchdog.follow(minibatches, step))
+  step, nimg = state_lib.clock(state)
   run.watchdog.at(watchdog.SAVING, step)
-  if processes.heard(run.stop) and not run.is_finished(*state_lib.clock(state)):
+  if processes.heard(run.stop) and not run.is_finished(step, nimg):
     if state_lib.halted(state):  # in the minibatches since the last tick
       nonfinite.halt(stage, state, run.workdir, run.checkpoints)
     run.checkpoints.save(unpacked(state, run.mesh))

@@ -73,6 +73,10 @@ def read_manifest(step: pathlib.Path) -> dict[str, Any]:
     raise Damaged(f'{path} is not a manifest') from e
   if encode(manifest) != text:
     raise Damaged(f'{path} is not what was written (SHA-256 differs)')
+  for name in manifest['files']:
+    # A stranger's manifest must not name files elsewhere: from a bucket they are downloaded.
+    if name.startswith('/') or '..' in name.split('/'):
+      raise Damaged(f'{path} names {name!r}, a file that is not in it')
   if manifest['format'] > FORMAT:
     raise CheckpointError(
       f'{step} has checkpoint format {manifest["format"]}; this code reads '

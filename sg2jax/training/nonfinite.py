@@ -107,6 +107,7 @@ def _write(folder, file, state, document):
   processes.agreed(partial(_clear, folder))
   with contextlib.closing(Checkpoints(folder, keep=1, meta={})) as place:
     place.save(state)
+    place.wait()  # here, where its error is that of all processes
   # The configuration is for tools, which can load this state as any other.
   config = json.dumps(document['config']) + '\n'
   processes.agreed(partial(files.write_atomic, folder / 'config.json', config))

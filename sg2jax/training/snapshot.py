@@ -164,7 +164,7 @@ class Snapshot:
     values = {}
     for document in documents:
       values |= document['values']
-    self.log.values(sampler.step, sampler.nimg, values)
+    processes.agreed(partial(self.log.values, sampler.step, sampler.nimg, values))
 
 
 def spread(images: Sequence[np.ndarray]) -> float:

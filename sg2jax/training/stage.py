@@ -12,7 +12,7 @@ import jax
 from jax.sharding import Mesh
 import numpy as np
 
-from sg2jax import build, data, sharding
+from sg2jax import build, data, processes, sharding
 from sg2jax.keys import purpose_key
 from sg2jax.schedule import GrowthStage
 from sg2jax.signals import Stop
@@ -99,7 +99,14 @@ def compiled(stage: TrainStage, state: TrainState, stop: Stop) -> TrainStage:
   # The order in which they run is another: steps.ORDER.
   longest_first = sorted(stage.steps.phases(0), key=('g_reg', 'g', 'd', 'd_reg').index)
   jobs = {phase: pool.submit(compile_one, stage.functions[phase]) for phase in longest_first}
-  while futures.wait(jobs.values(), timeout=0.2).not_done:
+
+  def wait_for_all():
+    futures.wait(jobs.values())
+    # In a step that another process still compiles no signal would be heard.
+    processes.everywhere(True)
+
+  everyone = pool.submit(wait_for_all)
+  while futures.wait([everyone], timeout=0.2).not_done:
     # Compilation can't be interrupted, and nothing new has been computed that could be lost.
     if stop:
       stop.leave('stopped while compiling; nothing to save', hard=True)
