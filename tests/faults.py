@@ -121,7 +121,12 @@ class Trials:
 def _of_states(lines):
   """Of lines of metrics.jsonl what is about a state, not about the minibatches of a tick."""
   wanted = re.compile('step|nimg|swd|contribution_|pixelfd')
-  return [{name: x for name, x in line.items() if wanted.match(name)} for line in lines]
+  found = {}  # what a signal left out has a line of its own
+  for line in lines:
+    found.setdefault(line['step'], {}).update(
+      {name: x for name, x in line.items() if wanted.match(name)}
+    )
+  return list(found.values())
 
 
 def end(process):

@@ -53,6 +53,21 @@ def test_fresh_run_starts_an_empty_log(tmp_path):
   assert records(tmp_path) == []
 
 
+def test_what_a_signal_left_out_of_a_tick_is_known_to_be_lacking(tmp_path):
+  run(tmp_path, 0, 1, {'swd': 9.0})
+  log = report.Report(tmp_path, 1, 4)
+  log.tick(2, 64, {'diversity': 0.5}, 2.0, 16.0)
+  assert log.lacks(2, ['diversity', 'swd']) == ['swd']
+  log.close()
+  log = report.Report(tmp_path, 2, 4)
+  assert log.lacks(2, ['diversity', 'swd']) == ['swd']
+  log.values(2, 64, {'diversity': 0.6, 'swd': 8.0})
+  assert not log.lacks(2, ['diversity', 'swd'])
+  log.close()
+  last = records(tmp_path)[-1]
+  assert last['swd'] == 8 and 'diversity' not in last
+
+
 @pytest.mark.parametrize('size', range(1, 60, 7))
 def test_torn_last_line_is_dropped(tmp_path, size):
   run(tmp_path, 0, 2)

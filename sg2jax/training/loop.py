@@ -82,6 +82,8 @@ def train_stage(run: Run, state: TrainState) -> TrainState:
     run.snapshot.write_reals('reals', 0)
     metrics = run.snapshot.take(unpacked(state, run.mesh))
     processes.agreed(partial(run.log.tick, 0, 0, metrics, 0, 0))
+  elif run.growth.last_stage(step) == stage.steps.stage:
+    make_up_for_snapshot(run, state)
   with contextlib.closing(stage.minibatches(nimg)) as minibatches, run.profile:
     state = loop(run, stage, state, run.watchdog.follow(minibatches, step))
   step, nimg = state_lib.clock(state)
@@ -92,6 +94,17 @@ def train_stage(run: Run, state: TrainState) -> TrainState:
     run.checkpoints.save(unpacked(state, run.mesh))
   run.checkpoints.wait()
   return state
+
+
+def make_up_for_snapshot(run: Run, state: TrainState) -> None:
+  """Shows and compares what a signal at the end of the last tick left out."""
+  step, nimg = state_lib.clock(state)
+  if step % run.growth.repeats:
+    return
+  due = whats_due(run, run.growth.last_stage(step), nimg)
+  if due.snapshot and processes.agreed(partial(run.log.lacks, step, run.snapshot.names)):
+    metrics = run.snapshot.take(unpacked(state, run.mesh))
+    processes.agreed(partial(run.log.values, step, nimg, metrics))
 
 
 def loop(run: Run, stage: TrainStage, state: TrainState, minibatches: Iterator[dict]) -> TrainState:

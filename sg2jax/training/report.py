@@ -4,6 +4,7 @@ Only process 0 writes; every process may call. Non-finite numbers go to JSON as 
 "inf", "-inf": valid JSON, unlike NaN, and `float()` reads them back, unlike null.
 """
 
+from collections.abc import Iterable
 import json
 import math
 import os
@@ -55,9 +56,9 @@ class Report:
     self._columns = set()  # metrics that a status line had
     records = self._cut_back(step) if self._active else []
     # Metrics that were measured later have lines of their own, which are no ticks.
-    later = [record for record in records if 'sec_per_tick' not in record]
-    self._ticks = len(records) - len(later)
-    self._values = {(record['step'], name) for record in later for name in record}
+    self._ticks = sum('sec_per_tick' in record for record in records)
+    self._step = step  # of the last line, and what is logged of it
+    self._names = {name for record in records if record['step'] == step for name in record}
     if self._active:
       folder = self._workdir / 'tensorboard'
       with files.writing(folder):
@@ -111,15 +112,23 @@ class Report:
 
     Each once: a run that was killed before it noted that they are logged measures again.
     """
-    metrics = {name: x for name, x in metrics.items() if (step, name) not in self._values}
+    lacking = self.lacks(step, metrics)
+    metrics = {name: metrics[name] for name in lacking}
     if metrics:
-      self._values |= {(step, name) for name in metrics}
       self._write(step, nimg, metrics)
       self.say('  '.join(f'{name} {number(value)}' for name, value in metrics.items()))
+
+  def lacks(self, step: int, names: Iterable[str]) -> list[str]:
+    """Those of `names` that aren't logged yet of the step of the last line, or of one after it."""
+    return [name for name in names if step != self._step or name not in self._names]
 
   def _write(self, step, nimg, scalars):
     """A line of metrics.jsonl, and TensorBoard; returns the scalars without None."""
     scalars = {name: float(value) for name, value in scalars.items() if value is not None}
+    if step != self._step:
+      self._step = step
+      self._names = set()
+    self._names |= scalars.keys()
     if self._active:
       line = {'step': int(step), 'nimg': int(nimg), 'time': time.time()}
       for name, value in scalars.items():

@@ -69,6 +69,11 @@ class Snapshot:
     self.labels = np.stack(labels)
     self.z = np.random.RandomState(config.seed).randn(max(count, self.shown), config.g.z_dim)
 
+  @property
+  def names(self) -> list[str]:
+    """Of metrics that `take` has if nothing stops it, and that end with it."""
+    return ['diversity'] * bool(self.spread_of_reals) + ['swd'] * bool(self.small_reals)
+
   def compile_sampler(self, steps: TrainSteps) -> None:
     """Takes the images of this stage of growth from now on."""
     same = sharding.replicated(self.mesh)
