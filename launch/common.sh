@@ -19,6 +19,23 @@ backoff() { # N
   echo "$((seconds < 300 ? seconds : 300))"
 }
 
+# Counts one more restart after a run that began at STARTED (in SECONDS) and ended with CODE, and sets
+# `pause`, the seconds until then; gives up, and ends the script, after `limit` of them in a row.
+restarts=0
+next_restart() { # CODE STARTED
+  if ((SECONDS - $2 >= 600)); then
+    restarts=0
+  fi
+  # shellcheck disable=SC2154  # limit is the script's
+  if ((restarts >= limit)); then
+    say "exit code $1; given up after $limit restarts in a row"
+    exit "$1"
+  fi
+  pause=$(backoff "$restarts")
+  restarts=$((restarts + 1))
+  say "exit code $1: the same command again in $pause s, restart $restarts of $limit"
+}
+
 # Prints a command in one line, so that pasting it into a shell runs just that command.
 show() { # COMMAND...
   local word words=()

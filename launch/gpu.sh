@@ -70,25 +70,15 @@ run() { # COMMAND...
   child=
 }
 
-restarts=0
 while true; do
   started=$SECONDS
   run "$@"
   if $stopped || ! worth_restarting "$code"; then
     exit "$code"
   fi
-  if ((SECONDS - started >= 600)); then
-    restarts=0
-  fi
-  if ((restarts >= limit)); then
-    say "exit code $code; given up after $limit restarts in a row"
-    exit "$code"
-  fi
-  seconds=$(backoff "$restarts")
-  restarts=$((restarts + 1))
-  say "exit code $code: the same command again in $seconds s, restart $restarts of $limit"
+  next_restart "$code" "$started"
   # In the background, as bash acts on a signal only after a command in the foreground.
-  sleep "$seconds" &
+  sleep "$pause" &
   wait "$!" || true
   if $stopped; then
     exit "$code"

@@ -248,7 +248,7 @@ babysit_dry() { # COMMAND...
 }
 
 babysit() { # COMMAND...
-  local outcome restarts=0 started=never
+  local outcome started=never
   while true; do
     case "$(state)" in
       absent)
@@ -286,7 +286,7 @@ babysit() { # COMMAND...
       *)
         # How it ended before babysit began to look is no reason not to try.
         if [[ $started != never ]]; then
-          pause "$outcome"
+          wait_or_end "$outcome"
         fi
         ;;
     esac
@@ -296,25 +296,14 @@ babysit() { # COMMAND...
   done
 }
 
-# Waits before the next restart after an exit code, or ends with it. `restarts` and `started` are
-# babysit's.
-pause() { # CODE
-  local seconds
+# Waits before the next restart after an exit code, or ends with it. `started` is babysit's.
+wait_or_end() { # CODE
   if ! worth_restarting "$1"; then
     say "exit code $1"
     exit "$1"
   fi
-  if ((SECONDS - started >= 600)); then
-    restarts=0
-  fi
-  if ((restarts >= limit)); then
-    say "exit code $1; given up after $limit restarts in a row"
-    exit "$1"
-  fi
-  seconds=$(backoff "$restarts")
-  restarts=$((restarts + 1))
-  say "exit code $1: the same command again in $seconds s, restart $restarts of $limit"
-  sleep "$seconds"
+  next_restart "$1" "$started"
+  sleep "$pause"
 }
 
 case "$action" in

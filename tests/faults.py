@@ -151,13 +151,18 @@ def kills(trials, draw, number):
   """Five kills of a run at any moment, from its first import to its last file."""
   workdir = trials.place('kills', number)
   trials.whole()
-  for _ in range(5):
+  return _kill_repeatedly(trials, workdir, [draw.uniform(0.2, 9) for _ in range(5)])
+
+
+def _kill_repeatedly(trials, workdir, times):
+  """Kills a run after each of the times, then lets it go to its end; how often that was."""
+  for seconds in times:
     process = trials.start(workdir)
     with contextlib.suppress(subprocess.TimeoutExpired):
-      process.communicate(timeout=draw.uniform(0.2, 9))
+      process.communicate(timeout=seconds)
     end(process)
   trials.ends_as_if_nothing_was(workdir)
-  return 5
+  return len(times)
 
 
 def kills_of_one(trials, draw, number, how=signal.SIGKILL):
@@ -404,13 +409,7 @@ def bucket(trials, draw, number):
   """A run in a bucket of which one request in forty fails, and that is killed three times."""
   workdir = trials.bucket() / f'run{number}'
   trials.whole()
-  for _ in range(3):
-    process = trials.start(workdir)
-    with contextlib.suppress(subprocess.TimeoutExpired):
-      process.communicate(timeout=draw.uniform(4, 15))
-    end(process)
-  trials.ends_as_if_nothing_was(workdir)
-  return 3
+  return _kill_repeatedly(trials, workdir, [draw.uniform(4, 15) for _ in range(3)])
 
 
 # ---- two runs, other devices
