@@ -26,6 +26,9 @@ ADDRESSES = (
   'config.init_from',
 )
 
+# Exit codes that one of several processes has only with all others.
+TOGETHER = (faults.NonFiniteError.code, faults.Preempted.code, faults.Interrupted.code)
+
 flags.DEFINE_bool('debug', False, 'Show the traceback of an expected error.')
 
 
@@ -59,7 +62,7 @@ def run(main: Callable[[list[str]], None], positional: int = 0) -> None:
     try:
       main(argv)
     except SystemExit as e:  # of SIGTERM; no excepthook sees it, and at the end JAX would wait
-      _end_job('leave', e.code or 0)
+      _end_job('leave', e.code or 0, True)
       raise
     _end_job('part')
 
@@ -85,10 +88,11 @@ def except_hook(
   if isinstance(shown, faults.Fault) and not debug:
     print(f'{pathlib.Path(sys.argv[0]).stem}: {shown}', file=sys.stderr)
     # A signals.Stop tells all processes of Ctrl-C; without one it came to this one alone.
-    _end_job('leave', shown.code, isinstance(error, KeyboardInterrupt))
+    is_alone = shown is not error or not (shown.is_everyones or shown.code in TOGETHER)
+    _end_job('leave', shown.code, is_alone)
     sys.exit(shown.code)
   sys.__excepthook__(kind, error, trace)
-  _end_job('leave', 1)
+  _end_job('leave', 1, True)
 
 
 def _join_processes():

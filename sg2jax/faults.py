@@ -5,6 +5,7 @@ class Fault(Exception):
   """An error with a remedy: `str(fault)` says what, where and what to do; `code`: the exit code."""
 
   code = 1
+  is_everyones = False  # whether all processes of the job raise it
 
 
 class UsageError(Fault):

@@ -24,6 +24,7 @@ from sg2jax.addresses import Address
 
 BEAT = 10  # seconds
 STALE = 45
+SETTLE = 3  # longer than between a look at an object and its deletion
 
 
 @contextlib.contextmanager
@@ -101,15 +102,18 @@ def _held(folder, flag):
 def _acquire(place, lock, said):
   """Writes the lock. Raises UsageError if it has an owner who is alive, OSError."""
   data = json.dumps(lock | {'beat': 0}).encode()
+  takes_over = False
   while True:
     with contextlib.suppress(FileExistsError):
       place.write_bytes(data, is_new=True)
-      # Where the store can't decide who was first, two that started at the same moment see it here.
-      there = _read(place)
-      if there.get('id') != lock['id']:
-        raise faults.UsageError(f'{said} is in use by process {_owner(there)}; use another')
-      return
+    if takes_over:
+      # Another that takes over at the same moment has deleted this one's by then, if ever.
+      time.sleep(SETTLE)
     before = _read(place)
+    # Looked at, and not what the store answered: that may have been lost, and not all stores can
+    # decide which of two was first.
+    if before.get('id') == lock['id']:
+      return
     if before and not _is_gone(before):
       logging.warning(
         '%s: a process held it, %s; waiting up to %d s to see whether it is alive',
@@ -124,7 +128,10 @@ def _acquire(place, lock, said):
         raise faults.UsageError(
           f'{said} is in use by process {_owner(now)}; use another, or stop that one'
         )
-    place.unlink(missing_ok=True)
+    # The one that was looked at, and not that of another process that takes over.
+    if _read(place) == before:
+      place.unlink(missing_ok=True)
+    takes_over = True
 
 
 def _beat(place, lock, is_over):

@@ -1,5 +1,8 @@
 """Signs of life between the processes of one job: where one is lost, the others end, naming it.
 
+They end with 76, after which the same command goes on; if it left with an error of its own, with
+its exit code: what running again doesn't mend there, it doesn't mend elsewhere.
+
 What waits for a process that is gone waits for ever, or fails with whatever error its collective
 has (gloo and NCCL notice closed connections; nothing notices one that is stopped). JAX has
 heartbeats of its own, but measured with 0.10.2 they end a process by abort() in C++: exit code 134,
@@ -9,7 +12,9 @@ the loss of process 0, which is the coordinator, still aborts; that is caught (`
 """
 
 from collections.abc import Iterator
+import contextlib
 import ctypes
+import json
 import os
 import platform
 import re
@@ -19,13 +24,11 @@ import sys
 import threading
 from typing import Any, NoReturn
 
-from sg2jax.faults import Hang, Interrupted, NonFiniteError, Preempted
+from sg2jax.faults import Hang
 
 JAX_SECONDS = 24 * 3600  # of JAX's own heartbeats
 BEATS = 10  # so many in a row have to be missing
 SLACK = 15  # seconds more until all know of a loss, at most
-# What processes leave with together, perhaps long before process 0 has saved everything.
-TOGETHER = (0, NonFiniteError.code, Preempted.code, Interrupted.code)
 REMEDY = 'The last checkpoint stands; run the same command again, in all processes'
 _LIFE = 'sg2jax/life'
 _LOST = 'sg2jax/lost'
@@ -59,10 +62,10 @@ class Peers:
     self._seconds = seconds
     self._turn = seconds / BEATS
     self._beat = 0  # number of the last sign of life that the coordinator has taken
-    self._verdict = None  # a line, once one is lost
+    self._verdict = None  # [exit code, a line], once one is lost
     self._last = {}  # {index: its last sign of life}
     self._silent = dict.fromkeys(range(count), 0)  # turns since that
-    self._code = None  # with which this process leaves
+    self._code = None  # the exit code with which this process leaves
     self._over = threading.Event()
     self._saying = threading.Lock()
     self._aborted = _Aborted(self._on_abort) if index else None
@@ -74,28 +77,29 @@ class Peers:
   def _talk(self):
     while not self._over.wait(self._turn):
       try:
-        self._say(str(self._beat + 1))
+        with self._saying:
+          if self._code is None:  # nothing after its last word
+            self._say(str(self._beat + 1))
         self._beat += 1
         if self._index:
           for _, verdict in self._client.key_value_dir_get(_LOST):
-            self._verdict = verdict
+            self._verdict = json.loads(verdict)
         elif lost := list(self._lost(self._client.key_value_dir_get(_LIFE))):
-          verdict = f'{"; ".join(lost)}. {REMEDY}'
-          self._client.key_value_set(f'{_LOST}/0', verdict, allow_overwrite=True)
+          codes, lines = zip(*lost)
+          verdict = self._published(codes[0], '; '.join(lines))
           self._over.wait(2 * self._turn)  # the others read it from this process
-          self._end(verdict)
+          self._verdict = verdict
+          self._end()
       except Exception:  # noqa: S112 (what fails here is a sign of life, which _look misses)
         continue
 
   def _say(self, text):
+    """Of this process: the number of a sign of life, or 'left', or 'alone' and an exit code."""
     place = f'{_LIFE}/{self._index}'
-    with self._saying:
-      # Nothing after its last word.
-      if self._code is None or text.startswith('left'):
-        self._client.key_value_set(place, f'{text} {platform.node()}', allow_overwrite=True)
+    self._client.key_value_set(place, f'{text} {platform.node()}', allow_overwrite=True)
 
-  def _lost(self, signs) -> Iterator[str]:
-    """What process 0 says of each that is lost, by the pairs that were read."""
+  def _lost(self, signs) -> Iterator[tuple[int, str]]:
+    """(exit code, line) of each that is lost, by the pairs that were read; in process 0."""
     signs = {int(name.rpartition('/')[2]): text for name, text in signs}
     for index, turns in self._silent.items():
       text = signs.get(index)
@@ -104,11 +108,24 @@ class Peers:
       if self._silent[index] < BEATS:
         continue
       state, _, host = (text or '? an unknown host').partition(' ')
-      who = f'process {index} of {self._count} ({host})'
-      if not state.startswith('left'):
-        yield f'{who} is gone: no sign of life for {self._seconds:g} s'
-      elif int(state[4:]) not in TOGETHER:
-        yield f'{who} has left with exit code {state[4:]}, alone: its own output says why'
+      if state.startswith('alone'):
+        code = int(state.removeprefix('alone'))
+        yield code, self._left_alone(index, host, code)
+      elif state != 'left':
+        who = f'process {index} of {self._count} ({host})'
+        yield Hang.code, f'{who} is gone: no sign of life for {self._seconds:g} s. {REMEDY}'
+
+  def _left_alone(self, index, host, code):
+    return (
+      f'process {index} of {self._count} ({host}) has left with exit code {code}, alone: its own '
+      'output says why'
+    )
+
+  def _published(self, code, line):
+    """Process 0 tells the others why they end, and how; the verdict."""
+    verdict = [code, line]
+    self._client.key_value_set(f'{_LOST}/0', json.dumps(verdict), allow_overwrite=True)
+    return verdict
 
   def _look(self):
     before = 0
@@ -119,28 +136,39 @@ class Peers:
       if silent >= BEATS:
         self._verdict = self._verdict or self._first_is_gone()
       if self._verdict:
-        self._end(self._verdict)
+        self._end()
 
   def _first_is_gone(self):
-    return (
+    return [
+      Hang.code,
       f'process 0 of {self._count} ({self._address}) is gone, and all others need it: it does not '
-      f'answer. {REMEDY}'
-    )
+      f'answer. {REMEDY}',
+    ]
 
   # ---- the end
 
-  def _end(self, text) -> NoReturn:
-    os.write(2, f'{os.path.basename(sys.argv[0])}: {text}\n'.encode())
-    os._exit(Hang.code)
+  def _end(self) -> NoReturn:
+    _exit(*self._verdict)
 
-  def part(self, code: int) -> None:
-    """Says that this process leaves, with an exit code, and looks at the others no more."""
+  def part(self, code: int, is_alone: bool) -> None:
+    """Says that this process leaves, and looks at the others no more.
+
+    Args:
+      code: its exit code.
+      is_alone: whether the others go on: they will end with that code, too.
+    """
     self._code = code
     self._over.set()
     # In a thread: process 0 may be gone.
-    farewell = threading.Thread(target=self._say, args=[f'left{code}'], daemon=True)
+    farewell = threading.Thread(target=self._say_farewell, args=[code, is_alone], daemon=True)
     farewell.start()
     farewell.join(1)
+
+  def _say_farewell(self, code, is_alone):
+    with contextlib.suppress(Exception), self._saying:
+      self._say(f'alone{code}' if is_alone else 'left')
+      if is_alone and not self._index:  # nobody looks at process 0 as it looks at the others
+        self._published(code, self._left_alone(0, platform.node(), code))
 
   def explain(self, error: BaseException) -> None:
     """Doesn't return if `error` came of the loss of another process: that one is named instead.
@@ -156,11 +184,9 @@ class Peers:
     """Of JAX's client, as process 0 is gone; or of anything else, which then goes on."""
     if self._code is not None:
       os._exit(self._code)
-    host, _, port = self._address.rpartition(':')
-    try:
-      socket.create_connection((host.strip('[]'), int(port)), timeout=5).close()
-    except OSError:
-      self._end(self._verdict or self._first_is_gone())
+    if not _answers(self._address):
+      self._verdict = self._verdict or self._first_is_gone()
+      self._end()
 
 
 # ---- those of this process
@@ -175,16 +201,57 @@ def watch(client: Any, address: str, index: int, count: int, seconds: float) -> 
   _peers = Peers(client, address, index, count, seconds)
 
 
-def part(code: int) -> None:
+def part(code: int, is_alone: bool) -> None:
   """As Peers.part; to be called before this process leaves, with its exit code."""
   if _peers:
-    _peers.part(code)
+    _peers.part(code, is_alone)
 
 
 def explain(error: BaseException) -> None:
   """As Peers.explain; to be called before an error is shown."""
   if _peers:
     _peers.explain(error)
+
+
+@contextlib.contextmanager
+def joining(job: Any, seconds: int) -> Iterator[None]:
+  """Ends this process, naming what is missing, if JAX gives up within the context.
+
+  Args:
+    job: JAX's state of the job, which it is about to join.
+    seconds: for which JAX waits for the others.
+  """
+
+  def end():
+    missing = f'process 0 does not answer at {job.coordinator_address}'
+    if _answers(job.coordinator_address):
+      missing = f'not all of the {job.num_processes} processes came to {job.coordinator_address}'
+    _exit(
+      Hang.code,
+      f'process {job.process_id} waited {seconds} s for the others: {missing}. Run the same '
+      'command again, in all processes; each must reach that port',
+    )
+
+  aborted = _Aborted(end)
+  try:
+    yield
+  finally:
+    aborted.undo()
+
+
+def _answers(address):
+  """Whether HOST:PORT takes connections."""
+  host, _, port = address.rpartition(':')
+  try:
+    socket.create_connection((host.strip('[]'), int(port)), timeout=5).close()
+  except OSError:
+    return False
+  return True
+
+
+def _exit(code, line) -> NoReturn:
+  os.write(2, f'{os.path.basename(sys.argv[0])}: {line}\n'.encode())
+  os._exit(code)
 
 
 class _Aborted:
@@ -194,14 +261,18 @@ class _Aborted:
   """
 
   def __init__(self, function):
-    libc = ctypes.CDLL(None)
-    libc.signal.restype = ctypes.c_void_p
-    libc.signal.argtypes = [ctypes.c_int, ctypes.c_void_p]
+    self._signal = ctypes.CDLL(None).signal
+    self._signal.restype = ctypes.c_void_p
+    self._signal.argtypes = [ctypes.c_int, ctypes.c_void_p]
 
-    def handler(number):
-      libc.signal(number, self._before)  # abort() raises it once more
+    def handler(_):
+      self.undo()  # abort() raises it once more
       function()
 
     # Attributes: C holds on to neither.
     self._handler = ctypes.CFUNCTYPE(None, ctypes.c_int)(handler)
-    self._before = libc.signal(signal.SIGABRT, ctypes.cast(self._handler, ctypes.c_void_p))
+    self._before = self._signal(signal.SIGABRT, ctypes.cast(self._handler, ctypes.c_void_p))
+
+  def undo(self):
+    """Leaves abort() to what was there before."""
+    self._signal(signal.SIGABRT, self._before)

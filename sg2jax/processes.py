@@ -23,6 +23,7 @@ from sg2jax import faults, peers
 
 T = TypeVar('T')
 
+JOINING = 300  # seconds that processes wait for each other at their start
 HEARTBEAT = 30  # seconds without a sign of life after which a process counts as lost
 VARIABLES = ('JAX_COORDINATOR_ADDRESS', 'JAX_NUM_PROCESSES', 'JAX_PROCESS_ID')
 FLAGS = ('--coordinator_address', '--num_processes', '--process_id')
@@ -72,15 +73,18 @@ def join(
     return
   # Its handler would take SIGTERM from ours.
   jax.config.update('jax_enable_preemption_service', False)
+  job = distributed.global_state
   try:
-    jax.distributed.initialize(*given, heartbeat_timeout_seconds=peers.JAX_SECONDS)
+    with peers.joining(job, JOINING):
+      jax.distributed.initialize(
+        *given, initialization_timeout=JOINING, heartbeat_timeout_seconds=peers.JAX_SECONDS
+      )
   except (RuntimeError, ValueError, TypeError) as e:
     text = ' '.join(str(e).split())[:300]
     raise faults.UsageError(
       f'can not join the other processes: {text}. Name them with {", ".join(FLAGS)}; '
       '--distributed=off goes on alone'
     ) from e
-  job = distributed.global_state
   peers.watch(job.client, job.coordinator_address, job.process_id, job.num_processes, heartbeat)
   # Gloo, by which CPUs talk, connects at the first common step and waits for half a minute: now,
   # before each has compiled for as long as it takes.
@@ -124,26 +128,28 @@ def is_first() -> bool:
   return not distributed.global_state.process_id
 
 
-def part(code: int = 0) -> None:
+def part(code: int = 0, is_alone: bool = False) -> None:
   """Ends the job for this process, which is about to leave with `code`.
 
   Those that part together wait for each other, 10 s at most: without process 0 JAX would end the
-  others, with an exit code of its own. Of one that leaves alone they hear by peers.py.
+  others, with an exit code of its own.
+
+  is_alone: the others go on; they hear of it by peers.py.
   """
   if distributed.global_state.client:
-    peers.part(code)
+    peers.part(code, is_alone)
     farewell = threading.Thread(target=_shut_down, daemon=True)
     farewell.start()
     farewell.join(10)
 
 
-def leave(code: int, is_alone: bool = False) -> None:
+def leave(code: int, is_alone: bool) -> None:
   """Ends one of several processes after an error, past all that would still wait for the others.
 
-  A process that is the only one goes on. is_alone: the others don't leave, whatever the code says.
+  A process that is the only one goes on. Arguments as of `part`.
   """
   if distributed.global_state.client:
-    part(1 if is_alone else code)
+    part(code, is_alone)
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
@@ -171,8 +177,14 @@ def agreed(function: Callable[[], T], also: tuple[type[Exception], ...] = ()) ->
   """
   if not several():
     return function()
-  outcome = _outcome(function, also) if is_first() else None
-  return _unwrap(_exchange(outcome)[0], also)
+  outcome = None
+  problem = None
+  if is_first():
+    try:
+      outcome = [function()]
+    except (faults.Fault, *also) as e:
+      problem = _described(e)
+  return _exchange(outcome, problem, also)[0][0]
 
 
 def together(function: Callable[[], T]) -> T:
@@ -188,15 +200,11 @@ def together(function: Callable[[], T]) -> T:
   try:
     result = function()
   except faults.Fault as e:
-    problem = _described(e)
-  problems = _exchange(problem)
-  if not problems:
-    return result
-  place = min(problems)
-  found = problems[place]
-  if len(problems) < jax.process_count():
-    found['text'] = f'process {place} of {jax.process_count()}: {found["text"]}'
-  return _unwrap(found)
+    if e.is_everyones:
+      raise
+    problem = _described(e) | {'of': jax.process_index()}
+  _exchange(problem=problem)
+  return result
 
 
 @contextlib.contextmanager
@@ -236,31 +244,18 @@ def everywhere(true: bool) -> bool:
   return not _exchange(None if true else False) if several() else true
 
 
-def _outcome(function, also):
-  """What function() returns or raises, as a JSON value."""
-  try:
-    return {'value': function()}
-  except (faults.Fault, *also) as e:
-    return _described(e)
-
-
 def _described(error):
-  return {'fault': type(error).__name__, 'text': str(error)}
-
-
-def _unwrap(outcome, also=()):
-  """Returns or raises an outcome."""
-  if 'fault' not in outcome:
-    return outcome['value']
-  kinds = {kind.__name__: kind for kind in also}
-  raise (kinds.get(outcome['fault']) or getattr(faults, outcome['fault']))(outcome['text'])
+  return {'kind': type(error).__name__, 'text': str(error)}
 
 
 _exchanges = itertools.count()
 
 
-def _exchange(value):
+def _exchange(value=None, problem=None, also=()):
   """{number of a process: its JSON value} of those whose value isn't None, in all processes.
+
+  A problem of any is raised in all, whatever they exchange: one that fails in `together` before an
+  `agreed` within it meets the others there.
 
   Through the store of the job's coordinator, not through the devices: those may not wait for as
   long as a process may need for its value, and would first finish what was given to them.
@@ -268,15 +263,30 @@ def _exchange(value):
   client = distributed.global_state.client
   number = next(_exchanges)
   place = f'sg2jax/exchange/{number}'
-  if value is not None:
-    client.key_value_set(f'{place}/{jax.process_index()}', json.dumps(value))
+  if value is not None or problem:
+    client.key_value_set(f'{place}/{jax.process_index()}', json.dumps([value, problem]))
   # Always of one name: the coordinator keeps each for ever.
   client.wait_at_barrier('sg2jax/exchange', WAIT * 1000)
-  found = client.key_value_dir_get(place)
+  texts = dict(client.key_value_dir_get(place))
+  found = {int(name.rpartition('/')[2]): json.loads(text) for name, text in texts.items()}
   if is_first() and number:
     # All are past that one, as they are here.
     client.key_value_delete(f'sg2jax/exchange/{number - 1}')
-  return {int(name.rpartition('/')[2]): json.loads(text) for name, text in found}
+  problems = {index: problem for index, (_, problem) in found.items() if problem}
+  if problems:
+    raise _error(problems[min(problems)], len(problems), also)
+  return {index: value for index, (value, _) in found.items()}
+
+
+def _error(problem, count, also):
+  """What all processes raise of the problem of one, if so many have one."""
+  text = problem['text']
+  if 'of' in problem and count < jax.process_count():
+    text = f'process {problem["of"]} of {jax.process_count()}: {text}'
+  kinds = {kind.__name__: kind for kind in also}
+  error = (kinds.get(problem['kind']) or getattr(faults, problem['kind']))(text)
+  error.is_everyones = True
+  return error
 
 
 # ---- signals

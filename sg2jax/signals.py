@@ -3,6 +3,8 @@
 What comes to one of several processes is heard by all, within a second.
 """
 
+from collections.abc import Iterator
+import contextlib
 import os
 import signal
 import threading
@@ -23,6 +25,7 @@ class Stop:
 
   def __enter__(self) -> Self:
     self.signal = None
+    self._at_once = ''  # what to say if a signal is to end the process at once
     self._handlers = {}  # those of before
     # Python lets no other thread set handlers; there, nothing is heard.
     if threading.current_thread() is threading.main_thread():
@@ -41,6 +44,7 @@ class Stop:
   def _receive(self, number, _):
     self.signal = number
     signal.signal(number, self._handlers[number])
+    self._leave_at_once()
 
   def _exchange(self):
     """In a thread: tells the other processes, or hears from them, until one of both."""
@@ -50,23 +54,42 @@ class Stop:
         return
       self.signal = self.signal or processes.published_signal()
       if self.signal:
+        self._leave_at_once()
         return
 
   def __bool__(self) -> bool:
     return self.signal is not None
 
-  def leave(self, text: str, hard: bool = False) -> NoReturn:
-    """Raises the Fault of the signal, with `text` and that the same command goes on.
+  @contextlib.contextmanager
+  def ending_at_once(self, text: str) -> Iterator[None]:
+    """Within it a signal, or one from before, ends the process at once, with its Fault and `text`.
 
-    hard: leaves the process at once, past threads that can't be joined; one of several processes
-      gives the others the time to hear of it.
+    For what can't be interrupted, takes long, and has nothing that could be lost.
     """
-    fault = Preempted if self.signal == signal.SIGTERM else Interrupted
-    text = f'{signal.Signals(self.signal).name}: {text}; the same command goes on from there'
-    if hard:
-      os.write(2, f'{text}\n'.encode())
-      if processes.several():
-        # Process 0 last: without it the others can't hear of anything.
-        threading.Event().wait((8 if processes.is_first() else 4) * POLL)
-      os._exit(fault.code)
-    raise fault(text)
+    self._at_once = text
+    if self.signal:
+      self._leave_at_once()
+    try:
+      yield
+    finally:
+      self._at_once = ''
+
+  def _leave_at_once(self):
+    """Leaves the process, past threads that can't be joined, if that is how it is to end now."""
+    if not self._at_once:
+      return
+    fault = self._fault(self._at_once)
+    os.write(2, f'{fault}\n'.encode())
+    if processes.several():
+      # It gives the others the time to hear of it; process 0 last, as they hear of it by that one.
+      processes.publish_signal(self.signal)
+      threading.Event().wait((8 if processes.is_first() else 4) * POLL)
+    os._exit(fault.code)
+
+  def leave(self, text: str) -> NoReturn:
+    """Raises the Fault of the signal, with `text` and that the same command goes on."""
+    raise self._fault(text)
+
+  def _fault(self, text):
+    kind = Preempted if self.signal == signal.SIGTERM else Interrupted
+    return kind(f'{signal.Signals(self.signal).name}: {text}; the same command goes on from there')

@@ -29,7 +29,7 @@ import traceback
 from absl import logging
 
 from sg2jax import addresses
-from tests.runs import content, finish, job, log, start, wait_for
+from tests.runs import checkpoint_at, content, finish, job, log, start, wait_for
 
 # A run of 48 minibatches that saves, shows itself and measures at every eighth.
 RUN = {
@@ -61,6 +61,7 @@ class Trials:
     self.home = folder / 'home'
     (self.home / 'poison').mkdir(parents=True)
     self.folder = folder
+    self.longest = 0  # seconds from a SIGTERM to the exit
     self._lock = threading.Lock()
     self._whole = {}
     self._serving = None
@@ -248,6 +249,7 @@ def preemption(phase, processes=1):
       early = phase == 'starting' and process.returncode in (143, -15)
       expect(early or process.returncode == 75, f'exit {process.returncode}: {out}{err}')
     took = time.monotonic() - began
+    trials.longest = max(trials.longest, took)
     expect(took < BUSY * PATIENCE, f'left after {took:.1f} s')
     if phase == 'compiling':
       expect(not list(workdir.glob('checkpoints/*')), 'something was saved before it was trained')
@@ -264,13 +266,11 @@ def preemption(phase, processes=1):
 
 def damage(trials, draw, number):
   """Each kind of file of a checkpoint truncated, deleted and with flipped bits: all are found."""
-  from sg2jax.training import checkpoint
-
   workdir = trials.place('damage', number)
   trials.whole()
   shutil.copytree(trials.place('whole', 1), workdir)
   newest = workdir / 'checkpoints' / str(END)
-  before = checkpoint.find(workdir)
+  before = checkpoint_at(workdir)
   kinds = {}
   for path in sorted(newest.rglob('*')):
     if path.is_file():
@@ -281,11 +281,11 @@ def damage(trials, draw, number):
       path = draw.choice(paths)
       data = path.read_bytes()
       _harm(draw, path, data, kind)
-      found = checkpoint.find(workdir)
+      found = checkpoint_at(workdir)
       path.write_bytes(data)
       expect(found != before, f'{kind} of {path} was not noticed')
       tried += 1
-  expect(checkpoint.find(workdir) == before, 'what was mended is not whole')
+  expect(checkpoint_at(workdir) == before, 'what was mended is not whole')
   return tried
 
 
@@ -451,8 +451,10 @@ FAULTS = {
   'kill -9': (kills, 20, 0),
   **{f'SIGTERM while {phase}': (preemption(phase), 20, 0) for phase in PHASES},
   'SIGTERM to one of two': (preemption('training', 2), 20, 0),
-  'SIGTERM to one of two compiling': (preemption('compiling', 2), 4, 0),
-  'SIGTERM to one of two measuring': (preemption('measuring', 2), 4, 0),
+  **{
+    f'SIGTERM to one of two {phase}': (preemption(phase, 2), 4, 0)
+    for phase in ('compiling', 'saving', 'snapshot', 'measuring')
+  },
   'kill -9 of one of two': (kills_of_one, 4, 0),
   'SIGSTOP of one of two': (stops_of_one, 2, 0),
   'damaged files': (damage, 2, 1),
@@ -490,6 +492,8 @@ def main():
   os.environ.setdefault('JAX_PLATFORMS', 'cpu')
   logging.set_verbosity(logging.ERROR)  # of each damage there would be a warning
   wanted = asked.only.split(',') if asked.only else list(FAULTS)
+  if unknown := [name for name in wanted if name not in FAULTS]:
+    parser.error(f'--only: {", ".join(unknown)} unknown; choose from {", ".join(FAULTS)}')
   survived = lost = 0
   with tempfile.TemporaryDirectory(prefix='faults-') as folder:
     trials = Trials(pathlib.Path(folder))
@@ -505,6 +509,8 @@ def main():
         print(f'{name:<34}  could not be tried here', flush=True)
       survived += good
       lost += tried - good
+  if trials.longest:
+    print(f'longest time from SIGTERM to exit: {trials.longest:.1f} s')
   print(f'{survived} survived, {lost} lost')
   sys.exit(lost > 0)
 

@@ -129,6 +129,14 @@ def content(workdir, step=LAST):
   return {str(p.relative_to(root)): p.read_bytes() for p in root.rglob('*') if p.is_file()}
 
 
+def checkpoint_at(path):
+  """Where the newest whole checkpoint of a workdir is, or `path` itself if it is one."""
+  from sg2jax.training import checkpoint  # here, as most who come here need no JAX
+
+  with checkpoint.opened(path) as (place, _):
+    return place
+
+
 def log(workdir):
   """The lines of metrics.jsonl without what depends on the clock and the machine."""
   lines = [json.loads(line) for line in (workdir / 'metrics.jsonl').read_text().splitlines()]

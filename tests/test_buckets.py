@@ -9,6 +9,7 @@ import pathlib
 import re
 import tempfile
 import threading
+import time
 import types
 
 import fsspec
@@ -20,13 +21,13 @@ import pytest
 from configs import quickstart
 from sg2jax import addresses, cli, data, files, locks, paths, processes
 from sg2jax.addresses import Address
-from sg2jax.data import digits
+from sg2jax.data import digits, remote
 from sg2jax.evaluation import reals
 from sg2jax.faults import CheckpointError, DatasetError, UsageError, WriteError
 from sg2jax.training import checkpoint, leaves, profile, report, shelves, workdir
 from sg2jax.training.checkpoint import Checkpoints
 from tests import emulator, runs
-from tests.runs import content
+from tests.runs import checkpoint_at, content
 from tests.test_checkpoint import META, State, assert_equal
 from tests.test_processes import finish_all, start_all
 
@@ -137,7 +138,7 @@ def test_checkpoints_are_those_of_a_disk(place, tmp_path):
   tree, config = checkpoint.load(str(place))
   assert config == {'batch': 4} and int(tree['step']) == 4
   assert int(checkpoint.load(place / 'checkpoints' / '2')[0]['step']) == 2
-  assert checkpoint.find(place / 'checkpoints').name == '4'
+  assert checkpoint_at(place / 'checkpoints').name == '4'
   with opened(place) as checkpoints:
     assert set(checkpoints._scores) == {2, 3, 4}
   assert not list(tmp_path.glob('gs:*')) and not list(pathlib.Path().glob('gs:*'))
@@ -276,7 +277,7 @@ def test_a_process_that_is_killed_in_a_save_leaves_what_the_next_one_removes(gs,
       checkpoints.wait()
   bucket.fault = lambda method, path: None
   assert '2' in names(gs)
-  assert int(checkpoint.find(gs).name) == 1
+  assert int(checkpoint_at(gs).name) == 1
   assert step_of(restore(gs)) == 1 and names(gs) == ['1', 'newest']
 
 
@@ -435,6 +436,7 @@ def quick_locks():
 def fast_beat(monkeypatch):
   monkeypatch.setattr(locks, 'BEAT', 0.1)
   monkeypatch.setattr(locks, 'STALE', 0.6)
+  monkeypatch.setattr(locks, 'SETTLE', 0.1)
 
 
 def test_a_lock_of_a_process_that_is_gone_is_taken_over(place):
@@ -451,6 +453,46 @@ def test_a_lock_of_a_process_that_is_gone_is_taken_over(place):
   lock.write_bytes(b'torn')
   with locks.locked(place):
     pass
+
+
+def test_a_lock_whose_answer_was_lost_is_ones_own(place, monkeypatch):
+  lock = place / '.lock'
+  write = type(lock).write_bytes
+
+  def loses_the_answer(self, data, is_new=False):
+    write(self, data, is_new=is_new)
+    if is_new:
+      write(self, data, is_new=is_new)  # once more, as its first answer did not come
+
+  monkeypatch.setattr(type(lock), 'write_bytes', loses_the_answer)
+  monkeypatch.setattr(locks, 'STALE', 1e9)
+  with locks.locked(place):
+    assert lock.exists()
+
+
+def test_of_those_that_take_a_lock_over_one_has_it(place, monkeypatch):
+  monkeypatch.setattr(locks, 'SETTLE', 0.5)
+  gone = json.dumps(locks._process() | {'process': 2**30, 'owner': 'x'}).encode()
+  (place / '.lock').write_bytes(gone)
+  have = []
+  refused = []
+  barrier = threading.Barrier(4)
+
+  def take():
+    barrier.wait()
+    try:
+      with locks.locked(place):
+        have.append(1)
+        time.sleep(3)
+    except UsageError as e:
+      refused.append(str(e))
+
+  threads = [threading.Thread(target=take) for _ in range(4)]
+  for thread in threads:
+    thread.start()
+  for thread in threads:
+    thread.join()
+  assert len(have) == 1 and len(refused) == 3
 
 
 def test_a_store_that_cannot_say_who_was_first_is_warned_of(memory, monkeypatch, caplog):
@@ -549,9 +591,13 @@ def test_a_data_set_is_downloaded_once(stored, dataset, bucket):
   here = load(dataset)
   assert (there.hash, len(there)) == (here.hash, 1797)
   np.testing.assert_array_equal(there[1796]['image'], here[1796]['image'])
+  # as of a process that was killed
+  left = pathlib.Path(there.place) / f'{remote.PART}abc'
+  left.mkdir()
   bucket.requests.clear()
   assert load(stored.parent, stored.name).hash == here.hash
   assert not any('alt=media' in path for _, path in bucket.requests)
+  assert not left.exists()
   net = types.SimpleNamespace(config=quickstart.get_config(), workdir=stored)
   net.config.update(resolution=8)
   net.config.c_dim = 0

@@ -26,7 +26,7 @@ from sg2jax.faults import CheckpointError, WriteError
 from sg2jax.training import checkpoint
 from sg2jax.training import manifest as manifest_lib
 from sg2jax.training.checkpoint import Checkpoints
-from tests.runs import ROOT
+from tests.runs import ROOT, checkpoint_at
 
 META = {'config_hash': 'c', 'data_hash': 'd', 'batches': {16: 'int keys become strings'}}
 
@@ -116,15 +116,15 @@ def test_round_trip_is_bit_equal_and_plain_orbax_reads_it(workdir):
     assert_equal(item['g'], jax.device_get(state_at(2).g))
     assert item['wide'].dtype == np.float64
     assert item['opt'][1][0]['count'] == 0
-  assert checkpoint.find(workdir / 'checkpoints/1').name == '1'
-  assert checkpoint.find(workdir / 'checkpoints').name == '2'
+  assert checkpoint_at(workdir / 'checkpoints/1').name == '1'
+  assert checkpoint_at(workdir / 'checkpoints').name == '2'
 
 
 def test_nothing_saved_is_none_and_nothing_created(tmp_path):
   assert restore(tmp_path / 'run') is None
   assert not (tmp_path / 'run').exists()
   with pytest.raises(CheckpointError, match=r'manifest|no whole checkpoint'):
-    checkpoint.find(tmp_path / 'run')
+    checkpoint_at(tmp_path / 'run')
 
 
 def test_equal_states_are_equal_bytes(workdir, tmp_path):
@@ -181,7 +181,7 @@ def test_every_bit_of_the_manifest_counts(workdir):
   for at in range(0, len(data), 11):
     path.write_bytes(data[:at] + bytes([data[at] ^ 1 << at % 8]) + data[at + 1 :])
     with pytest.raises(CheckpointError, match='damaged checkpoint'):
-      checkpoint.find(path.parent)
+      checkpoint_at(path.parent)
 
 
 def test_empty_and_foreign_names_do_not_count(workdir, warned):
@@ -506,4 +506,4 @@ def test_kill_at_any_moment_leaves_whole_checkpoints_only(tmp_path):
   run_script(KILL, tmp_path / 'run')
   assert not [name for name in names(tmp_path / 'run') if '.damaged' in name]
   done = int((tmp_path / 'run/done').read_text())
-  assert int(checkpoint.find(tmp_path / 'run').name) >= done > 0
+  assert int(checkpoint_at(tmp_path / 'run').name) >= done > 0

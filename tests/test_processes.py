@@ -72,6 +72,7 @@ def test_processes_decide_alike():
     'agreed': 'of 0',
     'agreed error': 'WriteError: no room in 0',
     'together': 'CheckpointError: process 1 of 3: 1 has none',
+    'before an inner one': 'CheckpointError: process 1 of 3: 1 has none',
     'all': 'UsageError: nobody has it',
     'same': 'UsageError: the run is not the same in all processes (seed=1 here, 0 in process 0); '
     'start each with the same command and the same data',
@@ -81,8 +82,7 @@ def test_processes_decide_alike():
     'everywhere': [True, False],
   }
   # The number of the process that differs is said, and it is that process's own text that all have.
-  assert found[1] == found[0] | {'together': found[0]['together']}
-  assert found[2] == found[0]
+  assert found[1] == found[2] == found[0]
 
 
 def decide():
@@ -105,8 +105,11 @@ def decide():
     raise faults.WriteError(f'no room in {here}')
 
   def lacks():
-    if here:
+    if here == 1:
       raise faults.CheckpointError(f'{here} has none')
+
+  def lacks_before_all_agree():
+    lacks() if here == 1 else processes.agreed(lambda: 'what process 1 never asks for')
 
   def nobody():
     raise faults.UsageError('nobody has it')
@@ -119,6 +122,7 @@ def decide():
     'agreed': processes.agreed(lambda: f'of {here}'),
     'agreed error': error(processes.agreed, no_room),
     'together': error(processes.together, lacks),
+    'before an inner one': error(processes.together, lacks_before_all_agree),
     'all': error(processes.together, nobody),
     'same': error(same).replace('process 2 of 3: ', ''),
   }
@@ -132,7 +136,7 @@ def decide():
     found['heard'] = [processes.heard(stop), stop.signal]
   found['everywhere'] = [processes.everywhere(True), processes.everywhere(here != 1)]
   print(json.dumps(found), flush=True)
-  processes.leave(70 + here)
+  processes.leave(70 + here, is_alone=False)
 
 
 @pytest.mark.parametrize(
@@ -155,13 +159,38 @@ def test_a_job_that_cannot_be(monkeypatch, variables, text):
     processes.join('auto', *processes.environment())
 
 
+ALONE = """
+import sys
+from sg2jax import processes
+processes.JOINING = 3
+processes.join('auto', sys.argv[1], 2, int(sys.argv[2]))
+"""
+
+
+@pytest.mark.parametrize(
+  'index, text',
+  [
+    (0, 'process 0 waited 3 s for the others: not all of the 2 processes came to localhost:'),
+    (1, 'process 1 waited 3 s for the others: process 0 does not answer at localhost:'),
+  ],
+)
+def test_who_waits_for_processes_that_never_come_names_them(index, text):
+  address = job(2)[0]['JAX_COORDINATOR_ADDRESS']
+  process = subprocess.run(
+    [sys.executable, '-c', ALONE, address, str(index)],
+    cwd=ROOT, env=os.environ | {'JAX_PLATFORMS': 'cpu'}, capture_output=True, text=True, timeout=60
+  )  # fmt: skip
+  assert process.returncode == 76, process.stderr
+  assert text in process.stderr.splitlines()[-1]
+
+
 def test_alone_everything_is_what_it_says():
   from sg2jax import processes
 
   assert processes.agreed(lambda: 3) == processes.together(lambda: 3) == 3
   assert processes.everywhere(True) and not processes.everywhere(False)
   assert not processes.heard(()) and processes.is_first()
-  processes.leave(5)  # or no test after it would be run
+  processes.leave(5, is_alone=True)  # or no test after it would be run
 
 
 # ---- training

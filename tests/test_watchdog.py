@@ -103,6 +103,33 @@ def test_no_dog_no_thread_and_one_that_costs_nothing(barks):
   assert threading.active_count() == before
 
 
+WAITING = """
+import os, signal, sys, threading
+from sg2jax.signals import Stop
+
+with Stop() as stop:
+  if sys.argv[1:]:
+    os.kill(os.getpid(), signal.SIGTERM)
+  print('waits', flush=True)
+  with stop.ending_at_once('stopped while nothing comes'):
+    # as a thread of XLA's or of a download, which can't be interrupted
+    threading.Thread(target=threading.Event().wait).start()
+    threading.Event().wait()
+"""
+
+
+@pytest.mark.parametrize('before', [False, True])
+def test_a_signal_ends_at_once_what_waits_for_what_never_comes(before):
+  process = python(WAITING, *['before'] * before)
+  assert process.stdout.readline() == 'waits\n'
+  if not before:
+    time.sleep(0.2)
+    process.terminate()
+  _, err = process.communicate(timeout=10)
+  assert process.returncode == 75
+  assert err == 'SIGTERM: stopped while nothing comes; the same command goes on from there\n'
+
+
 # ---- several processes, with a stand-in for the coordinator
 
 
@@ -121,8 +148,8 @@ def ends(monkeypatch):
   """What processes of a job say as they end; they don't."""
   found = []
 
-  def end(self, text):
-    found.append((self._index, text))
+  def end(self):
+    found.append((self._index, self._verdict))
     self._over.set()
 
   monkeypatch.setattr(peers.Peers, '_end', end)
@@ -147,27 +174,38 @@ def test_all_that_are_left_name_the_one_that_is_gone(ends):
   job[1]._over.set()  # no more signs of life
   said = last(ends)
   assert set(said) == {0, 2} and said[0] == said[2]
-  assert said[0].startswith('process 1 of 3 (') and 'no sign of life for 0.3 s' in said[0]
-  assert 'run the same command again' in said[0]
+  code, line = said[0]
+  assert code == 76 and line.startswith('process 1 of 3 (') and 'no sign of life for 0.3 s' in line
+  assert 'run the same command again' in line
 
 
 def test_of_those_that_never_come_all_are_named(ends):
-  said = (process(Store(), 0), last(ends))[1]
-  assert 'process 1 of 3' in said[0] and 'process 2 of 3' in said[0]
+  code, line = (process(Store(), 0), last(ends))[1][0]
+  assert code == 76 and 'process 1 of 3' in line and 'process 2 of 3' in line
 
 
-@pytest.mark.parametrize('code, alone', [(75, False), (0, False), (5, True)])
-def test_those_that_leave_together_may_wait_for_process_0(ends, code, alone):
-  """It may still be saving; but one that leaves with an error of its own is missing."""
+@pytest.mark.parametrize('lost', [0, 1])
+def test_one_that_leaves_alone_hands_its_code_on(ends, lost):
+  store = Store()
+  job = [process(store, index) for index in range(3)]
+  time.sleep(0.3)
+  job[lost].part(5, True)
+  said = last(ends)
+  assert set(said) == {0, 1, 2} - {lost}
+  where = f'process {lost} of 3 ({os.uname().nodename})'
+  for code, line in said.values():
+    assert code == 5 and line.startswith(f'{where} has left with exit code 5, alone')
+    assert 'run the same command again' not in line
+
+
+def test_those_that_leave_together_may_wait_for_process_0(ends):
+  """It may still be saving."""
   store = Store()
   job = [process(store, index, 2) for index in range(2)]
   time.sleep(0.3)
-  job[1].part(code)
-  said = last(ends)
-  assert bool(said) == alone and 1 not in said
-  if alone:
-    assert f'process 1 of 2 ({os.uname().nodename}) has left with exit code 5, alone' in said[0]
-  job[0].part(code)
+  job[1].part(75, False)
+  assert not last(ends)
+  job[0].part(75, False)
 
 
 def test_process_0_does_not_answer(ends):
@@ -176,7 +214,8 @@ def test_process_0_does_not_answer(ends):
       threading.Event().wait(5)
 
   process(Stopped(), 1)
-  assert 'process 0 of 3 (host0:1234) is gone' in last(ends)[1]
+  code, line = last(ends)[1]
+  assert code == 76 and 'process 0 of 3 (host0:1234) is gone' in line
 
 
 def test_errors_that_a_loss_may_have_made_wait_for_its_name(ends):
@@ -216,7 +255,7 @@ def main(argv):
     add(x).block_until_ready()
     if i == 3:
       print('running', flush=True)
-    if i == 100 and argv[1:] == ['fault'] and jax.process_index():
+    if i == 100 and argv[1:] == [str(jax.process_index())]:
       raise faults.WriteError('no room')
     time.sleep(0.01)
 
@@ -266,16 +305,17 @@ def test_a_process_that_is_killed_or_stopped_ends_the_others(count, lost, number
 
 
 @pytest.mark.parametrize(
-  'argument, code', [pytest.param('fault', 5, marks=pytest.mark.slow), ('', 143)]
+  'lost, code', [(0, 5), pytest.param(1, 5, marks=pytest.mark.slow), (1, 143)]
 )
-def test_a_process_that_ends_alone_ends_the_others(argument, code):
+def test_a_process_that_ends_alone_ends_the_others(lost, code):
   """With an error of its own; by a SIGTERM that its tool doesn't tell the others of."""
-  with running(2, argument) as processes:
-    if not argument:
-      processes[1].terminate()
-    _, err = processes[0].communicate(timeout=20)
-    assert processes[0].returncode == 76, err
+  is_fault = code == 5
+  with running(2, str(lost) if is_fault else '') as processes:
+    if not is_fault:
+      processes[lost].terminate()
+    _, err = processes[1 - lost].communicate(timeout=20)
+    assert processes[1 - lost].returncode == code, err
     line = err.splitlines()[-1]
-    assert 'process 1 of 2 (' in line and f'has left with exit code {code}, alone' in line
-    _, err = processes[1].communicate(timeout=20)
-    assert processes[1].returncode == code and ('no room' in err) == bool(argument)
+    assert f'process {lost} of 2 (' in line and f'has left with exit code {code}, alone' in line
+    _, err = processes[lost].communicate(timeout=20)
+    assert processes[lost].returncode == code and ('no room' in err) == is_fault

@@ -13,6 +13,7 @@ import hashlib
 import json
 import os
 import pathlib
+import shutil
 import tempfile
 
 from absl import logging
@@ -24,6 +25,7 @@ from sg2jax.data import records
 from sg2jax.faults import DatasetError
 
 AT_ONCE = 4  # files on their way
+PART = '.part-'  # how folders are called for what has not arrived yet
 
 
 def local(place: Address) -> pathlib.Path:
@@ -81,7 +83,7 @@ def _download(place, folder, content):
 
 def _fetch(source, target, entry):
   """Downloads a file, whole or not at all; its size."""
-  with tempfile.TemporaryDirectory(prefix='.part-', dir=target.parent) as scratch:
+  with tempfile.TemporaryDirectory(prefix=PART, dir=target.parent) as scratch:
     part = pathlib.Path(scratch) / target.name
     for attempt in (1, 2):
       try:
@@ -111,7 +113,10 @@ def _md5_of(file):
 
 @contextlib.contextmanager
 def _alone(folder):
-  """Makes the folder; other processes of this machine wait for the one that fills it."""
+  """Makes the folder; other processes of this machine wait for the one that fills it.
+
+  What one that was killed had not quite downloaded is deleted.
+  """
   import fcntl  # here, because all else of this package can be imported on Windows, too
 
   folder.mkdir(parents=True, exist_ok=True)
@@ -119,6 +124,8 @@ def _alone(folder):
   try:
     with contextlib.suppress(OSError):  # without locks, it is downloaded more than once
       fcntl.flock(file, fcntl.LOCK_EX)
+      for part in folder.rglob(f'{PART}*'):
+        shutil.rmtree(part)
     yield
   finally:
     os.close(file)

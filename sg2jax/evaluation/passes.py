@@ -131,16 +131,18 @@ def cached(job: Pass, only_moments: bool, batch: int, stop: Any = ()) -> np.ndar
 
 def _read(name):
   for path in (paths.cache() / 'reals').glob(f'{name}-*'):
-    if files.sha256(path) != path.stem.removeprefix(f'{name}-'):
-      logging.warning('%s is damaged; it is deleted and computed anew', path)
-      # Another process may be first; where nothing can be deleted, it is only not used.
-      with contextlib.suppress(OSError):
-        path.unlink()
-    elif path.suffix == '.npy':
-      return np.load(path, mmap_mode='r')
-    else:
-      with np.load(path) as sums:
-        return Moments(**sums)
+    # Another process may find that it is damaged, too, and delete it first.
+    with contextlib.suppress(FileNotFoundError):
+      if files.sha256(path) != path.stem.removeprefix(f'{name}-'):
+        logging.warning('%s is damaged; it is deleted and computed anew', path)
+        with contextlib.suppress(OSError):  # where nothing can be deleted, it is only not used
+          path.unlink()
+      elif path.suffix == '.npy':
+        return np.load(path, mmap_mode='r')
+      else:
+        with np.load(path) as sums:
+          return Moments(**sums)
+  return None
 
 
 def _write(name, found):

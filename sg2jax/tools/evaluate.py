@@ -45,20 +45,24 @@ def main(_: list[str]) -> None:
   explicit = shared.weights_paths()
   wanted = [protocols.parse(name) for name in dict.fromkeys(args.metrics) if name]
   # Before the network is read: that may take long, and a wrong flag is said at once.
-  measure.check(wanted, explicit)
+  processes.together(partial(measure.check, wanted, explicit))
   net = processes.together(partial(sampler.load, args.checkpoint))
   if not wanted:
     wanted = defaults(net)
   source = processes.together(partial(reals.load, net, args.data))
   processes.check_same('--data', {'hash': source.hash, 'images': len(source)})
+  holdout = None
+  if args.holdout:
+    holdout = processes.together(partial(reals.load, net, args.holdout, labels=False))
+    processes.check_same('--holdout', {'hash': holdout.hash, 'images': len(holdout)})
   setting = measure.Setting(
     net,
     source,
     sharding.make_mesh(),
-    shared.out_folder(net, 'evaluation', anywhere=True),
+    processes.together(partial(shared.out_folder, net, 'evaluation', anywhere=True)),
     net.config.seed if args.seed is None else args.seed,
     args.batch,
-    reals.load(net, args.holdout, labels=False) if args.holdout else None,
+    holdout,
     explicit,
   )
   if processes.is_first():

@@ -260,12 +260,6 @@ def opened(path: str | os.PathLike) -> Iterator[tuple[paths.Path, pathlib.Path]]
     yield root / str(step), folder
 
 
-def find(path: str | os.PathLike) -> paths.Path:
-  """Where the checkpoint is that `opened` opens. Raises as that does."""
-  with opened(path) as (place, _):
-    return place
-
-
 def load(path: str | os.PathLike) -> tuple[dict, dict]:
   """State (nested dicts and lists of numpy arrays) and configuration of what `opened` opens.
 

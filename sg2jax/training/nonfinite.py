@@ -193,7 +193,7 @@ def replay(config: Any, file: str | pathlib.Path) -> None:
     DatasetError: the data set isn't that of the run.
   """
   file = paths.place(file)
-  saved = read(file)
+  saved = processes.agreed(partial(read, file))
   stage, state = _restore(config, saved, file)
   phase = saved['phase']
   print(

@@ -105,10 +105,8 @@ def compiled(stage: TrainStage, state: TrainState, stop: Stop) -> TrainStage:
     # In a step that another process still compiles no signal would be heard.
     processes.everywhere(True)
 
-  everyone = pool.submit(wait_for_all)
-  while futures.wait([everyone], timeout=0.2).not_done:
-    # Compilation can't be interrupted, and nothing new has been computed that could be lost.
-    if stop:
-      stop.leave('stopped while compiling; nothing to save', hard=True)
+  # Nothing new has been computed that could be lost.
+  with stop.ending_at_once('stopped while compiling; nothing to save'):
+    pool.submit(wait_for_all).result()
   functions = {phase: job.result() for phase, job in jobs.items()}
   return dataclasses.replace(stage, functions=functions)

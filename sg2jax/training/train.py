@@ -39,7 +39,7 @@ def train(config: Any, workdir: str | pathlib.Path) -> None:
   # ---- what can be refused before a device starts, which takes seconds to minutes
   checks.check(config)
   wanted = [protocols.parse(name) for name in config.metrics]
-  measure.check(wanted, {})
+  processes.together(partial(measure.check, wanted, {}))
   if 'swd' in config.metrics:
     raise UsageError(
       f'--config.metrics={config.metrics}: swd is logged at every snapshot, of swd_images images; '
@@ -57,7 +57,9 @@ def train(config: Any, workdir: str | pathlib.Path) -> None:
     devices = jax.devices()
     checks.check_devices(config, devices)
     memory.keep_pages(jax.default_backend())
-    source = processes.together(partial(open_data, config, wanted))
+    # Data of a bucket are downloaded, for hours perhaps; the files that came stay.
+    with stop.ending_at_once('stopped while the data set is opened'):
+      source = processes.together(partial(open_data, config, wanted))
     if is_new:
       init_from.check(config, origin, source.c_dim)
     values |= data_values(source)
@@ -125,7 +127,7 @@ def restore_and_train(
     elif origin:
       state = sharding.replicate(mesh, init_from.apply(config, state, origin, workdir, log))
 
-    snapshot = Snapshot(workdir, config, source, mesh, log, stop)
+    snapshot = processes.together(partial(Snapshot, workdir, config, source, mesh, log, stop))
     profile = Profile(build.profiled(config), workdir, log)
     profile.announce(step)
     dog = stack.enter_context(Watchdog(config.watchdog_seconds))

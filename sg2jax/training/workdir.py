@@ -170,14 +170,14 @@ def save_run(
 ) -> None:
   """Writes config.json, labels.json and one more start in environment.json into WORKDIR.
 
+  To be called by one process of a job.
+
   Args:
     workdir: created if need be.
     config: JSON values.
     labels: data.labels.Labels of the data set; None: it has none.
     changes: what is other than in the run that goes on, as lines for people.
   """
-  if jax.process_index() != 0:
-    return
   workdir = paths.place(workdir)
   if labels:
     files.write_atomic(workdir / 'labels.json', labels.to_json())
