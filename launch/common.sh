@@ -9,7 +9,7 @@ worth_restarting() { # CODE
   case "$1" in
     75 | 76) return 0 ;;
     130) return 1 ;;
-    *) (($1 > 128)) ;;
+    *) (($1 > 128 && $1 < 160)) ;;
   esac
 }
 

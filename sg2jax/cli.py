@@ -26,7 +26,7 @@ ADDRESSES = (
   'config.init_from',
 )
 
-# Exit codes that one of several processes has only with all others.
+# Exit codes of several processes that all have if one has them.
 TOGETHER = (faults.NonFiniteError.code, faults.Preempted.code, faults.Interrupted.code)
 
 flags.DEFINE_bool('debug', False, 'Show the traceback of an expected error.')
@@ -74,7 +74,7 @@ def except_hook(
 ) -> None:
   """The sys.excepthook of tools: shows what a user can mend in one line, and exits with its code.
 
-  That is 2 for a package that is missing. --debug: shows the traceback instead, as for all else.
+  That is 2 for a package that is missing. --debug: shows the traceback instead of the line.
   """
   peers.explain(error)
   shown = error
@@ -84,15 +84,19 @@ def except_hook(
   if isinstance(error, ModuleNotFoundError) and not str(error.name).startswith('sg2jax'):
     shown = faults.UsageError(f'{error}; pip install "sg2jax[train,eval,video]" brings all')
   # --debug is looked for in the arguments: they may be what couldn't be parsed.
-  debug = {'--debug', '--debug=true', '--debug=1'} & set(sys.argv)
-  if isinstance(shown, faults.Fault) and not debug:
+  if not isinstance(shown, faults.Fault) or {'--debug', '--debug=true', '--debug=1'} & set(
+    sys.argv
+  ):
+    sys.__excepthook__(kind, error, trace)
+  else:
     print(f'{pathlib.Path(sys.argv[0]).stem}: {shown}', file=sys.stderr)
-    # A signals.Stop tells all processes of Ctrl-C; without one it came to this one alone.
-    is_alone = shown is not error or not (shown.is_everyones or shown.code in TOGETHER)
-    _end_job('leave', shown.code, is_alone)
-    sys.exit(shown.code)
-  sys.__excepthook__(kind, error, trace)
-  _end_job('leave', 1, True)
+  if not isinstance(shown, faults.Fault):
+    _end_job('leave', 1, True)
+    return
+  # A signals.Stop tells all processes of Ctrl-C; without one it came to this one alone.
+  is_alone = shown is not error or not (shown.is_everyones or shown.code in TOGETHER)
+  _end_job('leave', shown.code, is_alone)
+  sys.exit(shown.code)
 
 
 def _join_processes():

@@ -12,19 +12,18 @@ import json
 import os
 import pathlib
 import platform
-import signal
 import threading
 import time
 import uuid
 
 from absl import logging
 
-from sg2jax import faults, files, paths
+from sg2jax import faults, files, paths, peers
 from sg2jax.addresses import Address
 
 BEAT = 10  # seconds
 STALE = 45
-SETTLE = 3  # longer than between a look at an object and its deletion
+SETTLE = 3  # longer than from a look at an object to its deletion, unless requests fail just then
 
 
 @contextlib.contextmanager
@@ -106,8 +105,8 @@ def _acquire(place, lock, said):
   while True:
     with contextlib.suppress(FileExistsError):
       place.write_bytes(data, is_new=True)
-    if takes_over:
-      # Another that takes over at the same moment has deleted this one's by then, if ever.
+    if takes_over or not place.decides_who_is_first:
+      # By then another that came at the same moment has written its own in place of this one.
       time.sleep(SETTLE)
     before = _read(place)
     # Looked at, and not what the store answered: that may have been lost, and not all stores can
@@ -142,17 +141,21 @@ def _beat(place, lock, is_over):
     try:
       there = _read(place)
       if there.get('id', lock['id']) != lock['id']:
-        logging.error(
-          '%s: process %s took this workdir over, as this one was not heard of for %d s; stopping',
-          place,
-          _owner(there),
-          STALE,
+        _end(
+          f'{place}: process {_owner(there)} took this workdir over, as this one was not heard of '
+          f'for {STALE} s; this one ends and leaves it to that'
         )
-        os.kill(os.getpid(), signal.SIGTERM)
-        return
       place.write_bytes(json.dumps(lock | {'beat': beat}).encode())
     except OSError as e:
       logging.warning('%s: can not be kept for now: %s', place, files.reason(e))
+
+
+def _end(text):
+  """Ends the process now: whatever it still saved would be written between another's files."""
+  code = faults.UsageError.code
+  os.write(2, f'{text}\n'.encode())
+  peers.part(code, is_alone=True)
+  os._exit(code)
 
 
 def _read(place):

@@ -1,7 +1,7 @@
 """Signs of life between the processes of one job: where one is lost, the others end, naming it.
 
-They end with 76, after which the same command goes on; if it left with an error of its own, with
-its exit code: what running again doesn't mend there, it doesn't mend elsewhere.
+They end with 76, after which the same command goes on. If it left with an error, they end with its
+exit code, so that launchers don't try in vain.
 
 What waits for a process that is gone waits for ever, or fails with whatever error its collective
 has (gloo and NCCL notice closed connections; nothing notices one that is stopped). JAX has
@@ -15,6 +15,7 @@ from collections.abc import Iterator
 import contextlib
 import ctypes
 import json
+import math
 import os
 import platform
 import re
@@ -27,7 +28,10 @@ from typing import Any, NoReturn
 from sg2jax.faults import Hang
 
 JAX_SECONDS = 24 * 3600  # of JAX's own heartbeats
-BEATS = 10  # so many in a row have to be missing
+BEATS = 10  # so many in a row have to be missing, at least
+TURN = 3  # seconds between two signs of life, at most
+# Turns that the others have to leave with an error which all have, before one counts as alone.
+GRACE = 2
 SLACK = 15  # seconds more until all know of a loss, at most
 REMEDY = 'The last checkpoint stands; run the same command again, in all processes'
 _LIFE = 'sg2jax/life'
@@ -60,7 +64,8 @@ class Peers:
     self._index = index
     self._count = count
     self._seconds = seconds
-    self._turn = seconds / BEATS
+    self._turn = min(seconds / BEATS, TURN)
+    self._beats = math.ceil(seconds / self._turn)
     self._beat = 0  # number of the last sign of life that the coordinator has taken
     self._verdict = None  # [exit code, a line], once one is lost
     self._last = {}  # {index: its last sign of life}
@@ -86,7 +91,9 @@ class Peers:
             self._verdict = json.loads(verdict)
         elif lost := list(self._lost(self._client.key_value_dir_get(_LIFE))):
           codes, lines = zip(*lost)
-          verdict = self._published(codes[0], '; '.join(lines))
+          # An error of one may come of the loss of another, after which the same command goes on.
+          code = Hang.code if Hang.code in codes else codes[0]
+          verdict = self._published(code, '; '.join(lines))
           self._over.wait(2 * self._turn)  # the others read it from this process
           self._verdict = verdict
           self._end()
@@ -105,13 +112,12 @@ class Peers:
       text = signs.get(index)
       self._silent[index] = turns + 1 if text == self._last.get(index) else 0
       self._last[index] = text
-      if self._silent[index] < BEATS:
-        continue
+      turns = self._silent[index]
       state, _, host = (text or '? an unknown host').partition(' ')
-      if state.startswith('alone'):
+      if state.startswith('alone') and turns >= GRACE:
         code = int(state.removeprefix('alone'))
         yield code, self._left_alone(index, host, code)
-      elif state != 'left':
+      elif state != 'left' and turns >= self._beats:
         who = f'process {index} of {self._count} ({host})'
         yield Hang.code, f'{who} is gone: no sign of life for {self._seconds:g} s. {REMEDY}'
 
@@ -133,7 +139,7 @@ class Peers:
     while not self._over.wait(self._turn):
       silent = silent + 1 if self._beat == before else 0
       before = self._beat
-      if silent >= BEATS:
+      if silent >= self._beats:
         self._verdict = self._verdict or self._first_is_gone()
       if self._verdict:
         self._end()
@@ -222,7 +228,12 @@ def joining(job: Any, seconds: int) -> Iterator[None]:
     seconds: for which JAX waits for the others.
   """
 
+  waited = threading.Event()
+  timer = threading.Timer(seconds, waited.set)
+
   def end():
+    if not waited.is_set():
+      return  # it aborts for another reason, of which it has said something
     missing = f'process 0 does not answer at {job.coordinator_address}'
     if _answers(job.coordinator_address):
       missing = f'not all of the {job.num_processes} processes came to {job.coordinator_address}'
@@ -233,9 +244,12 @@ def joining(job: Any, seconds: int) -> Iterator[None]:
     )
 
   aborted = _Aborted(end)
+  timer.daemon = True
+  timer.start()
   try:
     yield
   finally:
+    timer.cancel()
     aborted.undo()
 
 
@@ -261,13 +275,16 @@ class _Aborted:
   """
 
   def __init__(self, function):
-    self._signal = ctypes.CDLL(None).signal
+    libc = ctypes.CDLL(None)
+    self._signal = libc.signal
     self._signal.restype = ctypes.c_void_p
     self._signal.argtypes = [ctypes.c_int, ctypes.c_void_p]
 
-    def handler(_):
-      self.undo()  # abort() raises it once more
+    def handler(number):
       function()
+      # It goes on as it would have: to Python's faulthandler, if that was there, and to the end.
+      self.undo()
+      libc['raise'](number)
 
     # Attributes: C holds on to neither.
     self._handler = ctypes.CFUNCTYPE(None, ctypes.c_int)(handler)

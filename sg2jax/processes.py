@@ -11,6 +11,7 @@ import contextlib
 import itertools
 import json
 import os
+import signal
 import sys
 import threading
 from typing import Any, TypeVar
@@ -75,7 +76,7 @@ def join(
   jax.config.update('jax_enable_preemption_service', False)
   job = distributed.global_state
   try:
-    with peers.joining(job, JOINING):
+    with peers.joining(job, JOINING), _deadly_sigterm():
       jax.distributed.initialize(
         *given, initialization_timeout=JOINING, heartbeat_timeout_seconds=peers.JAX_SECONDS
       )
@@ -89,6 +90,16 @@ def join(
   # Gloo, by which CPUs talk, connects at the first common step and waits for half a minute: now,
   # before each has compiled for as long as it takes.
   multihost_utils.sync_global_devices('sg2jax')
+
+
+@contextlib.contextmanager
+def _deadly_sigterm():
+  """Within it SIGTERM ends the process as it does any other: Python hears nothing in C++."""
+  before = signal.signal(signal.SIGTERM, signal.SIG_DFL)
+  try:
+    yield
+  finally:
+    signal.signal(signal.SIGTERM, before)
 
 
 def _in_cluster():
@@ -254,8 +265,8 @@ _exchanges = itertools.count()
 def _exchange(value=None, problem=None, also=()):
   """{number of a process: its JSON value} of those whose value isn't None, in all processes.
 
-  A problem of any is raised in all, whatever they exchange: one that fails in `together` before an
-  `agreed` within it meets the others there.
+  A problem of any is raised in all, whatever they exchange: in `together`, one may fail before it
+  comes to an `agreed` at which the others are.
 
   Through the store of the job's coordinator, not through the devices: those may not wait for as
   long as a process may need for its value, and would first finish what was given to them.

@@ -41,6 +41,7 @@ RUN = {
 }
 END = 48
 PATIENCE = 10  # seconds from a signal to the exit, and a step, on an idle machine
+RATE = 1 / 150  # of a bucket's requests that fail; each costs seconds of waiting for the next
 BUSY = 2  # how much longer they may take here, where trials run side by side
 
 
@@ -62,6 +63,7 @@ class Trials:
     (self.home / 'poison').mkdir(parents=True)
     self.folder = folder
     self.longest = 0  # seconds from a SIGTERM to the exit
+    self.injected = 0  # requests to the bucket that failed
     self._lock = threading.Lock()
     self._whole = {}
     self._serving = None
@@ -91,7 +93,7 @@ class Trials:
     return [self.start(workdir, job=variables, **fields) for variables in job(processes)]
 
   def bucket(self):
-    """gs://b of an emulator that loses one request in forty, in several ways."""
+    """gs://b of an emulator of which RATE of the requests fail, in several ways."""
     from tests import emulator  # here, because only this fault needs it
 
     draw = random.Random(0)
@@ -100,7 +102,14 @@ class Trials:
       if not self._serving:
         self._serving = emulator.serving()  # to the end of this process
         found = self._serving.__enter__()
-        found.fault = lambda *_: draw.choice(faults) if draw.random() < 1 / 40 else None
+
+        def fault(*_):
+          if draw.random() < RATE:
+            self.injected += 1
+            return draw.choice(faults)
+          return None
+
+        found.fault = fault
     return addresses.parse('gs://b')
 
   def ends_as_if_nothing_was(self, workdir, processes=1, means=True):
@@ -109,7 +118,7 @@ class Trials:
     means: whether ticks have means of as many minibatches; not if a signal came within one.
     """
     for process in self.start_all(workdir, processes):
-      finish(process)
+      finish(process, timeout=900)
     files, lines = self.whole(processes)
     expect(content(workdir, END) == files, 'the last checkpoint has other bytes')
     here = log(workdir)
@@ -156,14 +165,16 @@ def kills(trials, draw, number):
 
 
 def _kill_repeatedly(trials, workdir, times):
-  """Kills a run after each of the times, then lets it go to its end; how often that was."""
+  """Kills a run after each of the times, then lets it go to its end; how often it was killed."""
+  kills = 0
   for seconds in times:
     process = trials.start(workdir)
     with contextlib.suppress(subprocess.TimeoutExpired):
       process.communicate(timeout=seconds)
     end(process)
+    kills += process.returncode == -signal.SIGKILL  # unless it had ended before
   trials.ends_as_if_nothing_was(workdir)
-  return len(times)
+  return kills
 
 
 def kills_of_one(trials, draw, number, how=signal.SIGKILL):
@@ -240,7 +251,8 @@ def preemption(phase, processes=1):
       fields = {'g.fmap_base': 65 + number, 'total_kimg': 0.008}  # not in the cache
     running = trials.start_all(workdir, processes, **fields)
     PHASES[phase](trials, workdir, running[0])
-    time.sleep(draw.uniform(0, 0.2))
+    if phase not in ('saving', 'snapshot'):  # which are over by then
+      time.sleep(draw.uniform(0, 0.2))
     running[number % processes].send_signal(signal.SIGTERM)
     began = time.monotonic()
     for process in running:
@@ -406,10 +418,13 @@ def stall(trials, draw, number):
 
 
 def bucket(trials, draw, number):
-  """A run in a bucket of which one request in forty fails, and that is killed three times."""
+  """A run in a bucket of which some requests fail, and that is killed three times."""
   workdir = trials.bucket() / f'run{number}'
   trials.whole()
-  return _kill_repeatedly(trials, workdir, [draw.uniform(4, 15) for _ in range(3)])
+  before = trials.injected
+  tried = _kill_repeatedly(trials, workdir, [draw.uniform(4, 15) for _ in range(3)])
+  expect(trials.injected > before, 'no request failed')
+  return tried
 
 
 # ---- two runs, other devices

@@ -213,7 +213,8 @@ def test_errors_that_a_user_can_mend_are_a_line_and_an_exit_code(capsys, monkeyp
   cli.except_hook(KeyError, KeyError('x'), None)
   cli.except_hook(ModuleNotFoundError, ModuleNotFoundError('x', name='sg2jax.x'), None)
   monkeypatch.setattr(sys, 'argv', ['tool', debug])
-  cli.except_hook(faults.WriteError, faults.WriteError('full'), None)
+  with pytest.raises(SystemExit, match='5'):  # the code that scripts look at is the same
+    cli.except_hook(faults.WriteError, faults.WriteError('full'), None)
   err = capsys.readouterr().err
   assert [line.split(':')[0] for line in err.splitlines()] == [
     'KeyError',

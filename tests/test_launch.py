@@ -190,7 +190,7 @@ def test_jobset(fakes):
   assert (count['action'], fail['action'], job['backoffLimit']) == ('Count', 'FailJob', 0)
   assert job['template']['spec']['restartPolicy'] == 'Never'
   assert found['spec']['failurePolicy']['rules'][0]['onJobFailureReasons'] == ['PodFailurePolicy']
-  code = 'source launch/common.sh; for c in {1..159}; do ! worth_restarting $c || echo $c; done'
+  code = 'source launch/common.sh; for c in {1..255}; do ! worth_restarting $c || echo $c; done'
   assert fail['onExitCodes']['values'] == [int(x) for x in fakes.run('bash', '-c', code)[0].split()]
   # The shell in the container waits, then becomes the command.
   fakes.add('sleep')

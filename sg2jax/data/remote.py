@@ -77,8 +77,12 @@ def _download(place, folder, content):
   bar = tqdm(total=size, desc='data', unit='B', unit_scale=True, leave=False, disable=None)
   with bar, futures.ThreadPoolExecutor(AT_ONCE) as pool:
     work = [pool.submit(_fetch, place / name, folder / name, content[name]) for name in missing]
-    for one in futures.as_completed(work):
-      bar.update(one.result())
+    try:
+      for one in futures.as_completed(work):
+        bar.update(one.result())
+    except BaseException:  # SIGTERM, too: what has not begun is not begun
+      pool.shutdown(cancel_futures=True)
+      raise
 
 
 def _fetch(source, target, entry):

@@ -19,7 +19,7 @@ import numpy as np
 
 from sg2jax import build, checks, data, files, paths, processes, sharding
 from sg2jax import state as state_lib
-from sg2jax.faults import DatasetError, NonFiniteError, UsageError, WriteError
+from sg2jax.faults import CheckpointError, DatasetError, NonFiniteError, UsageError, WriteError
 from sg2jax.state import TrainState
 from sg2jax.training import checkpoint
 from sg2jax.training import stage as stage_lib
@@ -74,7 +74,7 @@ def halt(
   )
   try:
     _write(folder, file, kept, document | {'array': array, 'numbers': numbers})
-  except WriteError as e:
+  except (WriteError, CheckpointError) as e:
     saved = f'The batch could not be saved for --replay: {e}'
   raise NonFiniteError(
     f'step {step}, phase {phase}: {what}. Nothing of it was applied, and {before}. '
