@@ -504,6 +504,7 @@ def test_a_store_that_cannot_say_who_was_first_is_warned_of(memory, monkeypatch,
       (memory / '.lock').write_bytes(b'', is_new=True)
 
 
+@pytest.mark.filterwarnings('ignore::pytest.PytestUnhandledThreadExceptionWarning')
 def test_who_was_not_heard_of_and_finds_another_there_stops(place, monkeypatch):
   stopped = threading.Event()
 

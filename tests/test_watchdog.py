@@ -235,6 +235,25 @@ def test_errors_that_a_loss_may_have_made_wait_for_its_name(ends):
   assert 0.2 < seconds(error) < 3 and ends
 
 
+ABORT = """
+import faulthandler, os, signal, sys
+from sg2jax.peers import _Aborted
+
+faulthandler.enable()
+aborted = _Aborted(lambda: print('looked at', flush=True))
+os.abort() if sys.argv[1] == 'abort' else os.kill(os.getpid(), signal.SIGABRT)
+print('went on', flush=True)
+"""
+
+
+@pytest.mark.parametrize('how', ['abort', 'signal'])
+def test_an_abort_that_has_another_reason_ends_as_ever(how):
+  process = python(ABORT, how)
+  out, err = process.communicate(timeout=20)
+  assert process.returncode == -signal.SIGABRT and out == 'looked at\n'
+  assert 'Fatal Python error: Aborted' in err
+
+
 # ---- real processes
 
 JOB = """
