@@ -6,7 +6,8 @@ asks anew, tries again what may pass, and raises OSError with a line for people,
 above treats a bucket as it treats a disk.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterator
+from concurrent import futures
 import contextlib
 import errno
 import logging
@@ -14,9 +15,11 @@ import os
 import pathlib
 import re
 import time
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 from sg2jax import faults
+
+T = TypeVar('T')
 
 # gs://..., also where pathlib made one slash of two
 PATTERN = re.compile(
@@ -267,6 +270,24 @@ def parse(text: str, said: str = '') -> Address:
     raise faults.UsageError(f'{said}: no address has .. in it; give the whole one')
   _check_scheme(scheme, said)
   return Address(scheme, pathlib.PurePosixPath(path))
+
+
+def transfer(
+  work: Callable[[str], T], names: Collection[str], at_once: int, done: Callable[[T], Any] = id
+) -> None:
+  """Does the work for each name, several at once; done(result) as results come.
+
+  Raises: the first error, after which nothing is begun: a store that is gone would be waited for
+    name by name, each for a minute.
+  """
+  with futures.ThreadPoolExecutor(at_once) as pool:
+    running = [pool.submit(work, name) for name in names]
+    try:
+      for one in futures.as_completed(running):
+        done(one.result())
+    except BaseException:  # SIGTERM, too
+      pool.shutdown(cancel_futures=True)
+      raise
 
 
 def _check_scheme(scheme, said):

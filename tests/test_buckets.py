@@ -411,6 +411,25 @@ def test_a_disk_of_this_machine_without_room_is_not_the_bucket(gs, monkeypatch):
     restore(gs)
 
 
+def test_a_bucket_that_is_gone_is_not_asked_for_each_object(gs, bucket):
+  """Each would be waited for, for a minute."""
+  leaves_there = {f'x{i}': jnp.ones(3) for i in range(40)}  # two objects each
+  tried = []
+
+  def gone(method, path):
+    if '/upload/' not in path:
+      return None
+    tried.append(path)
+    return 403  # which isn't tried again
+
+  bucket.fault = gone
+  with opened(gs) as checkpoints:
+    checkpoints.save(State(jnp.int32(1), leaves_there, (), np.ones(3)))
+    with pytest.raises(WriteError):
+      checkpoints.wait()
+  assert 0 < len(tried) < 40
+
+
 # ---- locks
 
 

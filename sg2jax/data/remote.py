@@ -7,7 +7,6 @@ the bucket: where something changed there, the old copy isn't found any more.
 """
 
 import base64
-from concurrent import futures
 import contextlib
 import hashlib
 import json
@@ -20,7 +19,7 @@ from absl import logging
 from tqdm import tqdm
 
 from sg2jax import files, paths
-from sg2jax.addresses import Address, StoreError
+from sg2jax.addresses import Address, StoreError, transfer
 from sg2jax.data import records
 from sg2jax.faults import DatasetError
 
@@ -75,14 +74,12 @@ def _download(place, folder, content):
     )
   logging.warning('%s: %s bytes are downloaded to %s, and stay there', place, f'{size:,}', folder)
   bar = tqdm(total=size, desc='data', unit='B', unit_scale=True, leave=False, disable=None)
-  with bar, futures.ThreadPoolExecutor(AT_ONCE) as pool:
-    work = [pool.submit(_fetch, place / name, folder / name, content[name]) for name in missing]
-    try:
-      for one in futures.as_completed(work):
-        bar.update(one.result())
-    except BaseException:  # SIGTERM, too: what has not begun is not begun
-      pool.shutdown(cancel_futures=True)
-      raise
+
+  def fetch(name):
+    return _fetch(place / name, folder / name, content[name])
+
+  with bar:
+    transfer(fetch, missing, AT_ONCE, bar.update)
 
 
 def _fetch(source, target, entry):

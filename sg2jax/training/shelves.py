@@ -6,8 +6,7 @@ and in order: the manifest is put last and deleted first, so that what has none 
 process that was killed.
 """
 
-from collections.abc import Callable, Collection, Iterator
-from concurrent import futures
+from collections.abc import Iterator
 import contextlib
 import errno
 import os
@@ -20,7 +19,7 @@ from typing import Any
 from absl import logging
 
 from sg2jax import files
-from sg2jax.addresses import Address, StoreError
+from sg2jax.addresses import Address, StoreError, transfer
 from sg2jax.faults import CheckpointError
 from sg2jax.training import manifest as manifest_lib
 from sg2jax.training.manifest import Damaged, fsync
@@ -189,7 +188,7 @@ class Bucket(Folder):
       except FileNotFoundError as e:
         raise Damaged(f'{place / part}: there is no such object') from e
 
-    _together(fetch, parts)
+    transfer(fetch, parts, AT_ONCE)
 
   def free_bytes(self) -> None:
     """A bucket has no end."""
@@ -214,7 +213,7 @@ class Bucket(Folder):
       parts = [str(path.relative_to(folder)) for path in folder.rglob('*') if path.is_file()]
       parts.remove(MANIFEST)
       try:
-        _together(lambda part: (final / part).upload(folder / part), parts)
+        transfer(lambda part: (final / part).upload(folder / part), parts, AT_ONCE)
         (final / MANIFEST).upload(folder / MANIFEST)
       except Exception:
         with contextlib.suppress(OSError):  # it is as when the process were killed now
@@ -228,7 +227,7 @@ class Bucket(Folder):
     path = self.root / str(step)
     aside = path.with_name(self._name_aside(step))
     with asking(self.root):
-      _together(lambda part: (path / part).copy(aside / part), path.objects())
+      transfer(lambda part: (path / part).copy(aside / part), path.objects(), AT_ONCE)
       self._remove(step)
     _say_aside(reason, aside)
 
@@ -266,14 +265,6 @@ def _named(folder: pathlib.Path, place: Address) -> Iterator[None]:
     yield
   except (Damaged, CheckpointError) as e:
     raise type(e)(str(e).replace(str(folder), str(place))) from e
-
-
-def _together(work: Callable[[str], Any], parts: Collection[str]) -> None:
-  """Does the work for each, several at once; raises the first error when all have ended."""
-  with futures.ThreadPoolExecutor(AT_ONCE) as pool:
-    done = [pool.submit(work, part) for part in parts]
-  for one in done:
-    one.result()
 
 
 @contextlib.contextmanager
