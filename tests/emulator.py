@@ -16,6 +16,13 @@ from gcp_storage_emulator.handlers import buckets
 from gcp_storage_emulator.storage import Storage
 
 
+class Memory(Storage):
+  """Without the file of all metadata, which is written anew with each object, for the next start."""
+
+  def _write_config_to_file(self):
+    pass
+
+
 class Emulator:
   """Serves gs://b on a free port of the loopback.
 
@@ -28,7 +35,7 @@ class Emulator:
   """
 
   def __init__(self):
-    self.storage = Storage(use_memory_fs=True)
+    self.storage = Memory(use_memory_fs=True)
     buckets.create_bucket('b', self.storage)
     self.old = None
     self.requests = []
