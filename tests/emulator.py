@@ -17,7 +17,7 @@ from gcp_storage_emulator.storage import Storage
 
 
 class Memory(Storage):
-  """Without the file of all metadata, which is written anew with each object, for the next start."""
+  """Without the file of all metadata, which would be written anew with each object."""
 
   def _write_config_to_file(self):
     pass
