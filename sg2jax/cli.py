@@ -83,16 +83,15 @@ def except_hook(
   # Installed with pip, the package brings only what `sg2jax.load` needs.
   if isinstance(error, ModuleNotFoundError) and not str(error.name).startswith('sg2jax'):
     shown = faults.UsageError(f'{error}; pip install "sg2jax[train,eval,video]" brings all')
-  # --debug is looked for in the arguments: they may be what couldn't be parsed.
-  if not isinstance(shown, faults.Fault) or {'--debug', '--debug=true', '--debug=1'} & set(
-    sys.argv
-  ):
+  if not isinstance(shown, faults.Fault):
+    sys.__excepthook__(kind, error, trace)
+    _end_job('leave', 1, True)
+    return
+  # Looked for in the arguments: they may be what couldn't be parsed.
+  if {'--debug', '--debug=true', '--debug=1'} & set(sys.argv):
     sys.__excepthook__(kind, error, trace)
   else:
     print(f'{pathlib.Path(sys.argv[0]).stem}: {shown}', file=sys.stderr)
-  if not isinstance(shown, faults.Fault):
-    _end_job('leave', 1, True)
-    return
   # A signals.Stop tells all processes of Ctrl-C; without one it came to this one alone.
   is_alone = shown is not error or not (shown.is_everyones or shown.code in TOGETHER)
   _end_job('leave', shown.code, is_alone)

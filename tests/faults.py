@@ -41,8 +41,8 @@ RUN = {
 }
 END = 48
 PATIENCE = 10  # seconds from a signal to the exit, and a step, on an idle machine
-RATE = 1 / 150  # of a bucket's requests that fail; each costs seconds of waiting for the next
 BUSY = 2  # how much longer they may take here, where trials run side by side
+RATE = 1 / 150  # of a bucket's requests that fail; each costs seconds of waiting for the next
 
 
 class Lost(Exception):
