@@ -27,6 +27,7 @@ FLOORS = (
   ('data', 'training.shelves'),
   ('build', 'training.checkpoint', 'inputs', 'training.report'),
   ('checks', 'pretrained', 'sampler'),
+  ('clip',),
   ('evaluation', 'edit', 'interop.read', 'planning'),
   ('training.profile', 'training.stage', 'training.watchdog', 'training.workdir', 'interop.write'),
   ('training.init_from', 'training.nonfinite', 'training.snapshot'),

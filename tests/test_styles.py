@@ -8,7 +8,6 @@ import pytest
 from sg2jax.models import styles
 from tests.test_models import make, variables
 
-
 pytestmark = pytest.mark.usefixtures('quick_compile')
 
 

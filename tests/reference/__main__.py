@@ -12,6 +12,7 @@ import argparse
 import sys
 
 from tests.reference import (
+  cases_clip,
   cases_convert,
   cases_detectors,
   cases_edit,
@@ -34,6 +35,7 @@ CASES = (
   | cases_detectors.CASES
   | cases_edit.CASES
   | cases_convert.CASES
+  | cases_clip.CASES
 )
 
 

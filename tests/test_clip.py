@@ -1,0 +1,104 @@
+"""CLIP: what its reference vectors don't say: errors, rectangles, names there and back."""
+
+import jax
+import numpy as np
+import pytest
+
+from sg2jax import clip as clips
+from sg2jax.faults import UsageError
+from sg2jax.nets import clip, clip_names
+
+VIT = clip.Architecture(
+  image_size=16,
+  patch_size=8,
+  vision_width=64,
+  vision_layers=1,
+  vision_heads=1,
+  embed_dim=8,
+  context_length=6,
+  vocab_size=20,
+  text_width=64,
+  text_layers=1,
+  text_heads=1,
+)
+
+
+def drawn(spec):
+  """Arrays under OpenAI's names, random."""
+  draws = np.random.default_rng(0)
+  image = jax.ShapeDtypeStruct((1, 16, 16, 3), np.float32)
+  tokens = jax.ShapeDtypeStruct((1, spec.context_length), np.int32)
+  towers = (clip.image_tower(spec), image), (clip.TextTransformer(spec), tokens)
+  visual, text = (
+    jax.eval_shape(tower.init, jax.random.key(0), example)['params'] for tower, example in towers
+  )
+  tree = {'visual': visual, 'text': text, 'logit_scale': np.zeros(())}
+  tree = jax.tree.map(lambda x: draws.normal(size=x.shape).astype(np.float32), tree)
+  return clip_names.arrays(tree)
+
+
+def test_names_there_and_back():
+  arrays = drawn(VIT)
+  assert clip_names.architecture(arrays) == VIT
+  again = clip_names.arrays(clip_names.params(arrays, VIT))
+  assert list(again) == list(arrays)
+  for name, x in arrays.items():
+    np.testing.assert_array_equal(again[name], x)
+
+
+def test_a_prefixed_text_tower_and_integers():
+  arrays = drawn(VIT)
+  others = {
+    name if name.startswith(('visual.', 'logit')) else f'text.{name}': x
+    for name, x in arrays.items()
+  }
+  assert clip_names.openai(others | {'context_length': np.int64(6)}).keys() == arrays.keys()
+
+
+@pytest.mark.parametrize(
+  'change, says',
+  [
+    (lambda arrays: arrays.pop('text_projection'), 'text_projection is missing'),
+    (lambda arrays: arrays.pop('logit_scale'), 'logit_scale is missing'),
+    (lambda arrays: arrays.pop('visual.ln_post.bias'), 'visual.ln_post.bias is missing'),
+    (lambda arrays: arrays.update({'visual.third_eye': np.zeros(3)}), 'third_eye is unknown'),
+    (lambda arrays: arrays.update({'ln_final.bias': np.zeros(3)}), 'has shape [3], not [64]'),
+  ],
+)
+def test_wrong_arrays_are_named(change, says):
+  arrays = drawn(VIT)
+  change(arrays)
+  with pytest.raises(ValueError) as caught:
+    clip_names.params(arrays, clip_names.architecture(arrays))
+  assert says in str(caught.value)
+
+
+def test_a_text_that_is_too_long():
+  with pytest.raises(UsageError) as caught:
+    clips.tokenizer()(['word ' * 76])
+  assert "'word word" in str(caught.value) and '78 tokens' in str(caught.value)
+  assert clips.tokenizer()(['word ' * 75]).shape == (1, 77)
+
+
+@pytest.mark.usefixtures('quick_compile')
+def test_a_grey_rectangle_is_seen_in_its_middle_and_clipped():
+  image = np.zeros((1, 4, 8, 1), np.float32)
+  image[:, :, 2:6] = 3
+  seen = clip.view(image, 2)
+  white = (1 - np.array(clip.MEAN)) / clip.STD
+  np.testing.assert_allclose(seen, np.broadcast_to(white, (1, 2, 2, 3)), rtol=1e-5)
+
+
+def test_means_over_areas_of_any_ratio():
+  row = np.arange(5, dtype=np.float32).reshape(1, 1, 5, 1)
+  shrunk = clip.resize_by_area(row, 1, 2)[0, 0, :, 0]
+  np.testing.assert_allclose(shrunk, [(0 + 1 + 0.5 * 2) / 2.5, (0.5 * 2 + 3 + 4) / 2.5], rtol=1e-6)
+  enlarged = clip.resize_by_area(row, 2, 10)[0, 1, :, 0]
+  np.testing.assert_allclose(enlarged, np.repeat(np.arange(5), 2), rtol=1e-6)
+
+
+def test_unit_vectors_and_the_gradient_of_none():
+  vectors = np.array([[3.0, 4.0], [0.0, 0.0]], np.float32)
+  np.testing.assert_allclose(clip.unit(vectors), [[0.6, 0.8], [0, 0]], rtol=1e-6)
+  slope = jax.grad(lambda x: clip.unit(x).sum())(vectors)
+  assert np.isfinite(slope).all()
