@@ -16,7 +16,7 @@ import numpy as np
 import tqdm
 
 from sg2jax import faults, files, paths
-from sg2jax.interop import sniff, torch_file
+from sg2jax.interop import safetensors_file, sniff, torch_file
 
 TOOL = 'python -m sg2jax.tools.fetch_weights'
 MAX_BYTES = 2**31  # of a file, and of the arrays in it
@@ -115,13 +115,12 @@ def _places(name, explicit):
 def load(name: str, explicit: str | os.PathLike = '') -> tuple[dict[str, np.ndarray], str]:
   """The arrays of the file `name` of FILES, and the SHA-256 of that file, hexadecimal.
 
-  It is a PyTorch state dict (see interop.torch_file) or NPZ (numbers only); its content, not its
-  name, says which. A file from `folders` must be the published one; at an explicit path any will
-  do.
+  What it can be: see `parse`. A file from `folders` must be the published one; at an explicit path
+  any will do.
 
   Raises:
-    WeightsError: it is missing, can't be read, is neither, or has anything else in it; the one in a
-      folder is another one. Says file and reason.
+    WeightsError: it is missing, can't be read, or is refused by `parse`; the one in a folder is
+      another one. Says file and reason.
   """
   require([name], {name: explicit})
   path = find(name, explicit)
@@ -138,16 +137,31 @@ def load(name: str, explicit: str | os.PathLike = '') -> tuple[dict[str, np.ndar
         f'{known.sha256}; delete it and get the right one with: {TOOL} {name}; weights of your own '
         f'are given by their path, as in --weights={name}=FILE'
       )
-    kind = sniff.kind(data)
-    if kind == 'npz':
-      return files.parse_npz(data, MAX_BYTES), digest
-    if kind in ('torch', 'pickle'):
-      return torch_file.parse(data), digest
-    raise ValueError(sniff.explain(data, 'neither a PyTorch nor an NPZ file'))
+    return parse(data), digest
   # Of files of strangers, zipfile and numpy raise all sorts of errors.
   except Exception as e:
     reason = str(e) if isinstance(e, ValueError) else f'{type(e).__name__}: {e}'
     raise faults.WeightsError(f'{path} is refused: {" ".join(reason.split())}') from e
+
+
+def parse(data: bytes) -> dict[str, np.ndarray]:
+  """{name: array} of a file's content, in the file's names and dtypes.
+
+  It is a PyTorch state dict or TorchScript archive (see interop.torch_file), safetensors or NPZ
+  (numbers only); its content says which.
+
+  Raises:
+    ValueError: it is none of them, or has anything else in it.
+    Whatever zipfile and numpy raise on a broken NPZ.
+  """
+  match sniff.kind(data):
+    case 'npz':
+      return files.parse_npz(data, MAX_BYTES)
+    case 'torch' | 'pickle':
+      return torch_file.parse(data)
+    case 'safetensors':
+      return safetensors_file.parse(data)
+  raise ValueError(sniff.explain(data, 'neither a PyTorch, a safetensors nor an NPZ file'))
 
 
 # ---- fetching them

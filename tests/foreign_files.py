@@ -64,11 +64,18 @@ class Plain:
 
 
 class Pickler(pickle.Pickler):
-  """Writes arrays as numpy 1 (`old`) or the present one, storages as torch.save or as a module."""
+  """Writes arrays as numpy 1 (`old`) or the present one, storages as torch.save or as a module.
 
-  def __init__(self, file, protocol, old=False, save=False):
+  Attributes:
+    save: how many values say what a storage is: 6 in torch.save, 5 in TorchScript, 0: it isn't
+      said, but the storage is within.
+    found: {key: storage} of those that it wrote.
+  """
+
+  def __init__(self, file, protocol, old=False, save=0):
     super().__init__(file, protocol)
     self.protocol, self.old, self.save = protocol, old, save
+    self.found = {}
 
   def reducer_override(self, value):
     if isinstance(value, (np.ndarray, np.generic)) and self.old:
@@ -77,15 +84,24 @@ class Pickler(pickle.Pickler):
     return NotImplemented
 
   def persistent_id(self, value):
-    return tuple(value.identity.values()) if isinstance(value, Storage) and self.save else None
+    if not isinstance(value, Storage) or not self.save:
+      return None
+    self.found[value.key] = value
+    return tuple(value.identity.values())[: self.save]
 
 
 def dumps(value, protocol=4, **options):
   """The bytes of a pickle."""
+  return dumps_with_storages(value, protocol, **options)[0]
+
+
+def dumps_with_storages(value, protocol=4, **options):
+  """(bytes of a pickle, {key: storage} that it refers to)."""
   file = io.BytesIO()
+  pickler = Pickler(file, protocol, **options)
   with mock.patch.dict(sys.modules, MODULES):
-    Pickler(file, protocol, **options).dump(value)
-  return file.getvalue()
+    pickler.dump(value)
+  return file.getvalue(), pickler.found
 
 
 # What modules and checkpoints hold besides.
@@ -172,7 +188,7 @@ def save_legacy_of(tree):
 def save_legacy(value, protocol=2, keys=None, **machine):
   """torch.save before 1.6; keys: those that it lists, if they are odd."""
   found = sorted(storages(value).items())
-  data = legacy_head(**machine) + dumps(value, protocol, save=True)
+  data = legacy_head(**machine) + dumps(value, protocol, save=6)
   data += pickle.dumps(keys or [key for key, _ in found], protocol)
   for _, storage in found:
     data += struct.pack('<q', storage.data.size) + storage.data.tobytes()
@@ -183,11 +199,76 @@ def save_zip(value, protocol=2):
   """torch.save since 1.6."""
   out = io.BytesIO()
   with zipfile.ZipFile(out, 'w') as archive:
-    archive.writestr('archive/data.pkl', dumps(value, protocol, save=True))
+    archive.writestr('archive/data.pkl', dumps(value, protocol, save=6))
     for key, storage in storages(value).items():
       archive.writestr(f'archive/data/{key}', storage.data.tobytes())
     archive.writestr('archive/version', '3\n')
   return out.getvalue()
+
+
+# ---- TorchScript
+
+_BLOCK = named('__torch__.tiny.___torch_mangle_12', 'Block', type('Block', (), {}))
+
+
+def script_module(kind=_BLOCK, **attributes):
+  """A module of TorchScript; what `attributes` can't name goes into its __dict__."""
+  module = kind()
+  module.__dict__ = {'training': False, '_is_full_backward_hook': None} | attributes
+  return module
+
+
+class _Unseekable:
+  """A stream: into it zipfile writes sizes after the content, as PyTorch does (flag 8)."""
+
+  def __init__(self):
+    self.data = bytearray()
+
+  def write(self, data):
+    self.data += data
+    return len(data)
+
+  def flush(self):
+    pass
+
+
+def script_zip(parts, root='modèle'):
+  """A zip file as PyTorch writes it, of {name: content}: aligned, and `code/` compressed.
+
+  The name of the folder isn't ASCII so that zipfile says that names are in UTF-8 (flag 11).
+  """
+  out = _Unseekable()
+  with zipfile.ZipFile(out, 'w') as archive:
+    for name, content in parts.items():
+      info = zipfile.ZipInfo(f'{root}/{name}')
+      if name.startswith('code/'):
+        info.compress_type = zipfile.ZIP_DEFLATED
+      start = archive.fp.tell() + 30 + len(info.filename.encode()) + 4
+      padding = bytes(-start % 64)
+      info.extra = b'FB' + struct.pack('<H', len(padding)) + padding
+      archive.writestr(info, content)
+  return bytes(out.data)
+
+
+def script_parts(module, protocol=2):
+  """{name: content} of TorchScript's archive of a module."""
+  tree, found = dumps_with_storages(module, protocol, save=5)
+  shell = b'cposix\nsystem\n(Vtouch evil\ntR.'  # which nobody reads
+  return {
+    **{f'data/{key}': storage.data.tobytes() for key, storage in found.items()},
+    'data.pkl': tree,
+    'code/__torch__/tiny.py': b'import os; os.system("touch evil")\n' * 9,
+    'code/__torch__/tiny.py.debug_pkl': shell * 9,
+    'constants.pkl': shell,
+    'version': b'4\n',
+    'byteorder': b'little',
+  }
+
+
+def save_script(module, change=None, **options):
+  """TorchScript's archive of a module, with `change` {name: new content or None}."""
+  parts = script_parts(module, **options) | (change or {})
+  return script_zip({name: content for name, content in parts.items() if content is not None})
 
 
 # ---- networks
@@ -274,9 +355,9 @@ def rezip(data, change=None, compress=zipfile.ZIP_STORED):
   return out.getvalue()
 
 
-def mutations(seeds, count) -> Iterator[bytes]:
-  """Each a seed with one to four changes, insertions, deletions."""
-  rng = random.Random(0)
+def mutations(seeds, count, seed=0) -> Iterator[bytes]:
+  """Each one of `seeds` with one to four changes, insertions, deletions; drawn from `seed`."""
+  rng = random.Random(seed)
   for _ in range(count):
     data = bytearray(rng.choice(seeds))
     for _ in range(rng.randint(1, 4)):

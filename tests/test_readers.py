@@ -4,6 +4,7 @@ import collections
 import fractions
 from functools import partial
 import gzip
+import hashlib
 import io
 import pathlib
 import pickle
@@ -19,7 +20,22 @@ from sg2jax import pretrained
 from sg2jax.faults import WeightsError
 from sg2jax.interop import pickle_reader, read, torch_file
 from sg2jax.interop.pickle_reader import Global
-from tests.foreign_files import LEGACY, ZIP, legacy_head
+from tests.foreign_files import (
+  LEGACY,
+  ZIP,
+  Storage,
+  Tensor,
+  legacy_head,
+  save_script,
+  script_module,
+  script_parts,
+  script_zip,
+)
+from tests.reference import cases_clip_files
+from tests.reference.check import compare, read_manifest
+
+CLIP = pathlib.Path(__file__).parent / 'reference_clip'
+CLIP_FILES = next(case for case in read_manifest(CLIP) if case['id'] == 'clip_state_dict')
 
 # ---- pickles
 
@@ -134,6 +150,158 @@ def test_a_file_of_torch_0_3_written_by_python_2():
   np.testing.assert_array_equal(arrays['w'], values.reshape(2, 3))
 
 
+# ---- TorchScript
+
+
+def script_tree():
+  """(module, {name: array} that must be read of it, in that order)."""
+  grid = np.arange(6, dtype=np.float16).reshape(2, 3)
+  storage = Storage(grid.ravel())
+  bias = np.float32([1.5, -2])
+  block = script_module(weight=Tensor(grid, storage), turned=Tensor(grid.T, storage))
+  # "-1": the shortcut of CLIP's ResNet has such a child, without tensors.
+  shortcut = script_module(**{'-1': script_module(), '0': block})
+  tree = script_module(
+    visual=script_module(layer=shortcut, bias=Tensor(bias, parameter=True)),
+    transformer=block,
+    logit_scale=Tensor(np.float32(4.6)),
+    vocab_size=Tensor(np.int64(90)),
+    empty=Tensor(np.zeros((0, 3), np.float32)),
+    heads=8,
+    eps=1e-5,
+    padding='zeros',
+  )
+  expected = {
+    'logit_scale': np.float32(4.6),
+    'vocab_size': np.int64(90),
+    'empty': np.zeros((0, 3), np.float32),
+    'visual.bias': bias,
+    'visual.layer.0.weight': grid,
+    'visual.layer.0.turned': grid.T,
+    'transformer.weight': grid,
+    'transformer.turned': grid.T,
+  }
+  return tree, expected
+
+
+def check_script(data, expected):
+  arrays = torch_file.parse(data)
+  assert list(arrays) == list(expected)
+  for name, value in expected.items():
+    assert arrays[name].dtype == value.dtype and arrays[name].shape == np.shape(value)
+    assert not arrays[name].size or not arrays[name].flags.writeable
+    np.testing.assert_array_equal(arrays[name], value)
+  return arrays
+
+
+@pytest.mark.parametrize('protocol', [2, 4])
+def test_torchscript_archives(protocol):
+  tree, expected = script_tree()
+  data = save_script(tree, protocol=protocol)
+  arrays = check_script(data, expected)
+  assert np.shares_memory(arrays['visual.layer.0.weight'], arrays['transformer.turned'])
+  # It is laid out as those of PyTorch, which the vectors have.
+  for archive in (data, (CLIP / 'clip_files/tiny_vit.pt').read_bytes()):
+    parts = zipfile.ZipFile(io.BytesIO(archive)).infolist()
+    assert all(part.flag_bits == 0x808 for part in parts if part.file_size)
+    compressed = [part.filename for part in parts if part.compress_type]
+    assert compressed and all('/code/__torch__/' in name for name in compressed)
+
+
+def test_torchscript_archives_may_lack_what_is_not_read_and_have_any_folder():
+  tree, expected = script_tree()
+  parts = script_parts(tree)
+  needed = [name for name in parts if name == 'data.pkl' or name.startswith('data/')]
+  for root in ('ViT-B-32', 'a/b'):
+    check_script(script_zip({name: parts[name] for name in needed}, root), expected)
+
+
+def test_nobody_opens_the_program_of_a_torchscript_archive():
+  """Its bytes are damaged, and one of its parts would unpack to 50 MB."""
+  tree, expected = script_tree()
+  data = save_script(tree, {'code/bomb.py': bytes(50 * 2**20)})
+  assert len(data) < 2**20
+  archive = zipfile.ZipFile(io.BytesIO(data))
+  damaged = bytearray(data)
+  for part in archive.infolist():
+    if '/code/' in part.filename or part.filename.endswith('/constants.pkl'):
+      lengths = damaged[part.header_offset + 26 : part.header_offset + 30]
+      start = part.header_offset + 30 + lengths[0] + lengths[2]
+      damaged[start : start + part.compress_size] = b'\xff' * part.compress_size
+  with pytest.raises(Exception, match='invalid|CRC'):
+    zipfile.ZipFile(io.BytesIO(damaged)).testzip()
+  check_script(bytes(damaged), expected)
+
+
+@pytest.mark.parametrize('sub', CLIP_FILES['subcases'])
+def test_files_of_clip(sub):
+  config = CLIP_FILES['subcases'][sub]['config']
+  arrays, sums = cases_clip_files.arrays(CLIP, config)
+  assert [*arrays] == [name for name, _, _ in config['parameters']]
+  with np.load(CLIP / CLIP_FILES['file']) as expected:
+    for name, values in sums.items():
+      key = f'{sub}/{name}'
+      _, message = compare(values, expected[key], CLIP_FILES['arrays'][key]['tol'], float32=False)
+      assert message is None
+  for change in (
+    {'sha256': '0' * 64},
+    {'bytes': 7},
+    {'parameters': config['parameters'][1:]},
+    {'parameters': [[name, shape, 'float64'] for name, shape, _ in config['parameters']]},
+    {'parameters': config['parameters'][::-1]},
+  ):
+    with pytest.raises(ValueError, match='another file|first difference'):
+      cases_clip_files.arrays(CLIP, config | change)
+
+
+# ---- safetensors
+
+
+def test_weights_in_torchscript_and_safetensors(tmp_path):
+  """As `pretrained` takes them, whatever they are called."""
+  tree, expected = script_tree()
+  arrays = {
+    'count': np.array(7),
+    'a.half': np.float16([1.5, -2]),
+    'flags': np.array([True, False]),
+    'wide': np.arange(6.0).reshape(2, 3),
+    'empty': np.zeros((0, 3), np.float32),
+    'brain': np.array([1.5, -2], ml_dtypes.bfloat16),
+  }
+  path = tmp_path / 'weights.bin'
+  for data, values in (
+    (save_script(tree), expected),
+    (safetensors.save(arrays, {'format': 'pt'}), dict(sorted(arrays.items()))),
+  ):
+    path.write_bytes(data)
+    found, digest = pretrained.load('vgg16', path)
+    assert digest == hashlib.sha256(data).hexdigest() and list(found) == list(values)
+    for name, value in values.items():
+      assert found[name].dtype == value.dtype and found[name].shape == value.shape
+      assert not found[name].size or not found[name].flags.writeable
+      np.testing.assert_array_equal(found[name], value)
+
+
+def test_odd_safetensors_are_refused_by_name(tmp_path):
+  good = safetensors.save({'a': np.arange(3, dtype=np.uint16), 'b': np.array([True])})
+  rest = good.replace(b'U16', b'I16')
+  path = tmp_path / 'weights.safetensors'
+  for data, said in (
+    (good, "'a' is of dtype U16; known are F32"),
+    (rest[:-1], 'broken safetensors file.*download it again'),
+    (rest + b'\0', 'broken safetensors file'),
+    (rest[:-1] + b'\2', 'booleans other than'),
+    (rest.replace(b'I16', b'\n16'), 'broken safetensors file'),
+    (rest.replace(b'"b"', b'"a"'), 'broken safetensors file'),
+  ):
+    path.write_bytes(data)
+    with pytest.raises(WeightsError, match=f'{path} is refused: .*{said}') as e:
+      pretrained.load('vgg16', path)
+    assert str(e.value).isprintable()
+  path.write_bytes(rest)
+  assert list(pretrained.load('vgg16', path)[0]) == ['a', 'b']
+
+
 # ---- what isn't a network
 
 
@@ -149,7 +317,7 @@ def other_files():
     'stablehlo': (b'<\0\0\0008\0', 'unknown content'),
     'empty': (b'', 'empty'),
     'gzip': (gzip.compress(b'x'), 'compressed'),
-    'zip': (zipped.getvalue(), 'zip archive without data.pkl, so not of torch.save'),
+    'zip': (zipped.getvalue(), 'zip archive without data.pkl, so not of PyTorch'),
     'cut zip': (zipped.getvalue()[:-9], 'broken zip'),
     'picture': (b'\xff\xd8\xff\xe0\0\x10JFIF', 'JFIF'),
     'noise': (random.Random(0).randbytes(999), 'unknown content'),
@@ -184,5 +352,3 @@ def test_a_pickle_that_was_cut_off_is_to_be_downloaded_again(tmp_path):
       (tmp_path / name).write_bytes(content)
     with pytest.raises(WeightsError, match=f'needs {name}.json.* of other programs'):
       read.read_network(tmp_path / name)
-  with pytest.raises(WeightsError, match='unknown content.*dtype'):
-    pretrained.load('vgg16', tmp_path / 'network.safetensors')

@@ -81,19 +81,11 @@ def parse(data: bytes) -> dict[str, Net]:
 
 
 class _Parser:
-  """Of one file. `budget`: bytes that may still be made of it.
-
-  Small files can share parts so often that they become huge.
-  """
+  """Of one file."""
 
   def __init__(self, data):
-    # Honest files need about 1, for arrays, and some 100 bytes for each name and argument.
-    self.budget = 4 * len(data) + 100_000
+    self.spend = pickle_reader.Budget(len(data)).spend
     self.storages = {}  # by id of the bytes that each was hidden in
-
-  def spend(self, size):
-    self.budget -= size
-    need(self.budget >= 0, 'its values are shared so often that they are far larger than the file')
 
   # ---- parts of all formats
 
@@ -118,7 +110,7 @@ class _Parser:
   def plain(self, node):
     """The value of an argument."""
     self.spend(32)
-    if _is_scalar(node):
+    if pickle_reader.is_scalar(node):
       self.spend(len(node) if isinstance(node, str) else 0)
       return node
     if isinstance(node, (list, tuple)):
@@ -213,7 +205,7 @@ class _Parser:
     attributes[where] = {
       name: self.plain(value)
       for name, value in state.items()
-      if not name.startswith('_') and _is_scalar(value)
+      if not name.startswith('_') and pickle_reader.is_scalar(value)
     }
     for name, value in (*parameters.items(), *buffers.items()):
       if value is not None:
@@ -259,10 +251,6 @@ class _Parser:
 
 def _is_network(node):
   return isinstance(node, Call) and node.function == _NETWORK
-
-
-def _is_scalar(node):
-  return node is None or isinstance(node, (float, str)) or pickle_reader.is_int64(node)
 
 
 def _is_sequence(node, length):

@@ -119,6 +119,11 @@ def is_int64(value: object) -> bool:
   return isinstance(value, int) and -(2**63) <= value < 2**63
 
 
+def is_scalar(value: object) -> bool:
+  """Whether a value is None, text, a bool, a float or an int that 64 bits hold."""
+  return value is None or isinstance(value, (float, str)) or is_int64(value)
+
+
 def is_call(node: object, functions: Container[Global], stateful: bool = False) -> bool:
   """Whether a node calls one of `functions`, and nothing is added to what that makes.
 
@@ -133,6 +138,23 @@ def is_call(node: object, functions: Container[Global], stateful: bool = False) 
     and not (node.items or node.pairs)
     and (stateful or node.state is None)
   )
+
+
+class Budget:
+  """Bytes that may still be made of a file.
+
+  Small files can share parts so often that they become huge.
+  """
+
+  def __init__(self, size: int):
+    """size: of the file, in bytes."""
+    # Honest files need about 1, for arrays, and some 100 bytes for each name and argument.
+    self.left = 4 * size + 100_000
+
+  def spend(self, size: int) -> None:
+    """Raises ValueError if that is more than there is."""
+    self.left -= size
+    need(self.left >= 0, 'its values are shared so often that they are far larger than the file')
 
 
 # Opcodes that push their argument; of the others `_StackMachine.execute` knows the allowed ones.

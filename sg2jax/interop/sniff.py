@@ -15,16 +15,21 @@ _SIGNATURES = (  # what such a file begins with
 
 
 def kind(data: bytes) -> str:
-  """'npz', 'torch' (of torch.save, either format), 'pickle', 'safetensors' or '': none of these."""
+  """'npz', 'torch', 'pickle', 'safetensors' or '': none of these.
+
+  'torch': of torch.save, in either format, or TorchScript.
+  """
   if data.startswith(b'PK\x03\x04'):
     first_name = data[30 : 30 + int.from_bytes(data[26:28], 'little')]
     return 'npz' if first_name.endswith(b'.npy') else 'torch'
+  # Before pickles: a length can begin with their first byte, but no network's pickle is, read as
+  # a number, that small.
+  if data[8:9] == b'{' and int.from_bytes(data[:8], 'little') < len(data):
+    return 'safetensors'
   if TORCH_MAGIC.to_bytes(10, 'little') in data[:64]:
     return 'torch'
   if data.startswith(b'\x80'):
     return 'pickle'
-  if data[8:9] == b'{' and int.from_bytes(data[:8], 'little') < len(data):
-    return 'safetensors'
   return ''
 
 

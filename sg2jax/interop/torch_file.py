@@ -4,20 +4,22 @@ Both formats of torch.save: the zip file of 1.6 and later, and the one before, a
 followed by the storages, also as written under Python 2. What makes a tensor is known by name;
 anything else is refused, among it `torch.storage._load_from_bytes`, which hides a second file in a
 pickle (see `network_file`, which reads that one as well).
+
+A TorchScript archive is a zip file whose pickle holds a tree of modules, objects of classes of
+`__torch__`; its program, which makes most of it, is left alone.
 """
 
-from collections.abc import Callable, Container
-import contextlib
+from collections.abc import Callable, Container, Iterator
 import dataclasses
 import functools
 import io
 import math
-import zipfile
+import re
 
 import ml_dtypes
 import numpy as np
 
-from sg2jax.interop import pickle_reader, sniff
+from sg2jax.interop import pickle_reader, sniff, torch_zip
 from sg2jax.interop.pickle_reader import Call, Global, describe, is_call, need
 
 STORAGES = {  # of modules torch and torch.cuda
@@ -35,6 +37,9 @@ STORAGES = {  # of modules torch and torch.cuda
 PROTOCOL = 1001  # of the older format
 MAX_DIMS = 32
 MAX_SIZE = 2**48  # of a storage, in elements; of a side, a stride, an offset
+# Of all modules of a TorchScript archive; CLIP's largest has 5,000. Paths through shared modules
+# can be 2^50.
+MAX_ATTRIBUTES = 100_000
 _DICT = Global('collections', 'OrderedDict')
 _SIZE = Global('torch', 'Size')
 _PARAMETER = Global('torch._utils', '_rebuild_parameter')
@@ -60,21 +65,49 @@ class Storage:
   size: int
 
 
+class _ModuleClasses:
+  """A set of names: `others`, and the classes of TorchScript's modules, which no list can have."""
+
+  # Made by the compiler of TorchScript from a module's path and class: `__torch__.torch.nn.modules.
+  # container.___torch_mangle_12` `Sequential`.
+  _PATH = re.compile(r'__torch__(\.[A-Za-z_]\w*)*', re.ASCII)
+  _CLASS = re.compile(r'[A-Za-z_]\w*', re.ASCII)
+
+  def __init__(self, others=frozenset()):
+    self._others = others
+
+  def __contains__(self, name):
+    if name in self._others:
+      return True
+    return bool(self._PATH.fullmatch(name.module) and self._CLASS.fullmatch(name.name))
+
+
+_MODULES = _ModuleClasses()
+
+
 def parse(data: bytes) -> dict[str, np.ndarray]:
-  """The tensors of a state dict, in its order.
+  """The tensors of a state dict, in its order; of a TorchScript archive its modules' state dict.
 
   Args:
-    data: content of the file: {name: tensor or parameter}.
+    data: content of the file: {name: tensor or parameter}, or a module of TorchScript.
 
   Returns:
     {name: array}, read-only, in the dtype of the file (bfloat16 as ml_dtypes.bfloat16). Tensors
     that share memory in the file share it here.
 
   Raises:
-    ValueError: malformed, or anything else in it; says what.
+    ValueError: malformed, or anything else in it; says what. Time and memory are in proportion to
+      the file.
   """
-  tree, load_storage = contents(data)
-  return {name: tensor(node, name, load_storage) for name, node in entries(tree).items()}
+  is_zip = data.startswith(torch_zip.SIGNATURE)
+  tree, load_storage = contents(data, _ModuleClasses(NAMES) if is_zip else NAMES)
+  spend = pickle_reader.Budget(len(data)).spend
+  nodes = dict(_tensors(tree, spend)) if _is_module(tree) else entries(tree)
+  arrays = {}
+  for name, node in nodes.items():
+    arrays[name] = tensor(node, name, load_storage)
+    spend(32 + len(name) + arrays[name].nbytes)
+  return arrays
 
 
 def contents(
@@ -85,7 +118,7 @@ def contents(
   Raises:
     ValueError: malformed, or a name that isn't in `names`; that function: as well.
   """
-  read_format = _zip if data.startswith(b'PK\x03\x04') else _legacy
+  read_format = _zip if data.startswith(torch_zip.SIGNATURE) else _legacy
   tree, raw = read_format(data, names)
 
   @functools.cache  # tensors that share memory in the file share it here
@@ -124,6 +157,41 @@ def _pairs(node, kinds):
       if all(isinstance(pair, (list, tuple)) and len(pair) == 2 for pair in node.args[0]):
         return node.args[0]
   raise ValueError(f'holds {describe(node)} where a state dict should be')
+
+
+def _is_module(node):
+  return isinstance(node, Call) and node.function in _MODULES
+
+
+def _tensors(module: Call, spend: Callable[[int], None]) -> Iterator[tuple[str, object]]:
+  """(name, node) of what the attributes of a module, and of those within, are but for scalars.
+
+  The order is that of a state dict: a module's, then those of the modules within.
+
+  Raises:
+    ValueError: a module is made in another way than TorchScript does, or there are too many.
+  """
+  count = 0
+  # Of those to come the last is the next. Shared modules come as often as they occur.
+  waiting = [('', module)]
+  while waiting:
+    prefix, node = waiting.pop()
+    label = describe(prefix.removesuffix('.'))
+    is_plain = is_call(node, _MODULES, stateful=True) and not node.args
+    need(is_plain, f'the module {label} is {describe(node)} with more than attributes')
+    attributes = entries(node.state)
+    count += len(attributes)
+    need(count <= MAX_ATTRIBUTES, f'its modules have more than {MAX_ATTRIBUTES:,} attributes')
+    within = []
+    for name, value in attributes.items():
+      # Then no two paths are alike.
+      need(name and '.' not in name, f'the module {label} has an attribute {describe(name)}')
+      spend(32 + len(prefix) + len(name))
+      if _is_module(value):
+        within.append((f'{prefix}{name}.', value))
+      elif not pickle_reader.is_scalar(value):
+        yield prefix + name, value
+    waiting += reversed(within)
 
 
 def tensor(node: object, name: str, load_storage: Callable[[object], np.ndarray]) -> np.ndarray:
@@ -187,7 +255,7 @@ class _Storages(dict):
   def persistent_load(self, identity):
     """The Storage that a persistent id says; all that say the same key must agree."""
     match identity:
-      case ['storage', Global(name=kind), str(key), _, int(size), *rest] if (
+      case ['storage', Global('torch' | 'torch.cuda', kind), str(key), _, int(size), *rest] if (
         kind in STORAGES and 0 <= size < MAX_SIZE and rest in ([], [None])
       ):
         storage = Storage(key, np.dtype(STORAGES[kind]), size)
@@ -203,44 +271,14 @@ class _Storages(dict):
 
 
 def _zip(data, names):
-  with _zip_errors():
-    # not cp437, which Python would have to import
-    archive = zipfile.ZipFile(io.BytesIO(data), metadata_encoding='latin-1')
-  parts = archive.infolist()
-  sizes = {part.filename: part.file_size for part in parts}
-  roots = [name.removesuffix('data.pkl') for name in sizes if name.endswith('/data.pkl')]
-  need(
-    roots,
-    'a zip archive without data.pkl, so not of torch.save: unpack it and name the file in it, '
-    f'or {sniff.AGAIN}',
-  )
-  # So that nothing unpacks to more than the file, and readers agree on what a name stands for.
-  need(
-    len(sizes) == len(parts)
-    and len(roots) == 1
-    and sum(sizes.values()) <= len(data)
-    and all(part.compress_type == zipfile.ZIP_STORED for part in parts)
-    and not any(part.flag_bits & 1 for part in parts),
-    'its parts are compressed, encrypted, doubled or overlapping, or there are several data.pkl, '
-    'as torch.save never makes them',
-  )
-
-  def read(name):
-    with _zip_errors():
-      return archive.read(roots[0] + name)
-
-  if f'{roots[0]}byteorder' in sizes:
-    need(read('byteorder') == b'little', 'its numbers are not little-endian')
-  tree = pickle_reader.parse(read('data.pkl'), names, _Storages().persistent_load)
-  return tree, lambda key: read(f'data/{key}')
-
-
-@contextlib.contextmanager
-def _zip_errors():
-  try:
-    yield
-  except Exception as e:  # zipfile raises all sorts of them
-    raise ValueError(f'a broken zip file: {str(e)[:200]}; {sniff.AGAIN}') from None
+  archive = torch_zip.Archive(data)
+  if 'byteorder' in archive:
+    need(archive.read('byteorder') == b'little', 'its numbers are not little-endian')
+  tree = pickle_reader.parse(archive.read('data.pkl'), names, _Storages().persistent_load)
+  # torch.save compresses nothing, TorchScript its program, which nobody opens.
+  if not _is_module(tree):
+    archive.check_all()
+  return tree, lambda key: archive.read(f'data/{key}')
 
 
 def _legacy(data, names):
