@@ -208,10 +208,10 @@ def save_zip(value, protocol=2):
 
 # ---- TorchScript
 
-_BLOCK = named('__torch__.tiny.___torch_mangle_12', 'Block', type('Block', (), {}))
+BLOCK = named('__torch__.tiny.___torch_mangle_12', 'Block', type('Block', (), {}))
 
 
-def script_module(kind=_BLOCK, **attributes):
+def script_module(kind=BLOCK, **attributes):
   """A module of TorchScript; what `attributes` can't name goes into its __dict__."""
   module = kind()
   module.__dict__ = {'training': False, '_is_full_backward_hook': None} | attributes

@@ -14,6 +14,7 @@ import zipfile
 import numpy as np
 import pytest
 
+from sg2jax import pretrained
 from sg2jax.interop import network_file, pickle_reader, torch_file
 from tests import foreign_files as files
 from tests.foreign_files import (
@@ -27,11 +28,17 @@ from tests.foreign_files import (
   rezip,
   save_legacy,
   save_legacy_of,
+  save_script,
   save_zip,
+  script_module,
+  script_parts,
+  script_zip,
 )
 from tests.runs import ROOT
 from tests.test_network_file import pytorch_file, pytorch_parts, rosinality_file, tensorflow_file
+from tests.test_readers import CLIP, script_tree
 from tests.tricks import TRICKS, Evil, array, laughs, long_text, tf, tf_value, torch, torch_storage
+from tests.tricks_script import SCRIPT_TRICKS, by_hand
 
 EVENTS = []
 RECORDING = []
@@ -77,8 +84,22 @@ def test_reading_does_nothing_else(make):
   assert events[-1] == ('pickle.find_class', ('posix', 'getpid'))
 
 
+def weights():
+  """[file of weights]: TorchScript's archives, state dicts, safetensors."""
+  samples = sorted((CLIP / 'clip_files').glob('*.[ps]*'))
+  return [save_script(script_tree()[0]), ZIP, LEGACY, *(path.read_bytes() for path in samples)]
+
+
+def test_reading_weights_does_nothing_else():
+  assert len(weights()) == 8
+  for data in weights():
+    arrays, events = audited(data, pretrained.parse)
+    assert len(arrays) >= 8 and events == []
+
+
 COLD = """
 import pickle, sys
+from sg2jax import pretrained
 from sg2jax.interop import network_file
 files, events = pickle.load(sys.stdin.buffer), []
 def hook(event, args):
@@ -86,11 +107,12 @@ def hook(event, args):
     events.append((event, args))
 sys.addaudithook(hook)
 read = []
-for data in files:
-  try:
-    read.append(sorted(network_file.parse(data)))
-  except ValueError as e:
-    read.append(str(e))
+for parse, group in zip((pretrained.parse, network_file.parse), files):
+  for data in group:
+    try:
+      read.append(sorted(parse(data))[:3])
+    except ValueError as e:
+      read.append(str(e))
 found = events[:]
 print(read, found)
 """
@@ -102,12 +124,14 @@ def test_the_first_file_that_a_process_reads_imports_nothing():
     save_zip({'g': Evil()}),
     torch_storage(save_legacy_of(dumps(Evil()))),
   ]
-  given = pickle.dumps([make()[0] for make in MAKERS] + evil)
+  scripts = [*weights(), save_script(script_module(w=Evil()))]
+  given = pickle.dumps([scripts, [make()[0] for make in MAKERS] + evil])
   command = [sys.executable, '-c', COLD]
   done = subprocess.run(command, input=given, stdout=subprocess.PIPE, check=True, cwd=ROOT)
   said = done.stdout.decode()
   assert said.count("['D', 'G', 'G_ema']") == 4, said
-  assert said.count('posix.system is refused') == 3 and said.endswith('] []\n'), said
+  assert said.count("['empty', 'logit_scale', 'transformer.turned']") == 1, said
+  assert said.count('posix.system is refused') == 4 and said.endswith('] []\n'), said
 
 
 # A line for each module.
@@ -178,13 +202,19 @@ DEEP = [
 ]
 
 
+# In pickles of TorchScript: at the start, as an attribute.
+PLACES = [b'here', b'BLOCK)\x81}X\1\0\0\0wheresb']
+
+
 def names():
   lines = [line.strip().partition(': ') for line in NAMES.strip().splitlines()]
   return [(module, name) for module, _, found in lines for name in found.split()] + DEEP
 
 
 def test_every_other_name_is_refused_wherever_it_is():
-  """As a call, a value, of remembered texts; at the start, in a variable, in a hidden pickle."""
+  """As a call, a value, of remembered texts; at the start, in a variable, in a hidden pickle, in a
+  module of TorchScript.
+  """
   assert len(names()) > 80
   for module, name in names():
     direct = long_text(module) + long_text(name)
@@ -196,8 +226,10 @@ def test_every_other_name_is_refused_wherever_it_is():
     hidden = [torch_storage(save_legacy_of(data)) for data in whole]
     inside = [tf_value(way.replace(b'h\0h\1', direct)) for way in ways]
     refused = pickle_reader.describe(pickle_reader.Global(module, name)) + ' is refused'
-    for data in whole + hidden + inside:
-      error, events = audited(data)
+    scripts = [by_hand(place.replace(b'here', way)) for way in ways for place in PLACES]
+    networks = [(data, network_file.parse) for data in whole + hidden + inside]
+    for data, reader in networks + [(data, torch_file.parse) for data in scripts]:
+      error, events = audited(data, reader)
       assert isinstance(error, ValueError) and refused in str(error) and events == [], error
 
 
@@ -253,7 +285,9 @@ def test_a_shell_is_refused_at_every_place():
 
 
 @pytest.mark.filterwarnings('error')
-@pytest.mark.parametrize('tricks, reader', TRICKS)
+@pytest.mark.parametrize(
+  'tricks, reader', TRICKS + [(tricks, torch_file.parse) for tricks in SCRIPT_TRICKS]
+)
 def test_tricks_are_refused_by_name_in_a_short_time(tricks, reader):
   for trick, (data, said) in tricks().items():
     start = time.process_time()
@@ -303,6 +337,7 @@ FRAGMENTS = [
   *(b'R', b'b', b'\x81', b'\x92', b'\x93', b'0', b'2', b'(', b't', b'u', b'a', b'}', b']', b')'),
   *(b'N', b'K\0', b'\xff' * 8, b'\0' * 8, b'q\0', b'h\0', b'h\1', b'h\2', b'\x94', b'f4', b'O8'),
   *(b'cposix\nsystem\n', b'Vls\n\x85R', b'\x8c\5posix\x8c\6system\x93', b'.'),
+  *(b'c__torch__\nA\n', b'c__torch__\nA\n)\x81}b', b'Q', b's'),
   *(b'cnumpy\nndarray\n', b'cnumpy\ndtype\n', b'ctorch.storage\n_load_from_bytes\n'),
   b'ccollections\nOrderedDict\n)R',
 ]
@@ -326,27 +361,62 @@ def mutants(count):
   archived = zipfile.ZipFile(io.BytesIO(good)).read('archive/data.pkl')
   for seeds in (whole, [archived]):
     for data in mutations(seeds, count * len(seeds) // (len(whole) + 1)):
-      for _ in range(rng.randrange(3)):
-        at = rng.randrange(len(data))
-        data = data[:at] + rng.choice(FRAGMENTS) + data[at + rng.choice((0, 1, 1, 2)) :]
+      data = with_fragments(data, rng)
       yield data if seeds is whole else rezip(good, {'data.pkl': data})
+
+
+def with_fragments(data, rng):
+  """`data` with up to two of FRAGMENTS in it."""
+  for _ in range(rng.randrange(3)):
+    at = rng.randrange(len(data))
+    data = data[:at] + rng.choice(FRAGMENTS) + data[at + rng.choice((0, 1, 1, 2)) :]
+  return data
+
+
+def script_mutants(count, seed=0):
+  """TorchScript's archives with a few changes each: in the whole file, in the list of its parts,
+  and, in archives that are whole, in the pickle.
+  """
+  rng = random.Random(seed)
+  module = script_tree()[0]
+  good = save_script(module)
+  parts = script_parts(module)
+  start = good.index(b'PK\1\2')
+  for i, (whole, ending, tree) in enumerate(
+    zip(*(mutations([x], count, seed) for x in (good, good[start:], parts['data.pkl'])))
+  ):
+    match i % 4:
+      case 0:
+        yield whole
+      case 1:
+        yield good[:start] + ending
+      case 2:
+        yield script_zip(parts | {'data.pkl': tree})
+      case _:
+        changed = with_fragments(parts['data.pkl'], rng)
+        yield script_zip(parts | {'data.pkl': changed})
 
 
 def memory():
   return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
-def check_mutants(count):
+def arrays_of_networks(nets):
+  return [x for net in nets.values() for x in net.arrays.values()]
+
+
+def check_mutants(found, count, reader=network_file.parse, arrays_of=arrays_of_networks):
+  """Of `count` files, `found`: each is read or refused, in a short time, and nothing happens."""
   before, read, tried = memory(), 0, 0
-  for data in mutants(count):
+  for data in found:
     start = time.process_time()
-    nets, events = audited(data)  # anything but a ValueError is an error here
+    result, events = audited(data, reader)  # anything but a ValueError is an error here
     assert events == [], events
     assert time.process_time() - start < 10
     tried += 1
-    if not isinstance(nets, ValueError):
+    if not isinstance(result, ValueError):
       read += 1
-      size = sum(x.nbytes for net in nets.values() for x in net.arrays.values())
+      size = sum(x.nbytes for x in arrays_of(result))
       assert size <= 4 * len(data) + 100_000
   assert tried > count - 10 and count // 50 < read < count * 9 // 10
   assert memory() - before < 200  # MB
@@ -355,13 +425,30 @@ def check_mutants(count):
 @pytest.mark.smoke
 @pytest.mark.filterwarnings('error')
 def test_mutated_files_are_read_or_refused():
-  check_mutants(2000)
+  check_mutants(mutants(2000), 2000)
 
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings('error')
 def test_100_000_mutated_files_are_read_or_refused():
-  check_mutants(100_000)
+  check_mutants(mutants(100_000), 100_000)
+
+
+def check_script_mutants(count, seed):
+  check_mutants(script_mutants(count, seed), count, torch_file.parse, dict.values)
+
+
+@pytest.mark.filterwarnings('error')
+def test_mutated_torchscript_archives_are_read_or_refused():
+  check_script_mutants(2000, 0)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings('error')
+@pytest.mark.parametrize('seed', range(1, 5))
+def test_100_000_mutated_torchscript_archives_are_read_or_refused(seed):
+  """A quarter of them each."""
+  check_script_mutants(25_000, seed)
 
 
 @pytest.mark.filterwarnings('error')
