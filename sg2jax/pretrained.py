@@ -35,6 +35,18 @@ class File(NamedTuple):
   licence: str
 
 
+def _clip(name, size, sha256):
+  """A CLIP of OpenAI's. Its hash is part of its address."""
+  return File(
+    name,
+    size,
+    sha256,
+    (f'https://openaipublic.azureedge.net/clip/models/{sha256}/{name}',),
+    f'CLIP {name.removesuffix(".pt")} by OpenAI: text-guided editing',
+    'MIT',
+  )
+
+
 # Sizes and hashes as several independent projects record them. Two names carry the first 8 digits,
 # as torch.hub checks them.
 FILES = {
@@ -67,7 +79,37 @@ FILES = {
     'linear layers of LPIPS 0.1 on VGG16, by its authors: PPL',
     'BSD-2-Clause',
   ),
+  'clip-vit-b-32': _clip(
+    'ViT-B-32.pt', 353_976_522, '40d365715913c9da98579312b702a82c18be219cc2a73407c4526f58eba950af'
+  ),
+  'clip-vit-b-16': _clip(
+    'ViT-B-16.pt', 350_837_078, '5806e77cd80f8b59890b7e101eabd078d9fb84e6937f9e85e4ecb61988df416f'
+  ),
+  'clip-vit-l-14': _clip(
+    'ViT-L-14.pt', 932_768_134, 'b8cca3fd41ae0c99ba7e8951adf17d267cdb84cd88be6f7c2e0eca1737a03836'
+  ),
+  'clip-vit-l-14-336px': _clip(
+    'ViT-L-14-336px.pt',
+    934_088_680,
+    '3035c92b350959924f9f00213499208652fc7ea050643e8b385c2dac08641f02',
+  ),
+  'clip-rn50': _clip(
+    'RN50.pt', 255_827_503, 'afeb0e10f9e5a86da6080e35cf09123aca3b358a0c3e3b6c78a7b63bc04b6762'
+  ),
+  'clip-rn101': _clip(
+    'RN101.pt', 291_791_292, '8fa8567bab74a42d41c5915025a8e4538c3bdbe8804a470a72f30b0d94fab599'
+  ),
+  'clip-rn50x4': _clip(
+    'RN50x4.pt', 421_854_225, '7e526bd135e493cef0776de27d5f42653e6b4c8bf9e0f653bb11773263205fdd'
+  ),
+  'clip-rn50x16': _clip(
+    'RN50x16.pt', 661_125_706, '52378b407f34354e150460fe41077663dd5b39c54cd0bfd2b27167a4a06ec9aa'
+  ),
+  'clip-rn50x64': _clip(
+    'RN50x64.pt', 1_353_500_174, 'be1cfb55d75a9666199fb2206c106743da0f6468c9d327f3e0d0a543a9919d9c'
+  ),
 }
+CLIP = tuple(name for name in FILES if name.startswith('clip-'))
 
 
 # ---- where they are
@@ -123,19 +165,26 @@ def load(name: str, explicit: str | os.PathLike = '') -> tuple[dict[str, np.ndar
       another one. Says file and reason.
   """
   require([name], {name: explicit})
-  path = find(name, explicit)
-  known = FILES[name]
+  return load_file(find(name, explicit), None if explicit else name)
+
+
+def load_file(path: pathlib.Path, name: str | None = None) -> tuple[dict[str, np.ndarray], str]:
+  """The arrays of a file, and its SHA-256, hexadecimal. name: of FILES, which it must be.
+
+  Raises: WeightsError as `load`.
+  """
   try:
     size = path.stat().st_size
     if size > MAX_BYTES:
       raise ValueError(f'it has {size:,} bytes, and {MAX_BYTES:,} are allowed')
     data = path.read_bytes()
     digest = hashlib.sha256(data).hexdigest()
-    if digest != known.sha256 and not explicit:
+    if name and digest != FILES[name].sha256:
+      known = FILES[name]
       raise ValueError(
         f'it has {size:,} bytes and sha256 {digest}, and {known.name} {known.bytes:,} and '
         f'{known.sha256}; delete it and get the right one with: {TOOL} {name}; weights of your own '
-        f'are given by their path, as in --weights={name}=FILE'
+        f'are given by their path'
       )
     return parse(data), digest
   # Of files of strangers, zipfile and numpy raise all sorts of errors.

@@ -1,11 +1,15 @@
 """CLIP: what its reference vectors don't say: errors, rectangles, names there and back."""
 
+import dataclasses
+import json
+
 import jax
 import numpy as np
 import pytest
+from safetensors import numpy as safetensors
 
 from sg2jax import clip as clips
-from sg2jax.faults import UsageError
+from sg2jax.faults import UsageError, WeightsError
 from sg2jax.nets import clip, clip_names
 
 VIT = clip.Architecture(
@@ -102,3 +106,82 @@ def test_unit_vectors_and_the_gradient_of_none():
   np.testing.assert_allclose(clip.unit(vectors), [[0.6, 0.8], [0, 0]], rtol=1e-6)
   slope = jax.grad(lambda x: clip.unit(x).sum())(vectors)
   assert np.isfinite(slope).all()
+
+
+# ---- files
+
+
+def save(folder, arrays, name='net.safetensors', **config):
+  """The path of a network's file, with a config beside it if one is given."""
+  path = folder / name
+  path.write_bytes(safetensors.save({k: np.asarray(x) for k, x in arrays.items()}))
+  if config:
+    path.with_suffix('.config.json').write_text(json.dumps(config))
+  return str(path)
+
+
+def test_the_activation_must_be_told(tmp_path):
+  path = save(tmp_path, drawn(VIT))
+  with pytest.raises(UsageError) as caught:
+    clips.load(path)
+  assert path in str(caught.value) and '--clip_activation' in str(caught.value)
+  assert clips.load(path, 'gelu').architecture.activation == 'gelu'
+
+
+def test_configs_of_open_clip_and_of_transformers(tmp_path):
+  vision = {'layers': 1, 'width': 64, 'head_width': 32}
+  model = {'quick_gelu': False, 'vision_cfg': vision, 'text_cfg': {'heads': 4}}
+  (tmp_path / 'open_clip_config.json').write_text(json.dumps({'model_cfg': model}))
+  found = clips.load(save(tmp_path, drawn(VIT))).architecture
+  assert (found.activation, found.vision_heads, found.text_heads) == ('gelu', 2, 4)
+  parts = {f'{tower}_config': {'num_attention_heads': 2} for tower in ('vision', 'text')}
+  found = clips.load(save(tmp_path, drawn(VIT), **parts)).architecture
+  assert (found.activation, found.vision_heads, found.text_heads) == ('quick_gelu', 2, 2)
+  parts['text_config']['hidden_act'] = 'relu'
+  with pytest.raises(WeightsError) as caught:
+    clips.load(save(tmp_path, drawn(VIT), **parts))
+  assert 'relu' in str(caught.value) and '.config.json is refused' in str(caught.value)
+
+
+def test_missing_and_wrong_files(tmp_path, monkeypatch):
+  monkeypatch.setenv('SG2JAX_WEIGHTS', str(tmp_path))
+  with pytest.raises(WeightsError) as caught:
+    clips.load('clip-vit-b-32')
+  said = str(caught.value)
+  assert f'{tmp_path}/ViT-B-32.pt' in said and 'fetch_weights clip-vit-b-32' in said
+  with pytest.raises(WeightsError) as caught:
+    clips.load('clip-vit-b-23')
+  assert 'clip-vit-b-16' in str(caught.value)
+  arrays = drawn(VIT)
+  del arrays['ln_final.bias']
+  path = save(tmp_path, arrays)
+  with pytest.raises(WeightsError) as caught:
+    clips.load(path, 'gelu')
+  assert path in str(caught.value) and 'ln_final.bias is missing' in str(caught.value)
+
+
+def test_a_network_of_few_tokens_refuses_the_others(tmp_path):
+  words = np.unique(clips.tokenizer()(['a thin seven'], 6))
+  spec = dataclasses.replace(VIT, vocab_size=len(words))
+  path = save(
+    tmp_path,
+    drawn(spec) | {'tokens': words.astype(np.int32)},
+    format=clips.FORMAT,
+    activation='gelu',
+    templates=['{}', 'a {}'],
+  )
+  net = clips.load(path)
+  mean = net.texts(['thin seven', 'a thin seven']).mean(0)
+  np.testing.assert_allclose(net.text('thin seven'), mean / np.linalg.norm(mean), rtol=1e-5)
+  with pytest.raises(UsageError) as caught:
+    net.text('a thin octopus')
+  assert 'does not know octopus; it knows a, seven, thin' in str(caught.value)
+
+
+def test_images_in_batches_are_as_one_by_one(tmp_path):
+  net = clips.load(save(tmp_path, drawn(VIT)), 'gelu')
+  images = np.random.default_rng(0).integers(0, 256, (35, 8, 8, 1), np.uint8)  # 32 at once
+  found = net.images(images)
+  assert found.shape == (35, 8)
+  np.testing.assert_allclose(np.linalg.norm(found, axis=1), 1, rtol=1e-5)
+  np.testing.assert_allclose(found[34:], net.images(images[34:]), atol=1e-5)

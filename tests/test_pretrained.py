@@ -127,11 +127,20 @@ def test_load_tells_the_hash_and_refuses_another_file_in_a_folder(places, tmp_pa
 
 
 def test_the_registry_is_consistent():
-  for file in pretrained.FILES.values():
+  for name, file in pretrained.FILES.items():
     assert len(bytes.fromhex(file.sha256)) == 32
     assert file.urls and all(url.startswith('https://') for url in file.urls)
+    if name in pretrained.CLIP:
+      continue
     digits = file.name.removesuffix('.pth').split('-')[-1]
     assert file.name == 'vgg.pth' or file.sha256.startswith(digits)  # as torch.hub checks it
+
+
+def test_clips_are_at_addresses_with_their_hashes():
+  assert len(pretrained.CLIP) == 9
+  for name in pretrained.CLIP:
+    file = pretrained.FILES[name]
+    assert file.urls[0].endswith(f'/{file.sha256}/{file.name}')
 
 
 # ---- downloads

@@ -46,6 +46,8 @@ def openai(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
   Raises: ValueError naming what is missing.
   """
   arrays = {name: x for name, x in arrays.items() if np.asarray(x).dtype.kind not in 'iub'}
+  if 'logit_scale' in arrays:
+    arrays['logit_scale'] = np.reshape(arrays['logit_scale'], ())  # [1] in some files
   if is_transformers(arrays):
     return _from_transformers(arrays)
   if _PREFIXED in arrays:
@@ -61,7 +63,6 @@ def _from_transformers(arrays):
     found[name] = x
   for name, to in (('text_projection', 'text_projection'), ('visual_projection', 'visual.proj')):
     found[to] = _take(found, f'{name}.weight').T
-  found['logit_scale'] = np.reshape(_take(found, 'logit_scale'), ())
   # Three projections one below the other.
   for name in [name for name in found if '.q_proj.' in name]:
     thirds = [_take(found, name.replace('.q_proj.', f'.{part}_proj.')) for part in 'qkv']

@@ -4,7 +4,7 @@ The vocabulary is OpenAI's (`vocabulary` in sg2jax.clip reads it): 256 bytes, th
 a word, 48,894 merges of two entries, start and end.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 import functools
 import html
 import itertools
@@ -93,6 +93,11 @@ class Tokenizer:
         ids = [*ids[: context - 1], self.end]
       row[: len(ids)] = ids
     return rows
+
+  def entries(self, ids: Iterable[int]) -> list[str]:
+    """The entries of the vocabulary with these numbers, sorted."""
+    ids = set(ids)
+    return sorted(entry.removesuffix(_WORD_END) for entry, i in self._ids.items() if i in ids)
 
   def _merge(self, piece):
     """Tokens of a word: its bytes, of which neighbours are merged as long as a merge applies."""

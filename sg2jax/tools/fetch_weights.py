@@ -1,4 +1,4 @@
-"""Downloads the weights that the metrics need, or lists what there is.
+"""Downloads weights that the metrics and text-guided editing need, or lists what there is.
 
   python -m sg2jax.tools.fetch_weights [NAME ...] [--dest=DIR]
 
@@ -45,7 +45,7 @@ def list_files(dest: pathlib.Path) -> None:
     if path.exists():
       state = 'there' if pretrained.is_right(path, file) else 'another file'
     print(f'{name}: {file.what}; {file.licence}\n  {path} ({file.bytes / 1e6:,.2f} MB): {state}')
-  print(f'to fetch them: {pretrained.TOOL} {" ".join(pretrained.FILES)}')
+  print(f'to fetch some of them: {pretrained.TOOL} NAME ...')
 
 
 if __name__ == '__main__':

@@ -170,13 +170,14 @@ def define_finite(name: str, default: float, what: str, lower_bound: float | Non
 
 def define_weights(example: str) -> None:
   """--weights=NAME=PATH, as often as wanted; `weights_paths` makes a dict of them."""
+  names = [name for name in pretrained.FILES if name not in pretrained.CLIP]
   flags.DEFINE_multi_string(
     'weights', [], f'NAME=PATH of weights elsewhere, or others than the standard ones: {example}.'
   )
   flags.register_validator(
     'weights',
-    lambda pairs: all('=' in pair and pair.partition('=')[0] in pretrained.FILES for pair in pairs),
-    f'must be NAME=PATH, with a NAME of {", ".join(pretrained.FILES)}',
+    lambda pairs: all('=' in pair and pair.partition('=')[0] in names for pair in pairs),
+    f'must be NAME=PATH, with a NAME of {", ".join(names)}',
   )
 
 

@@ -11,6 +11,7 @@ from sg2jax import clip as clips
 from sg2jax.faults import UsageError
 from sg2jax.interop.names import nchw, nhwc
 from sg2jax.nets import clip, clip_names
+from tests.reference import cases_clip_files
 from tests.reference.check import jit
 
 
@@ -125,6 +126,35 @@ def clip_resnet(sub):
   return out | {'grad_image': nchw(out['grad_image'])}
 
 
+def clip_state_dict(sub):
+  """What is in a file, what network it is, and what that makes of pictures and texts."""
+  config, given = sub.config, sub.given
+  config.ignore('format')  # the content tells it
+  config.expect('config_file', config['file'].rpartition('.')[0] + '.config.json')  # is found
+  arrays, sums = cases_clip_files.arrays(sub.folder, config)
+  fields = config['architecture']
+  layers = fields['vision_layers']
+  spec = architecture(fields, vision_layers=tuple(layers) if isinstance(layers, list) else layers)
+  # as users load it; in float32
+  net = clips.load(str(sub.folder / config['file']), spec.activation)
+  check_architecture(net.architecture, spec)
+  dtype = jnp.zeros(()).dtype
+  arrays = {name: x.astype(dtype) for name, x in clip_names.openai(arrays).items()}
+  params = clip_names.params(arrays, spec)
+
+  def everything(params, image, tokens):
+    images = clip.image_features(params, spec, image)
+    texts = clip.text_features(params, spec, tokens)
+    cosine = clip.unit(images) @ clip.unit(texts).T
+    return {
+      'image_features': images,
+      'text_features': texts,
+      'logits_per_image': jnp.exp(params['logit_scale']) * cosine,
+    }
+
+  return sums | jit(everything)(params, nhwc(given['image']), given['tokens'])
+
+
 # ---- pixels
 
 
@@ -173,4 +203,5 @@ CASES = {
   'clip_vit': clip_vit,
   'clip_resnet': clip_resnet,
   'clip_preprocess': clip_preprocess,
+  'clip_state_dict': clip_state_dict,
 }

@@ -113,6 +113,7 @@ class Subcase:
   expected arrays.
 
   common: the config of the case, where its sub-cases have their own.
+  folder: of the manifest, where a config names files.
   """
 
   id: str
@@ -120,6 +121,7 @@ class Subcase:
   given: Given
   wanted: list
   common: dict = dataclasses.field(default_factory=dict)
+  folder: pathlib.Path = pathlib.Path()
 
   def under(self, prefix):
     """Given of the arrays whose name begins with prefix, without it."""
@@ -281,7 +283,7 @@ def run_case(case, folder, compute, float32=False):
     report.total = len(own)
     with _precision(float32), np.load(pathlib.Path(folder, case['file'])) as data:
       for sub, names in own.items():
-        guard(sub, _run, case, sub, names, shared, data, compute, float32, report)
+        guard(sub, _run, case, sub, names, shared, data, folder, compute, float32, report)
     return [f'expected array {key} belongs to no sub-case' for key in strays]
 
   guard(WHOLE, all_subcases)
@@ -289,7 +291,7 @@ def run_case(case, folder, compute, float32=False):
   return report
 
 
-def _run(case, sub, names, shared, data, compute, float32, report):
+def _run(case, sub, names, shared, data, folder, compute, float32, report):
   info = case['arrays']
   config = Config(dict(((case.get('subcases') or {}).get(sub) or case).get('config') or {}))
   wide = np.float32 if float32 else np.float64
@@ -303,7 +305,8 @@ def _run(case, sub, names, shared, data, compute, float32, report):
     {name: cast(key) for name, key in [(k, k) for k in shared] + own}, [name for name, _ in own]
   )
   wanted = {name: key for name, key in names if info[key]['role'] == 'expected'}
-  results = compute(Subcase(sub, config, given, list(wanted), case.get('config') or {}))
+  common = case.get('config') or {}
+  results = compute(Subcase(sub, config, given, list(wanted), common, pathlib.Path(folder)))
   messages = [f'config field {key} is not understood' for key in config.unread()]
   messages += [f'{name}: nothing takes this given array' for name in given.unread()]
   if results and not wanted:
