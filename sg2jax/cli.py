@@ -22,6 +22,7 @@ ADDRESSES = (
   'data',
   'holdout',
   'replay',
+  'edit',
   'config.data.dir',
   'config.init_from',
 )

@@ -109,8 +109,8 @@ def npz(**arrays: np.ndarray) -> bytes:
   return out.getvalue()
 
 
-def parse_npz(data: bytes, max_bytes: int) -> dict[str, np.ndarray]:
-  """An .npz file -> its arrays; nothing in it is run.
+def parse_npz(data: bytes, max_bytes: int, kinds: str = 'fiub') -> dict[str, np.ndarray]:
+  """An .npz file -> its arrays; nothing in it is run. kinds: of dtypes that it may hold, U: texts.
 
   Raises:
     ValueError: it holds more than `max_bytes`, or what is no array of numbers.
@@ -123,7 +123,7 @@ def parse_npz(data: bytes, max_bytes: int) -> dict[str, np.ndarray]:
   with np.load(io.BytesIO(data), allow_pickle=False) as file:
     arrays = dict(file)
   for name, value in arrays.items():
-    if not isinstance(value, np.ndarray) or value.dtype.kind not in 'fiub':
+    if not isinstance(value, np.ndarray) or value.dtype.kind not in kinds:
       raise ValueError(f'{name!a} is not an array of numbers')
   return arrays
 

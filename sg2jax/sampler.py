@@ -23,8 +23,10 @@ import numpy as np
 
 from sg2jax import build, files, inputs, paths, processes, sharding
 from sg2jax.data.labels import FILE, Labels
+from sg2jax.edit import direction
 from sg2jax.faults import CheckpointError, UsageError
 from sg2jax.keys import purpose_key
+from sg2jax.models import styles as style_space
 from sg2jax.models.layers import NOISE_MODES, draw_noise
 from sg2jax.models.mapping import broadcast, truncate
 from sg2jax.state import TrainState
@@ -81,8 +83,7 @@ class Sampler(NamedTuple):
     """SHA-256, in hex, of all that decides about an image: network, stage, weights, noise maps."""
     g = self.config.g.to_dict()
     del g['remat']  # it changes no image
-    # Side by side, as configurations of version 0.2 had them: hashes in files of results that are
-    # there already stay true.
+    # Side by side, as version 0.2 had them: hashes in files that are there already stay true.
     g |= dataclasses.asdict(build.variant(self.config, 'g'))
     del g['variant']
     config = {'resolution': self.config.resolution, 'data': self.config.data.channels, 'g': g}
@@ -102,6 +103,7 @@ class Sampler(NamedTuple):
     label: inputs.LabelsLike | None = None,
     noise: str = 'const',
     batch: int | None = None,
+    edit: direction.Edit | None = None,
   ) -> np.ndarray:
     """Images of seeds: uint8 [N,H,W,C].
 
@@ -114,11 +116,13 @@ class Sampler(NamedTuple):
       label: what `c` takes; None: drawn from the seed as the data has them, where there are labels.
       noise: 'const', the network's constant maps; 'random', drawn from the seed; 'none'.
       batch: images at once, over all devices; None: what suits their size.
+      edit: a Direction that moves all of them, after truncation; or several, [(Direction, amounts)
+        ...], amounts being a number or one for each image.
 
     Raises: UsageError, naming the value.
     """
     seeds = inputs.check_seeds(seeds)
-    return self.images(self.ws(seeds, psi, cutoff, label, batch), noise, seeds, batch)
+    return self.images(self.ws(seeds, psi, cutoff, label, batch), noise, seeds, batch, edit)
 
   def z(self, seeds: inputs.Seeds) -> np.ndarray:
     """Latents as NVIDIA's tools draw them, RandomState(seed).randn(z_dim): float32 [N,z_dim]."""
@@ -183,6 +187,7 @@ class Sampler(NamedTuple):
     noise: str = 'const',
     seeds: Sequence[int] | None = None,
     batch: int | None = None,
+    edit: direction.Edit | None = None,
   ) -> np.ndarray:
     """ws [N,num_ws,w_dim] -> images uint8 [N,H,W,C], at full size while the network grows.
 
@@ -195,9 +200,10 @@ class Sampler(NamedTuple):
       raise UsageError(
         f'ws of shape {list(np.shape(ws))}: this network takes [1 or more,{self.num_ws},{w_dim}]'
       )
+    ws, offsets = direction.apply(self, edit, ws)
     step = _images_step(sharding.make_mesh(), self.generator, tuple(self.growing.items()), noise)
     number = np.arange(len(ws)) if seeds is None else np.asarray(seeds)
-    arrays = {'ws': np.asarray(ws), 'number': number.astype(np.uint32)}
+    arrays = {'ws': np.asarray(ws), 'number': number.astype(np.uint32)} | offsets
     return _in_batches(step, self.variables, arrays, self.batch if batch is None else batch)
 
 
@@ -352,7 +358,10 @@ def _images_step(mesh, generator, growing, noise):
     # In TF32 the batch would show, and images would be other ones than those that NVIDIA's code
     # makes of the same weights.
     with jax.default_matmul_precision('highest'):
-      return to_uint8(generator.apply(variables, batch['ws'], mode, **growing, method='image'))
+      # An edit's offsets are in the batch, by layers: other ones compile nothing anew.
+      change = partial(style_space.add, batch)
+      made = style_space.image(generator, variables, batch['ws'], change, mode, **growing)
+      return to_uint8(made)
 
   return sharding.jit_each(step, mesh, 1)
 

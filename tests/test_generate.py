@@ -13,8 +13,8 @@ import pytest
 
 import sg2jax
 from sg2jax import sampler
-from sg2jax.edit import directions
-from sg2jax.faults import UsageError, WriteError
+from sg2jax.edit import direction, directions
+from sg2jax.faults import CheckpointError, UsageError, WriteError
 from sg2jax.tools import directions as directions_tool
 from sg2jax.tools import generate, sheets, video, videos
 from tests.runs import call
@@ -347,18 +347,16 @@ def test_principal_components_of_a_known_covariance():
   basis, _ = np.linalg.qr(random.randn(6, 6))
   stdevs = np.array([5, 3, 2, 1, 0.5, 0.1])
   w = random.randn(100_000, 6) * stdevs @ basis.T + np.arange(6)
-  found = directions.pca(w.astype(np.float32), slice(2), 4)
-  vectors = np.stack([x.vector for x in found])
+  vectors, found, values = directions.pca(w.astype(np.float32), 4)
   np.testing.assert_allclose(np.abs(vectors @ basis[:, :4]), np.eye(4), atol=0.02)
-  np.testing.assert_allclose([x.stdev for x in found], stdevs[:4], rtol=0.02)
-  np.testing.assert_allclose([x.value for x in found], stdevs[:4] ** 2, rtol=0.03)
+  np.testing.assert_allclose(found, stdevs[:4], rtol=0.02)
+  np.testing.assert_allclose(values, stdevs[:4] ** 2, rtol=0.03)
   assert all(vector[np.abs(vector).argmax()] > 0 for vector in vectors)
 
 
 def test_sefa_is_what_a_search_finds(net):
   w = np.random.RandomState(1).randn(1000, Z) * np.arange(1, Z + 1)
-  found = directions.sefa(net, w, slice(3, 5), 3)
-  vectors = np.stack([x.vector for x in found])
+  vectors, stdevs, values = directions.sefa(net, w, slice(3, 5), 3)
   # b8.conv1 reads ws 2, b16.conv0 3, b16.conv1 4
   block = net.variables['params']['synthesis']['b16']
   affine = [block[name]['affine']['weight'] for name in ('conv0', 'conv1')]
@@ -371,28 +369,30 @@ def test_sefa_is_what_a_search_finds(net):
       best -= vectors[:k].T @ (vectors[:k] @ best)
       best /= np.linalg.norm(best)
     assert abs(best @ vectors[k]) > 0.999
-    assert found[k].value == pytest.approx(((matrix @ best) ** 2).sum(), rel=1e-4)
-    assert found[k].stdev == pytest.approx((w @ vectors[k]).std(ddof=1), rel=1e-4)
+    assert values[k] == pytest.approx(((matrix @ best) ** 2).sum(), rel=1e-4)
+    assert stdevs[k] == pytest.approx((w @ vectors[k]).std(ddof=1), rel=1e-4)
   with pytest.raises(UsageError, match='--layers=5-5'):
     directions.sefa(net, w, slice(5, 6), 3)
 
 
 @pytest.mark.smoke
-def test_a_direction_moves_the_chosen_ws(net):
-  ws = net.ws([0])[0]
-  vector = np.eye(Z, dtype=np.float32)[2]
-  want = np.zeros((3, 6, Z), np.float32)
-  want[:, 1:3, 2] = np.array([-1.5, 0, 3])[:, None]
-  moved = directions.Direction(vector, slice(1, 3), 1.5, 0).move(ws, [-1, 0, 2])
-  np.testing.assert_allclose(moved - ws, want, atol=1e-6)
-  want[:, 2] = 0  # one vector for each layer
-  each = directions.Direction(np.stack([vector, 0 * vector]), slice(1, 3), 1.5, 0)
-  np.testing.assert_allclose(each.move(ws, [-1, 0, 2]) - ws, want, atol=1e-6)
+def test_directions_move_the_chosen_ws_by_standard_deviations(net):
+  found = directions.Found(np.eye(2, Z, dtype=np.float32), np.array([1.5, 0.5]), np.array([9, 4]))
+  w = np.random.RandomState(0).randn(1000, Z) * np.r_[1.5, 0.5, np.ones(Z - 2)]
+  first, second = directions.as_directions(net, 'pca', found, slice(1, 3), w)
+  want = np.zeros((6, Z), np.float32)
+  want[1:3, 0] = 1.5
+  np.testing.assert_array_equal(first.ws, want)
+  assert not first.styles and first.networks == (net.hash(),)
+  assert (first.name, second.name) == ('pca0', 'pca1')
+  about = {'method': 'pca', 'layers': [1, 2], 'unit': 'stdev', 'stdev': 0.5, 'value': 4.0}
+  share = second.about.pop('share')
+  assert second.about == about and share == pytest.approx(0.5**2 / (Z + 0.5), rel=0.1)
 
 
 @pytest.mark.parametrize('method', ['pca', 'sefa'])
 def test_directions_tool(net, run, tmp_path, monkeypatch, method):
-  monkeypatch.setattr(directions_tool, 'SAMPLES', 1000)
+  monkeypatch.setattr(directions, 'SAMPLES', 1000)
   args = ['--count=3', '--seed=4', '--layers=2-4', '--sigma=2']
   call(directions_tool, method, f'--checkpoint={run}', f'--out={tmp_path}', *args)
   with np.load(tmp_path / f'{method}.npz') as file:
@@ -403,10 +403,114 @@ def test_directions_tool(net, run, tmp_path, monkeypatch, method):
   w = net.map(np.random.RandomState(1).randn(4000, Z).astype(np.float32), net.c(range(4000)))
   np.testing.assert_allclose(found['stdevs'], (w @ found['vectors'].T).std(0), rtol=0.1)
   np.testing.assert_allclose(found['mean'], w.mean(0), atol=0.1)
+  again = direction.read(tmp_path / f'{method}.npz', f'{method}1')
+  want = found['stdevs'][1] * found['vectors'][1]
+  np.testing.assert_allclose(again.ws, np.outer([0, 0, 1, 1, 1, 0], want), rtol=1e-6)
+  assert again.networks == (net.hash(),) and again.about['method'] == method
   ws = np.repeat(net.ws([4]), 2, 0)
   ws[1, 2:5] += 2 * found['stdevs'][1] * found['vectors'][1]
   tiles = png(tmp_path / f'{method}.png')[-192::8, -7 * 128 :: 8].reshape(3, 8, 7, 16, 3)
   assert close(tiles[1][:, [3, 6]].swapaxes(0, 1), net.images(ws[[0, 1, 0, 1]])[:2])
+
+
+# ---- edited images
+
+
+@pytest.fixture
+def edits(net, tmp_path):
+  """Files of one direction and of two; the three."""
+  ws = np.zeros((2, 6, Z), np.float32)
+  ws[[0, 1], [1, 4]] = np.random.RandomState(5).randn(2, Z)
+  bend = direction.Direction('bend', (net.hash(),), ws=ws[0])
+  fold = direction.Direction('fold', (net.hash(),), ws=ws[1])
+  paint = directions.channel(net, 'b8.conv0', 1, np.random.RandomState(6).randn(100, Z)) * 4
+  (tmp_path / 'edits').mkdir()
+  direction.write(tmp_path / 'edits' / 'one.npz', [bend])
+  direction.write(tmp_path / 'edits' / 'two.npz', [fold, paint.named('paint')])
+  return bend, fold, paint
+
+
+def test_every_image_of_a_command_is_edited(net, run, edits, tmp_path):
+  bend, fold, paint = edits
+  files = tmp_path / 'edits'
+  args = [f'--checkpoint={run}', '--batch=4', f'--edit={files}/one.npz:2']
+  call(generate, *args, f'--out={tmp_path}/out', '--seeds=3-8', f'--edit={files}/two.npz:paint:-1')
+  want = made(net, range(3, 9), edit=2 * bend - paint)
+  assert all_close(tmp_path / 'out', want) and not close(want, made(net, range(3, 9)), 20)
+  place = f'--sheet={tmp_path}/s.png'
+  call(generate, 'sweep', *args, place, '--seeds=3,4', '--psi=1,0.5')
+  tiles = png(tmp_path / 's.png')[-128::8, -256::8].reshape(2, 8, 2, 16, 3).swapaxes(1, 2)
+  assert close(tiles[:, 1], made(net, [3, 4], 0.5, edit=2 * bend))
+  call(generate, 'mix', *args, place, '--seeds=3', '--cols=4', '--styles=2-5')
+  ws = np.repeat(net.ws([3]), 4, 0)
+  ws[:, 2:] = net.ws([4])[:, 2:]
+  mixed = net.images(ws, batch=4, edit=2 * bend)[0]
+  assert close(png(tmp_path / 's.png')[-64::8, -128::8], mixed)
+
+
+def test_a_video_is_edited_or_goes_through_strengths(net, run, edits, tmp_path):
+  bend, fold, paint = edits
+  seeds = np.array([[[3], [4]]])
+  there = [(bend, -2.0, 2.0), (fold, 1.0, 1.0), (paint, 0.0, 4.0)]
+  found = np.stack(list(video.frames(net, seeds, 8, edits=there)))
+  for t, place in ((0, 0), (2, 0.5), (4, 1), (6, 0.5), (7, 0.25)):
+    edit = (4 * place - 2) * bend + fold + 4 * place * paint
+    assert close(np.concatenate(made(net, [3, 4], edit=edit), 1), found[t], 2)
+  assert not close(found[0], found[4], 20)
+  once = np.stack(list(video.frames(net, seeds, 5, loop=False, edits=there)))
+  assert close(once[[0, 2, 4]], found[[0, 2, 4]], 2)
+  args = [f'--checkpoint={run}', f'--out={tmp_path}/x.gif', '--fps=5', '--noloop']
+  files = tmp_path / 'edits'
+  call(video, *args, '--seeds=3', f'--edit={files}/one.npz:-2..2', f'--edit={files}/two.npz:fold:1')
+  frames, seconds = frames_of(tmp_path / 'x.gif')
+  assert len(frames) == 10 and seconds == pytest.approx(2)
+  last = made(net, [3], edit=2 * bend + fold)[0].repeat(32, 0).repeat(32, 1)
+  assert np.abs(frames[-1] - last.astype(float)).mean() < 8
+  call(video, *args, '--seeds=3,4', '--seconds=1', f'--edit={files}/two.npz:paint:4')
+  last = made(net, [4], edit=4 * paint)[0].repeat(32, 0).repeat(32, 1)
+  assert np.abs(frames_of(tmp_path / 'x.gif')[0][-1] - last.astype(float)).mean() < 8
+
+
+@pytest.mark.parametrize(
+  'edit, said',
+  [
+    ('one.npz', 'must be FILE:STRENGTH or FILE:NAME:STRENGTH'),
+    ('one.npz:', 'must be FILE:STRENGTH'),
+    ('one.npz:bend:much', 'must be FILE:STRENGTH'),
+    ('one.npz:bend:nan', 'must be FILE:STRENGTH'),
+    ('one.npz:1..', 'must be FILE:STRENGTH'),
+    ('one.npz:-3..3', 'a range of strengths is for a video'),
+    ('two.npz:3', 'two.npz holds 2 directions; name one of fold, paint'),
+    ('two.npz:smile:3', 'no direction smile; choose from fold, paint'),
+    ('three.npz:3', 'cannot read .*three.npz'),
+  ],
+)
+def test_bad_edits_are_named(run, edits, tmp_path, edit, said):
+  with pytest.raises(UsageError, match=said):
+    call(
+      generate, f'--checkpoint={run}', f'--out={tmp_path}/out', f'--edit={tmp_path}/edits/{edit}'
+    )
+  assert names(tmp_path) == ['edits']
+
+
+def test_edits_that_cannot_be_are_told_before_anything_is_made(run, edits, tmp_path):
+  path = tmp_path / 'edits' / 'one.npz'
+  args = [f'--checkpoint={run}', f'--out={tmp_path}/x.gif']
+  with pytest.raises(UsageError, match='--seeds are 8; .* a range of strengths, .* give 4, or an'):
+    call(video, *args, '--grid=2x2', f'--edit={path}:-3..3')
+  with pytest.raises(UsageError, match='2 or more'):
+    call(video, *args, '--seeds=1', f'--edit={path}:3')
+  path.write_bytes(b'x')
+  with pytest.raises(CheckpointError, match='one.npz is no file of directions'):
+    call(video, *args, f'--edit={path}:3')
+  wrong = direction.Direction('wrong', ('ab' * 32,), ws=np.ones((6, 3), np.float32))
+  direction.write(path, [wrong])
+  for tool in (video, generate):
+    with pytest.raises(
+      UsageError, match=r'wrong was made for the network abab.* ws \[6, 3\] there'
+    ):
+      call(tool, *args, f'--edit={path}:3')
+  assert names(tmp_path) == ['edits']
 
 
 # ---- bad flags
@@ -433,6 +537,7 @@ def test_directions_tool(net, run, tmp_path, monkeypatch, method):
     (generate, 'mix --sheet=OUT.png --styles=3-1', '--styles=3-1'),
     (generate, 'mix --sheet=OUT.png --cols=x', "--cols=x: 'x'"),
     (generate, 'mix --sheet=OUT.png --styles=0-6', 'ws 0 to 5'),
+    (generate, '--out=OUT --edit=:3', '--edit.*must be FILE:STRENGTH'),
     (generate, '--out=OUT --cutoff=7', 'cutoff=7'),
     (generate, '--out=OUT --class=3', 'class 3'),
     (generate, '--sheet=OUT.png --seeds=0-9999', 'a sheet of 10000 images'),
@@ -461,7 +566,7 @@ def test_directions_tool(net, run, tmp_path, monkeypatch, method):
   ],
 )
 def test_bad_flags_are_refused_and_nothing_is_made(run, tmp_path, monkeypatch, tool, args, said):
-  monkeypatch.setattr(directions_tool, 'SAMPLES', 100)
+  monkeypatch.setattr(directions, 'SAMPLES', 100)
   (tmp_path / 'file').write_text('')
   (tmp_path / 'folder.png').mkdir()
   for name in ('out', 'file', 'folder'):

@@ -25,7 +25,7 @@ FLOORS = (
   ('steps',),
   ('cli', 'locks', 'training.health', 'training.leaves', 'training.manifest'),
   ('data', 'training.shelves'),
-  ('build', 'training.checkpoint', 'inputs', 'training.report'),
+  ('build', 'training.checkpoint', 'inputs', 'training.report', 'edit.direction'),
   ('checks', 'pretrained', 'sampler'),
   ('clip',),
   ('evaluation', 'edit', 'interop.read', 'planning'),

@@ -6,6 +6,7 @@ the scales and the offsets of AdaIN.
 """
 
 from collections.abc import Callable
+import functools
 from typing import Any
 
 from flax import linen as nn
@@ -52,8 +53,15 @@ def read(generator: Generator, variables: Any, ws: jax.Array, stage: int = 0) ->
 
 def channels(generator: Generator, variables: Any) -> dict[str, int]:
   """{layer: C} of all layers with styles, in order. Nothing is computed."""
-  ws = jnp.zeros((1, generator.synthesis.num_ws, generator.mapping.w_dim))
-  shapes = jax.eval_shape(lambda: read(generator, variables, ws))
+  leaves, tree = jax.tree.flatten(variables)
+  shapes = tuple(jax.ShapeDtypeStruct(x.shape, x.dtype) for x in leaves)
+  return dict(_channels(generator, tree, shapes))
+
+
+@functools.lru_cache(32)  # a quarter of a second, and every edited batch asks for it
+def _channels(generator, tree, leaves):
+  ws = jax.ShapeDtypeStruct((1, generator.synthesis.num_ws, generator.mapping.w_dim), jnp.float32)
+  shapes = jax.eval_shape(functools.partial(read, generator), jax.tree.unflatten(tree, leaves), ws)
   return {layer: shapes[layer].shape[1] for layer in sorted(shapes, key=order)}
 
 
@@ -80,3 +88,8 @@ def image(
 
   with nn.intercept_methods(intercept):
     return generator.apply(variables, ws, noise_mode, stage, alpha, method='image')
+
+
+def add(offsets: Styles, layer: str, styles: jax.Array) -> jax.Array:
+  """A `change`, given offsets: of the layers that have some, they [N,C] are added."""
+  return styles + offsets[layer] if layer in offsets else styles

@@ -8,22 +8,21 @@ direction, at the chosen layers. METHOD is
   pca     principal components of w (GANSpace): where the network's images differ most
   sefa    closed-form factorisation (SeFa): what changes the styles of the chosen layers most
 Layers are numbered by the ws that they take, from the coarsest, 0: low ones change shape and pose,
-high ones colour and detail. DIR/METHOD.npz has the directions; docs/generate.md says how to use
-them. DIR is by default directions/<step> in the workdir.
+high ones colour and detail. DIR/METHOD.npz has the directions: generate and video apply them, as in
+--edit=DIR/pca.npz:pca1:3. DIR is by default directions/<step> in the workdir.
 """
 
 from absl import flags
 import numpy as np
 
-from sg2jax import cli, files, sampler
-from sg2jax.edit import directions
+from sg2jax import cli, sampler
+from sg2jax.edit import direction, directions
 from sg2jax.faults import UsageError
 from sg2jax.tools import flags as shared
 from sg2jax.tools import sheets
 
 METHODS = ('pca', 'sefa')
 STEPS = 7  # images of a row
-SAMPLES = 50_000  # w, of which the directions and their standard deviations are computed
 
 
 def define_flags() -> None:
@@ -60,32 +59,31 @@ def main(argv: list[str]) -> None:
 
   # ---- directions, and the image moved along each
   # of seed 0 whatever --seed is: the same network has the same directions
-  w = sampler.sample_w(net, SAMPLES, 0, label)
+  w = sampler.sample_w(net, directions.SAMPLES, 0, label)
   if method == 'pca':
-    moves = directions.pca(w, layers, asked.count)
+    found = directions.pca(w, asked.count)
   else:
-    moves = directions.sefa(net, w, layers, asked.count)
+    found = directions.sefa(net, w, layers, asked.count)
+  moves = directions.as_directions(net, method, found, layers, w)
   amounts = np.linspace(-asked.sigma, asked.sigma, STEPS)
-  ws = net.ws([asked.seed], asked.psi, label=label)[0]
-  moved = np.stack([direction.move(ws, amounts) for direction in moves])
+  ws = net.ws([asked.seed], asked.psi, label=label)
+  moved = np.stack([move.move(ws, amounts)[0] for move in moves])
   pictures = sheets.render(net, moved, np.full(moved.shape[:2], asked.seed))
 
   # ---- files
-  stdevs = np.array([direction.stdev for direction in moves])
-  arrays = files.npz(
-    vectors=np.stack([direction.vector for direction in moves]),
-    values=np.array([direction.value for direction in moves]),
-    stdevs=stdevs,
+  direction.write(
+    out / f'{method}.npz',
+    moves,
+    **found._asdict(),
     mean=w.mean(0, dtype=np.float64).astype(np.float32),
     layers=[layers.start, layers.stop - 1],
     method=method,
     checkpoint=net.hash(),
   )
-  files.write_atomic(out / f'{method}.npz', arrays)
-  rows = [f'{method} {i}' for i in range(asked.count)]
+  rows = [move.name for move in moves]
   cols = [f'{amount:+.2g}' if amount else '0' for amount in amounts]
   sheets.write_sheet(out / f'{method}.png', pictures, rows, cols)
-  shares = '  '.join(f'{share:.1%}' for share in stdevs**2 / w.var(0).sum())
+  shares = '  '.join(f'{move.about["share"]:.1%}' for move in moves)
   print(f'{net.title}\n  shares of the variance of w: {shares}')
   print(f'wrote {out / method}.npz and {method}.png')
 

@@ -12,12 +12,14 @@ from collections.abc import Callable
 import json
 import math
 import re
+from typing import NamedTuple
 
 from absl import flags
 from ml_collections.config_flags import config_flags
 import numpy as np
 
 from sg2jax import cli, files, inputs, paths, pretrained, processes
+from sg2jax.edit import direction
 from sg2jax.faults import UsageError
 from sg2jax.models.layers import NOISE_MODES
 from sg2jax.sampler import Sampler
@@ -279,6 +281,56 @@ def _vectors(text: str) -> np.ndarray:
     return np.array([_numbers(part) for part in text.split(';')], np.float32)
   except ValueError:  # no numbers, or rows of unlike lengths
     raise ValueError('must be numbers, as in 1,0,1, or 1,0,1;0,0,1 for two seeds') from None
+
+
+# ---- directions
+
+
+class _Edit(NamedTuple):
+  path: str
+  name: str  # of a direction in it; '': the only one
+  low: float  # strengths; the same where it isn't a range
+  high: float
+
+
+def define_edit(ranges: bool = False) -> None:
+  """--edit, as often as wanted; `edits` reads the files. ranges: whether a strength may be one."""
+  what = (
+    'FILE:STRENGTH, or FILE:NAME:STRENGTH where it holds several directions: moves every image, in '
+    'the units of the direction; given more than once, by all of them.'
+  )
+  if ranges:
+    what += ' A range, -3..3, goes through strengths, there and back.'
+
+  def parse(text):
+    edit = _edit(text)
+    if edit.low != edit.high and not ranges:
+      raise ValueError('a range of strengths is for a video; give one number')
+    return edit
+
+  flags.DEFINE_multi(_Parser(parse), None, 'edit', None, what)
+
+
+def _edit(text: str) -> _Edit:
+  rest, _, strength = text.rpartition(':')
+  path, _, name = rest.rpartition(':')
+  # Colons may be in the path: of a bucket, of a drive.
+  if not path or rest.endswith('.npz'):
+    path, name = rest, ''
+  try:
+    low, separator, high = strength.partition('..')
+    found = _Edit(path, name, _number(low), _number(high if separator else low))
+  except ValueError:
+    path = ''
+  if not path:
+    raise ValueError('must be FILE:STRENGTH or FILE:NAME:STRENGTH, as in pca.npz:pca1:3')
+  return found
+
+
+def edits() -> list[tuple[direction.Direction, float, float]]:
+  """What --edit asks for: directions, each with its lowest and highest strength."""
+  asked = flags.FLAGS.edit or []
+  return [(direction.read(edit.path, edit.name), edit.low, edit.high) for edit in asked]
 
 
 # ---- what they mean for a network

@@ -10,7 +10,8 @@ The same seed gives the same image, always; the weights are the moving average. 
   sweep    a sheet of --seeds (rows) at several --psi (columns): 1 is the network as it is, 0 its
            mean image, -1 the opposite
 RUN is a workdir (its newest checkpoint) or one step of it. A psi between 0 and 1 trades variety for
-quality; --cutoff=N applies it to the N coarsest layers only. docs/generate.md shows what comes out.
+quality; --cutoff=N applies it to the N coarsest layers only. --edit=FILE:NAME:STRENGTH moves every
+image by a direction that `directions` found. docs/generate.md shows what comes out.
 """
 
 from collections import Counter
@@ -26,6 +27,7 @@ import numpy as np
 from tqdm import tqdm
 
 from sg2jax import cli, files, processes, sampler
+from sg2jax.edit.direction import Edit
 from sg2jax.faults import UsageError
 from sg2jax.tools import flags as shared
 from sg2jax.tools import sheets
@@ -40,6 +42,7 @@ def define_flags() -> None:
   shared.define_image_flags()
   shared.define_psis('Truncation; default: 1, none. sweep: several; default: 1,0.7,0.5,0,-0.5,-1.')
   shared.define_batch()
+  shared.define_edit()
   flags.DEFINE_string(
     'out', '', 'images: folder for seed0000.png ...; files of these names are replaced.'
   )
@@ -73,25 +76,24 @@ def main(argv: list[str]) -> None:
     sheet = cli.file(asked.sheet, ['.png'], 'sheet', anywhere=True)
 
   # ---- what the network makes of it
+  edit = [(move, strength) for move, strength, _ in processes.together(shared.edits)]
   net = processes.together(partial(sampler.load, asked.checkpoint))
   seeds = asked.seeds
   cols = asked.cols if kind == 'mix' else []
   label = shared.labels(net, len(seeds) + len(cols))
   batch = asked.batch or net.batch
   if kind == 'images':
-    images(
-      net, seeds, label, out, sheet, batch, noise=asked.noise, psi=psis[0], cutoff=asked.cutoff
-    )
+    images(net, seeds, label, out, sheet, batch, asked.noise, psis[0], asked.cutoff, edit)
   elif kind == 'mix':
     styles = shared.ws_range(net, 'styles')
     ws, noise_seeds = mix(net, seeds, cols, styles, label, psi=psis[0], cutoff=asked.cutoff)
-    pictures = sheets.render(net, ws, noise_seeds, asked.noise, batch)
+    pictures = sheets.render(net, ws, noise_seeds, asked.noise, batch, edit)
     pictures[0, 0] = 255
     names = sheets.seed_names(net, [*seeds, *cols], label)
     sheets.write_sheet(sheet, pictures, ['', *names[: len(seeds)]], ['', *names[len(seeds) :]])
   else:
     ws, noise_seeds = sweep(net, seeds, psis, label, asked.cutoff)
-    pictures = sheets.render(net, ws, noise_seeds, asked.noise, batch)
+    pictures = sheets.render(net, ws, noise_seeds, asked.noise, batch, edit)
     rows = sheets.seed_names(net, seeds, label)
     sheets.write_sheet(sheet, pictures, rows, [f'psi {psi:g}' for psi in psis])
   if processes.is_first():
@@ -108,6 +110,7 @@ def images(
   noise: str,
   psi: float,
   cutoff: int | None,
+  edit: Edit,
 ) -> None:
   """An image of each seed into the folder `out`, a sheet of all to the file `sheet`; None: not.
 
@@ -129,7 +132,7 @@ def images(
     for rows, count in sampler.parts(len(seeds), batch):
       part = [seeds[i] for i in rows]
       each = None if label is None else label[rows]
-      made = net(part, psi, cutoff, each, noise, batch)[:count]
+      made = net(part, psi, cutoff, each, noise, batch, edit)[:count]
       # Waits for the files of the batch before, and raises what went wrong.
       processes.agreed(partial(list, writing))
       if out and processes.is_first():

@@ -10,6 +10,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from sg2jax import files, grids, processes
 from sg2jax.data.images import MAX_PIXELS
+from sg2jax.edit.direction import Edit
 from sg2jax.faults import UsageError
 from sg2jax.inputs import LabelsLike
 from sg2jax.sampler import Sampler
@@ -30,14 +31,19 @@ def check_size(net: Sampler, count: int) -> None:
 
 
 def render(
-  net: Sampler, ws: np.ndarray, seeds: np.ndarray, noise: str = 'const', batch: int | None = None
+  net: Sampler,
+  ws: np.ndarray,
+  seeds: np.ndarray,
+  noise: str = 'const',
+  batch: int | None = None,
+  edit: Edit | None = None,
 ) -> np.ndarray:
   """The pictures of a sheet: uint8 [R,C,H,W,C].
 
   ws: [R,C,num_ws,w_dim]; seeds: [R,C], of their noise; the others as of `Sampler.images`.
   """
   check_size(net, seeds.size)
-  pictures = net.images(ws.reshape(-1, *ws.shape[2:]), noise, seeds.ravel(), batch)
+  pictures = net.images(ws.reshape(-1, *ws.shape[2:]), noise, seeds.ravel(), batch, edit)
   return pictures.reshape(*seeds.shape, *pictures.shape[1:])
 
 

@@ -1,0 +1,309 @@
+"""What moves a latent, whatever it was made from: one object for all of it, and its file.
+
+d = direction.read('runs/quickstart/directions/00003750/pca.npz', 'pca1')
+images = g(seeds=range(8), edit=d * 3)
+
+Directions are found in directions.py. A file is an .npz of numbers and one text in JSON, `about`:
+{"format": "sg2jax-directions-1", "directions": [{"name", "networks", "about"} ...]}; the arrays of
+direction i are `i/ws` and `i/styles/<layer>`, what it moves of these. Others are passed over.
+"""
+
+import collections
+from collections.abc import Iterable, Sequence
+import dataclasses
+import json
+import operator
+import os
+from typing import Any
+import weakref
+
+from absl import logging
+import jax
+import numpy as np
+
+from sg2jax import files, paths
+from sg2jax.faults import CheckpointError, UsageError
+from sg2jax.models import styles as style_space
+
+FORMAT = 'sg2jax-directions-1'
+MAX_BYTES = 2**30  # of the arrays of a file
+SHOWN = 12  # digits of a hash that are shown
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Direction:
+  """What is added to ws and to styles at amount 1; `d * 3`, `-d`, `d1 + d2`, `d1 - d2` are others.
+
+  A mix keeps what it was made from in `about`: {"mix": [{"times", "name", "about"} ...]}.
+  """
+
+  name: str
+  networks: tuple[str, ...]  # Sampler.hash() of that it was made for; several after a mix of theirs
+  ws: np.ndarray | None = None  # float32 [num_ws,w_dim], 0 at layers that stay; None: all stay
+  styles: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)  # {layer: float32 [C]}
+  about: dict[str, Any] = dataclasses.field(default_factory=dict)  # JSON: method, layers, unit ...
+
+  __array_ufunc__ = None  # or NumPy's numbers would take `number * d` for an array of objects
+
+  # ---- others made of it
+
+  def __mul__(self, factor: float) -> 'Direction':
+    """Amount 1 is `factor` of this one."""
+    if not isinstance(factor, (int, float, np.number)):
+      return NotImplemented
+    factor = float(factor)
+    if not np.isfinite(factor):
+      raise UsageError(f'{self.name} * {factor}: the factor must be a finite number')
+    parts = [part | {'times': part['times'] * factor} for part in self._parts()]
+    ws, styles = _sum([(factor, self)])
+    return Direction(_title(parts), self.networks, ws, styles, {'mix': parts})
+
+  __rmul__ = __mul__
+
+  def __neg__(self) -> 'Direction':
+    return self * -1
+
+  def __add__(self, other: 'Direction') -> 'Direction':
+    """Both at once. Raises UsageError if they can't be of one network."""
+    if not isinstance(other, Direction):
+      return NotImplemented
+    for what in self._shapes().keys() & other._shapes().keys():
+      mine, its = self._shapes()[what], other._shapes()[what]
+      if mine != its:
+        raise UsageError(
+          f'{self.name} and {other.name} are of different networks: {what} {list(mine)} and '
+          f'{list(its)}; mix directions of one'
+        )
+    parts = [*self._parts(), *other._parts()]
+    networks = tuple(dict.fromkeys([*self.networks, *other.networks]))
+    ws, styles = _sum([(1, self), (1, other)])
+    return Direction(_title(parts), networks, ws, styles, {'mix': parts})
+
+  def __sub__(self, other: 'Direction') -> 'Direction':
+    return self + -other if isinstance(other, Direction) else NotImplemented
+
+  def named(self, name: str) -> 'Direction':
+    """The same by another name, a mix for example."""
+    return dataclasses.replace(self, name=name)
+
+  def _parts(self):
+    """What a mix of it says it was made from."""
+    parts = self.about.get('mix')
+    # One that was given a name of its own is a part by that name.
+    if parts and self.name == _title(parts):
+      return parts
+    return [{'times': 1.0, 'name': self.name, 'about': self.about}]
+
+  def _shapes(self):
+    """{what it moves: the shape}."""
+    moved = {layer: x.shape for layer, x in self.styles.items()}
+    return moved if self.ws is None else moved | {'ws': self.ws.shape}
+
+  # ---- applied
+
+  def move(
+    self, ws: np.ndarray, amounts: Sequence[float]
+  ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """ws [N|1,num_ws,w_dim], amounts [N] -> moved ws [N,num_ws,w_dim], {layer: offsets [N,C]}.
+
+    The offsets are what is to be added to the styles that the moved ws make.
+    """
+    amounts = np.asarray(amounts, np.float32)
+    return _move(np.broadcast_to(ws, (len(amounts), *np.shape(ws)[1:])), [(self, amounts)])
+
+  def check(self, net: Any) -> None:
+    """Warns if it was made for other weights than those of `net`, a Sampler.
+
+    Raises: UsageError: it doesn't fit, having other shapes.
+    """
+    here = _hash(net)
+    if here in self.networks:
+      return
+    there = ' and '.join(x[:SHOWN] for x in self.networks)
+    known = {'ws': (net.num_ws, net.generator.mapping.w_dim)}
+    if self.styles:
+      channels = style_space.channels(net.generator, net.variables)
+      known |= {layer: (count,) for layer, count in channels.items()}
+    for what, shape in self._shapes().items():
+      if known.get(what) != shape:
+        its = list(known[what]) if what in known else 'none'
+        raise UsageError(
+          f'the direction {self.name} was made for the network {there} and does not fit '
+          f'{here[:SHOWN]}, {net.title}: {what} {list(shape)} there, {its} here; take one that was '
+          'made for this network'
+        )
+    logging.warning(
+      'the direction %s was made for the network %s and is applied to %s, which has other weights: '
+      'it may do something else there',
+      self.name,
+      there,
+      here[:SHOWN],
+    )
+
+
+Edit = Direction | Sequence[tuple[Direction, Any]]  # each with its amounts: a number, or [N]
+
+
+def apply(net: Any, edit: Edit | None, ws: np.ndarray) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+  """As `Direction.move`, by one direction at amount 1, or by several at theirs. net: a Sampler.
+
+  All of them are those of the given ws, whatever their order.
+
+  Raises: UsageError: one doesn't fit the network; amounts are not one finite number for each ws.
+  """
+  if edit is None:
+    return ws, {}
+  pairs = []
+  for direction, amounts in [(edit, 1)] if isinstance(edit, Direction) else edit:
+    direction.check(net)
+    given = np.asarray(amounts, np.float32)
+    if given.shape not in ((), (len(ws),)) or not np.isfinite(given).all():
+      raise UsageError(
+        f'amounts of {direction.name}: {amounts!s:.60} must be a finite number, or one for each of '
+        f'{len(ws)} images'
+      )
+    pairs.append((direction, np.broadcast_to(given, len(ws))))
+  return _move(ws, pairs)
+
+
+def _move(ws, pairs):
+  """ws [N,num_ws,w_dim], (Direction, amounts [N]) -> moved ws, {layer: offsets [N,C]}."""
+  moved = np.array(ws)
+  offsets = {}
+  for direction, amounts in pairs:
+    if direction.ws is not None:
+      moved += amounts[:, None, None] * direction.ws
+    for layer, x in direction.styles.items():
+      offsets[layer] = offsets.get(layer, 0) + amounts[:, None] * x
+  return moved, offsets
+
+
+def _sum(terms):
+  """(factor, Direction) ... -> ws, styles of their sum, as of a Direction."""
+  ws = None
+  styles = {}
+  for factor, direction in terms:
+    factor = np.float32(factor)
+    if direction.ws is not None:
+      ws = (0 if ws is None else ws) + factor * direction.ws
+    for layer, x in direction.styles.items():
+      styles[layer] = styles.get(layer, 0) + factor * x
+  return ws, styles
+
+
+def _title(parts):
+  """The name of a mix: '3 pca1 - 0.5 b8.conv0.12'."""
+  text = ' '.join(
+    f'{"-" if part["times"] < 0 else "+"} {abs(part["times"]):g} {part["name"]}' for part in parts
+  )
+  return text.removeprefix('+ ')
+
+
+# Of a large network the hash takes a tenth of a second, and a video asks for it at every batch.
+# Those of the last networks, by their arrays, which are held weakly.
+_hashes = collections.deque(maxlen=4)
+
+
+def _hash(net):
+  arrays = jax.tree.leaves(net.variables)
+  for references, growing, digest in _hashes:
+    same = [reference() for reference in references]
+    if len(same) == len(arrays) and all(map(operator.is_, same, arrays)) and growing == net.growing:
+      return digest
+  digest = net.hash()
+  _hashes.append(([weakref.ref(x) for x in arrays], dict(net.growing), digest))
+  return digest
+
+
+# ---- files
+
+
+def write(
+  path: str | os.PathLike | paths.Path, directions: Iterable[Direction], **also: np.ndarray
+) -> None:
+  """Writes directions, each with a name of its own, to an .npz. also: other arrays for it.
+
+  Raises: UsageError: two have one name, or one has a name that `--edit` couldn't name; WriteError.
+  """
+  directions = list(directions)
+  names = [direction.name for direction in directions]
+  for name in names:
+    if names.count(name) > 1:
+      raise UsageError(f'two directions are called {name}; give each a name of its own')
+    if not name or ':' in name or not name.isprintable():
+      raise UsageError(f'a direction cannot be called {name!a}; take letters without a colon')
+  arrays = {}
+  about = []
+  for i, direction in enumerate(directions):
+    if direction.ws is not None:
+      arrays[f'{i}/ws'] = direction.ws
+    arrays |= {f'{i}/styles/{layer}': x for layer, x in direction.styles.items()}
+    about.append({'name': direction.name, 'networks': direction.networks, 'about': direction.about})
+  text = json.dumps({'format': FORMAT, 'directions': about})
+  files.write_atomic(path, files.npz(**also, **arrays, about=text))
+
+
+def read(path: str | os.PathLike | paths.Path, name: str = '') -> Direction:
+  """The direction of a file that has this name; '': the only one.
+
+  Raises: as `read_all`; UsageError, with the names, if there is no such one, or no only one.
+  """
+  found = {direction.name: direction for direction in read_all(path)}
+  choices = ', '.join(found)
+  if not name and len(found) > 1:
+    raise UsageError(f'{path} holds {len(found)} directions; name one of {choices}')
+  name = name or choices
+  if name not in found:
+    raise UsageError(f'{path} holds no direction {name}; choose from {choices}')
+  return found[name]
+
+
+def read_all(path: str | os.PathLike | paths.Path) -> list[Direction]:
+  """The directions of a file.
+
+  Raises:
+    UsageError: it is missing or can't be read.
+    CheckpointError: it is no such file.
+  """
+  place = paths.place(path)
+  try:
+    with files.reading(place):
+      data = place.read_bytes()
+  except OSError as e:
+    raise UsageError(
+      f'cannot read {path}: {files.reason(e)}; name a file of directions, such as tools.directions '
+      'writes'
+    ) from e
+  try:
+    arrays = files.parse_npz(data, MAX_BYTES, 'fiubU')
+    if 'about' not in arrays and 'vectors' in arrays:
+      raise ValueError('version 0.4 or an earlier one wrote it; run tools.directions again')
+    document = json.loads(str(arrays['about']))
+    if document['format'] != FORMAT:
+      raise ValueError(f'its format is {document["format"]!a}, and this version reads {FORMAT}')
+    found = [_parse(i, entry, arrays) for i, entry in enumerate(document['directions'])]
+    if not found or len({direction.name for direction in found}) < len(found):
+      raise ValueError('it holds none, or two of one name')
+  except Exception as e:  # whatever a file that isn't as it was written leads to
+    reason = f'{type(e).__name__} {e}' if isinstance(e, KeyError) else str(e) or type(e).__name__
+    raise CheckpointError(f'{path} is no file of directions: {reason}') from e
+  return found
+
+
+def _parse(i, entry, arrays):
+  """Direction number i of a file. Raises ValueError, KeyError, TypeError ... if it isn't whole."""
+  prefix = f'{i}/styles/'
+  moved = {key.removeprefix(prefix): x for key, x in arrays.items() if key.startswith(prefix)}
+  ws = arrays.get(f'{i}/ws')
+  name, networks, about = entry['name'], tuple(entry['networks']), entry['about']
+  texts = all(isinstance(x, str) for x in (name, *networks))
+  if not texts or not networks or not isinstance(about, dict):
+    raise ValueError(f'direction {i} does not say its name, networks and what it was made from')
+  shapes = [(ws, 2)] if ws is not None else []
+  shapes += [(x, 1) for x in moved.values()]
+  for x, ndim in shapes:
+    if x.dtype != np.float32 or x.ndim != ndim or not np.isfinite(x).all():
+      raise ValueError(f'direction {name!a} is not of finite numbers, float32')
+  if not shapes:
+    raise ValueError(f'direction {name!a} moves nothing')
+  return Direction(name, networks, ws, moved, about)
