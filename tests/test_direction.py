@@ -242,6 +242,8 @@ def test_what_is_written_is_read(both, path):
   same(direction.read(path, 'paint'), both[1])
   direction.write(path, found[:1])
   same(direction.read(str(path)), both[0])
+  direction.write('memory://b/directions/d.npz', found)
+  same(direction.read('memory://b/directions/d.npz', 'paint'), both[1])
   with np.load(path) as arrays:  # nothing but numbers and text
     assert {x.dtype.kind for x in arrays.values()} == {'f', 'U'}
 

@@ -438,6 +438,8 @@ def test_every_image_of_a_command_is_edited(net, run, edits, tmp_path):
   want = made(net, range(3, 9), edit=2 * bend - paint)
   assert all_close(tmp_path / 'out', want) and not close(want, made(net, range(3, 9)), 20)
   place = f'--sheet={tmp_path}/s.png'
+  direction.write('memory://b/one.npz', [bend, fold])
+  args[2] = '--edit=memory://b/one.npz:bend:2'
   call(generate, 'sweep', *args, place, '--seeds=3,4', '--psi=1,0.5')
   tiles = png(tmp_path / 's.png')[-128::8, -256::8].reshape(2, 8, 2, 16, 3).swapaxes(1, 2)
   assert close(tiles[:, 1], made(net, [3, 4], 0.5, edit=2 * bend))
