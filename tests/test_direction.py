@@ -68,14 +68,14 @@ def test_amounts_move_each_image(net, both):
 
 def test_a_mix_moves_as_its_parts_do_together(net, both):
   bend, paint = both
-  mix = 2 * bend - paint * np.float32(0.5) + bend
+  mix = np.float32(2) * bend - paint * 0.5 + bend
   ws = net.ws([1])
   moved, offsets = mix.move(ws, [1])
   np.testing.assert_allclose(moved, bend.move(ws, [3])[0], atol=1e-5)
   np.testing.assert_allclose(offsets[LAYER], paint.move(ws, [-0.5])[1][LAYER], atol=1e-6)
-  assert mix.name == '2 bend - 0.5 paint + 1 bend'
+  assert mix.name == '2 bend - 0.5 paint + bend'
   assert mix.about['mix'][0] == {'times': 2.0, 'name': 'bend', 'about': bend.about}
-  assert (-mix * 2).name == '- 4 bend + 1 paint - 2 bend'
+  assert (-mix * 2).name == '-4 bend + paint - 2 bend'
   named = mix.named('twist')
   same(named, mix)
   assert (3 * named).name == '3 twist' and (3 * named).about['mix'][0]['about'] == mix.about
@@ -132,7 +132,8 @@ def test_amounts_are_each_images_own_and_0_is_no_edit_to_the_last_bit(net, both)
     np.testing.assert_array_equal(net(seeds, batch=4, edit=edit)[:4], plain)
   # of five in batches of four: the amounts go with their images
   amounts = [0, 1, 2, 0, -2]
-  found = net(seeds, batch=4, edit=[(paint, amounts), (bend, np.array(amounts))])
+  halves = [(paint, np.array(amounts) / 2)] * 2
+  found = net(seeds, batch=4, edit=[*halves, (bend, np.array(amounts))])
   for i, amount in enumerate(amounts):
     assert close(found[i], net([seeds[i]] * 4, batch=4, edit=(bend + paint) * amount)[0])
   for amounts in ([1, 2], [[1]] * 5, float('nan'), [0, 1, 2, 3, float('inf')]):

@@ -43,8 +43,6 @@ class Direction:
   styles: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)  # {layer: float32 [C]}
   about: dict[str, Any] = dataclasses.field(default_factory=dict)  # JSON: method, layers, unit ...
 
-  __array_ufunc__ = None  # or NumPy's numbers would take `number * d` for an array of objects
-
   # ---- others made of it
 
   def __mul__(self, factor: float) -> 'Direction':
@@ -192,11 +190,13 @@ def _sum(terms):
 
 
 def _title(parts):
-  """The name of a mix: '3 pca1 - 0.5 b8.conv0.12'."""
-  text = ' '.join(
-    f'{"-" if part["times"] < 0 else "+"} {abs(part["times"]):g} {part["name"]}' for part in parts
-  )
-  return text.removeprefix('+ ')
+  """The name of a mix: '3 pca1 - 0.5 b8.conv0.12 + smile'."""
+  text = ''
+  for part in parts:
+    size = abs(part['times'])
+    factor = '' if size == 1 else f'{size:g} '
+    text += f' {"-" if part["times"] < 0 else "+"} {factor}{part["name"]}'
+  return text[3:] if text.startswith(' +') else f'-{text[3:]}'
 
 
 # Of a large network the hash takes a tenth of a second, and a video asks for it at every batch.
