@@ -192,6 +192,7 @@ def test_other_weights_are_warned_of_and_other_shapes_refused(net, both, monkeyp
   assert f'bend was made for the network {net.hash()[:12]}' in warnings[0]
   assert tuned.hash()[:12] in warnings[0] and len(warnings) == 1
   np.testing.assert_array_equal(image, tuned.images(tuned.ws(range(4)) + bend.ws))
+  tuned(range(4), edit=bend)  # once
   mine = dataclasses.replace(bend, networks=(tuned.hash(),))
   tuned(range(4), edit=mine)
   assert len(warnings) == 1
@@ -204,6 +205,8 @@ def test_other_weights_are_warned_of_and_other_shapes_refused(net, both, monkeyp
     UsageError, match=rf'bend .*abababababab .*{net.hash()[:12]}, .* ws \[4, 12\]'
   ):
     net([0], edit=small)
+  with pytest.raises(UsageError, match=r'bend .* ws \[4, 12\] there'):  # whatever it says
+    net([0], edit=dataclasses.replace(small, networks=(net.hash(),)))
   for styles, said in (
     ({LAYER: [1]}, r'b8.conv0 \[1\] there, \[\d+\]'),
     ({'b64.conv1': [1]}, 'none'),

@@ -11,6 +11,7 @@ direction i are `i/ws` and `i/styles/<layer>`, what it moves of these. Others ar
 import collections
 from collections.abc import Iterable, Sequence
 import dataclasses
+import functools
 import json
 import operator
 import os
@@ -115,8 +116,6 @@ class Direction:
     Raises: UsageError: it doesn't fit, having other shapes.
     """
     here = _hash(net)
-    if here in self.networks:
-      return
     there = ' and '.join(x[:SHOWN] for x in self.networks)
     known = {'ws': (net.num_ws, net.generator.mapping.w_dim)}
     if self.styles:
@@ -130,13 +129,8 @@ class Direction:
           f'{here[:SHOWN]}, {net.title}: {what} {list(shape)} there, {its} here; take one that was '
           'made for this network'
         )
-    logging.warning(
-      'the direction %s was made for the network %s and is applied to %s, which has other weights: '
-      'it may do something else there',
-      self.name,
-      there,
-      here[:SHOWN],
-    )
+    if here not in self.networks:
+      _warn(self.name, there, here[:SHOWN])
 
 
 Edit = Direction | Sequence[tuple[Direction, Any]]  # each with its amounts: a number, or [N]
@@ -197,6 +191,17 @@ def _title(parts):
     factor = '' if size == 1 else f'{size:g} '
     text += f' {"-" if part["times"] < 0 else "+"} {factor}{part["name"]}'
   return text[3:] if text.startswith(' +') else f'-{text[3:]}'
+
+
+@functools.lru_cache(256)  # once, not at every batch
+def _warn(name, there, here):
+  logging.warning(
+    'the direction %s was made for the network %s and is applied to %s, which has other weights: '
+    'it may do something else there',
+    name,
+    there,
+    here,
+  )
 
 
 # Of a large network the hash takes a tenth of a second, and a video asks for it at every batch.
