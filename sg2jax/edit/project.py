@@ -142,10 +142,19 @@ def rates(settings: Settings, spread: float) -> np.ndarray:
   spread: of `statistics`.
   """
   t = np.arange(settings.steps) / settings.steps
-  lr = 0.5 - 0.5 * np.cos(np.pi * np.minimum(1, (1 - t) / settings.lr_rampdown))
-  lr = settings.lr * lr * np.minimum(1, t / settings.lr_rampup)
+  lr = learning_rates(settings.steps, settings.lr, settings.lr_rampup, settings.lr_rampdown)
   scale = spread * settings.w_noise * np.maximum(0, 1 - t / settings.w_noise_length) ** 2
   return np.stack([lr, scale], 1)
+
+
+def learning_rates(steps: int, lr: float, rampup: float, rampdown: float) -> np.ndarray:
+  """Learning rates [steps], float64, that rise from 0 to lr, and fall along a cosine at the end.
+
+  rampup, rampdown: of all steps, the parts that this takes.
+  """
+  t = np.arange(steps) / steps
+  falling = 0.5 - 0.5 * np.cos(np.pi * np.minimum(1, (1 - t) / rampdown))
+  return lr * falling * np.minimum(1, t / rampup)
 
 
 def noise_penalty(noise: jax.Array) -> jax.Array:

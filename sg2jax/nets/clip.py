@@ -256,11 +256,14 @@ def view(images: jax.Array, size: int) -> jax.Array:
 
   Of rectangles the middle square. As a picture of them would be: clipped. Differentiable.
   """
+  return normalize((raw_view(jnp.clip(images, -1, 1), size) + 1) / 2)
+
+
+def raw_view(images: jax.Array, size: int) -> jax.Array:
+  """As `view`, but neither clipped nor normalised: what StyleCLIP shows CLIP while it optimises."""
   height, width = images.shape[1:3]
   side = min(height, width)
   top, left = (height - side) // 2, (width - side) // 2
   images = images[:, top : top + side, left : left + side]
-  images = resize_by_area(jnp.clip(images, -1, 1), size, size)
-  if images.shape[-1] == 1:
-    images = jnp.repeat(images, 3, -1)
-  return normalize((images + 1) / 2)
+  images = resize_by_area(images, size, size)
+  return jnp.repeat(images, 3, -1) if images.shape[-1] == 1 else images

@@ -21,6 +21,7 @@ from tests.reference import (
   cases_metrics,
   cases_nets,
   cases_ops,
+  cases_styleclip,
   cases_train,
 )
 from tests.reference.check import kind_of, read_manifest, run_case
@@ -36,6 +37,7 @@ CASES = (
   | cases_edit.CASES
   | cases_convert.CASES
   | cases_clip.CASES
+  | cases_styleclip.CASES
 )
 
 
