@@ -1,13 +1,16 @@
 """Reference cases of StyleCLIP's three methods, and of the directional loss."""
 
 from functools import partial
+import pathlib
 import re
+import types
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sg2jax.edit import mapper, mapper_training, optimize, text_losses
+from sg2jax import sampler
+from sg2jax.edit import global_directions, mapper, mapper_training, optimize, text_losses
 from sg2jax.edit.project import learning_rates
 from sg2jax.interop.names import from_pytorch, nchw
 from sg2jax.models import styles as style_space
@@ -238,6 +241,91 @@ def _training(sub, settings, compute, params, batches):
   return state, out
 
 
+# ---- global directions
+
+
+def global_direction(sub):
+  """One of the steps from statistics of styles to an edit."""
+  config, given = sub.config, sub.given
+  if 'ws' in given:
+    found = global_directions.statistics(_sampler(sub), [given['ws']])
+    return {
+      f'{name}/{layer}': x for name in found._fields for layer, x in getattr(found, name).items()
+    }
+  if 'view' in config:
+    return _features(sub)
+  if 'delta_i' in given:
+    return _edit(sub)
+  if 'min_channels' in config:
+    relevance = given['relevance']
+    return {
+      'num_channels': global_directions.count_kept(relevance, global_directions.BETAS),
+      'beta': [global_directions.auto_beta(relevance, n) for n in config['min_channels']],
+    }
+  features = given['features']
+  if 'templates' in config:
+    config.expect('templates', features.shape[1])
+    return {'dt': text_losses.text_direction(source=features[1], target=features[0])}
+  return {'delta_i': global_directions.delta_i(features)}
+
+
+def _sampler(sub):
+  generator, variables = read_network(sub)
+  config = types.SimpleNamespace(c_dim=generator.mapping.c_dim)
+  return sampler.Sampler(pathlib.Path(), config, 0, 0, generator, variables, {}, None)
+
+
+def _counts(sub, of):
+  """{layer: channels} of the layers of a config, by given arrays."""
+  return {layer: len(sub.given[f'{of}/{layer}']) for layer in sub.config['layers']}
+
+
+def _features(sub):
+  config = sub.config
+  view = {name: config[name] for name in ('upsample', 'pool')} | {'normalize': True}
+  pictures = {'float': False, 'uint8': True}[config['view']]
+  found = global_directions.Statistics(
+    *({k: v for k, v in sub.under(f'{name}/').items()} for name in ('mean', 'std'))
+  )
+  counts = _counts(sub, 'mean')
+  measured = global_directions.Measured(
+    counts, found, config['alpha'], config['cumulative'], pictures
+  )
+  tower = read_tower(sub, original_view(view))
+  features = global_directions.ChannelFeatures(_sampler(sub), tower, measured)
+  styles = read_styles(sub.under('s/'))
+  # in three parts, as a user's would be: the last begins earlier, for its size
+  size = -(-features.channels // 3)
+  parts = [range(first, first + size) for first in (0, size, features.channels - size)]
+  y = np.concatenate([features(styles, part) for part in parts[:2]])
+  y = np.concatenate([y, features(styles, parts[2])[2 * size - parts[2].start :]])
+  return {'features': y, 'delta_i': global_directions.delta_i(y)}
+
+
+def _edit(sub):
+  given, counts = sub.given, _counts(sub, 'std')
+  std = sub.under('std/')
+  relevance = np.asarray(given['delta_i'] @ given['dt'])
+  selected = global_directions.select(relevance, sub.config['beta'])
+  shifts = selected.shifts(counts, {layer: std[layer] for layer in std})
+  styles = read_styles(sub.under('s/'))
+  generator, variables = read_network(sub)
+
+  @jit
+  def render(alpha):
+    moved = {layer: x + alpha * shifts.get(layer, 0) for layer, x in styles.items()}
+    return render_styles(generator, variables, moved)
+
+  images = [nchw(render(alpha)) for alpha in sub.config['alphas']]
+  # layers that aren't among these, torgb's for example, stay
+  shift = {layer: shifts.get(layer, np.zeros(x.shape[1])) for layer, x in styles.items()}
+  return {
+    'relevance': relevance,
+    'num_channels': selected.channels,
+    'images': np.stack(images, 1),
+  } | {f'shift/{layer}': x for layer, x in shift.items()}
+
+
 # ---- directional loss
 
 
@@ -260,6 +348,7 @@ def directional_loss(sub):
 
 
 CASES = {
+  'styleclip_global': global_direction,
   'styleclip_mapper': latent_mapper,
   'styleclip_optimization': optimization,
   'directional_loss': directional_loss,
