@@ -28,6 +28,15 @@ _PACKAGE = importlib.resources.files('sg2jax.nets')
 DIGITS = pathlib.Path(str(_PACKAGE), 'digits_clip.safetensors')  # lab/tiny_clip.py makes it
 NAMES = ('digits', *pretrained.CLIP)
 FORMAT = 'sg2jax-clip-1'  # of the .config.json of a network of ours
+# Texts that have nothing to do with each other: how a text ranks among them says whether an image
+# shows it.
+NEUTRAL = (
+  *('a person', 'a face', 'a crowd', 'a dog', 'a cat', 'a horse', 'a bird', 'a fish', 'an insect'),
+  *('a car', 'a train', 'an aeroplane', 'a ship', 'a bicycle', 'a house', 'a church', 'a bridge'),
+  *('a street', 'a city', 'a mountain', 'a forest', 'a beach', 'the sea', 'the sky', 'a garden'),
+  *('a flower', 'a tree', 'food', 'a fruit', 'a table', 'a chair', 'a book', 'a machine', 'a toy'),
+  *('a map', 'a word', 'a number', 'a pattern', 'a drawing', 'a painting', 'a sculpture', 'a room'),
+)
 # Beside the file of a network, what its arrays don't tell: of transformers, of open_clip.
 _CONFIGS = ('config.json', 'open_clip_config.json')
 
@@ -70,6 +79,7 @@ class Clip(NamedTuple):
   architecture: clip.Architecture
   params: Any
   templates: tuple[str, ...]  # '{}' stands for a text
+  neutral: tuple[str, ...]  # texts of all sorts that it knows
   known: frozenset[int] | None = None  # tokens that it was trained on; None: all
 
   def texts(self, texts: Sequence[str]) -> np.ndarray:
@@ -165,10 +175,11 @@ def _ready(name, digest, arrays, told):
   if 'tokens' in arrays:
     arrays, known = _with_all_tokens(arrays)
   arrays = clip_names.openai(arrays)
-  texts = tuple(told.pop('templates', ())) or templates()
+  around = tuple(told.pop('templates', ())) or templates()
+  neutral = tuple(told.pop('neutral', ())) or NEUTRAL
   architecture = clip_names.architecture(arrays, **told)
   params = clip_names.params(arrays, architecture)
-  return Clip(name, digest, architecture, params, texts, known)
+  return Clip(name, digest, architecture, params, around, neutral, known)
 
 
 def _with_all_tokens(arrays):
@@ -182,7 +193,8 @@ def _with_all_tokens(arrays):
 
 
 def _told(path, arrays):
-  """What is known besides arrays: 'activation', 'vision_heads', 'text_heads', 'templates'.
+  """What is known besides arrays: 'activation', 'vision_heads', 'text_heads', 'templates',
+  'neutral'.
 
   From a JSON file beside: <name>.config.json, or one of _CONFIGS in the folder.
   """
@@ -194,7 +206,7 @@ def _told(path, arrays):
   try:
     config = json.loads(place.read_text(encoding='utf-8'))
     if config.get('format') == FORMAT:
-      return {'activation': config['activation'], 'templates': config['templates']}
+      return {name: config[name] for name in ('activation', 'templates', 'neutral')}
     if 'model_cfg' in config:
       return _told_by_open_clip(config['model_cfg'])
     return _told_by_transformers(config)

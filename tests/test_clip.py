@@ -37,7 +37,7 @@ def drawn(spec):
     jax.eval_shape(tower.init, jax.random.key(0), example)['params'] for tower, example in towers
   )
   tree = {'visual': visual, 'text': text, 'logit_scale': np.zeros(())}
-  tree = jax.tree.map(lambda x: draws.normal(size=x.shape).astype(np.float32), tree)
+  tree = jax.tree.map(lambda x: draws.normal(scale=0.2, size=x.shape).astype(np.float32), tree)
   return clip_names.arrays(tree)
 
 
@@ -169,6 +169,7 @@ def test_a_network_of_few_tokens_refuses_the_others(tmp_path):
     format=clips.FORMAT,
     activation='gelu',
     templates=['{}', 'a {}'],
+    neutral=['seven'],
   )
   net = clips.load(path)
   mean = net.texts(['thin seven', 'a thin seven']).mean(0)
