@@ -1,0 +1,209 @@
+"""Trains the tiny CLIP for the bundled digits, `--clip=digits`: minutes on two cores.
+
+python -m sg2jax.lab.tiny_clip [--out=FILE] [--steps=1500] [--seed=0]
+
+It learns from digits and variations of them, and captions made of their label and of attributes
+that are measured from the pixels. Of the bundled digits every fifth is held out; how well those are
+told apart by text is printed at the end. FILE is by default the one that the package has.
+"""
+
+import json
+import pathlib
+import time
+from typing import Any
+
+from absl import flags
+from flax import linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from safetensors import numpy as safetensors
+
+from sg2jax import cli, files
+from sg2jax import clip as clips
+from sg2jax.lab import digit_captions as captions
+from sg2jax.nets import clip, clip_names
+
+BATCH = 128
+COPIES = 20  # variations of each digit
+LR = 1e-3
+CONTEXT = 32  # tokens of a text
+ARCHITECTURE = dict(
+  image_size=2 * captions.RESOLUTION,  # as the tower halves five times
+  vision_width=8,
+  vision_layers=(1, 1, 1, 1),
+  vision_heads=4,
+  embed_dim=64,
+  context_length=CONTEXT,
+  text_width=64,
+  text_layers=2,
+  text_heads=1,
+)
+
+
+def define_flags() -> None:
+  """The command line."""
+  flags.DEFINE_string('out', str(clips.DIGITS), 'File of the weights, .safetensors.')
+  flags.DEFINE_integer('steps', 1500, 'Minibatches of 128 pictures.', lower_bound=1)
+  flags.DEFINE_integer('seed', 0, 'Of everything that is drawn.')
+
+
+def main(_: list[str]) -> None:
+  """Trains, writes, judges."""
+  asked = flags.FLAGS
+  images, labels, held_out = captions.load()
+  edges = captions.thirds(images[~held_out], labels[~held_out])
+  params, spec, tokens = train(images[~held_out], labels[~held_out], edges, asked.steps, asked.seed)
+  out = pathlib.Path(asked.out)
+  write(out, params, tokens)
+  print(f'wrote {out}')
+  net = clips.load(str(out))
+  facts = captions.facts_of(images[held_out], labels[held_out], edges)
+  for name, share in judge(net, images[held_out], facts).items():
+    print(f'{name}: {share:.1%}')
+
+
+# ---- training
+
+
+def fits(facts: np.ndarray, said: np.ndarray) -> np.ndarray:
+  """Whether each text is true of each picture: facts [N,5], said [M,5] -> bool [N,M]."""
+  agree = (facts[:, None] == said) | (said == captions.UNSAID)
+  return agree.all(-1)
+
+
+def contrastive_loss(
+  params: Any, spec: clip.Architecture, images: jax.Array, tokens: jax.Array, true: jax.Array
+) -> jax.Array:
+  """CLIP's loss, where several texts may be true of a picture.
+
+  As [Yang et al. 2022, UniCL, arXiv 2204.03610, eq. 3] has it, with texts in place of labels.
+  images: [N,H,W,1] in [-1,1]; tokens: [M,T]; true: bool [N,M].
+  """
+  a = clip.unit(clip.image_features(params, spec, clip.view(images, spec.image_size)))
+  b = clip.unit(clip.text_features(params, spec, tokens))
+  logits = jnp.exp(params['logit_scale']) * a @ b.T  # [N,M]
+  losses = []
+  for rows, target in ((logits, true), (logits.T, true.T)):
+    target = target / target.sum(1, keepdims=True)
+    losses.append(-(target * nn.log_softmax(rows)).sum(1).mean())
+  return sum(losses) / 2
+
+
+def train(
+  images: np.ndarray, labels: np.ndarray, edges: np.ndarray, steps: int, seed: int
+) -> tuple[dict, clip.Architecture, np.ndarray]:
+  """(params, their Architecture, the tokens [K] of its vocabulary)."""
+  pictures = captions.varied(images, labels, edges, COPIES, seed)
+  draws = np.random.default_rng(seed)
+  tokenizer = clips.tokenizer()
+  # ---- its vocabulary: all tokens that its captions can have
+  texts = [captions.caption(facts, draws)[0] for facts in pictures.facts]
+  used = np.unique(tokenizer(texts, CONTEXT))
+  spec = clip.Architecture(**ARCHITECTURE, vocab_size=len(used))
+  params = initial(spec, seed)
+  schedule = optax.warmup_cosine_decay_schedule(0, LR, min(100, steps // 10 + 1), steps)
+  optimizer = optax.chain(
+    optax.clip_by_global_norm(1.0), optax.adamw(schedule, 0.9, 0.98, weight_decay=0.02)
+  )
+  state = optimizer.init(params)
+
+  @jax.jit
+  def step(params, state, images, tokens, true):
+    loss, grads = jax.value_and_grad(contrastive_loss)(params, spec, images, tokens, true)
+    updates, state = optimizer.update(grads, state, params)
+    params = optax.apply_updates(params, updates)
+    # as CLIP: no more than 100 [2.5]
+    params['logit_scale'] = jnp.minimum(params['logit_scale'], np.log(100))
+    return params, state, loss
+
+  began = time.monotonic()
+  for i in range(steps):
+    rows = draws.integers(len(pictures.images), size=BATCH)
+    facts = pictures.facts[rows]
+    texts, said = zip(*(captions.caption(row, draws) for row in facts))
+    tokens = np.searchsorted(used, tokenizer(texts, CONTEXT)).astype(np.int32)
+    shown = pictures.images[rows].astype(np.float32) / 127.5 - 1
+    params, state, loss = step(params, state, shown, tokens, fits(facts, np.stack(said)))
+    if (i + 1) % 100 == 0:
+      print(f'{i + 1} of {steps}: loss {loss:.3f}, {time.monotonic() - began:.0f} s', flush=True)
+  return jax.device_get(params), spec, used
+
+
+def initial(spec: clip.Architecture, seed: int) -> dict:
+  """Parameters to start from."""
+  keys = jax.random.split(jax.random.key(seed))
+  image = np.zeros((1, spec.image_size, spec.image_size, 3), np.float32)
+  tokens = np.zeros((1, spec.context_length), np.int32)
+  return {
+    'visual': jax.jit(clip.image_tower(spec).init)(keys[0], image)['params'],
+    'text': jax.jit(clip.TextTransformer(spec).init)(keys[1], tokens)['params'],
+    'logit_scale': np.float32(np.log(1 / 0.07)),
+  }
+
+
+def write(path: pathlib.Path, params: dict, tokens: np.ndarray) -> None:
+  """The weights under OpenAI's names in float16, and beside them what they don't tell.
+
+  Of the embedding only the rows of known tokens are there, and `tokens` says which.
+  """
+  arrays = clip_names.arrays(params)
+  arrays = {name: np.ascontiguousarray(x, np.float16) for name, x in arrays.items()}
+  arrays |= {
+    'logit_scale': np.asarray(params['logit_scale'], np.float32),
+    'tokens': tokens.astype(np.int32),
+  }
+  files.write_atomic(path, safetensors.save(arrays))
+  about = {
+    'format': clips.FORMAT,
+    'activation': 'quick_gelu',
+    'templates': captions.TEMPLATES,
+    'neutral': captions.neutral(),
+    'made_by': 'python -m sg2jax.lab.tiny_clip',
+    'licence': 'Apache-2.0; of digits under CC BY 4.0, see sg2jax/data/digits.py',
+  }
+  files.write_atomic(path.with_suffix('.config.json'), json.dumps(about, indent=1) + '\n')
+
+
+# ---- how good it is
+
+
+def judge(net: clips.Clip, images: np.ndarray, facts: np.ndarray) -> dict[str, float]:
+  """Shares of pictures [N,32,32,1] with these facts [N,5] of which texts are told apart rightly.
+
+  Of the digit among ten; of each attribute between the lowest and the highest third of the class,
+  for pictures that are in one of them; of captions: whether the best of 100, of which one is true
+  of the picture, is that one.
+  """
+  seen = net.images(images)
+  digits = np.stack([net.text(f'a {word}') for word in captions.WORDS])
+  found = {'digit': ((seen @ digits.T).argmax(1) == facts[:, 0]).mean()}
+  for i, (name, phrases) in enumerate(captions.PHRASES.items(), 1):
+    right = []
+    for digit, word in enumerate(captions.WORDS):
+      low, high = (net.text(captions.phrase([phrases[t][0][0]], word, [])) for t in (0, 2))
+      rows = (facts[:, 0] == digit) & (facts[:, i] != 1)
+      right.append((seen[rows] @ (high - low) > 0) == (facts[rows, i] == 2))
+    found[name] = np.concatenate(right).mean()
+  found['captions'] = np.mean(retrieved(net, seen, facts))
+  return found
+
+
+def retrieved(net: clips.Clip, seen: np.ndarray, facts: np.ndarray) -> list[bool]:
+  """Of each picture whether the best of 100 captions is the one that is true of it."""
+  draws = np.random.default_rng(0)
+  texts, said = zip(*(captions.caption(row, draws) for row in facts for _ in range(4)))
+  features = net.texts(texts)
+  true = fits(facts, np.stack(said))  # [N,4N]
+  right = []
+  for picture, row in zip(seen, true):
+    others = draws.permutation(np.flatnonzero(~row))[:99]
+    own = draws.choice(np.flatnonzero(row))
+    right.append(bool(picture @ features[own] > (features[others] @ picture).max()))
+  return right
+
+
+if __name__ == '__main__':
+  define_flags()
+  cli.run(main)
