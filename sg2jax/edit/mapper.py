@@ -29,9 +29,9 @@ LEVELS = {
   'fine': ('fine_mapping', slice(8, None)),
   'all': ('mapping', slice(0, None)),
 }
-# What a latent is normalised over: its features, or the layers of its level, each feature for
-# itself. StyleCLIP meant the one and does the other, and so do all mappers of its.
-NORMALIZED = ('features', 'layers')
+# What a latent [N,L,W] is normalised over: its features, or the layers of its level, each feature
+# for itself. StyleCLIP's networks have the latter, which presumably was not meant.
+NORMALIZED = {'features': -1, 'layers': -2}
 STRENGTH = 0.1  # of what a mapper says, in what is added
 DEPTH = 4  # dense layers
 
@@ -44,7 +44,7 @@ class LevelMapper(nn.Module):
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
     features = x.shape[-1]
-    axis = -2 if self.normalized == 'layers' else -1
+    axis = NORMALIZED[self.normalized]
     x = x * jax.lax.rsqrt((x**2).mean(axis, keepdims=True) + 1e-8)
     for i in range(DEPTH):  # number 0 is the normalisation
       x = Dense(features, 'lrelu', lr_mul=0.01, name=f'mapping.{i + 1}')(x)

@@ -19,6 +19,7 @@ import optax
 from sg2jax import sampler, sharding
 from sg2jax.edit import mapper, optimizers
 from sg2jax.edit.text_losses import Tower
+from sg2jax.faults import UsageError
 from sg2jax.keys import purpose_key
 from sg2jax.models import styles as style_space
 
@@ -87,10 +88,15 @@ def first_state(settings: Settings, params: Any) -> TrainingState:
 
 
 def _optimizer(settings):
-  if settings.optimizer == 'ranger':
-    return optimizers.ranger(settings.lr)
-  direction = optimizers.adam(*settings.adam_betas, settings.adam_eps)
-  return optax.chain(direction, optax.scale(-settings.lr))
+  match settings.optimizer:
+    case 'adam':
+      direction = optimizers.adam(*settings.adam_betas, settings.adam_eps)
+      return optax.chain(direction, optax.scale(-settings.lr))
+    case 'ranger':
+      return optimizers.ranger(settings.lr)
+  raise UsageError(
+    f'optimizer={settings.optimizer} is unknown; choose from {", ".join(OPTIMIZERS)}'
+  )
 
 
 def train_step(

@@ -184,7 +184,7 @@ class Optimizer:
     variables, weights, lr = sharding.replicate(mesh, arrays)
     moves = _no_moves(net, ws, settings.space)
     ws, texts, self._state = begin(np.asarray(ws), np.asarray(texts), moves)
-    self._before = jax.tree.map(jnp.copy, self._state.moves)
+    self._before = self._state.moves
     self._advance = partial(advance, variables, weights, lr, ws, texts)
     self._inspect = partial(inspect, variables, weights, ws, texts)
 
@@ -214,7 +214,8 @@ def _no_moves(net, ws, space):
   """Moves of 0 for ws [N,num_ws,w_dim]."""
   n, num_ws, w_dim = ws.shape
   if space != 's':
-    return {'ws': np.zeros((n, 1 if space == 'w' else num_ws, w_dim), ws.dtype)}
+    rows = {'w': 1, 'w+': num_ws}[space]
+    return {'ws': np.zeros((n, rows, w_dim), ws.dtype)}
   # torgb's stay, as in StyleCLIP: they change colours only
   channels = style_space.channels(net.generator, net.variables)
   return {

@@ -100,15 +100,20 @@ def _real_tokens(sub, arrays):
   return {'text_features': jit(clip.text_features, static_argnums=1)(params, spec, tokens)}
 
 
-def clip_resnet(sub):
-  """Features of an image tower that is a ResNet, and their gradient."""
-  config, given = sub.config, sub.given
-  spec = architecture(
+def resnet_architecture(config):
+  """The Architecture of a config that has an image tower that is a ResNet only."""
+  return architecture(
     {'embed_dim': config['embed_dim'], 'image_size': config['image_size']},
     vision_layers=tuple(config['layers']),
     vision_width=config['width'],
     vision_heads=config['heads'],
   )
+
+
+def clip_resnet(sub):
+  """Features of an image tower that is a ResNet, and their gradient."""
+  config, given = sub.config, sub.given
+  spec = resnet_architecture(config)
   arrays = sub.under('P/')
   arrays = clip_names.openai({name: arrays[name] for name in arrays})
   params = {'visual': clip_names.vision_params(arrays, spec)}

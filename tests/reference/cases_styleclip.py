@@ -16,7 +16,7 @@ from sg2jax.interop.names import from_pytorch, nchw
 from sg2jax.models import styles as style_space
 from sg2jax.models.sizes import block_sizes
 from sg2jax.nets import clip_names
-from tests.reference.cases_clip import architecture, original_view
+from tests.reference.cases_clip import architecture, original_view, resnet_architecture
 from tests.reference.cases_nets import read_generator
 from tests.reference.check import jit
 
@@ -34,7 +34,7 @@ def read_network(sub):
 def read_tower(sub, view):
   """The Tower of a sub-case. view: images -> what it takes."""
   config, arrays = sub.config.sub('clip'), sub.under('V/')
-  spec = architecture(config)
+  spec = resnet_architecture(config) if 'layers' in config else architecture(config)
   params = {'visual': clip_names.vision_params({name: arrays[name] for name in arrays}, spec)}
   if 'logit_scale' in arrays:
     params['logit_scale'] = arrays['logit_scale']
@@ -63,13 +63,12 @@ def optimization(sub):
   config, given = sub.config, sub.given
   for key, value in NOT_MODELLED.items():
     config.expect(key, value)
-  space, free = config['space'], config['mode'] == 'free_generation'
-  l2_lambda = config['l2_lambda']
+  space, l2_lambda = config['space'], config['l2_lambda']
   settings = optimize.Settings(
     steps=config['steps'],
     space=space,
     lr=config['lr'],
-    l2_lambda=0 if free else l2_lambda,
+    l2_lambda={'edit': l2_lambda, 'free_generation': 0}[config['mode']],
     lr_rampup=config['lr_rampup'],
     lr_rampdown=config['lr_rampdown'],
     adam_betas=tuple(config['adam_betas']),
