@@ -1,10 +1,10 @@
 """Editing by text: what the reference vectors don't say. See cases_styleclip.py for the numbers."""
 
+import collections
+import dataclasses
 import os
-import pathlib
 import subprocess
 import sys
-import types
 
 import jax
 import jax.numpy as jnp
@@ -12,20 +12,23 @@ import numpy as np
 import optax
 import pytest
 
-from sg2jax import sampler, sharding
+from configs import default
+from sg2jax import build, files, paths, sampler, sharding
 from sg2jax.edit import (
   global_directions,
   mapper,
+  mapper_files,
   mapper_training,
   optimize,
   optimizers,
   text_losses,
 )
-from sg2jax.faults import UsageError
+from sg2jax.faults import UsageError, WeightsError
 from sg2jax.models import styles as style_space
 from sg2jax.nets import clip
+from tests.foreign_files import Tensor, save_legacy, save_zip
 from tests.runs import ROOT, xla_flags
-from tests.test_models import make, variables
+from tests.test_models import variables
 
 pytestmark = pytest.mark.usefixtures('quick_compile')
 SPEC = clip.Architecture(
@@ -46,13 +49,17 @@ TEXTS = np.random.RandomState(5).randn(3, 6).astype(np.float32)
 
 def small_net():
   """A rectangular, grey network of 8x16 px, 6 ws of 8 numbers."""
-  generator = make((8, 16), channels=1)
-  config = types.SimpleNamespace(c_dim=0)
-  w_avg = np.zeros(8, np.float32)
+  config = default.get_config()
+  sizes = {'fmap_base': 32, 'fmap_max': 8, 'z_dim': 8, 'w_dim': 8, 'mapping_layers': 1}
+  fields = {'data.dir': '-', 'resolution': (8, 16), 'data.channels': 1}
+  config.update_from_flattened_dict(fields | {f'g.{name}': x for name, x in sizes.items()})
+  generator, _ = build.networks(config, 0)
   found = variables(generator, channels=1)
   for block in found['params']['synthesis'].values():
     block['torgb']['weight'] *= 0.3  # most pixels within [-1,1]: beyond it there is no gradient
-  return sampler.Sampler(pathlib.Path(), config, 0, 0, generator, found, {}, w_avg)
+  state = {'step': 0, 'nimg': 0, 'g_ema': found['params'], 'noise': found['noise']}
+  state['w_avg'] = np.zeros(8, np.float32)
+  return sampler.from_state(paths.place('.'), config.to_dict() | {'c_dim': 0}, state)
 
 
 def small_tower(view=clip.view):
@@ -87,6 +94,7 @@ def ws():
 def test_a_copy_has_a_loss_and_a_way_out_of_it():
   direction = text_losses.text_direction(TEXTS[:2], TEXTS[1:])
 
+  @jax.jit
   def loss(target):
     return text_losses.directional_loss(TEXTS, target, direction).sum()
 
@@ -145,6 +153,8 @@ def test_images_move_to_their_texts_alone_or_together(net, tower, ws, space):
   else:
     assert found.moves['ws'].shape == (3, 1 if space == 'w' else 6, 8)
     np.testing.assert_array_equal(found.images, net.images(ws + found.moves['ws']))
+  direction = found.direction(net, 1, 'thick', text='a thick 7')
+  np.testing.assert_array_equal(net.images(ws[1:2], edit=direction), found.images[1:2])
   if space == 'w+':
     alone = optimize.optimize(net, ws[1:2], tower, TEXTS[1:2], settings)
     np.testing.assert_allclose(alone.moves['ws'][0], found.moves['ws'][1], atol=1e-3)
@@ -206,8 +216,8 @@ def test_levels_that_a_network_lacks_are_named():
 def test_a_level_without_layers_changes_nothing():
   module = mapper.LatentMapper(('coarse', 'fine'), 'layers')
   ws = jnp.ones((2, 8, 3))
-  params = module.init(jax.random.key(0), ws)['params']
-  grads = jax.grad(lambda params: module.apply({'params': params}, ws).sum())(params)
+  params = jax.jit(module.init)(jax.random.key(0), ws)['params']
+  grads = jax.jit(jax.grad(lambda params: module.apply({'params': params}, ws).sum()))(params)
   assert not any(x.any() for x in jax.tree.leaves(grads['fine_mapping']))
   assert all(jnp.isfinite(x).all() for x in jax.tree.leaves(grads['course_mapping']))
 
@@ -215,7 +225,7 @@ def test_a_level_without_layers_changes_nothing():
 def test_arrays_of_a_mapper_are_checked():
   module = mapper.LatentMapper(('coarse',))
   example = jax.ShapeDtypeStruct((1, 8, 3), np.float32)
-  params = module.init(jax.random.key(0), jnp.zeros((1, 8, 3)))['params']
+  params = jax.jit(module.init)(jax.random.key(0), jnp.zeros((1, 8, 3)))['params']
   arrays = mapper.arrays(params)
   weight = 'course_mapping.mapping.1.weight'
   np.testing.assert_array_equal(arrays[weight], params['course_mapping']['mapping.1']['weight'].T)
@@ -224,6 +234,64 @@ def test_arrays_of_a_mapper_are_checked():
     mapper.params(arrays | {weight: np.zeros((2, 2))}, module, example)
   with pytest.raises(ValueError, match='fine_mapping.mapping.1.weight is unknown'):
     mapper.params(arrays | {'fine_mapping.mapping.1.weight': 0}, module, example)
+
+
+def mapper_of(net, levels, normalized='features'):
+  module = mapper.LatentMapper(levels, normalized)
+  shape = (1, net.num_ws, net.generator.mapping.w_dim)
+  params = jax.jit(module.init)(jax.random.key(0), jnp.zeros(shape))['params']
+  return mapper.Mapper(module, jax.device_get(params))
+
+
+def checkpoint(arrays, num_ws, save=save_zip, **other):
+  """A file of StyleCLIP's program; num_ws: of the generator in it."""
+  state = {f'mapper.{name}': Tensor(x) for name, x in arrays.items()}
+  for i in range(num_ws - 2):
+    state[f'decoder.convs.{i}.conv.weight'] = Tensor(np.zeros((1, 2, 2, 3, 3), np.float32))
+  opts = {'description': 'a thick 7', 'lr': 0.5, 'no_fine_mapper': True, 'latents': None}
+  return save({'state_dict': collections.OrderedDict(state), 'opts': opts} | other)
+
+
+@pytest.mark.parametrize('save', [save_zip, save_legacy])
+def test_published_mappers_are_read(net, ws, tmp_path, save):
+  theirs = mapper_of(net, ('coarse', 'medium'), 'layers')
+  path = tmp_path / 'thick.pt'
+  path.write_bytes(checkpoint(mapper.arrays(theirs.params), net.num_ws, save))
+  found, about = mapper_files.read(path, net)
+  assert found.module == theirs.module and about == {}
+  np.testing.assert_array_equal(found.moves(net, ws)['ws'], theirs.moves(net, ws)['ws'])
+
+
+def test_our_own_mappers_are_read_as_they_were_written(net, ws, tmp_path):
+  ours = dataclasses.replace(mapper_of(net, ('all',)), strength=0.3)
+  mapper_files.write(tmp_path / 'thick.npz', ours, net_hash := 'abc', text='a thick 7')
+  found, about = mapper_files.read(tmp_path / 'thick.npz', net)
+  assert about['text'] == 'a thick 7' and about['network'] == net_hash
+  np.testing.assert_array_equal(found.moves(net, ws)['ws'], ours.moves(net, ws)['ws'])
+
+
+def test_mappers_of_other_networks_are_refused(net, tmp_path):
+  arrays = mapper.arrays(mapper_of(net, ('coarse',)).params)
+  wide = {f'course_mapping.mapping.1.{x}': np.zeros((9, 9)[i:], 'f') for i, x in enumerate('ab')}
+  fine = {name.replace('course', 'fine'): x for name, x in arrays.items()}
+  whole = checkpoint(arrays, 6)
+  for data, match in (
+    (checkpoint(arrays, 18), 'trained for a network with 18 ws, and this one has 6'),
+    (checkpoint(wide, 6), r'moves w of \[9\] numbers, and this network has 8'),
+    (checkpoint(arrays | fine, 6), 'fine has no layers here'),
+    (checkpoint(dict(list(arrays.items())[1:]), 0), 'mapping.1.bias is missing'),
+    (checkpoint({}, 6), 'nothing under mapper'),
+    (save_zip({'g_ema': {}}), 'no state_dict'),
+    (whole[: len(whole) // 2], 'a broken zip file'),
+    (b'<html>', 'a web page'),
+    (files.npz(about='{}'), 'KeyError'),
+  ):
+    (tmp_path / 'm.pt').write_bytes(data)
+    with pytest.raises(WeightsError, match=f'm.pt is no mapper for .*: .*{match}') as e:
+      mapper_files.read(tmp_path / 'm.pt', net)
+    assert '\n' not in str(e.value)
+  with pytest.raises(WeightsError, match='cannot read .*no.pt: No such file'):
+    mapper_files.read(tmp_path / 'no.pt', net)
 
 
 # ---- global directions
@@ -241,7 +309,8 @@ def test_moments_of_parts_are_those_of_all():
 
 def test_channels_are_set_one_at_a_time(net, tower, ws):
   found = global_directions.statistics(net, [ws])
-  styles = global_directions.read_styles(net, ws[:2])
+  styles = global_directions.read_styles(net, ws)  # of one shape: compiled once
+  styles = {layer: x[:2] for layer, x in styles.items()}
   layers = global_directions.convolutions(styles)
   assert layers[0] == 'b4.conv1' and not any('torgb' in layer for layer in layers)
   counts = {layer: styles[layer].shape[1] for layer in layers}
@@ -257,8 +326,11 @@ def test_channels_are_set_one_at_a_time(net, tower, ws):
   def change(layer, x):
     return x.at[:, 0].set(value) if layer == 'b8.conv0' else x
 
-  images = style_space.image(net.generator, net.variables, ws[:2], change)
-  np.testing.assert_allclose(y[0, :, 1], tower.features(images), rtol=1e-3, atol=1e-4)
+  @jax.jit
+  def expected(variables):
+    return tower.features(style_space.image(net.generator, variables, ws[:2], change))
+
+  np.testing.assert_allclose(y[0, :, 1], expected(net.variables), rtol=1e-3, atol=1e-4)
   np.testing.assert_array_equal(y[1, :, 0], y[1, :, 1])
   effect = global_directions.delta_i(y)
   np.testing.assert_allclose((effect**2).sum(1), [1, 0, 1], rtol=1e-5)
@@ -276,13 +348,17 @@ RELEVANCE = np.array([0.05, -0.3, 0.2, -0.2, 0.0, 0.1])
   'how, kept',
   [({'beta': 0.2}, 3), ({'channels': 1}, 1), ({'channels': 2}, 3), ({'channels': 6}, 5)],
 )
-def test_channels_are_selected(how, kept):
+def test_channels_are_selected(net, how, kept):
   found = global_directions.select(RELEVANCE, **how)
   assert found.channels == kept == np.count_nonzero(found.weights)
   assert np.abs(found.weights).max() == 1 and found.weights[1] == -1
   std = {'b4.conv1': np.full(2, 2.0), 'b8.conv0': np.full(4, 3.0)}
-  shifts = found.shifts({'b4.conv1': 2, 'b8.conv0': 4}, std)
+  counts = {'b4.conv1': 2, 'b8.conv0': 4}
+  shifts = found.shifts(counts, std)
   assert shifts['b4.conv1'].tolist()[1] == -2 and shifts['b8.conv0'].shape == (4,)
+  measured = global_directions.Measured(counts, global_directions.Statistics(std, std))
+  direction = found.direction(net, measured, 'thick')
+  assert direction.about['channels'] == kept and direction.styles['b4.conv1'].dtype == np.float32
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ channels are numbered over the convolutions, one after the other, from coarse to
 from collections.abc import Iterable, Mapping, Sequence
 import functools
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +18,7 @@ from PIL import Image
 
 from sg2jax import clip as clips
 from sg2jax import sampler, sharding
+from sg2jax.edit.direction import Direction
 from sg2jax.edit.text_losses import Tower
 from sg2jax.faults import UsageError
 from sg2jax.models import styles as style_space
@@ -250,6 +251,15 @@ class Selection(NamedTuple):
     counts: {layer: C} of the convolutions whose channels these are; std: of Statistics.
     """
     return {layer: x * std[layer] for layer, x in split(self.weights, counts).items()}
+
+  def direction(
+    self, net: sampler.Sampler, measured: Measured, name: str, **about: Any
+  ) -> Direction:
+    """The `shifts` as a Direction of a network. about: more for it, JSON."""
+    shifts = self.shifts(measured.counts, measured.statistics.std)
+    moved = {layer: x.astype(np.float32) for layer, x in shifts.items() if x.any()}
+    known = {'method': 'global', 'beta': self.beta, 'channels': self.channels}
+    return Direction(name, (net.hash(),), None, moved, known | about)
 
 
 def select(

@@ -141,7 +141,8 @@ def _compiled(mesh, generator, growing, architecture, view, module, settings):
 
   def moves_of(variables, params, ws):
     moves = module.apply({'params': params}, latents(variables, ws))
-    return jax.tree.map(lambda x: settings.strength * x, moves)
+    moves = jax.tree.map(lambda x: settings.strength * x, moves)
+    return moves if settings.space == 's' else {'ws': moves}
 
   @partial(jax.jit, out_shardings=whole)
   def begin(variables, ws):
@@ -156,10 +157,8 @@ def _compiled(mesh, generator, growing, architecture, view, module, settings):
     def compute(params):
       moves = moves_of(variables, params, ws)
 
-      def change(layer, styles):
-        return styles + moves[layer] if settings.space == 's' and layer in moves else styles
-
-      moved = ws if settings.space == 's' else ws + moves
+      change = partial(style_space.add, moves)
+      moved = ws + moves.get('ws', 0)
       images = style_space.image(generator, variables, moved, change, 'const', **growing)
       found = Tower(weights, architecture, view).loss(images, texts)
       return mapper_losses(settings, jax.tree.map(lambda x: x[:count], moves), found[:count])

@@ -11,7 +11,7 @@ other. What is searched is what is added to the ws or styles of each, which star
 from collections.abc import Callable
 import functools
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +19,7 @@ import numpy as np
 
 from sg2jax import sampler, sharding
 from sg2jax.edit import optimizers
+from sg2jax.edit.direction import Direction
 from sg2jax.edit.project import learning_rates
 from sg2jax.edit.text_losses import Tower
 from sg2jax.models import styles as style_space
@@ -66,6 +67,14 @@ class Optimized(NamedTuple):
   clip_loss: np.ndarray  # [N], with them
   moves_before: dict  # those before the last step: StyleCLIP returns their images
   images_before: np.ndarray
+
+  def direction(self, net: sampler.Sampler, i: int, name: str, **about: Any) -> Direction:
+    """What moves image i, as a Direction. about: more for it, JSON."""
+    styles = {layer: x[i] for layer, x in self.moves.items()}
+    ws = styles.pop('ws', None)
+    if ws is not None:
+      ws = np.repeat(ws, net.num_ws // len(ws), 0)
+    return Direction(name, (net.hash(),), ws, styles, {'method': 'optimize'} | about)
 
 
 def first_state(settings: Settings, moves: dict) -> SearchState:
@@ -121,9 +130,7 @@ def _compiled(mesh, generator, growing, architecture, view, settings):
   whole = sharding.replicated(mesh)  # what the host reads: it may be one of several
 
   def render(variables, ws, moves):
-    def change(layer, styles):
-      return styles + moves[layer] if layer in moves else styles
-
+    change = partial(style_space.add, moves)
     ws = ws + moves.get('ws', 0)
     return style_space.image(generator, variables, ws, change, 'const', **dict(growing))
 
