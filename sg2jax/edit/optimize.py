@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
 from sg2jax import sampler, sharding
 from sg2jax.edit import optimizers
@@ -77,19 +78,16 @@ class Optimized(NamedTuple):
     return Direction(name, (net.hash(),), ws, styles, {'method': 'optimize'} | about)
 
 
-def first_state(settings: Settings, moves: dict) -> SearchState:
+def first_state(adam: optax.GradientTransformation, moves: dict) -> SearchState:
   """Where a search begins, given moves of 0."""
-  return SearchState(moves, _adam(settings).init(moves))
-
-
-def _adam(settings):
-  return optimizers.adam(*settings.adam_betas, settings.adam_eps)
+  return SearchState(moves, adam.init(moves))
 
 
 def search_step(
   render: Callable,
   measure: Callable,
-  settings: Settings,
+  adam: optax.GradientTransformation,
+  l2_lambda: jax.Array | float,
   state: SearchState,
   lr: jax.Array,
 ) -> tuple[SearchState, Losses]:
@@ -100,7 +98,8 @@ def search_step(
   Args:
     render: moves -> images [N,H,W,C] in [-1,1].
     measure: images -> clip_loss [N].
-    settings: see Settings.
+    adam: of optimizers.py.
+    l2_lambda: see Settings.
     state: where the search is.
     lr: learning rate.
   """
@@ -108,11 +107,11 @@ def search_step(
   def total(moves):
     clip_loss = measure(render(moves))
     l2 = sum((x**2).sum(range(1, x.ndim)) for x in jax.tree.leaves(moves))
-    losses = Losses(clip_loss + settings.l2_lambda * l2, clip_loss, l2)
+    losses = Losses(clip_loss + l2_lambda * l2, clip_loss, l2)
     return losses.loss.sum(), losses
 
   grads, losses = jax.grad(total, has_aux=True)(state.moves)
-  updates, moments = _adam(settings).update(grads, state.moments)
+  updates, moments = adam.update(grads, state.moments)
   moves = jax.tree.map(lambda x, update: x - lr * update, state.moves, updates)
   return SearchState(moves, moments), losses
 
@@ -121,13 +120,14 @@ def search_step(
 
 
 @functools.lru_cache(8)
-def _compiled(mesh, generator, growing, architecture, view, settings):
+def _compiled(mesh, generator, growing, architecture, view, adam_options):
   """(begin, advance, inspect) of an Optimizer, compiled once for equal arguments.
 
   Images, and all that has a row for each, are divided over the devices.
   """
   place = sharding.spread(mesh)
   whole = sharding.replicated(mesh)  # what the host reads: it may be one of several
+  adam = optimizers.adam(*adam_options)
 
   def render(variables, ws, moves):
     change = partial(style_space.add, moves)
@@ -140,14 +140,15 @@ def _compiled(mesh, generator, growing, architecture, view, settings):
   @jax.jit
   def begin(ws, texts, moves):
     ws, texts = place(ws), place(jnp.broadcast_to(texts, (len(ws), texts.shape[-1])))
-    return ws, texts, first_state(settings, jax.tree.map(place, moves))
+    return ws, texts, first_state(adam, jax.tree.map(place, moves))
 
   @partial(jax.jit, donate_argnames='moments')  # moves stay: they are those before the last step
-  def advance(variables, weights, lr, ws, texts, moves, moments):
+  def advance(variables, weights, l2_lambda, lr, ws, texts, moves, moments):
     state, losses = search_step(
       partial(render, variables, ws),
       partial(measure, weights, texts),
-      settings,
+      adam,
+      l2_lambda,
       SearchState(moves, moments),
       lr[moments.count],
     )
@@ -183,16 +184,17 @@ class Optimizer:
     """
     self._count = len(ws)
     mesh = sharding.make_mesh()
-    static = net.generator, tuple(net.growing.items()), tower.architecture, tower.view, settings
-    begin, advance, inspect = _compiled(mesh, *static)
+    static = net.generator, tuple(net.growing.items()), tower.architecture, tower.view
+    options = *settings.adam_betas, settings.adam_eps
+    begin, advance, inspect = _compiled(mesh, *static, options)
     lr = learning_rates(settings.steps, settings.lr, settings.lr_rampup, settings.lr_rampdown)
     weights = {name: tower.params[name] for name in ('visual', 'logit_scale')}
-    arrays = net.variables, weights, lr.astype(np.float32)
-    variables, weights, lr = sharding.replicate(mesh, arrays)
+    numbers = np.float32(settings.l2_lambda), lr.astype(np.float32)
+    variables, weights, numbers = sharding.replicate(mesh, (net.variables, weights, numbers))
     moves = _no_moves(net, ws, settings.space)
     ws, texts, self._state = begin(np.asarray(ws), np.asarray(texts), moves)
     self._before = self._state.moves
-    self._advance = partial(advance, variables, weights, lr, ws, texts)
+    self._advance = partial(advance, variables, weights, *numbers, ws, texts)
     self._inspect = partial(inspect, variables, weights, ws, texts)
 
   def advance(self) -> Losses:

@@ -10,7 +10,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from sg2jax import sampler
-from sg2jax.edit import global_directions, mapper, mapper_training, optimize, text_losses
+from sg2jax.edit import (
+  global_directions,
+  mapper,
+  mapper_training,
+  optimize,
+  optimizers,
+  text_losses,
+)
 from sg2jax.edit.project import learning_rates
 from sg2jax.interop.names import from_pytorch, nchw
 from sg2jax.models import styles as style_space
@@ -77,12 +84,13 @@ def optimization(sub):
   generator, variables = read_network(sub)
   tower, texts = read_tower(sub, original_view(config)), given['text_features']
   start, render = _start(sub, generator, variables)
-  state = optimize.first_state(settings, jax.tree.map(np.zeros_like, start))
+  adam = optimizers.adam(*settings.adam_betas, settings.adam_eps)
+  state = optimize.first_state(adam, jax.tree.map(np.zeros_like, start))
 
   @jit
   def step(state, lr):
     measure = partial(tower.loss, texts=texts)
-    return optimize.search_step(render, measure, settings, state, lr)
+    return optimize.search_step(render, measure, adam, settings.l2_lambda, state, lr)
 
   lr = learning_rates(settings.steps, settings.lr, settings.lr_rampup, settings.lr_rampdown)
   image = jit(render)
