@@ -73,7 +73,8 @@ class LatentMapper(nn.Module):
 class StyleMapper(nn.Module):
   """Styles {layer: [N,C]} -> what is added to them, over STRENGTH, torgb's left out.
 
-  layers: all layers with a style, in the order of the network.
+  layers: all layers with a style, in the order of the network. Those that a growing one doesn't
+  have yet have no mapper.
   """
 
   layers: tuple[str, ...]
@@ -83,7 +84,7 @@ class StyleMapper(nn.Module):
     return {
       layer: LevelMapper(name=f'mapper_{i}')(styles[layer])
       for i, layer in enumerate(self.layers)
-      if not layer.endswith('.torgb')
+      if layer in styles and not layer.endswith('.torgb')
     }
 
 

@@ -5,6 +5,7 @@ Ours are .npz of arrays under StyleCLIP's names and of one text in JSON, `about`
 """
 
 from collections.abc import Mapping
+import functools
 import json
 import os
 from typing import Any
@@ -105,11 +106,10 @@ def _module(arrays, net, normalized) -> tuple[nn.Module, Any]:
   ws = jax.ShapeDtypeStruct((1, net.num_ws, w_dim), np.float32)
   levels = mapper.levels_of(arrays)
   if not levels:
-    channels = style_space.channels(net.generator, net.variables)
-    styles = {
-      layer: jax.ShapeDtypeStruct((1, count), np.float32) for layer, count in channels.items()
-    }
-    return mapper.StyleMapper(tuple(channels)), styles
+    layers = tuple(style_space.channels(net.generator, net.variables))
+    stage = net.growing.get('stage', 0)
+    read = functools.partial(style_space.read, net.generator, stage=stage)
+    return mapper.StyleMapper(layers), jax.eval_shape(read, net.variables, ws)
   widths = {np.shape(x)[0] for x in arrays.values() if np.ndim(x)}
   if widths != {w_dim}:
     raise ValueError(f'it moves w of {sorted(widths)} numbers, and this network has {w_dim}')
