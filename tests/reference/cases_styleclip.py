@@ -350,7 +350,7 @@ def directional_loss(sub):
   def loss(images):
     return text_losses.directional_loss(given['source_images'], images, texts).mean()
 
-  value, grad = jax.value_and_grad(loss)(given['target_images'])
+  value, grad = jit(jax.value_and_grad(loss))(given['target_images'])
   return {'text_direction': texts, 'loss': value, 'grad_target': grad}
 
 
