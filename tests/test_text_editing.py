@@ -172,9 +172,10 @@ def test_a_training_goes_on_and_is_applied(net, tower, ws):
   parts = mapper_training.Training(net, tower, TEXTS[:1], settings)
   for i in range(6):
     if i == 3:
-      saved = jax.device_get(parts.state)
+      saved = parts.state
       parts = mapper_training.Training(net, tower, TEXTS[:1], settings, saved)
     parts.advance(ws)
+  jax.device_get(saved)  # still there
   trained = whole.trained()
   jax.tree.map(np.testing.assert_array_equal, trained.params, parts.trained().params)
   moves = trained.moves(net, ws)['ws']

@@ -156,7 +156,6 @@ def _compiled(mesh, generator, growing, architecture, view, module, settings):
 
     def compute(params):
       moves = moves_of(variables, params, ws)
-
       change = partial(style_space.add, moves)
       moved = ws + moves.get('ws', 0)
       images = style_space.image(generator, variables, moved, change, 'const', **growing)
@@ -197,7 +196,8 @@ class Training:
     variables, weights, texts = sharding.replicate(mesh, (net.variables, weights, texts))
     if state is None:
       state = begin(variables, jnp.zeros((1, net.num_ws, net.generator.mapping.w_dim)))
-    self.state = sharding.replicate(mesh, state)
+    # By way of the host: the first step takes the memory of what it is given.
+    self.state = sharding.replicate(mesh, jax.device_get(state))
     self._advance = partial(advance, variables, weights, texts)
 
   def advance(self, ws: np.ndarray) -> Losses:
