@@ -66,9 +66,11 @@ def define_flags() -> None:
   flags.DEFINE_string('clip', 'digits', f'{", ".join(clips.NAMES)}, or a file of weights.')
   what = 'Of the transformers in a file of --clip that does not tell it.'
   flags.DEFINE_enum('clip_activation', None, clip_nets.ACTIVATIONS, what)
-  what = 'global: the least relevance of a channel that is moved; default: 0.15.'
+  what = 'global: the least relevance of a channel that is moved, such as 0.15.'
   flags.DEFINE_float('beta', None, what, lower_bound=0)
-  what = 'global: instead of --beta: how many are moved. 10 to 20 for colours, 100 for shapes.'
+  what = (
+    'global: how many channels are moved; default: one of 32. Few for colours, more for shapes.'
+  )
   flags.DEFINE_integer('channels', None, what, lower_bound=1)
   flags.mark_flags_as_mutual_exclusive(['beta', 'channels'])
   default = channel_effects.Settings()
@@ -169,7 +171,6 @@ def _optimized(net, clip, given, stop):
     goal = text_directions.between(clip, asked.source, asked.target)
   tower = text_losses.Tower(clip.params, clip.architecture)
   about = {
-    'method': 'optimize',
     'source': asked.source,
     'target': asked.target,
     'clip': clip.name,
@@ -187,18 +188,9 @@ def _optimized(net, clip, given, stop):
         stop.leave('nothing is written before all images are edited')
       losses = optimizer.advance()
       np.asarray(losses.loss)  # so that a signal waits for one step, not for many
-    found = optimizer.current()[0]
-    moves += [_move_of(net, found, i, name, about) for i, name in enumerate(names)]
+    found = optimizer.result()
+    moves += [found.direction(net, i, name, **about) for i, name in enumerate(names)]
   return moves
-
-
-def _move_of(net, found, i, name, about):
-  """The Direction of image i of what an optimize.Optimizer found."""
-  found = {what: np.asarray(x[i], np.float32) for what, x in found.items()}
-  ws = found.pop('ws', None)
-  if ws is not None:
-    ws = np.broadcast_to(ws, (net.num_ws, ws.shape[-1]))
-  return Direction(name, (net.hash(),), ws, found, about)
 
 
 def apply(
@@ -290,7 +282,12 @@ def write(
     files.write_atomic(out / 'before' / f'{name}.png', files.png(before))
     files.write_atomic(out / f'{name}.png', files.png(after))
   pairs = np.stack([edited.before[:SHOWN], edited.after[:SHOWN]])  # [2,N,H,W,C]
-  sheets.write_sheet(out / 'sheet.png', pairs, ['before', 'after'], given.names[:SHOWN])
+  sheets.write_sheet(
+    out / 'sheet.png',
+    pairs,
+    ['before', 'after'],
+    [name.removeprefix('seed') for name in given.names[:SHOWN]],
+  )
   direction.write(out / 'directions.npz', edited.moves)
   arrays = {f'styles/{layer}': x for layer, x in edited.styles.items()}
   files.write_atomic(out / 'latents.npz', files.npz(ws=edited.ws, names=given.names, **arrays))
