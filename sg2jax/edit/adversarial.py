@@ -42,7 +42,7 @@ class Settings(NamedTuple):
   # stay: the cosine distance to the text of an image's class; move: of what has changed since the
   # start to the direction of a pair of texts.
   text_term: str = 'stay'
-  # Of that. Of the quickstart's samples (25 of 28 seeds) a third were other digits to CLIP with 1, a
+  # Of that. Of the quickstart's samples (of 28 seeds) a third were other digits to CLIP with 1, a
   # sixth with 20, none with 60.
   clip_lambda: float = 30.0
   l2_lambda: float = 0.01  # of |amounts|^2, or of the mean of (w - w0)^2

@@ -73,7 +73,7 @@ def read_job(stop: Stop, video: bool = False) -> Job:
   height, width = net.generator.synthesis.resolution
   distance = project.distance(asked.distance)
   if asked.distance == 'lpips':
-    distance = _lpips((height, width, net.config.data.channels))
+    distance = lpips((height, width, net.config.data.channels))
   settings = project.Settings(asked.steps, asked.space, asked.lr, seed=asked.seed)
   # Whatever changes the result is in here, so that other results are never taken for these.
   about = {'network': net.hash(), 'distance': distance.name, 'weights': distance.hash}
@@ -84,8 +84,8 @@ def read_job(stop: Stop, video: bool = False) -> Job:
   return Job(net, begin, about, batch, video, stop)
 
 
-def _lpips(shape):
-  """LPIPS as a project.Distance, for images of a shape [H,W,C]."""
+def lpips(shape: tuple[int, int, int]) -> project.Distance:
+  """LPIPS as a Distance, for images of a shape [H,W,C]. Raises WeightsError, UsageError."""
   remedy = 'take --distance=pyramid, which needs no weights'
   try:
     detector = features.load('lpips', shape, shared.weights_paths())
