@@ -6,10 +6,11 @@ from PIL import Image
 import pytest
 
 from sg2jax import clip as clips
+from sg2jax.edit import digit_classifiers
 from sg2jax.lab import digit_attributes, tiny_clip
 from sg2jax.lab import digit_captions as captions
 
-IMAGES, LABELS, HELD_OUT = captions.load()
+IMAGES, LABELS, HELD_OUT = digit_classifiers.samples()
 
 
 def drawn(change, box=(10, 4, 18, 28)):

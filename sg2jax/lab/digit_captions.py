@@ -5,12 +5,10 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image, ImageFilter
 
-from sg2jax.data import digits
+from sg2jax.edit.digit_classifiers import WORDS
 from sg2jax.lab import digit_attributes
 
 RESOLUTION = 32
-HELD_OUT = 5  # of so many digits of the bundled data set one is never trained on
-WORDS = ('zero', 'one', 'two', 'three', 'four', 'five', 'six', 'seven', 'eight', 'nine')
 # Of each attribute, what is said of the lowest third of the digits of a class, of the middle third
 # and of the highest: before the noun, or behind it.
 PHRASES = {
@@ -91,14 +89,6 @@ def thirds(images: np.ndarray, labels: np.ndarray) -> np.ndarray:
       for k in range(10)
     ]
   )
-
-
-def load() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-  """The bundled digits: images uint8 [1797,32,32,1], labels [1797], whether held out [1797]."""
-  with np.load(digits.ARRAYS) as arrays:
-    images = [digits.enlarge(image, RESOLUTION, RESOLUTION) for image in arrays['images']]
-    labels = arrays['labels'].astype(np.int32)
-  return np.stack(images), labels, np.arange(len(labels)) % HELD_OUT == 0
 
 
 # ---- more pictures

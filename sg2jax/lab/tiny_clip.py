@@ -22,6 +22,7 @@ from safetensors import numpy as safetensors
 
 from sg2jax import cli, files
 from sg2jax import clip as clips
+from sg2jax.edit import digit_classifiers
 from sg2jax.lab import digit_captions as captions
 from sg2jax.nets import clip, clip_names
 
@@ -52,7 +53,7 @@ def define_flags() -> None:
 def main(_: list[str]) -> None:
   """Trains, writes, judges."""
   asked = flags.FLAGS
-  images, labels, held_out = captions.load()
+  images, labels, held_out = digit_classifiers.samples()
   edges = captions.thirds(images[~held_out], labels[~held_out])
   params, spec, tokens = train(images[~held_out], labels[~held_out], edges, asked.steps, asked.seed)
   out = pathlib.Path(asked.out)
