@@ -4,6 +4,7 @@ import contextlib
 import copy
 from functools import partial
 import io
+import logging
 import os
 import re
 import socket
@@ -14,6 +15,9 @@ from urllib.parse import unquote
 from gcp_storage_emulator import server
 from gcp_storage_emulator.handlers import buckets
 from gcp_storage_emulator.storage import Storage
+
+# It calls each object that isn't there an error.
+logging.getLogger('gcp_storage_emulator').setLevel(logging.CRITICAL)
 
 
 class Memory(Storage):
