@@ -95,7 +95,8 @@ def test_what_channels_do_is_measured_once_and_goes_on_after_a_signal(
   np.testing.assert_allclose(rest.delta_i, whole.delta_i, atol=1e-3)
   np.testing.assert_array_equal(rest.delta_i[: len(there)], there)
   with monkeypatch.context() as patch:
-    patch.setattr(channel_effects.directions, 'ChannelFeatures', None)  # not needed any more
+    for name in ('ChannelFeatures', 'statistics'):
+      patch.setattr(channel_effects.directions, name, None)  # not needed any more
     again = channel_effects.measure(net, clip, FEW)
   np.testing.assert_array_equal(again.delta_i, rest.delta_i)
   # a file that isn't as it was written

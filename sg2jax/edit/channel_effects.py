@@ -20,7 +20,7 @@ from sg2jax.clip import Clip
 from sg2jax.edit import global_directions as directions
 from sg2jax.edit.text_losses import Tower
 
-FORMAT = 1  # part of the key: files of another format are never opened
+FORMAT = 2  # part of the key: files of another format are never opened
 MAX_BYTES = 2**31
 KEPT_EVERY = 20  # seconds
 LATENTS_AT_ONCE = 1000
@@ -68,13 +68,12 @@ def measure(
 
   Raises: what `stop.leave` raises, once what is finished is kept; WriteError.
   """
-  statistics = directions.statistics(net, _latents(net, settings))
-  counts = {
-    layer: len(statistics.mean[layer]) for layer in directions.convolutions(statistics.mean)
-  }
-  total = sum(counts.values())
   path = paths.cache() / 'effects' / f'{_key(net, clip, settings)}.npz'
-  found = _read(path, clip.architecture.embed_dim)[:total]
+  statistics, found = _read(path, clip.architecture.embed_dim)
+  statistics = statistics or directions.statistics(net, _latents(net, settings))
+  layers = directions.convolutions(statistics.mean)
+  counts = {layer: len(statistics.mean[layer]) for layer in layers}
+  total = sum(counts.values())
   if len(found) < total:
     coming = _rest(net, clip, settings, counts, statistics, len(found), batch or net.batch)
     with tqdm(total=total, initial=len(found), desc='channels', leave=False, disable=None) as bar:
@@ -85,7 +84,7 @@ def measure(
         is_last = len(found) == total
         is_leaving = bool(stop) and not is_last  # asked once: a signal may come any time
         if is_last or is_leaving or time.monotonic() - kept > KEPT_EVERY:
-          files.write_atomic(path, files.npz(delta_i=found))
+          _write(path, statistics, found)
           kept = time.monotonic()
         if is_leaving:
           stop.leave(f'{len(found)} of {total} channels are measured')
@@ -126,11 +125,25 @@ def _key(net, clip, settings):
   return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:32]
 
 
+def _write(path, statistics, found):
+  arrays = {
+    f'{name}/{layer}': x
+    for name, of_layers in statistics._asdict().items()
+    for layer, x in of_layers.items()
+  }
+  files.write_atomic(path, files.npz(delta_i=found, **arrays))
+
+
 def _read(path, embed_dim):
-  """The rows [K,E] that a file of the cache has; none, if it isn't as it was written."""
-  nothing = np.zeros((0, embed_dim), np.float32)
+  """(Statistics, rows [K,E]) that a file of the cache has; None and no rows, if it isn't whole."""
+  nothing = None, np.zeros((0, embed_dim), np.float32)
   try:
-    found = files.parse_npz(path.read_bytes(), MAX_BYTES)['delta_i']
+    arrays = files.parse_npz(path.read_bytes(), MAX_BYTES)
+    found = arrays.pop('delta_i')
+    statistics = directions.Statistics({}, {})
+    for name, x in arrays.items():
+      kind, _, layer = name.partition('/')
+      getattr(statistics, kind)[layer] = x
     if found.ndim != 2 or found.shape[1] != embed_dim or not np.isfinite(found).all():
       raise ValueError(f'delta_i of shape {list(found.shape)}')
   except FileNotFoundError:
@@ -138,4 +151,4 @@ def _read(path, embed_dim):
   except Exception as e:  # whatever a file that isn't as it was written leads to
     logging.warning('%s is damaged (%s); it is computed anew', path, e)
     return nothing
-  return found
+  return statistics, found
