@@ -39,7 +39,7 @@ def test_an_unknown_tool_is_2_and_names_the_others(monkeypatch, capsys):
     run_main(monkeypatch, 'genrate')
   assert (
     e.value.code == 2
-    and "genrate' is unknown; choose from train, analyze" in capsys.readouterr().err
+    and "genrate' is unknown; choose from train, adversarial, analyze" in capsys.readouterr().err
   )
 
 
