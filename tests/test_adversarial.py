@@ -35,6 +35,7 @@ from sg2jax.tools import adversarial as tool
 from sg2jax.tools import searches
 from tests.runs import call, random_run
 from tests.test_clip import VIT, drawn, save
+from tests.test_project import contents
 
 pytestmark = pytest.mark.usefixtures('quick_compile')
 SHAPE = (4, 8, 1)
@@ -458,12 +459,6 @@ def search(run, module, file):
     call(tool, *given, *args)
 
   return search
-
-
-def contents(folder):
-  """{file: bytes} of all in a folder, but for its lock."""
-  paths = [p for p in sorted(folder.rglob('*')) if p.is_file() and p.name != '.lock']
-  return {str(p.relative_to(folder)): p.read_bytes() for p in paths}
 
 
 class Early(Stop):

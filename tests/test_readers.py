@@ -111,6 +111,17 @@ def test_only_the_given_names():
 # ---- files of PyTorch
 
 
+def check_arrays(data, expected):
+  """Reads a file and compares names, order, dtypes and values; the arrays."""
+  arrays = torch_file.parse(data)
+  assert list(arrays) == list(expected)
+  for name, value in expected.items():
+    assert arrays[name].dtype == value.dtype and arrays[name].shape == np.shape(value)
+    assert not arrays[name].size or not arrays[name].flags.writeable
+    np.testing.assert_array_equal(arrays[name], value)
+  return arrays
+
+
 @pytest.mark.parametrize('data', [ZIP, LEGACY], ids=['zip', 'legacy'])
 def test_files_of_torch(data):
   a = np.arange(6, dtype=np.float32).reshape(2, 3)
@@ -124,12 +135,7 @@ def test_files_of_torch(data):
     'empty': np.zeros((0, 3), np.float32),
     'parameter': np.full(2, 0.1, np.float32),
   }
-  arrays = torch_file.parse(data)
-  assert list(arrays) == list(expected)
-  for name, value in expected.items():
-    assert arrays[name].dtype == value.dtype and arrays[name].shape == np.shape(value)
-    assert not arrays[name].size or not arrays[name].flags.writeable
-    np.testing.assert_array_equal(arrays[name], value)
+  arrays = check_arrays(data, expected)
   assert np.shares_memory(arrays['a'], arrays['a.t'])
 
 
@@ -184,21 +190,11 @@ def script_tree():
   return tree, expected
 
 
-def check_script(data, expected):
-  arrays = torch_file.parse(data)
-  assert list(arrays) == list(expected)
-  for name, value in expected.items():
-    assert arrays[name].dtype == value.dtype and arrays[name].shape == np.shape(value)
-    assert not arrays[name].size or not arrays[name].flags.writeable
-    np.testing.assert_array_equal(arrays[name], value)
-  return arrays
-
-
 @pytest.mark.parametrize('protocol', [2, 4])
 def test_torchscript_archives(protocol):
   tree, expected = script_tree()
   data = save_script(tree, protocol=protocol)
-  arrays = check_script(data, expected)
+  arrays = check_arrays(data, expected)
   assert np.shares_memory(arrays['visual.layer.0.weight'], arrays['transformer.turned'])
   # It is laid out as those of PyTorch, which the vectors have.
   for archive in (data, (CLIP / 'clip_files/tiny_vit.pt').read_bytes()):
@@ -213,7 +209,7 @@ def test_torchscript_archives_may_lack_what_is_not_read_and_have_any_folder():
   parts = script_parts(tree)
   needed = [name for name in parts if name == 'data.pkl' or name.startswith('data/')]
   for root in ('ViT-B-32', 'a/b'):
-    check_script(script_zip({name: parts[name] for name in needed}, root), expected)
+    check_arrays(script_zip({name: parts[name] for name in needed}, root), expected)
 
 
 def test_nobody_opens_the_program_of_a_torchscript_archive():
@@ -230,7 +226,7 @@ def test_nobody_opens_the_program_of_a_torchscript_archive():
       damaged[start : start + part.compress_size] = b'\xff' * part.compress_size
   with pytest.raises(Exception, match='invalid|CRC'):
     zipfile.ZipFile(io.BytesIO(damaged)).testzip()
-  check_script(bytes(damaged), expected)
+  check_arrays(bytes(damaged), expected)
 
 
 @pytest.mark.parametrize('sub', CLIP_FILES['subcases'])

@@ -378,8 +378,7 @@ def test_channels_are_selected(net, how, kept):
   counts = {'b4.conv1': 2, 'b8.conv0': 4}
   shifts = found.shifts(counts, std)
   assert shifts['b4.conv1'].tolist()[1] == -2 and shifts['b8.conv0'].shape == (4,)
-  measured = global_directions.Measured(counts, global_directions.Statistics(std, std))
-  direction = found.direction(net, measured, 'thick')
+  direction = found.direction(net, counts, std, 'thick')
   assert direction.about['channels'] == kept and direction.styles['b4.conv1'].dtype == np.float32
 
 

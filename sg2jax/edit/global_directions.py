@@ -253,10 +253,15 @@ class Selection(NamedTuple):
     return {layer: x * std[layer] for layer, x in split(self.weights, counts).items()}
 
   def direction(
-    self, net: sampler.Sampler, measured: Measured, name: str, **about: Any
+    self,
+    net: sampler.Sampler,
+    counts: Mapping[str, int],
+    std: Mapping[str, np.ndarray],
+    name: str,
+    **about: Any,
   ) -> Direction:
     """The `shifts` as a Direction of a network. about: more for it, JSON."""
-    shifts = self.shifts(measured.counts, measured.statistics.std)
+    shifts = self.shifts(counts, std)
     moved = {layer: x.astype(np.float32) for layer, x in shifts.items() if x.any()}
     known = {'method': 'global', 'beta': self.beta, 'channels': self.channels}
     return Direction(name, (net.hash(),), None, moved, known | about)

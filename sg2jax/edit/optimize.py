@@ -21,6 +21,7 @@ import optax
 from sg2jax import sampler, sharding
 from sg2jax.edit import optimizers
 from sg2jax.edit.direction import Direction
+from sg2jax.edit.moves import render_moved
 from sg2jax.edit.project import learning_rates
 from sg2jax.edit.text_losses import Tower
 from sg2jax.models import styles as style_space
@@ -128,11 +129,7 @@ def _compiled(mesh, generator, growing, architecture, view, adam_options):
   place = sharding.spread(mesh)
   whole = sharding.replicated(mesh)  # what the host reads: it may be one of several
   adam = optimizers.adam(*adam_options)
-
-  def render(variables, ws, moves):
-    change = partial(style_space.add, moves)
-    ws = ws + moves.get('ws', 0)
-    return style_space.image(generator, variables, ws, change, 'const', **dict(growing))
+  render = partial(render_moved, generator, growing)
 
   def measure(weights, texts, images):
     return Tower(weights, architecture, view).loss(images, texts)

@@ -57,25 +57,20 @@ def direction(
   if beta is None and channels is None:
     channels = max(1, round(SHARE * len(effects.delta_i)))
   selection = global_.select(effects.delta_i @ dt, beta, channels)
-  styles = {
-    layer: x.astype(np.float32)
-    for layer, x in selection.shifts(effects.counts, effects.std).items()
-    if x.any()
-  }
-  about = {
-    'method': 'global',
-    'source': source,
-    'target': target,
-    'clip': clip.name,
-    'clip_hash': clip.hash,
-    'beta': selection.beta,
-    'channels': selection.channels,
-    'largest_relevance': float(np.abs(selection.relevance).max()),
-    'unit': 'standard deviation of the most relevant channel',
-  }
   # ':' separates a file, a name and a strength where directions are given by name.
   name = f'{source} - {target}'.replace(':', ' ')
-  return Direction(name, (net.hash(),), styles=styles, about=about)
+  return selection.direction(
+    net,
+    effects.counts,
+    effects.std,
+    name,
+    source=source,
+    target=target,
+    clip=clip.name,
+    clip_hash=clip.hash,
+    largest_relevance=float(np.abs(selection.relevance).max()),
+    unit='standard deviation of the most relevant channel',
+  )
 
 
 def between(clip: clips.Clip, source: str, target: str) -> np.ndarray:
