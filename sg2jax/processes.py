@@ -28,6 +28,7 @@ JOINING = 300  # seconds that processes wait for each other at their start
 HEARTBEAT = 30  # seconds without a sign of life after which a process counts as lost
 VARIABLES = ('JAX_COORDINATOR_ADDRESS', 'JAX_NUM_PROCESSES', 'JAX_PROCESS_ID')
 FLAGS = ('--coordinator_address', '--num_processes', '--process_id')
+FAREWELL = 10  # seconds that processes which leave together wait for each other, at most
 WAIT = 24 * 3600  # seconds for what one process does while the others wait, at most
 _SIGNAL = 'sg2jax/signal'
 
@@ -142,7 +143,7 @@ def is_first() -> bool:
 def part(code: int = 0, is_alone: bool = False) -> None:
   """Ends the job for this process, which is about to leave with `code`.
 
-  Those that part together wait for each other, 10 s at most: without process 0 JAX would end the
+  Those that part together wait for each other, for FAREWELL: without process 0 JAX would end the
   others, with an exit code of its own.
 
   is_alone: the others go on; they hear of it by peers.py.
@@ -151,7 +152,7 @@ def part(code: int = 0, is_alone: bool = False) -> None:
     peers.part(code, is_alone)
     farewell = threading.Thread(target=_shut_down, daemon=True)
     farewell.start()
-    farewell.join(10)
+    farewell.join(FAREWELL)
 
 
 def leave(code: int, is_alone: bool) -> None:

@@ -274,6 +274,8 @@ jax.config.update('jax_cpu_collectives_implementation', 'gloo')
 from sg2jax import cli, faults, processes
 from sg2jax.tools import flags as shared
 
+processes.FAREWELL = 2
+
 def main(argv):
   add = jax.jit(jax.numpy.sum, out_shardings=None)
   mesh = jax.make_mesh((jax.process_count(),), ('data',))
