@@ -159,6 +159,10 @@ def test_images_move_to_their_texts_alone_or_together(net, tower, ws, space):
   direction = found.direction(net, 1, 'thick', text='a thick 7')
   again = net.images(ws[1:2], edit=direction).astype(int)
   np.testing.assert_allclose(again, found.images[1:2], atol=1)
+  before = found.direction(net, 1, 'thick', before=True)
+  for layer, x in found.moves_before.items():
+    moved = before.ws if layer == 'ws' else before.styles[layer]
+    np.testing.assert_array_equal(moved, np.broadcast_to(x[1], moved.shape))
 
 
 # ---- mapper

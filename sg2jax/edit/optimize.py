@@ -68,11 +68,13 @@ class Optimized(NamedTuple):
   images: np.ndarray  # uint8 [N,H,W,C], with them
   clip_loss: np.ndarray  # [N], with them
   moves_before: dict  # those before the last step: StyleCLIP returns their images
-  images_before: np.ndarray
 
-  def direction(self, net: sampler.Sampler, i: int, name: str, **about: Any) -> Direction:
-    """What moves image i, as a Direction. about: more for it, JSON."""
-    styles = {layer: x[i] for layer, x in self.moves.items()}
+  def direction(
+    self, net: sampler.Sampler, i: int, name: str, before: bool = False, **about: Any
+  ) -> Direction:
+    """What moves image i, as a Direction. before: by moves_before; about: more for it, JSON."""
+    moves = self.moves_before if before else self.moves
+    styles = {layer: x[i] for layer, x in moves.items()}
     ws = styles.pop('ws', None)
     if ws is not None:
       ws = np.repeat(ws, net.num_ws // len(ws), 0)
@@ -122,7 +124,7 @@ def search_step(
 
 @functools.lru_cache(8)
 def _compiled(mesh, generator, growing, architecture, view, adam_options):
-  """(begin, advance, inspect) of an Optimizer, compiled once for equal arguments.
+  """(begin, advance, inspect, fetch) of an Optimizer, compiled once for equal arguments.
 
   Images, and all that has a row for each, are divided over the devices.
   """
@@ -156,7 +158,11 @@ def _compiled(mesh, generator, growing, architecture, view, adam_options):
     images = render(variables, ws, moves)
     return moves, sampler.to_uint8(images), measure(weights, texts, images)
 
-  return begin, advance, inspect
+  @partial(jax.jit, out_shardings=whole)
+  def fetch(moves):
+    return moves
+
+  return begin, advance, inspect, fetch
 
 
 class Optimizer:
@@ -183,7 +189,7 @@ class Optimizer:
     mesh = sharding.make_mesh()
     static = net.generator, tuple(net.growing.items()), tower.architecture, tower.view
     options = *settings.adam_betas, settings.adam_eps
-    begin, advance, inspect = _compiled(mesh, *static, options)
+    begin, advance, inspect, self._fetch = _compiled(mesh, *static, options)
     lr = learning_rates(settings.steps, settings.lr, settings.lr_rampup, settings.lr_rampdown)
     weights = {name: tower.params[name] for name in ('visual', 'logit_scale')}
     numbers = np.float32(settings.l2_lambda), lr.astype(np.float32)
@@ -203,16 +209,15 @@ class Optimizer:
 
   def current(self) -> tuple[dict, np.ndarray, np.ndarray]:
     """(moves, images uint8 [N,H,W,C], clip_loss [N]) now."""
-    return self._look(self._state.moves)
+    with _full_precision():
+      return self._whole(self._inspect(self._state.moves))
 
   def result(self) -> Optimized:
     """The Optimized of now."""
-    return Optimized(*self.current(), *self._look(self._before)[:2])
+    return Optimized(*self.current(), self._whole(self._fetch(self._before)))
 
-  def _look(self, moves):
-    with _full_precision():
-      found = self._inspect(moves)
-    # without the rows that `spread` repeated
+  def _whole(self, found):
+    """Arrays without the rows that `spread` repeated."""
     return jax.tree.map(lambda x: np.asarray(x)[: self._count], found)
 
 
