@@ -20,6 +20,7 @@ from sg2jax.edit import (
   classifiers,
   digit_classifiers,
   direction,
+  mapper,
   project,
   text_directions,
 )
@@ -120,7 +121,7 @@ def searched(
   """(Losses of each step, the Search)."""
   ws, classes = start
   settings = Settings(**{'steps': 40, 'lr': 0.1, 'clip_lambda': 0.0} | fields)
-  basis = moves_lib.basis(net, [moves] * len(ws)) if settings.space == 'amounts' else {}
+  basis = moves_lib.basis(net, ws, [moves] * len(ws)) if settings.space == 'amounts' else {}
   models = Models(CLASSIFIER, judge or CLASSIFIER, tower, distance)
   search = Search(net, ws, classes, models, basis, texts, settings, active)
   losses = []
@@ -143,8 +144,15 @@ def seeing(classes):
 
 def test_a_basis_adds_up_as_directions_do(net, moves, start):
   ws, _ = start
-  amounts = np.random.RandomState(1).randn(8, 3).astype(np.float32)
-  found = moves_lib.add_up(amounts, moves_lib.basis(net, [moves] * 8))
+  module = mapper.LatentMapper(('coarse',))
+  params = jax.device_get(jax.jit(module.init)(jax.random.key(0), ws)['params'])
+  # one that moves each image another way
+  moves = [
+    *moves,
+    Direction('map', (net.hash(),), mappers=((30.0, mapper.Mapper(module, params, 4)),)),
+  ]
+  amounts = np.random.RandomState(1).randn(8, 4).astype(np.float32)
+  found = moves_lib.add_up(amounts, moves_lib.basis(net, ws, [moves] * 8))
   moved, offsets = direction.apply(net, list(zip(moves, amounts.T)), ws)
   np.testing.assert_allclose(ws + found['ws'], moved, atol=1e-5)
   np.testing.assert_allclose(found[LAYER], offsets[LAYER], atol=1e-5)
@@ -152,7 +160,7 @@ def test_a_basis_adds_up_as_directions_do(net, moves, start):
   edited = net.images(ws, edit=list(zip(moves, amounts.T)))
   assert np.abs(images.astype(int) - edited).max() <= 1
   # others for each image; what one lacks stays, and all convolutions are there
-  mixed = moves_lib.basis(net, [moves[:1], moves[2:]])
+  mixed = moves_lib.basis(net, ws, [moves[:1], moves[2:3]])
   assert not mixed['ws'][0].any() and not mixed[LAYER][1].any()
   np.testing.assert_array_equal(mixed['ws'][1, 0], moves[2].ws)
   layers = {what for what in style_space.channels(net.generator, net.variables) if 'conv' in what}

@@ -10,7 +10,7 @@ import pytest
 
 import sg2jax
 from sg2jax import files, sampler
-from sg2jax.edit import direction, directions
+from sg2jax.edit import direction, directions, mapper
 from sg2jax.edit.direction import Direction
 from sg2jax.faults import CheckpointError, UsageError
 from sg2jax.models import styles as style_space
@@ -40,9 +40,28 @@ def both(net):
   )
 
 
+@pytest.fixture(scope='module')
+def mappers(net):
+  """A mapper of w, at the coarse levels, and one of styles, as Directions."""
+  layers = style_space.channels(net.generator, net.variables)
+  latent, style = mapper.LatentMapper(('coarse',)), mapper.StyleMapper(tuple(layers))
+  styles = {layer: np.zeros((1, count), np.float32) for layer, count in layers.items()}
+  random = np.random.RandomState(7)
+  found = []
+  for module, example in ((latent, np.zeros((1, net.num_ws, Z), np.float32)), (style, styles)):
+    shapes = jax.eval_shape(module.init, jax.random.key(0), example)['params']
+    params = jax.tree.map(lambda x: 100 * random.randn(*x.shape).astype(np.float32), shapes)
+    found.append(mapper.Mapper(module, params, net.num_ws))
+  names = ('grow', 'tint')
+  return [Direction(name, (net.hash(),), mappers=((1.0, one),)) for name, one in zip(names, found)]
+
+
 def same(a, b):
   """Whether two directions move the same by the same."""
   np.testing.assert_equal([a.ws, a.styles], [b.ws, b.styles])
+  for (factor, mine), (other, its) in zip(a.mappers, b.mappers, strict=True):
+    assert factor == other and mine.module == its.module and mine.about() == its.about()
+    jax.tree.map(np.testing.assert_array_equal, mine.params, its.params)
 
 
 # ---- moved, mixed, scaled, named
@@ -155,6 +174,52 @@ def test_other_strengths_and_directions_compile_nothing(net, both):
   assert step._cache_size() == before
 
 
+# ---- mappers
+
+
+def test_a_mapper_moves_each_image_by_what_it_says_of_it(net, both, mappers):
+  bend, paint = both
+  grow, tint = mappers
+  ws = net.ws([1, 2, 3, 4])
+  said = grow.mappers[0][1].moves(net, ws)['ws']
+  offsets = tint.mappers[0][1].moves(net, ws)
+  assert said[:, :4].std(0).min() > 1e-3 and not said[:, 4:].any()
+  assert set(offsets) == {x for x in style_space.channels(net.generator, net.variables)} - {
+    'b4.torgb',
+    'b8.torgb',
+    'b16.torgb',
+  }
+  # whatever moves it besides: what it says is of the given ws
+  moved, styles = (2 * grow + bend - tint - grow * 0.5).move(ws, [0, 1, 1, -2], net)
+  amounts = np.float32([0, 1, 1, -2])[:, None, None]
+  np.testing.assert_allclose(moved, ws + amounts * (1.5 * said + bend.ws), atol=1e-5)
+  np.testing.assert_allclose(styles[LAYER], -amounts[:, 0] * offsets[LAYER], atol=1e-5)
+  # and so are the images of it
+  found = net.images(ws, batch=4, edit=[(grow, [0, 1, 1, 0]), (paint, 1)])
+  want = net.images(ws + amounts.clip(0) * said, batch=4, edit=paint)
+  assert close(found, want) and not close(found[1], net.images(ws, batch=4, edit=paint)[1], 20)
+  plain = net.images(ws, batch=4)
+  np.testing.assert_array_equal(net.images(ws, batch=4, edit=grow * 0), plain)
+  assert not close(net.images(ws, batch=4, edit=tint), plain, 20)
+  mix = 2 * grow - tint
+  assert mix.name == '2 grow - tint' and len((mix + grow).mappers) == 2
+
+
+def test_a_mapper_of_another_network_is_refused(net, mappers):
+  layers = dict.fromkeys(style_space.channels(net.generator, net.variables), 2)
+  for move, fields, said in (
+    (mappers[0], {'num_ws': 18}, r'ws \[18, 12\] there, \[6, 12\] here'),
+    (mappers[1], {'module': mapper.StyleMapper(('b4.conv9', *layers))}, r'b4.conv9 .* none here'),
+  ):
+    other = dataclasses.replace(move.mappers[0][1], **fields)
+    wrong = dataclasses.replace(move, networks=('ab' * 32,), mappers=((1.0, other),))
+    with pytest.raises(UsageError, match=f'{move.name} .*abababababab .*{said}') as e:
+      net([0], edit=wrong)
+    assert '\n' not in str(e.value)
+  with pytest.raises(UsageError, match=r'grow and wrong .* ws \[6, 12\] and \[5, 12\]'):
+    mappers[0] + Direction('wrong', ('a',), np.zeros((5, Z), np.float32))
+
+
 # ---- a style channel
 
 
@@ -232,15 +297,20 @@ def test_a_network_is_hashed_once(net, both, monkeypatch):
 
 
 @pytest.fixture
-def path(both, tmp_path):
-  mix = (both[0] * 2 + both[1]).named('bent')
-  direction.write(tmp_path / 'd.npz', [*both, mix], extra=np.arange(3))
+def written(both, mappers):
+  grow, tint = mappers
+  return [*both, (both[0] * 2 + both[1]).named('bent'), grow, tint, both[0] + tint * 2 - grow]
+
+
+@pytest.fixture
+def path(written, tmp_path):
+  direction.write(tmp_path / 'd.npz', written, extra=np.arange(3))
   return tmp_path / 'd.npz'
 
 
-def test_what_is_written_is_read(both, path):
+def test_what_is_written_is_read(both, written, path):
   found = direction.read_all(path)
-  for a, b in zip(found, [*both, (both[0] * 2 + both[1]).named('bent')], strict=True):
+  for a, b in zip(found, written, strict=True):
     same(a, b)
     assert (a.name, a.networks, a.about) == (b.name, b.networks, b.about)
   same(direction.read(path, 'paint'), both[1])
@@ -260,7 +330,7 @@ def test_names_that_could_not_be_asked_for_are_refused(both, tmp_path):
 
 
 def test_a_direction_that_is_not_there_is_named(path):
-  with pytest.raises(UsageError, match=r'd.npz holds 3 directions; name one of bend, paint, bent$'):
+  with pytest.raises(UsageError, match=r'd.npz holds 6 directions; name one of bend, paint, ben'):
     direction.read(path)
   with pytest.raises(UsageError, match=r'd.npz holds no direction smile; choose from bend, paint'):
     direction.read(path, 'smile')
@@ -269,10 +339,13 @@ def test_a_direction_that_is_not_there_is_named(path):
       direction.read(path.parent / name)
 
 
-def change_text(arrays, **fields):
+def change_text(arrays, number=0, **fields):
   document = json.loads(str(arrays['about']))
-  document['directions'][0] |= fields
+  document['directions'][number] |= fields
   return arrays | {'about': json.dumps(document)}
+
+
+GROW = '3/mappers/0/course_mapping.mapping.1.weight'
 
 
 @pytest.mark.parametrize(
@@ -292,6 +365,19 @@ def change_text(arrays, **fields):
     (lambda arrays: change_text(arrays, name=3), 'does not say'),
     (lambda arrays: change_text(arrays, networks=[]), 'does not say'),
     (lambda arrays: change_text(arrays, about=[]), 'does not say'),
+    (lambda arrays: change_text(arrays, 3, mappers=[]), "'grow' moves nothing"),
+    (lambda arrays: change_text(arrays, 3, mappers=[{'num_ws': 6}]), 'factor'),
+    (lambda arrays: change_text(arrays, 3, mappers=[{'factor': 1, 'num_ws': 6, 'x': 1}]), 'x'),
+    (
+      lambda arrays: change_text(
+        arrays, 3, mappers=[{'factor': 1, 'num_ws': 6, 'normalized': 'rows'}]
+      ),
+      'over .rows., which is unknown',
+    ),
+    (lambda arrays: change_text(arrays, 3, mappers=[{'factor': np.inf, 'num_ws': 6}]), 'finite'),
+    (lambda arrays: arrays | {GROW: arrays[GROW] * np.nan}, "a mapper of direction 'grow'"),
+    (lambda arrays: arrays | {GROW: arrays[GROW][1:]}, 'it moves w of '),
+    (lambda arrays: {k: v for k, v in arrays.items() if k != GROW}, 'mapping.1.weight is missing'),
   ],
 )
 def test_other_files_are_refused(path, damage, said):

@@ -24,7 +24,7 @@ FLOORS = (
   ('update',),
   ('steps',),
   ('cli', 'locks', 'training.health', 'training.leaves', 'training.manifest'),
-  ('data', 'training.shelves'),
+  ('data', 'training.shelves', 'edit.mapper'),
   ('build', 'training.checkpoint', 'inputs', 'training.report', 'edit.direction'),
   ('checks', 'pretrained', 'sampler'),
   ('clip',),

@@ -1,7 +1,6 @@
 """Editing by text: what the reference vectors don't say. See cases_styleclip.py for the numbers."""
 
 import collections
-import dataclasses
 import os
 import subprocess
 import sys
@@ -15,6 +14,7 @@ import pytest
 from configs import default
 from sg2jax import build, files, paths, sampler, sharding
 from sg2jax.edit import (
+  direction,
   global_directions,
   mapper,
   mapper_files,
@@ -92,11 +92,11 @@ def ws():
 
 
 def test_a_copy_has_a_loss_and_a_way_out_of_it():
-  direction = text_losses.text_direction(TEXTS[:2], TEXTS[1:])
+  way = text_losses.text_direction(TEXTS[:2], TEXTS[1:])
 
   @jax.jit
   def loss(target):
-    return text_losses.directional_loss(TEXTS, target, direction).sum()
+    return text_losses.directional_loss(TEXTS, target, way).sum()
 
   value, grad = jax.value_and_grad(loss)(jnp.asarray(TEXTS))
   assert value == 3 and jnp.isfinite(grad).all()
@@ -156,8 +156,8 @@ def test_images_move_to_their_texts_alone_or_together(net, tower, ws, space):
   other = optimize.optimize(net, ws[[1, 1, 0]], tower, TEXTS[[1, 0, 2]], settings)
   for layer, x in found.moves.items():
     np.testing.assert_allclose(other.moves[layer][0], x[1], atol=1e-3)
-  direction = found.direction(net, 1, 'thick', text='a thick 7')
-  again = net.images(ws[1:2], edit=direction).astype(int)
+  move = found.direction(net, 1, 'thick', text='a thick 7')
+  again = net.images(ws[1:2], edit=move).astype(int)
   np.testing.assert_allclose(again, found.images[1:2], atol=1)
   before = found.direction(net, 1, 'thick', before=True)
   for layer, x in found.moves_before.items():
@@ -210,8 +210,9 @@ def test_a_mapper_of_styles_leaves_torgb(net):
   assert {name.split('.')[0] for name in arrays} == {
     f'mapper_{i}' for i, layer in enumerate(names) if layer in moves
   }
-  found = mapper_files.of_arrays(arrays, net, 'features')
+  found = mapper.of_arrays(arrays, 6, layers=tuple(names))
   assert found.module == module
+  assert found.shapes() == {layer: (names[layer],) for layer in moves}
   jax.tree.map(np.testing.assert_array_equal, found.params, params)
 
 
@@ -258,7 +259,7 @@ def mapper_of(net, levels, normalized='features'):
   module = mapper.LatentMapper(levels, normalized)
   shape = (1, net.num_ws, net.generator.mapping.w_dim)
   params = jax.jit(module.init)(jax.random.key(0), jnp.zeros(shape))['params']
-  return mapper.Mapper(module, jax.device_get(params))
+  return mapper.Mapper(module, jax.device_get(params), net.num_ws)
 
 
 def checkpoint(arrays, num_ws, save=save_zip, **other):
@@ -275,39 +276,43 @@ def test_published_mappers_are_read(net, ws, tmp_path, save):
   theirs = mapper_of(net, ('coarse', 'medium'), 'layers')
   path = tmp_path / 'thick.pt'
   path.write_bytes(checkpoint(mapper.arrays(theirs.params), net.num_ws, save))
-  found, about = mapper_files.read(path, net)
-  assert found.module == theirs.module and about == {}
+  move = mapper_files.read(path, net)
+  ((factor, found),) = move.mappers
+  assert factor == 1 and found.module == theirs.module and move.name == 'thick'
   np.testing.assert_array_equal(found.moves(net, ws)['ws'], theirs.moves(net, ws)['ws'])
-
-
-def test_our_own_mappers_are_read_as_they_were_written(net, ws, tmp_path):
-  ours = dataclasses.replace(mapper_of(net, ('all',)), strength=0.3)
-  mapper_files.write(tmp_path / 'thick.npz', ours, net_hash := 'abc', text='a thick 7')
-  found, about = mapper_files.read(tmp_path / 'thick.npz', net)
-  assert about['text'] == 'a thick 7' and about['network'] == net_hash
-  np.testing.assert_array_equal(found.moves(net, ws)['ws'], ours.moves(net, ws)['ws'])
+  # as a Direction it is written and read like any other
+  direction.write(tmp_path / 'thick.npz', [move])
+  again = direction.read(tmp_path / 'thick.npz')
+  np.testing.assert_array_equal(net.images(ws, edit=again), net.images(ws, edit=move))
 
 
 def test_mappers_of_other_networks_are_refused(net, tmp_path):
   arrays = mapper.arrays(mapper_of(net, ('coarse',)).params)
-  wide = {f'course_mapping.mapping.1.{x}': np.zeros((9, 9)[i:], 'f') for i, x in enumerate('ab')}
+  weight = 'course_mapping.mapping.1.weight'
+  wide = {name: np.zeros([9] * x.ndim, np.float32) for name, x in arrays.items()}
   fine = {name.replace('course', 'fine'): x for name, x in arrays.items()}
   whole = checkpoint(arrays, 6)
   for data, match in (
-    (checkpoint(arrays, 18), 'trained for a network with 18 ws, and this one has 6'),
-    (checkpoint(wide, 6), r'moves w of \[9\] numbers, and this network has 8'),
     (checkpoint(arrays | fine, 6), 'fine has no layers here'),
     (checkpoint(dict(list(arrays.items())[1:]), 0), 'mapping.1.bias is missing'),
+    (checkpoint({'a.weight': arrays[weight]}, 0), 'neither levels of w nor layers'),
     (checkpoint({}, 6), 'nothing under mapper'),
     (save_zip({'g_ema': {}}), 'no state_dict'),
     (whole[: len(whole) // 2], 'a broken zip file'),
     (b'<html>', 'a web page'),
-    (files.npz(about='{}'), 'KeyError'),
+    (files.npz(about='{}'), "no checkpoint of StyleCLIP's"),
   ):
     (tmp_path / 'm.pt').write_bytes(data)
     with pytest.raises(WeightsError, match=f'm.pt is no mapper for .*: .*{match}') as e:
       mapper_files.read(tmp_path / 'm.pt', net)
     assert '\n' not in str(e.value)
+  for data, match in (
+    (checkpoint(arrays, 18), r'ws \[18, 8\] there, \[6, 8\] here'),
+    (checkpoint(wide, 6), r'ws \[6, 9\] there, \[6, 8\] here'),
+  ):
+    (tmp_path / 'm.pt').write_bytes(data)
+    with pytest.raises(UsageError, match=f'm.pt was trained for another network than .*: {match};'):
+      mapper_files.read(tmp_path / 'm.pt', net)
   with pytest.raises(WeightsError, match='cannot read .*no.pt: No such file'):
     mapper_files.read(tmp_path / 'no.pt', net)
 
@@ -382,8 +387,8 @@ def test_channels_are_selected(net, how, kept):
   counts = {'b4.conv1': 2, 'b8.conv0': 4}
   shifts = found.shifts(counts, std)
   assert shifts['b4.conv1'].tolist()[1] == -2 and shifts['b8.conv0'].shape == (4,)
-  direction = found.direction(net, counts, std, 'thick')
-  assert direction.about['channels'] == kept and direction.styles['b4.conv1'].dtype == np.float32
+  move = found.direction(net, counts, std, 'thick')
+  assert move.about['channels'] == kept and move.styles['b4.conv1'].dtype == np.float32
 
 
 @pytest.mark.parametrize(

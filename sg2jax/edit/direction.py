@@ -5,13 +5,15 @@ images = g(seeds=range(8), edit=d * 3)
 
 Directions are found in directions.py. A file is an .npz of numbers and one text in JSON, `about`:
 {"format": "sg2jax-directions-1", "directions": [{"name", "networks", "about"} ...]}; the arrays of
-direction i are `i/ws` and `i/styles/<layer>`, what it moves of these. Others are passed over.
+direction i are `i/ws` and `i/styles/<layer>`, what it moves of these, and `i/mappers/<k>/<name>` of
+its mappers, of which "mappers" in the text tells the rest. Others are passed over.
 """
 
 import collections
 from collections.abc import Iterable, Sequence
 import dataclasses
 import functools
+import itertools
 import json
 import operator
 import os
@@ -23,6 +25,8 @@ import jax
 import numpy as np
 
 from sg2jax import files, paths
+from sg2jax.edit import mapper as mapper_lib
+from sg2jax.edit.mapper import Mapper
 from sg2jax.faults import CheckpointError, UsageError
 from sg2jax.models import styles as style_space
 
@@ -35,6 +39,8 @@ SHOWN = 12  # digits of a hash that are shown
 class Direction:
   """What is added to ws and to styles at amount 1; `d * 3`, `-d`, `d1 + d2`, `d1 - d2` are others.
 
+  That is the same for all images, but for what mappers say, who look at each one's ws.
+
   A mix keeps what it was made from in `about`: {"mix": [{"times", "name", "about"} ...]}.
   """
 
@@ -43,6 +49,7 @@ class Direction:
   ws: np.ndarray | None = None  # float32 [num_ws,w_dim], 0 at layers that stay; None: all stay
   styles: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)  # {layer: float32 [C]}
   about: dict[str, Any] = dataclasses.field(default_factory=dict)  # JSON: method, layers, unit ...
+  mappers: tuple[tuple[float, Mapper], ...] = ()  # each with a factor for what it says
 
   # ---- others made of it
 
@@ -54,8 +61,7 @@ class Direction:
     if not np.isfinite(factor):
       raise UsageError(f'{self.name} * {factor}: the factor must be a finite number')
     parts = [part | {'times': part['times'] * factor} for part in self._parts()]
-    ws, styles = _sum([(factor, self)])
-    return Direction(_title(parts), self.networks, ws, styles, {'mix': parts})
+    return Direction(_title(parts), self.networks, about={'mix': parts}, **_sum([(factor, self)]))
 
   __rmul__ = __mul__
 
@@ -66,17 +72,15 @@ class Direction:
     """Both at once. Raises UsageError if they can't be of one network."""
     if not isinstance(other, Direction):
       return NotImplemented
-    for what in self._shapes().keys() & other._shapes().keys():
-      mine, its = self._shapes()[what], other._shapes()[what]
-      if mine != its:
+    for (what, mine), (same, its) in itertools.product(self._shapes(), other._shapes()):
+      if what == same and mine != its:
         raise UsageError(
           f'{self.name} and {other.name} are of different networks: {what} {list(mine)} and '
           f'{list(its)}; mix directions of one'
         )
     parts = [*self._parts(), *other._parts()]
     networks = tuple(dict.fromkeys([*self.networks, *other.networks]))
-    ws, styles = _sum([(1, self), (1, other)])
-    return Direction(_title(parts), networks, ws, styles, {'mix': parts})
+    return Direction(_title(parts), networks, about={'mix': parts}, **_sum([(1, self), (1, other)]))
 
   def __sub__(self, other: 'Direction') -> 'Direction':
     return self + -other if isinstance(other, Direction) else NotImplemented
@@ -94,21 +98,52 @@ class Direction:
     return [{'times': 1.0, 'name': self.name, 'about': self.about}]
 
   def _shapes(self):
-    """{what it moves: the shape}."""
-    moved = {layer: x.shape for layer, x in self.styles.items()}
-    return moved if self.ws is None else moved | {'ws': self.ws.shape}
+    """[(what it moves, its shape) ...], of each mapper for itself."""
+    shapes = [(layer, x.shape) for layer, x in self.styles.items()]
+    if self.ws is not None:
+      shapes.append(('ws', self.ws.shape))
+    for _, mapper in self.mappers:
+      shapes += mapper.shapes().items()
+    return shapes
 
   # ---- applied
 
+  def moves(self, net: Any, ws: np.ndarray) -> dict[str, np.ndarray]:
+    """What is added to ws [N,num_ws,w_dim] at amount 1: {'ws': [N|1,num_ws,w_dim], layer: [N|1,C]}.
+
+    net: a Sampler, with which mappers look at ws.
+    """
+    moves = {layer: x[None] for layer, x in self.styles.items()}
+    if self.ws is not None:
+      moves['ws'] = self.ws[None]
+    for factor, mapper in self.mappers:
+      for what, x in mapper.moves(net, ws).items():
+        moves[what] = moves.get(what, 0) + np.float32(factor) * x
+    return moves
+
   def move(
-    self, ws: np.ndarray, amounts: Sequence[float]
+    self, ws: np.ndarray, amounts: Sequence[float], net: Any = None
   ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     """ws [N|1,num_ws,w_dim], amounts [N] -> moved ws [N,num_ws,w_dim], {layer: offsets [N,C]}.
 
-    The offsets are what is to be added to the styles that the moved ws make.
+    The offsets are what is to be added to the styles that the moved ws make. net: a Sampler; only
+    mappers need it.
     """
     amounts = np.asarray(amounts, np.float32)
-    return _move(np.broadcast_to(ws, (len(amounts), *np.shape(ws)[1:])), [(self, amounts)])
+    ws = np.broadcast_to(ws, (len(amounts), *np.shape(ws)[1:]))
+    return _move(net, ws, [(self, amounts)])
+
+  def misfit(self, net: Any) -> str:
+    """What doesn't fit a Sampler, such as 'ws [18, 512] there, [6, 8] here'; '' if all does."""
+    known = {'ws': (net.num_ws, net.generator.mapping.w_dim)}
+    if any(what != 'ws' for what, _ in self._shapes()):
+      channels = style_space.channels(net.generator, net.variables)
+      known |= {layer: (count,) for layer, count in channels.items()}
+    for what, shape in self._shapes():
+      if known.get(what) != shape:
+        its = list(known[what]) if what in known else 'none'
+        return f'{what} {list(shape)} there, {its} here'
+    return ''
 
   def check(self, net: Any) -> None:
     """Warns if it was made for other weights than those of `net`, a Sampler.
@@ -117,18 +152,11 @@ class Direction:
     """
     here = _hash(net)
     there = ' and '.join(x[:SHOWN] for x in self.networks)
-    known = {'ws': (net.num_ws, net.generator.mapping.w_dim)}
-    if self.styles:
-      channels = style_space.channels(net.generator, net.variables)
-      known |= {layer: (count,) for layer, count in channels.items()}
-    for what, shape in self._shapes().items():
-      if known.get(what) != shape:
-        its = list(known[what]) if what in known else 'none'
-        raise UsageError(
-          f'the direction {self.name} was made for the network {there} and does not fit '
-          f'{here[:SHOWN]}, {net.title}: {what} {list(shape)} there, {its} here; take one that was '
-          'made for this network'
-        )
+    if misfit := self.misfit(net):
+      raise UsageError(
+        f'the direction {self.name} was made for the network {there} and does not fit '
+        f'{here[:SHOWN]}, {net.title}: {misfit}; take one that was made for this network'
+      )
     if here not in self.networks:
       _warn(self.name, there, here[:SHOWN])
 
@@ -155,32 +183,37 @@ def apply(net: Any, edit: Edit | None, ws: np.ndarray) -> tuple[np.ndarray, dict
         f'{len(ws)} images'
       )
     pairs.append((direction, np.broadcast_to(given, len(ws))))
-  return _move(ws, pairs)
+  return _move(net, ws, pairs)
 
 
-def _move(ws, pairs):
+def _move(net, ws, pairs):
   """ws [N,num_ws,w_dim], (Direction, amounts [N]) -> moved ws, {layer: offsets [N,C]}."""
   moved = np.array(ws)
   offsets = {}
   for direction, amounts in pairs:
-    if direction.ws is not None:
-      moved += amounts[:, None, None] * direction.ws
-    for layer, x in direction.styles.items():
+    moves = direction.moves(net, ws)
+    if 'ws' in moves:
+      moved += amounts[:, None, None] * moves.pop('ws')
+    for layer, x in moves.items():
       offsets[layer] = offsets.get(layer, 0) + amounts[:, None] * x
   return moved, offsets
 
 
 def _sum(terms):
-  """(factor, Direction) ... -> ws, styles of their sum, as of a Direction."""
+  """(factor, Direction) ... -> {'ws', 'styles', 'mappers'} of their sum, as of a Direction."""
   ws = None
   styles = {}
+  mappers = {}  # each once, however often it is a part
   for factor, direction in terms:
     factor = np.float32(factor)
     if direction.ws is not None:
       ws = (0 if ws is None else ws) + factor * direction.ws
     for layer, x in direction.styles.items():
       styles[layer] = styles.get(layer, 0) + factor * x
-  return ws, styles
+    for its, mapper in direction.mappers:
+      before, _ = mappers.get(id(mapper), (0.0, mapper))
+      mappers[id(mapper)] = before + float(factor) * its, mapper
+  return {'ws': ws, 'styles': styles, 'mappers': tuple(mappers.values())}
 
 
 def _title(parts):
@@ -243,7 +276,13 @@ def write(
     if direction.ws is not None:
       arrays[f'{i}/ws'] = direction.ws
     arrays |= {f'{i}/styles/{layer}': x for layer, x in direction.styles.items()}
-    about.append({'name': direction.name, 'networks': direction.networks, 'about': direction.about})
+    entry = {'name': direction.name, 'networks': direction.networks, 'about': direction.about}
+    mappers = []
+    for k, (factor, mapper) in enumerate(direction.mappers):
+      named = mapper_lib.arrays(mapper.params)
+      arrays |= {f'{i}/mappers/{k}/{name}': x for name, x in named.items()}
+      mappers.append({'factor': factor} | mapper.about())
+    about.append(entry | ({'mappers': mappers} if mappers else {}))
   text = json.dumps({'format': FORMAT, 'directions': about})
   files.write_atomic(path, files.npz(**also, **arrays, about=text))
 
@@ -297,8 +336,7 @@ def read_all(path: str | os.PathLike | paths.Path) -> list[Direction]:
 
 def _parse(i, entry, arrays):
   """Direction number i of a file. Raises ValueError, KeyError, TypeError ... if it isn't whole."""
-  prefix = f'{i}/styles/'
-  moved = {key.removeprefix(prefix): x for key, x in arrays.items() if key.startswith(prefix)}
+  moved = _below(arrays, f'{i}/styles/')
   ws = arrays.get(f'{i}/ws')
   name, networks, about = entry['name'], tuple(entry['networks']), entry['about']
   texts = all(isinstance(x, str) for x in (name, *networks))
@@ -309,6 +347,22 @@ def _parse(i, entry, arrays):
   for x, ndim in shapes:
     if x.dtype != np.float32 or x.ndim != ndim or not np.isfinite(x).all():
       raise ValueError(f'direction {name!a} is not of finite numbers, float32')
-  if not shapes:
+  mappers = []
+  for k, told in enumerate(entry.get('mappers', [])):
+    told = dict(told)
+    factor = float(told.pop('factor'))
+    its = _below(arrays, f'{i}/mappers/{k}/')
+    if any(x.dtype != np.float32 or not np.isfinite(x).all() for x in its.values()):
+      raise ValueError(f'a mapper of direction {name!a} is not of finite numbers, float32')
+    found = mapper_lib.of_arrays(its, **told)
+    if not np.isfinite([factor, found.strength]).all():
+      raise ValueError(f'a mapper of direction {name!a} has no finite strength')
+    mappers.append((factor, found))
+  if not shapes and not mappers:
     raise ValueError(f'direction {name!a} moves nothing')
-  return Direction(name, networks, ws, moved, about)
+  return Direction(name, networks, ws, moved, about, tuple(mappers))
+
+
+def _below(arrays, prefix):
+  """{name without the prefix: array} of those that begin with it."""
+  return {key.removeprefix(prefix): x for key, x in arrays.items() if key.startswith(prefix)}

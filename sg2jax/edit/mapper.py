@@ -16,7 +16,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sg2jax import sampler
 from sg2jax.faults import UsageError
 from sg2jax.models import styles as style_space
 from sg2jax.models.layers import Dense
@@ -120,13 +119,32 @@ class Mapper:
 
   module: LatentMapper | StyleMapper
   params: Any
+  num_ws: int  # of the network that it is for
   strength: float = STRENGTH
 
-  def moves(self, net: sampler.Sampler, ws: np.ndarray) -> dict[str, np.ndarray]:
-    """What is to be added to ws [N,num_ws,w_dim], {'ws': [N,num_ws,w_dim]}, or {layer: [N,C]}."""
+  def moves(self, net: Any, ws: np.ndarray) -> dict[str, np.ndarray]:
+    """What is to be added to ws [N,num_ws,w_dim], {'ws': [N,num_ws,w_dim]}, or {layer: [N,C]}.
+
+    net: a Sampler, whose styles those of styles take.
+    """
     step = _moves_step(net.generator, net.growing.get('stage', 0), self.module)
-    moves = jax.device_get(step(net.variables, self.params, ws))
+    with jax.default_matmul_precision('highest'):  # as it was trained
+      moves = jax.device_get(step(net.variables, self.params, np.asarray(ws)))
     return jax.tree.map(lambda x: x * np.asarray(self.strength, x.dtype), moves)
+
+  def shapes(self) -> dict[str, tuple[int, ...]]:
+    """What it is for, without N: {'ws': (num_ws, w_dim)}, or {layer: (C,)}."""
+    widths = {name: len(level['mapping.1']['bias']) for name, level in self.params.items()}
+    if isinstance(self.module, LatentMapper):
+      return {'ws': (self.num_ws, *set(widths.values()))}
+    return {self.module.layers[_number(name)]: (width,) for name, width in widths.items()}
+
+  def about(self) -> dict[str, Any]:
+    """What `of_arrays` has to be told besides its arrays, as JSON."""
+    about = {'num_ws': self.num_ws, 'strength': self.strength}
+    if isinstance(self.module, LatentMapper):
+      return about | {'normalized': self.module.normalized}
+    return about | {'layers': list(self.module.layers)}
 
 
 @functools.lru_cache(8)
@@ -165,6 +183,57 @@ def params(arrays: Mapping[str, np.ndarray], module: nn.Module, example: Any) ->
   arrays, dtype = checked("StyleCLIP's mapper", arrays, wanted)
   found = {path: arrays['.'.join(path)].astype(dtype).T for path in shapes}
   return traverse_util.unflatten_dict(found)
+
+
+def of_arrays(
+  arrays: Mapping[str, np.ndarray],
+  num_ws: int,
+  normalized: str = 'features',
+  layers: Sequence[str] = (),
+  strength: float = STRENGTH,
+) -> Mapper:
+  """The Mapper of arrays under StyleCLIP's names, of ws or of styles.
+
+  Args:
+    arrays: float32 or float64.
+    num_ws: of the network that it is for.
+    normalized: of ws: one of NORMALIZED.
+    layers: of styles: all layers with a style, in the order of the network.
+    strength: see Mapper.
+
+  Raises: ValueError: they are no mapper's.
+  """
+  levels = levels_of(arrays)
+  if levels:
+    if normalized not in NORMALIZED:
+      raise ValueError(f'it normalises over {normalized!a:.40}, which is unknown')
+    widths = {np.shape(x)[0] for x in arrays.values() if np.ndim(x)}
+    if len(widths) != 1:
+      raise ValueError(f'it moves w of {sorted(widths)} numbers; they must be as many everywhere')
+    try:
+      usable, said = usable_levels(levels, num_ws)
+    except UsageError as e:
+      raise ValueError(str(e)) from e
+    if usable != levels:
+      raise ValueError('; '.join(said))
+    module = LatentMapper(levels, normalized)
+    example = jax.ShapeDtypeStruct((1, num_ws, *widths), np.float32)
+  else:
+    module = StyleMapper(tuple(layers))
+    biases = {i: arrays.get(f'mapper_{i}.mapping.1.bias') for i in range(len(layers))}
+    example = {
+      layers[i]: jax.ShapeDtypeStruct((1, *np.shape(x)), np.float32)
+      for i, x in biases.items()
+      if x is not None
+    }
+    if not example:
+      raise ValueError('it has neither levels of w nor layers of styles')
+  return Mapper(module, params(arrays, module, example), num_ws, strength)
+
+
+def _number(name):
+  """3 of 'mapper_3', a network of StyleMapper's."""
+  return int(name.removeprefix('mapper_'))
 
 
 def levels_of(arrays: Mapping[str, np.ndarray]) -> tuple[str, ...]:

@@ -190,6 +190,7 @@ class Training:
     mesh = sharding.make_mesh()
     self.module = module_of(settings, net)
     self._settings = settings
+    self._num_ws = net.num_ws
     static = net.generator, tuple(net.growing.items()), tower.architecture, tower.view
     begin, advance = _compiled(mesh, *static, self.module, settings)
     weights = {name: tower.params[name] for name in ('visual', 'logit_scale')}
@@ -208,4 +209,5 @@ class Training:
 
   def trained(self) -> mapper.Mapper:
     """What is trained, as of now."""
-    return mapper.Mapper(self.module, jax.device_get(self.state.current), self._settings.strength)
+    params = jax.device_get(self.state.current)
+    return mapper.Mapper(self.module, params, self._num_ws, self._settings.strength)

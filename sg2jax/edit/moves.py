@@ -19,27 +19,27 @@ from sg2jax.models import styles as style_space
 Moves = dict[str, Any]
 
 
-def basis(net: sampler.Sampler, directions: Sequence[Sequence[Direction]]) -> Moves:
+def basis(net: sampler.Sampler, ws: np.ndarray, directions: Sequence[Sequence[Direction]]) -> Moves:
   """K directions of each of N images, side by side: {'ws': [N,K,num_ws,w_dim], layer: [N,K,C]}.
 
-  All convolutions are in it, 0 where they stay, so that other directions compile nothing anew.
+  ws, [N,num_ws,w_dim], is where they start, which mappers look at. All convolutions are in it, 0
+  where they stay, so that other directions compile nothing anew.
   """
   channels = style_space.channels(net.generator, net.variables)
   shapes = {layer: (c,) for layer, c in channels.items() if not layer.endswith('.torgb')}
-  for direction in (d for each in directions for d in each):
-    if direction.ws is not None:
-      shapes['ws'] = direction.ws.shape
-    shapes |= {layer: x.shape for layer, x in direction.styles.items()}
+  moves = [
+    [direction.moves(net, ws[i : i + 1]) for direction in each] for i, each in enumerate(directions)
+  ]
+  for one in (one for each in moves for one in each):
+    shapes |= {what: x.shape[1:] for what, x in one.items()}
   count = len(directions[0])
   found = {
     what: np.zeros((len(directions), count, *shape), np.float32) for what, shape in shapes.items()
   }
-  for i, each in enumerate(directions):
-    for k, direction in enumerate(each):
-      if direction.ws is not None:
-        found['ws'][i, k] = direction.ws
-      for layer, x in direction.styles.items():
-        found[layer][i, k] = x
+  for i, each in enumerate(moves):
+    for k, one in enumerate(each):
+      for what, x in one.items():
+        found[what][i, k] = x[0]
   return found
 
 

@@ -116,7 +116,7 @@ def _search(job, seeds, ws, classes, out, label):
   start = _predict(job, before)
   classes = start.seen if classes is None else classes
   counts = adversarial_rates.counts(classes, *start)
-  basis = basis_of(job.net, [job.directions(c) for c in classes]) if job.names else {}
+  basis = basis_of(job.net, ws, [job.directions(c) for c in classes]) if job.names else {}
   # ---- the search, and what it is compared with
   texts = np.stack([job.texts(c) for c in classes]) if job.texts else None
   # What doesn't count isn't searched, and keeps nobody waiting.
