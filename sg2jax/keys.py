@@ -3,7 +3,7 @@
 import jax
 
 # The order is part of what a seed means: only append.
-PURPOSES = ('init', 'training', 'evaluation', 'sampling', 'projection', 'mapper')
+PURPOSES = ('init', 'training', 'evaluation', 'sampling', 'projection', 'mapper', 'views')
 
 
 def purpose_key(seed: int, purpose: str) -> jax.Array:

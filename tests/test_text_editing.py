@@ -165,6 +165,47 @@ def test_images_move_to_their_texts_alone_or_together(net, tower, ws, space):
     np.testing.assert_array_equal(moved, np.broadcast_to(x[1], moved.shape))
 
 
+def test_random_views_are_of_the_same_picture(tower):
+  key = jax.random.key(3)
+  # a bright point, nothing, and a picture that is bright up to its edge
+  images = np.zeros((3, 8, 8, 3), np.float32)
+  images[0, 3, 5], images[2] = 1, 1
+  views = np.asarray(jax.jit(text_losses.random_views, static_argnums=2)(key, images, 40))
+  point, nothing, bright = np.moveaxis(views, 1, 0)  # [40,8,8,3] each
+  assert nothing.std() == pytest.approx(text_losses.NOISE, rel=0.05)
+  np.testing.assert_allclose(bright - nothing, 1, atol=1e-5)  # all have the same noise
+  # the point stays about where it was, but never quite
+  weights = (point - nothing).mean(-1)
+  places = np.einsum('khw,hwd->kd', weights, np.stack(np.indices((8, 8)), -1))
+  places /= weights.sum((1, 2))[:, None]
+  assert np.abs(places - [3, 5]).max() < 0.08 * 8 + 0.15 * 1.5 + 0.5
+  assert places.std(0).min() > 0.1
+
+  @jax.jit
+  def found(images):
+    features = tower.features_of_views(images, key, 3)
+    return features, tower.loss(images, TEXTS[:1], key, 3), tower.loss(images, TEXTS[:1])
+
+  features, loss, plain = found(images)
+  expected = np.mean([text_losses.clip_loss(x, TEXTS[:1]) for x in features], 0)
+  np.testing.assert_allclose(loss, expected, rtol=1e-5)
+  assert np.abs(loss - plain).min() > 1e-4
+
+
+def test_searches_by_random_views_are_deterministic_and_of_each_image(net, tower, ws):
+  settings = optimize.Settings(steps=5, space='w', augmentations=2)
+  found = optimize.optimize(net, ws, tower, TEXTS, settings)
+  again = optimize.optimize(net, ws[[1, 1, 0]], tower, TEXTS[[1, 0, 0]], settings)
+  np.testing.assert_allclose(again.moves['ws'][[2, 0]], found.moves['ws'][:2], atol=1e-3)
+  for other in (settings._replace(augmentations=0), settings._replace(seed=1)):
+    moves = optimize.optimize(net, ws, tower, TEXTS, other).moves['ws']
+    assert np.abs(moves - found.moves['ws']).max() > 1e-2
+  # at each step they are new ones
+  path = optimize.Optimizer(net, ws, tower, TEXTS, settings._replace(lr=0))
+  losses = np.stack([path.advance().clip_loss for _ in range(3)])
+  assert losses.std(0).min() > 1e-5
+
+
 # ---- mapper
 
 
@@ -423,7 +464,8 @@ def results():
     net, tower, global_directions.Measured(counts, statistics)
   )
   y = features(global_directions.read_styles(net, ws[:1]), range(5))
-  return found.moves['ws'], np.stack(losses), statistics.std['b4.conv1'], y
+  views = optimize.optimize(net, ws, tower, TEXTS, optimize.Settings(steps=4, augmentations=2))
+  return found.moves['ws'], views.moves['ws'], np.stack(losses), statistics.std['b4.conv1'], y
 
 
 @pytest.mark.slow

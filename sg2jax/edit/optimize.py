@@ -24,6 +24,7 @@ from sg2jax.edit.direction import Direction
 from sg2jax.edit.moves import render_moved
 from sg2jax.edit.project import learning_rates
 from sg2jax.edit.text_losses import Tower
+from sg2jax.keys import purpose_key
 from sg2jax.models import styles as style_space
 
 # One w for all layers, one for each, or the styles of the convolutions.
@@ -44,6 +45,8 @@ class Settings(NamedTuple):
   lr_rampdown: float = 0.25
   adam_betas: tuple[float, float] = (0.9, 0.999)
   adam_eps: float = 1e-8
+  augmentations: int = 0  # random views, new ones at each step, whose mean loss counts; 0: none
+  seed: int = 0  # of these
 
 
 class SearchState(NamedTuple):
@@ -123,7 +126,7 @@ def search_step(
 
 
 @functools.lru_cache(8)
-def _compiled(mesh, generator, growing, architecture, view, adam_options):
+def _compiled(mesh, generator, growing, architecture, view, adam_options, augmentations):
   """(begin, advance, inspect, fetch) of an Optimizer, compiled once for equal arguments.
 
   Images, and all that has a row for each, are divided over the devices.
@@ -133,8 +136,8 @@ def _compiled(mesh, generator, growing, architecture, view, adam_options):
   adam = optimizers.adam(*adam_options)
   render = partial(render_moved, generator, growing)
 
-  def measure(weights, texts, images):
-    return Tower(weights, architecture, view).loss(images, texts)
+  def measure(weights, texts, images, *views):
+    return Tower(weights, architecture, view).loss(images, texts, *views)
 
   @jax.jit
   def begin(ws, texts, moves):
@@ -142,10 +145,15 @@ def _compiled(mesh, generator, growing, architecture, view, adam_options):
     return ws, texts, first_state(adam, jax.tree.map(place, moves))
 
   @partial(jax.jit, donate_argnames='moments')  # moves stay: they are those before the last step
-  def advance(variables, weights, l2_lambda, lr, ws, texts, moves, moments):
+  def advance(variables, weights, l2_lambda, lr, key, ws, texts, moves, moments):
+    key = jax.random.fold_in(key, moments.count)
+
+    def measure_views(images):
+      return measure(weights, texts, images, key, augmentations)
+
     state, losses = search_step(
       partial(render, variables, ws),
-      partial(measure, weights, texts),
+      measure_views,
       adam,
       l2_lambda,
       SearchState(moves, moments),
@@ -189,10 +197,13 @@ class Optimizer:
     mesh = sharding.make_mesh()
     static = net.generator, tuple(net.growing.items()), tower.architecture, tower.view
     options = *settings.adam_betas, settings.adam_eps
-    begin, advance, inspect, self._fetch = _compiled(mesh, *static, options)
+    begin, advance, inspect, self._fetch = _compiled(
+      mesh, *static, options, settings.augmentations
+    )
     lr = learning_rates(settings.steps, settings.lr, settings.lr_rampup, settings.lr_rampdown)
     weights = {name: tower.params[name] for name in ('visual', 'logit_scale')}
-    numbers = np.float32(settings.l2_lambda), lr.astype(np.float32)
+    key = purpose_key(settings.seed, 'views')
+    numbers = np.float32(settings.l2_lambda), lr.astype(np.float32), key
     variables, weights, numbers = sharding.replicate(mesh, (net.variables, weights, numbers))
     moves = _no_moves(net, ws, settings.space)
     ws, texts, self._state = begin(np.asarray(ws), np.asarray(texts), moves)

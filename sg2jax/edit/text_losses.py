@@ -5,6 +5,7 @@ al. 2021, arXiv 2103.17249], [NADA] StyleGAN-NADA [Gal et al. 2021, arXiv 2108.0
 """
 
 from collections.abc import Callable
+from functools import partial
 import math
 from typing import Any, NamedTuple
 
@@ -16,6 +17,11 @@ from sg2jax.nets import clip
 LOGIT_SCALE = math.log(100)  # what OpenAI's models are trained to
 # Differences of unit features below it are taken for none: most of them is rounding.
 SAME = 1e-4
+# Of `random_views`: the largest part of a side by which a picture is moved, the largest factor by
+# which it grows or shrinks, and the deviation of the noise, in those of `clip.normalize`.
+SHIFT = 0.08
+SCALE = 1.15
+NOISE = 0.2
 
 
 def clip_loss(
@@ -56,6 +62,35 @@ def directional_loss(source: jax.Array, target: jax.Array, direction: jax.Array)
   return 1 - (way * clip.unit(direction)).sum(-1)
 
 
+def random_views(key: jax.Array, images: jax.Array, count: int) -> jax.Array:
+  """What a tower takes, [N,S,S,C] -> as seen `count` times a little otherwise, [count,N,S,S,C].
+
+  Moved, larger or smaller (beyond the edge goes on what is there), and with noise: what shows in
+  one view only, as patterns that no person sees do, does not count [FuseDream, Liu et al. 2021,
+  arXiv 2112.01573]. All images are seen by the same views, so one's neighbours don't show.
+  """
+  return jax.vmap(partial(_random_view, images))(jax.random.split(key, count))
+
+
+def _random_view(images, key):
+  shift_key, scale_key, noise_key = jax.random.split(key, 3)
+  shifts = jax.random.uniform(shift_key, (2,), images.dtype, -SHIFT, SHIFT)
+  scale = SCALE ** jax.random.uniform(scale_key, (), images.dtype, -1, 1)
+  for axis, shift in zip((1, 2), shifts):
+    size = images.shape[axis]
+    weights = _resampling(size, scale, shift * size)
+    images = jnp.moveaxis(jnp.tensordot(images, weights, (axis, 1), precision='highest'), -1, axis)
+  return images + NOISE * jax.random.normal(noise_key, images.shape[1:], images.dtype)
+
+
+def _resampling(size, scale, shift):
+  """[out,in]: the share of each input in each output, linearly between neighbours."""
+  middle = (size - 1) / 2
+  places = (jnp.arange(size) - middle) / scale + middle - shift
+  places = jnp.clip(places, 0, size - 1)
+  return jnp.maximum(1 - jnp.abs(places[:, None] - jnp.arange(size)), 0).astype(shift.dtype)
+
+
 class Tower(NamedTuple):
   """CLIP's image tower, and what it is shown of a generator's images."""
 
@@ -66,9 +101,29 @@ class Tower(NamedTuple):
 
   def features(self, images: jax.Array) -> jax.Array:
     """Images [N,H,W,1|3] in [-1,1] -> features [N,E]."""
-    shown = self.view(images, self.architecture.image_size)
-    return clip.image_features(self.params, self.architecture, shown)
+    return self._look(self.view(images, self.architecture.image_size))
 
-  def loss(self, images: jax.Array, texts: jax.Array) -> jax.Array:
-    """`clip_loss` of images [N,H,W,1|3] in [-1,1] and features of texts [N|1,E]: [N]."""
-    return clip_loss(self.features(images), texts, self.params['logit_scale'])
+  def features_of_views(self, images: jax.Array, key: jax.Array, count: int) -> jax.Array:
+    """Images [N,H,W,1|3] in [-1,1] -> features of their `random_views`, [count,N,E]."""
+    shown = self.view(images, self.architecture.image_size)
+    return jax.vmap(self._look)(random_views(key, shown, count))
+
+  def loss(
+    self,
+    images: jax.Array,
+    texts: jax.Array,
+    key: jax.Array | None = None,
+    augmentations: int = 0,
+  ) -> jax.Array:
+    """`clip_loss` of images [N,H,W,1|3] in [-1,1] and features of texts [N|1,E]: [N].
+
+    augmentations: the mean over so many `random_views`, drawn from the key; 0: of images as they
+    are.
+    """
+    scale = self.params['logit_scale']
+    if not augmentations:
+      return clip_loss(self.features(images), texts, scale)
+    return clip_loss(self.features_of_views(images, key, augmentations), texts, scale).mean(0)
+
+  def _look(self, shown):
+    return clip.image_features(self.params, self.architecture, shown)
