@@ -6,13 +6,14 @@ features of images, delta_i. Then, for any pair of texts, the channels that agre
 channels are numbered over the convolutions, one after the other, from coarse to fine.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 import functools
 from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 import numpy as np
 from PIL import Image
 
@@ -132,9 +133,7 @@ class ChannelFeatures:
     mesh = sharding.make_mesh()
     static = net.generator, tuple(net.growing.items()), tower.architecture, tower.view
     counts = tuple(measured.counts.items())
-    self._step, self._look = _compiled(
-      mesh, *static, counts, measured.cumulative, measured.pictures
-    )
+    self._step, self._look = compiled(mesh, *static, counts, measured.cumulative, measured.pictures)
     self._size = tower.architecture.image_size
     self.channels = sum(measured.counts.values())
     mean, std = (
@@ -169,7 +168,16 @@ class ChannelFeatures:
 
 
 @functools.lru_cache(8)
-def _compiled(mesh, generator, growing, architecture, view, counts, cumulative, pictures):
+def compiled(
+  mesh: Mesh,
+  generator: Any,
+  growing: tuple,
+  architecture: clip.Architecture,
+  view: Callable,
+  counts: tuple[tuple[str, int], ...],
+  cumulative: bool,
+  pictures: bool,
+) -> tuple[Callable, Callable | None]:
   """(step, look) of ChannelFeatures, look None unless Pillow has to come between them."""
   place = sharding.spread(mesh)
   whole = sharding.replicated(mesh)

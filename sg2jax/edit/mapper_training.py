@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 from flax import linen as nn
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 import numpy as np
 import optax
 
@@ -22,6 +23,7 @@ from sg2jax.edit.text_losses import Tower
 from sg2jax.faults import UsageError
 from sg2jax.keys import purpose_key
 from sg2jax.models import styles as style_space
+from sg2jax.nets import clip
 
 OPTIMIZERS = ('adam', 'ranger')
 
@@ -128,7 +130,15 @@ def module_of(settings: Settings, net: sampler.Sampler) -> nn.Module:
 
 
 @functools.lru_cache(8)
-def _compiled(mesh, generator, growing, architecture, view, module, settings):
+def compiled(
+  mesh: Mesh,
+  generator: Any,
+  growing: tuple,
+  architecture: clip.Architecture,
+  view: Callable,
+  module: nn.Module,
+  settings: Settings,
+) -> tuple[Callable, Callable]:
   """(begin, advance) of a Training, compiled once for equal arguments."""
   place = sharding.spread(mesh)
   whole = sharding.replicated(mesh)
@@ -192,7 +202,7 @@ class Training:
     self._settings = settings
     self._num_ws = net.num_ws
     static = net.generator, tuple(net.growing.items()), tower.architecture, tower.view
-    begin, advance = _compiled(mesh, *static, self.module, settings)
+    begin, advance = compiled(mesh, *static, self.module, settings)
     weights = {name: tower.params[name] for name in ('visual', 'logit_scale')}
     variables, weights, texts = sharding.replicate(mesh, (net.variables, weights, texts))
     if state is None:

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 import numpy as np
 import optax
 
@@ -26,6 +27,7 @@ from sg2jax.edit.project import learning_rates
 from sg2jax.edit.text_losses import Tower
 from sg2jax.keys import purpose_key
 from sg2jax.models import styles as style_space
+from sg2jax.nets import clip
 
 # One w for all layers, one for each, or the styles of the convolutions.
 SPACES = ('w', 'w+', 's')
@@ -126,7 +128,15 @@ def search_step(
 
 
 @functools.lru_cache(8)
-def _compiled(mesh, generator, growing, architecture, view, adam_options, augmentations):
+def compiled(
+  mesh: Mesh,
+  generator: Any,
+  growing: tuple,
+  architecture: clip.Architecture,
+  view: Callable,
+  adam_options: tuple[float, ...],
+  augmentations: int,
+) -> tuple[Callable, Callable, Callable, Callable]:
   """(begin, advance, inspect, fetch) of an Optimizer, compiled once for equal arguments.
 
   Images, and all that has a row for each, are divided over the devices.
@@ -197,9 +207,7 @@ class Optimizer:
     mesh = sharding.make_mesh()
     static = net.generator, tuple(net.growing.items()), tower.architecture, tower.view
     options = *settings.adam_betas, settings.adam_eps
-    begin, advance, inspect, self._fetch = _compiled(
-      mesh, *static, options, settings.augmentations
-    )
+    begin, advance, inspect, self._fetch = compiled(mesh, *static, options, settings.augmentations)
     lr = learning_rates(settings.steps, settings.lr, settings.lr_rampup, settings.lr_rampdown)
     weights = {name: tower.params[name] for name in ('visual', 'logit_scale')}
     key = purpose_key(settings.seed, 'views')

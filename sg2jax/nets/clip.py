@@ -236,9 +236,9 @@ def resize_by_area(images: jax.Array, height: int, width: int) -> jax.Array:
 
   StyleCLIP's view of generated images (nearest, times 7, then a mean pool) is this, for all ratios.
   """
-  for axis, size in ((1, height), (2, width)):
+  for sums, size, axis in (('nhwc,ph->npwc', height, 1), ('nhwc,qw->nhqc', width, 2)):
     weights = _overlaps(images.shape[axis], size).astype(images.dtype)
-    images = jnp.moveaxis(jnp.tensordot(images, weights, (axis, 1), precision='highest'), -1, axis)
+    images = jnp.einsum(sums, images, weights, precision='highest')
   return images
 
 

@@ -77,7 +77,7 @@ class Steps:
     if self.target.data.get('platform') == 'cuda' and self.target.name != 'local':
       found = _without_code(self, name)
     else:
-      found = _whole(lowered, self.target)
+      found = whole(lowered, self.target)
     files.write_atomic(file, json.dumps(found))
     return found | {'seconds_compiling': time.monotonic() - start}
 
@@ -101,7 +101,7 @@ def _cost_model(target):
 # ---- compiled whole, for TPUs and for devices that are here
 
 
-def _whole(lowered, target):
+def whole(lowered: jax.stages.Lowered, target: Target) -> dict:
   """Figures of a step that is compiled to its end."""
   try:
     compiled = lowered.compile(compiler_options=_cost_model(target))
