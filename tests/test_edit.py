@@ -1,9 +1,11 @@
 """Editing by text as users do it: what channels do is kept, files are written, mistakes named."""
 
+import contextlib
 import dataclasses
 import json
 import pathlib
 
+import jax
 import numpy as np
 from PIL import Image
 import pytest
@@ -11,12 +13,23 @@ import pytest
 import sg2jax
 from sg2jax import clip as clips
 from sg2jax import files, paths
-from sg2jax.edit import channel_effects, direction, text_directions
-from sg2jax.faults import Preempted, UsageError, WeightsError
-from sg2jax.tools import edit
+from sg2jax.edit import (
+  channel_effects,
+  direction,
+  directions,
+  mapper,
+  mapper_training,
+  optimize,
+  text_directions,
+  text_losses,
+)
+from sg2jax.faults import Fault, Preempted, UsageError, WeightsError
+from sg2jax.nets import clip as clip_nets
+from sg2jax.tools import edit, edit_results, generate, mappers, videos
 from tests.runs import call
 from tests.test_clip import VIT, drawn, save
-from tests.test_sampler import Z, make_run
+from tests.test_sampler import Z, close, make_run
+from tests.test_text_editing import checkpoint, mapper_of
 
 pytestmark = pytest.mark.usefixtures('quick_compile')
 TEXTS = ('a thin seven', 'a thick seven')
@@ -130,17 +143,26 @@ def test_a_direction_of_two_texts(net, clip, cache):
 # ---- the tool
 
 
+def shown(folder, *seeds):
+  """The pictures of seeds in a folder: [N,H,W,C]."""
+  return np.stack([np.asarray(Image.open(folder / f'seed{seed:04d}.png')) for seed in seeds])
+
+
 def edit_text(run, clip_file, out, *more):
   """A run of `edit text`; what edit.json says."""
-  few = ['--images=3', '--samples=50', '--steps=20', '--batch=4']
+  few = ['--effect_images=3', '--effect_latents=50', '--steps=20', '--batch=4']
   args = [f'--checkpoint={run}', f'--clip={clip_file}', f'--out={out}', *few, *more]
   call(edit, 'text', f'--target={TEXTS[1]}', *args)
   return json.loads((out / 'edit.json').read_text())
 
 
-def test_files_of_a_global_edit(net, run, clip_file, cache, tmp_path):
+def test_files_of_a_global_edit(net, run, clip_file, cache, tmp_path, monkeypatch):
   out = tmp_path / 'out'
-  said = edit_text(run, clip_file, out, f'--source={TEXTS[0]}', '--channels=5', '--seeds=3-5')
+  films = {}
+  monkeypatch.setattr(edit_results, 'FRAMES', 4)
+  monkeypatch.setattr(videos, 'write_video', lambda path, x, fps: films.update({path: list(x)}))
+  pair = [f'--source={TEXTS[0]}', '--channels=5']
+  said = edit_text(run, clip_file, out, *pair, '--seeds=3-5', '--video')
   names = ['seed0003', 'seed0004', 'seed0005']
   assert [row['name'] for row in said['images']] == names
   assert sorted(path.stem for path in (out / 'before').iterdir()) == names
@@ -148,6 +170,10 @@ def test_files_of_a_global_edit(net, run, clip_file, cache, tmp_path):
   for when, options in (('before', {}), ('.', {'edit': move * 3})):
     pictures = [np.asarray(Image.open(out / when / f'{name}.png')) for name in names]
     np.testing.assert_array_equal(pictures, net([3, 4, 5], batch=4, **options))
+  # from the strength's negative to it and back
+  film = np.stack(films[out / 'strength.mp4']).reshape(4, 8, 3, 16, 3).swapaxes(1, 2)
+  for frame, share in zip(film, (-1, 0, 1, 0)):
+    np.testing.assert_array_equal(frame, net([3, 4, 5], batch=4, edit=move * (3 * share)))
   assert said['mean'].keys() == {'before', 'after'} and said['neutral'] == 2
   assert {'sheet.png', 'strengths.png', 'latents.npz'} <= {path.name for path in out.iterdir()}
 
@@ -164,6 +190,89 @@ def test_an_optimised_edit_finds_its_text(net, run, clip_file, tmp_path):
   assert np.abs(picture.astype(int) - edited[0]).max() <= 1
 
 
+# ---- mappers
+
+
+MAPPER = ('--method=mapper', f'--source={TEXTS[0]}', '--levels=coarse', '--seeds=3-5')
+
+
+def test_a_mapper_is_trained_goes_on_and_is_applied_anywhere(
+  net, run, clip_file, tmp_path, monkeypatch, capsys
+):
+  whole = tmp_path / 'whole'
+  said = edit_text(run, clip_file, whole, *MAPPER)
+  assert said['strength'] == 1 and said['about']['steps'] == 20
+  assert said['mean']['after']['target'] != said['mean']['before']['target']
+  move = direction.read(whole / 'mapper.npz')
+  for when, options in (('before', {}), ('.', {'edit': move})):
+    np.testing.assert_array_equal(shown(whole / when, 3, 4, 5), net([3, 4, 5], batch=4, **options))
+  moved = move.moves(net, net.ws([3, 4]))['ws']
+  assert moved[:, :4].all() and not moved[:, 4:].any() and moved.std(0).max() > 0
+  # stopped in the middle, and killed: what was kept is gone on with
+  parts = tmp_path / 'parts'
+  with monkeypatch.context() as patch, pytest.raises(Preempted, match='8 of 20 steps'):
+    patch.setattr(edit, 'Stop', lambda: contextlib.nullcontext(Signal(7)))
+    edit_text(run, clip_file, parts, *MAPPER)
+  assert [path.name for path in parts.iterdir() if path.suffix] == ['mapper_training.npz']
+  with pytest.raises(UsageError, match=r'is of another training.*lr: 0.5 there, 0.1 here'):
+    edit_text(run, clip_file, parts, *MAPPER, '--lr=0.1')
+  edit_text(run, clip_file, parts, *MAPPER)
+  assert not (parts / 'mapper_training.npz').exists()
+  again = direction.read(parts / 'mapper.npz')
+  assert again.about == move.about
+  jax.tree.map(np.testing.assert_array_equal, again.mappers[0][1].params, move.mappers[0][1].params)
+  # trained once: for other seeds it is taken as it is, from the folder or from its file
+  with monkeypatch.context() as patch:
+    patch.setattr(mapper_training, 'Training', None)
+    edit_text(run, clip_file, whole, *MAPPER, '--seeds=6')
+    other = [f'--mapper={whole / "mapper.npz"}', *MAPPER[:2], '--seeds=6', '--strength=2']
+    edit_text(run, clip_file, tmp_path / 'other', *other)
+  np.testing.assert_array_equal(shown(whole, 6), net([6], batch=4, edit=move))
+  np.testing.assert_array_equal(shown(tmp_path / 'other', 6), net([6], batch=4, edit=move * 2))
+  # and generate and video take it like any direction
+  place = f'--edit={whole / "mapper.npz"}:2'
+  args = [f'--checkpoint={run}', '--batch=4', '--seeds=6', f'--out={tmp_path / "made"}']
+  call(generate, *args, place)
+  np.testing.assert_array_equal(shown(tmp_path / 'made', 6), net([6], batch=4, edit=move * 2))
+  assert 'fine has no layers' not in capsys.readouterr().err
+
+
+def test_a_damaged_training_begins_anew_and_levels_without_layers_are_named(
+  run, clip_file, tmp_path, capsys
+):
+  (tmp_path / 'mapper_training.npz').write_bytes(b'PK')
+  (tmp_path / 'mapper.npz').write_bytes(b'PK')
+  flags = ['--method=mapper', '--seeds=3', '--steps=2', '--class=1']
+  said = edit_text(run, clip_file, tmp_path, *flags)
+  assert said['about']['label'] == [[0, 1, 0]]
+  assert 'fine has no layers here' in capsys.readouterr().err
+  assert direction.read(tmp_path / 'mapper.npz').about == said['about']
+
+
+def test_a_mapper_of_styleclips_is_applied(net, run, clip_file, tmp_path):
+  theirs = mapper_of(net, ('coarse',), 'layers')
+  for name, num_ws in (('mine.pt', net.num_ws), ('theirs.pt', 18)):
+    (tmp_path / name).write_bytes(checkpoint(mapper.arrays(theirs.params), num_ws))
+  args = ['--method=mapper', '--seeds=3', '--strength=5']
+  edit_text(run, clip_file, tmp_path / 'out', f'--mapper={tmp_path / "mine.pt"}', *args)
+  move = direction.read(tmp_path / 'out' / 'directions.npz')
+  assert move.name == 'mine'
+  ws = net.ws([3]) + 5 * theirs.moves(net, net.ws([3]))['ws']
+  np.testing.assert_array_equal(shown(tmp_path / 'out', 3), net.images(ws, batch=4))
+  # of another network: one line, exit code 2, and nothing is written
+  with pytest.raises(UsageError, match=r'theirs.pt was .* another network .* ws \[18, 12\]') as e:
+    edit_text(run, clip_file, tmp_path / 'none', f'--mapper={tmp_path / "theirs.pt"}', *args)
+  assert '\n' not in str(e.value) and e.value.code == 2
+  assert [path.name for path in (tmp_path / 'none').iterdir()] == ['.lock']
+  channel = directions.channel(net, 'b8.conv0', 1, np.eye(Z, dtype=np.float32))
+  direction.write(tmp_path / 'c.npz', [channel])
+  with pytest.raises(UsageError, match='holds the direction b8.conv0.1, which is no mapper'):
+    edit_text(run, clip_file, tmp_path / 'none', f'--mapper={tmp_path / "c.npz"}', *args)
+
+
+# ---- other things that move images, and that are moved
+
+
 def test_a_channel(net, run, tmp_path):
   args = [f'--checkpoint={run}', f'--out={tmp_path}', '--seeds=1', '--batch=4']
   call(edit, 'channel', '--channel=b16.conv0.3', *args, '--strength=0')
@@ -175,6 +284,109 @@ def test_a_channel(net, run, tmp_path):
   with pytest.raises(UsageError) as caught:
     call(edit, 'channel', '--channel=third eye', *args)
   assert 'LAYER.NUMBER' in str(caught.value)
+
+
+def test_pictures_are_projected_first(net, run, tmp_path):
+  (tmp_path / 'a').mkdir()
+  for name, picture in zip(('a/cat.png', 'a/dog.png', 'cat.png'), net([20, 21, 22], batch=4)):
+    # twice as large: it is shrunk to the network's size
+    Image.fromarray(picture.repeat(2, 0).repeat(2, 1)).save(tmp_path / name)
+  args = [f'--checkpoint={run}', '--channel=b16.conv0.3', '--strength=4', '--batch=4']
+  args += ['--distance=pyramid', '--projection_steps=6']
+  out = tmp_path / 'out'
+  call(edit, 'channel', *args, f'--images={tmp_path / "a"}', f'--out={out}')
+  found = [np.load(out / 'projections' / f'{name}.npz') for name in ('cat', 'dog')]
+  for name, one in zip(('cat', 'dog'), found):
+    projection = np.asarray(Image.open(out / 'projections' / f'{name}_projected.png'))
+    before = np.asarray(Image.open(out / 'before' / f'{name}.png'))
+    assert close(before, projection) and not close(before, net.images(one['ws'][None])[0], 10)
+  # picture, projection, edit
+  after = [np.asarray(Image.open(out / f'{name}.png')) for name in ('cat', 'dog')]
+  tiles = np.asarray(Image.open(out / 'sheet.png'))[-192::8, -256::8].reshape(3, 8, 2, 16, 3)
+  tiles = tiles.swapaxes(1, 2)
+  assert close(tiles[0], net([20, 21], batch=4)) and close(tiles[2], np.stack(after))
+  assert not close(tiles[1], tiles[2], 10)
+  row = json.loads((out / 'edit.json').read_text())['images'][1]
+  assert row['picture']['source'] == str(tmp_path / 'a' / 'dog.png')
+  assert row['picture']['distance'] == found[1]['distance'] < row['picture']['distance_start']
+  # the same as of what `project` wrote
+  call(edit, 'channel', *args, f'--latents={out / "projections"}', f'--out={tmp_path / "again"}')
+  assert close(np.asarray(Image.open(tmp_path / 'again' / 'cat.png')), after[0])
+  # files of one name
+  files = f'{tmp_path / "a" / "cat.png"},{tmp_path / "cat.png"}'
+  call(edit, 'channel', *args, f'--images={files}', f'--out={tmp_path / "two"}')
+  assert {path.name for path in (tmp_path / 'two' / 'before').iterdir()} == {
+    'cat.png.png',
+    'cat.png_2.png',
+  }
+  for flags, says in (
+    ([f'--images={tmp_path / "a"}', '--psi=0.7'], '--images are taken as they are'),
+    ([f'--images={tmp_path / "a"}', f'--latents={out}'], 'images'),
+    ([f'--images={tmp_path / "no.png"}'], 'no.png'),
+  ):
+    with pytest.raises(Fault) as caught:
+      call(edit, 'channel', *args, *flags, f'--out={tmp_path / "none"}')
+    assert says in str(caught.value) and '\n' not in str(caught.value)
+  assert not (tmp_path / 'none').exists()
+  # noise maps of another network
+  np.savez(tmp_path / 'wrong.npz', **dict(found[0]) | {'noise/x': np.zeros(3)})
+  with pytest.raises(UsageError, match='wrong.npz has noise maps of another network'):
+    call(edit, 'channel', *args, f'--latents={tmp_path / "wrong.npz"}', f'--out={out}')
+
+
+# ---- as StyleCLIP's own program does it
+
+
+def test_an_original_search(net, run, clip, clip_file, tmp_path):
+  flags = ['--method=optimize', '--original', '--steps=4', '--seeds=3', f'--source={TEXTS[0]}']
+  said = edit_text(run, clip_file, tmp_path, *flags)
+  assert said['about']['original'] is True
+  move = direction.read(tmp_path / 'directions.npz')
+  tower = text_losses.Tower(clip.params, clip.architecture, clip_nets.raw_view)
+  settings = optimize.Settings(steps=4)
+  goals = clip.texts([TEXTS[1]]), text_directions.between(clip, *TEXTS)[None]
+  found = optimize.optimize(net, net.ws([3]), tower, goals[0], settings)
+  # the target alone, raw pixels, the image before the last step: each changes what comes out
+  np.testing.assert_array_equal(move.ws, found.moves_before['ws'][0])
+  for other in (
+    found.moves['ws'],
+    optimize.optimize(net, net.ws([3]), tower, goals[1], settings).moves_before['ws'],
+    optimize.optimize(
+      net, net.ws([3]), tower._replace(view=clip_nets.view), goals[0], settings
+    ).moves_before['ws'],
+  ):
+    assert np.abs(move.ws - other[0]).max() > 1e-4
+
+
+def test_an_original_mapper(net, run, clip, clip_file, tmp_path, monkeypatch):
+  jobs = []
+  channel = directions.channel(net, 'b8.conv0', 1, np.eye(Z, dtype=np.float32))
+  monkeypatch.setattr(mappers, 'train', lambda job, name, out: jobs.append(job) or channel)
+  for flags in ([], ['--original']):
+    edit_text(run, clip_file, tmp_path, *MAPPER, *flags)
+  ours, theirs = jobs
+  assert (ours.settings.normalized, ours.settings.optimizer) == ('features', 'adam')
+  assert (theirs.settings.normalized, theirs.settings.optimizer) == ('layers', 'ranger')
+  assert ours.tower.view is clip_nets.view and theirs.tower.view is clip_nets.raw_view
+  np.testing.assert_array_equal(ours.goal[0], text_directions.between(clip, *TEXTS))
+  np.testing.assert_array_equal(theirs.goal, clip.texts([TEXTS[1]]))
+  assert theirs.about['original'] and not ours.about['original']
+
+
+def test_original_effects_of_channels(run, clip_file, cache, tmp_path):
+  flags = [f'--source={TEXTS[0]}', '--channels=5', '--seeds=3', '--effect_images=1']
+  found = []
+  for more in ([], ['--original']):
+    said = edit_text(run, clip_file, tmp_path, *flags, *more)
+    assert said['about']['original'] == bool(more)
+    found.append(direction.read(tmp_path / 'directions.npz'))
+  # the pictures are rounded, and the channels before it stay at their mean
+  assert any(
+    not np.array_equal(x, found[1].styles.get(layer)) for layer, x in found[0].styles.items()
+  )
+
+
+# ---- latents
 
 
 def test_latents_of_files(net, run, tmp_path):
@@ -206,6 +418,10 @@ def test_latents_of_files(net, run, tmp_path):
     (['--target=a thick octopus'], 'does not know octopus'),
     (['--target=' + 'a seven ' * 9], 'and CLIP takes 6'),
     (['--beta=1.5'], 'largest relevance'),
+    (['--method=mapper', '--space=w'], 'a mapper moves w+ or s'),
+    (['--mapper=m.npz'], 'is for --method=mapper'),
+    (['--method=mapper', '--levels=course'], 'the level course is unknown'),
+    (['--method=mapper', '--mapper=no.npz'], 'cannot read no.npz'),
   ],
 )
 def test_mistakes_of_texts(run, clip_file, cache, tmp_path, flags, says):

@@ -5,7 +5,7 @@ for seeds in ...:
   losses = training.advance(net.ws(seeds, psi=0.7))
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 import functools
 from functools import partial
 from typing import Any, NamedTuple
@@ -197,7 +197,7 @@ class Training:
       settings: see Settings.
       state: where another one of the same settings was; None: from the start.
     """
-    mesh = sharding.make_mesh()
+    mesh = self._mesh = sharding.make_mesh()
     self.module = module_of(settings, net)
     self._settings = settings
     self._num_ws = net.num_ws
@@ -216,6 +216,18 @@ class Training:
     with jax.default_matmul_precision('highest'):
       self.state, losses = self._advance(self.state, ws)
     return losses
+
+  def arrays(self) -> list[np.ndarray]:
+    """The state, to be kept in a file."""
+    return jax.tree.leaves(jax.device_get(self.state))
+
+  def restore(self, arrays: Sequence[np.ndarray]) -> None:
+    """Goes on from what `arrays` gave. Raises ValueError if they are no state of this training."""
+    leaves, tree = jax.tree.flatten(self.state)
+    for x, wanted in zip(arrays, leaves, strict=True):
+      if x.shape != wanted.shape or x.dtype != wanted.dtype or not np.isfinite(x).all():
+        raise ValueError(f'an array is {x.dtype} {list(x.shape)}, not {list(wanted.shape)}')
+    self.state = sharding.replicate(self._mesh, jax.tree.unflatten(tree, arrays))
 
   def trained(self) -> mapper.Mapper:
     """What is trained, as of now."""

@@ -4,7 +4,7 @@ d = text_directions.direction(g, 'a thin seven', 'a thick seven', clip='digits')
 images = g(seeds=range(8), edit=d * 3)
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -19,6 +19,28 @@ from sg2jax.sampler import Sampler
 # network of 1024 px, where StyleCLIP takes 100 to 200 for shapes. Its beta, 0.15, would move most
 # channels of a small network if a pair of texts says what that knows well.
 SHARE = 1 / 32
+
+
+class Relevance(NamedTuple):
+  """What the channels of a network have to do with a pair of texts."""
+
+  net: Sampler
+  effects: channel_effects.Effects
+  values: np.ndarray  # [C], cosine of what a channel does and of what the texts say
+  name: str  # of Directions
+  about: dict[str, Any]  # of them, JSON
+
+  def direction(self, beta: float | None = None, channels: int | None = None) -> Direction:
+    """The Direction that moves the channels of relevance beta at least, or so many of them.
+
+    Neither: SHARE of them. Raises: UsageError as `global_directions.select` does.
+    """
+    if beta is None and channels is None:
+      channels = max(1, round(SHARE * len(self.values)))
+    selection = global_.select(self.values, beta, channels)
+    return selection.direction(
+      self.net, self.effects.counts, self.effects.std, self.name, **self.about
+    )
 
 
 def direction(
@@ -50,27 +72,40 @@ def direction(
   Raises: UsageError: the texts say the same, or no channel is that relevant, naming the largest;
     what `clip.load` raises.
   """
+  return relevance(net, source, target, clip, settings, batch, stop).direction(beta, channels)
+
+
+def relevance(
+  net: Sampler,
+  source: str,
+  target: str,
+  clip: str | clips.Clip,
+  settings: channel_effects.Settings = channel_effects.Settings(),
+  batch: int | None = None,
+  stop: Any = (),
+) -> Relevance:
+  """The Relevance of a pair of texts, from which `direction` selects. Arguments as there."""
   if not isinstance(clip, clips.Clip):
     clip = clips.load(clip)
   dt = between(clip, source, target)
   effects = channel_effects.measure(net, clip, settings, batch, stop)
-  if beta is None and channels is None:
-    channels = max(1, round(SHARE * len(effects.delta_i)))
-  selection = global_.select(effects.delta_i @ dt, beta, channels)
+  values = effects.delta_i @ dt
+  about = {
+    'source': source,
+    'target': target,
+    'clip': clip.name,
+    'clip_hash': clip.hash,
+    'original': settings.original,
+    'largest_relevance': float(np.abs(values).max()),
+    'unit': 'standard deviation of the most relevant channel',
+  }
+  return Relevance(net, effects, values, named(source, target), about)
+
+
+def named(source: str, target: str) -> str:
+  """What a Direction from one text to another, or ('') towards one, is called."""
   # ':' separates a file, a name and a strength where directions are given by name.
-  name = f'{source} - {target}'.replace(':', ' ')
-  return selection.direction(
-    net,
-    effects.counts,
-    effects.std,
-    name,
-    source=source,
-    target=target,
-    clip=clip.name,
-    clip_hash=clip.hash,
-    largest_relevance=float(np.abs(selection.relevance).max()),
-    unit='standard deviation of the most relevant channel',
-  )
+  return (f'{source} - {target}' if source else target).replace(':', ' ')
 
 
 def between(clip: clips.Clip, source: str, target: str) -> np.ndarray:

@@ -161,10 +161,12 @@ def define_batch() -> None:
   flags.DEFINE_integer('batch', 0, what, lower_bound=0)
 
 
-def define_finite(name: str, default: float, what: str, lower_bound: float | None = None) -> None:
+def define_finite(
+  name: str, default: float | None, what: str, lower_bound: float | None = None
+) -> None:
   """A float flag that is finite: absl's own lets NaN through any bound."""
   flags.DEFINE_float(name, default, what, lower_bound=lower_bound)
-  flags.register_validator(name, math.isfinite, 'must be a finite number')
+  flags.register_validator(name, lambda x: x is None or math.isfinite(x), 'must be a finite number')
 
 
 # ---- weights of others

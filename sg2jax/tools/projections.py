@@ -52,8 +52,7 @@ class Job(NamedTuple):
 def define_flags() -> None:
   """What `read_job` reads."""
   shared.define_checkpoint()
-  what = 'What is made small: LPIPS; mean square of pixels (l2), of those of all sizes (pyramid).'
-  flags.DEFINE_enum('distance', 'lpips', list(project.DISTANCES), what)
+  define_distance()
   what = (
     'One w for all layers, or (w+) one for each: closer, but farther from what the network makes.'
   )
@@ -63,6 +62,12 @@ def define_flags() -> None:
   shared.define_seed('Of the noise in the search.')
   what = 'Pictures at once, over all devices; 0: what suits their size.'
   flags.DEFINE_integer('batch', 0, what, lower_bound=0)
+
+
+def define_distance() -> None:
+  """--distance, and --weights of the networks that it needs."""
+  what = 'What is made small: LPIPS; mean square of pixels (l2), of those of all sizes (pyramid).'
+  flags.DEFINE_enum('distance', 'lpips', list(project.DISTANCES), what)
   shared.define_weights('vgg16=FILE, lpips_vgg=FILE')
 
 
@@ -70,17 +75,32 @@ def read_job(stop: Stop, video: bool = False) -> Job:
   """The Job of the flags. Raises UsageError, WeightsError, CheckpointError."""
   asked = flags.FLAGS
   net = processes.together(partial(sampler.load, asked.checkpoint))
-  height, width = net.generator.synthesis.resolution
-  distance = project.distance(asked.distance)
-  if asked.distance == 'lpips':
-    distance = lpips((height, width, net.config.data.channels))
   settings = project.Settings(asked.steps, asked.space, asked.lr, seed=asked.seed)
+  return job(net, asked.distance, settings, asked.batch, stop, video)
+
+
+def job(
+  net: sampler.Sampler,
+  distance: str,
+  settings: project.Settings,
+  batch: int,
+  stop: Stop,
+  video: bool = False,
+) -> Job:
+  """A Job of a network; needs `shared.define_weights`. Raises UsageError, WeightsError.
+
+  distance: one of project.DISTANCES; batch: pictures at once, 0: what suits their size.
+  """
+  height, width = net.generator.synthesis.resolution
+  measure = project.distance(distance)
+  if distance == 'lpips':
+    measure = lpips((height, width, net.config.data.channels))
   # Whatever changes the result is in here, so that other results are never taken for these.
-  about = {'network': net.hash(), 'distance': distance.name, 'weights': distance.hash}
+  about = {'network': net.hash(), 'distance': measure.name, 'weights': measure.hash}
   about |= settings._asdict()
-  batch = asked.batch or max(1, min(MAX_IMAGES, MAX_PIXELS // (height * width)))
+  batch = batch or max(1, min(MAX_IMAGES, MAX_PIXELS // (height * width)))
   start = project.statistics(net)
-  begin = partial(project.Projector, net, distance=distance, settings=settings, start=start)
+  begin = partial(project.Projector, net, distance=measure, settings=settings, start=start)
   return Job(net, begin, about, batch, video, stop)
 
 

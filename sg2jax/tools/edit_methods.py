@@ -1,0 +1,239 @@
+"""What moves images by text: StyleCLIP's three methods, as the flags of `edit` ask for them."""
+
+from collections.abc import Callable
+import sys
+from typing import Any, NamedTuple
+
+from absl import flags
+import numpy as np
+from tqdm import tqdm
+
+from sg2jax import clip as clips
+from sg2jax import paths
+from sg2jax.edit import (
+  channel_effects,
+  direction,
+  mapper,
+  mapper_files,
+  mapper_training,
+  optimize,
+  text_directions,
+)
+from sg2jax.edit.direction import Direction
+from sg2jax.edit.text_losses import Tower
+from sg2jax.faults import UsageError
+from sg2jax.nets import clip as clip_nets
+from sg2jax.sampler import Sampler
+from sg2jax.signals import Stop
+from sg2jax.tools import flags as shared
+from sg2jax.tools import mappers
+from sg2jax.tools.latents import Latents
+
+METHODS = ('global', 'optimize', 'mapper')
+# Unless --strength says it; that of `optimize` is where its penalty is as --l2_lambda says.
+STRENGTHS = {'global': 3.0, 'optimize': 3.0, 'mapper': 1.0}
+# StyleCLIP takes 50,000 for faces.
+MAPPER_STEPS = 1000
+
+# What `define_flags` defines counts as the calling tool's own, so that its --help shows it.
+flags.disclaim_key_flags()
+
+
+def define_flags() -> None:
+  """What the three of them read; needs latents.define_flags and those of images."""
+  flags.DEFINE_string('source', '', 'text: what the images show, such as "a thin seven".')
+  flags.DEFINE_string('target', '', 'text: what they are to show.')
+  flags.DEFINE_enum('method', 'global', METHODS, 'text: see above.')
+  flags.DEFINE_string('clip', 'digits', f'{", ".join(clips.NAMES)}, or a file of weights.')
+  what = 'Of the transformers in a file of --clip that does not tell it.'
+  flags.DEFINE_enum('clip_activation', None, clip_nets.ACTIVATIONS, what)
+  what = "text: as StyleCLIP's own program does it, where it does something odd (docs/editing.md)."
+  flags.DEFINE_bool('original', False, what)
+  # ---- global
+  what = 'global: the least relevance of a channel that is moved, such as 0.15.'
+  flags.DEFINE_float('beta', None, what, lower_bound=0)
+  what = (
+    'global: how many channels are moved; default: one of 32. Few for colours, more for shapes.'
+  )
+  flags.DEFINE_integer('channels', None, what, lower_bound=1)
+  flags.mark_flags_as_mutual_exclusive(['beta', 'channels'])
+  default = channel_effects.Settings()
+  what = 'global: images on which channels are measured.'
+  flags.DEFINE_integer('effect_images', default.images, what, 1)
+  what = 'global: latents for the deviation of channels.'
+  flags.DEFINE_integer('effect_latents', default.latents, what, 2)
+  # ---- optimize, mapper
+  search, training = optimize.Settings(), mapper_training.Settings()
+  what = f'optimize, mapper: of the search or training; default: {search.steps}, {MAPPER_STEPS}.'
+  flags.DEFINE_integer('steps', None, what, lower_bound=1)
+  flags.DEFINE_enum('space', search.space, optimize.SPACES, 'optimize, mapper: what is moved.')
+  what = 'optimize: learning rate, at its largest; mapper: of all steps; default: {}, {}.'
+  shared.define_finite('lr', None, what.format(search.lr, training.lr), lower_bound=0)
+  what = (
+    'optimize: weight of the sum of squares of what is added; mapper: of their mean; default: '
+    f'{search.l2_lambda}, {training.latent_l2_lambda}.'
+  )
+  shared.define_finite('l2_lambda', None, what, lower_bound=0)
+  what = 'mapper: those of w+ that are moved: coarse, medium, fine, or all by one network.'
+  flags.DEFINE_list('levels', list(training.levels), what)
+  flags.DEFINE_integer('minibatch', 2, 'mapper: latents of a step of its training.', 1)
+  what = "mapper: a file of one, ours or StyleCLIP's (.pt), instead of training one."
+  flags.DEFINE_string('mapper', '', what)
+
+
+def check() -> None:
+  """Raises UsageError for flags of `text` that are missing or don't go together."""
+  asked = flags.FLAGS
+  if asked.mapper and asked.method != 'mapper':
+    raise UsageError(f'--mapper={asked.mapper} is for --method=mapper')
+  if not asked.target:
+    raise UsageError('say what the images are to show: --target="a thick seven"')
+  if asked.method == 'global' and not asked.source:
+    raise UsageError('say what they show now, --source="a thin seven", or take --method=optimize')
+  if asked.method == 'optimize' and not strength() > 0:
+    raise UsageError(f'--strength={asked.strength:g} of a search must be more than 0')
+  if asked.method == 'mapper' and asked.space == 'w':
+    raise UsageError('--space=w: a mapper moves w+ or s')
+
+
+def strength() -> float:
+  """--strength, or what it is with this --method."""
+  asked = flags.FLAGS
+  return STRENGTHS[asked.method] if asked.strength is None else asked.strength
+
+
+class Found(NamedTuple):
+  """What moves images."""
+
+  moves: list[Direction]  # of all, or of each
+  amount: float  # of them
+  relevance: text_directions.Relevance | None = None  # of global
+
+
+def find(net: Sampler, clip: clips.Clip, given: Latents, out: paths.Path, stop: Stop) -> Found:
+  """What --method finds.
+
+  Raises: UsageError; NonFiniteError; what `stop.leave` raises; of --mapper WeightsError,
+    CheckpointError.
+  """
+  asked = flags.FLAGS
+  if asked.method == 'optimize':
+    return Found(_optimized(net, clip, given, stop), 1.0)
+  if asked.method == 'mapper':
+    return Found([_mapper(net, clip, out, stop)], strength())
+  settings = channel_effects.Settings(
+    asked.effect_images, asked.effect_latents, original=asked.original
+  )
+  found = text_directions.relevance(
+    net, asked.source, asked.target, clip, settings, asked.batch or None, stop
+  )
+  return Found([found.direction(asked.beta, asked.channels)], strength(), found)
+
+
+# ---- towards a text
+
+
+def _goal(clip):
+  """What features of images are to be like, [E]."""
+  asked = flags.FLAGS
+  if asked.original:
+    return clip.texts([asked.target])[0]
+  if asked.source:
+    # Away from what there is: what both texts say, such as the digit, counts for nothing.
+    return text_directions.between(clip, asked.source, asked.target)
+  return clip.text(asked.target)
+
+
+def _tower(clip):
+  view: Callable = clip_nets.raw_view if flags.FLAGS.original else clip_nets.view
+  return Tower(clip.params, clip.architecture, view)
+
+
+def _about(clip) -> dict[str, Any]:
+  """What a Direction says of how it was found, besides its settings."""
+  asked = flags.FLAGS
+  return {
+    'source': asked.source,
+    'target': asked.target,
+    'clip': clip.name,
+    'clip_hash': clip.hash,
+    'original': asked.original,
+  }
+
+
+def _given(**fields):
+  """Those of fields that aren't None."""
+  return {name: x for name, x in fields.items() if x is not None}
+
+
+def _optimized(net, clip, given, stop):
+  """A Direction of each latent."""
+  asked = flags.FLAGS
+  settings = optimize.Settings(
+    space=asked.space, **_given(steps=asked.steps, lr=asked.lr, l2_lambda=asked.l2_lambda)
+  )
+  weight = settings.l2_lambda * (STRENGTHS['optimize'] / strength()) ** 2
+  settings = settings._replace(l2_lambda=weight)
+  goal = _goal(clip)
+  about = _about(clip) | settings._asdict()
+  moves = []
+  batch = asked.batch or net.batch
+  for first in range(0, len(given.ws), batch):
+    ws = given.ws[first : first + batch]
+    optimizer = optimize.Optimizer(net, ws, _tower(clip), goal[None], settings)
+    label = f'{first + 1}-{first + len(ws)} of {len(given.ws)}'
+    for _ in tqdm(range(settings.steps), label, unit=' steps', leave=False, disable=None):
+      if stop:
+        stop.leave('nothing is written before all images are edited')
+      losses = optimizer.advance()
+      np.asarray(losses.loss)  # so that a signal waits for one step, not for many
+    found = optimizer.result()
+    moves += [
+      # StyleCLIP's program returns the image before the last update.
+      found.direction(net, i, name.replace(':', ' '), before=asked.original, **about)
+      for i, name in enumerate(given.names[first : first + batch])
+    ]
+  return moves
+
+
+def _mapper(net, clip, out, stop):
+  """The Direction of --mapper, or of one that is trained."""
+  asked = flags.FLAGS
+  if asked.mapper:
+    return _mapper_of_file(asked.mapper, net)
+  said = []
+  if asked.space == 'w+':
+    _, said = mapper.usable_levels(asked.levels, net.num_ws)
+  for line in said:
+    print(f'--levels: {line}', file=sys.stderr)
+  original = {'normalized': 'layers', 'optimizer': 'ranger'} if asked.original else {}
+  settings = mapper_training.Settings(
+    space=asked.space,
+    levels=tuple(asked.levels),
+    **_given(lr=asked.lr, latent_l2_lambda=asked.l2_lambda),
+    **original,
+  )
+  # As --seeds are made, whatever is moved: latents and pictures have no labels of their own.
+  label = shared.labels(net, 1 if asked.latents or asked.images else len(asked.seeds))
+  drawn = {
+    'steps': asked.steps or MAPPER_STEPS,
+    'minibatch': asked.minibatch,
+    'label': label,
+    'psi': asked.psi,
+    'cutoff': asked.cutoff,
+  }
+  about = {'method': 'mapper'} | _about(clip) | settings._asdict() | drawn
+  about['label'] = label if label is None else label.tolist()
+  job = mappers.Job(net, _tower(clip), _goal(clip)[None], settings, about=about, stop=stop, **drawn)
+  return mappers.train(job, text_directions.named(asked.source, asked.target), out)
+
+
+def _mapper_of_file(path, net):
+  """A mapper of ours, or of StyleCLIP's. Raises UsageError, WeightsError, CheckpointError."""
+  if not path.endswith('.npz'):
+    return mapper_files.read(path, net)
+  move = direction.read(path)
+  if not move.mappers:
+    raise UsageError(f'--mapper={path} holds the direction {move.name}, which is no mapper: --edit')
+  move.check(net)
+  return move
