@@ -162,18 +162,19 @@ def test_files_of_a_global_edit(net, run, clip_file, cache, tmp_path, monkeypatc
   monkeypatch.setattr(edit_results, 'FRAMES', 4)
   monkeypatch.setattr(videos, 'write_video', lambda path, x, fps: films.update({path: list(x)}))
   pair = [f'--source={TEXTS[0]}', '--channels=5']
-  said = edit_text(run, clip_file, out, *pair, '--seeds=3-5', '--video')
+  said = edit_text(run, clip_file, out, *pair, '--seeds=3-5', '--class=2', '--video')
   names = ['seed0003', 'seed0004', 'seed0005']
   assert [row['name'] for row in said['images']] == names
   assert sorted(path.stem for path in (out / 'before').iterdir()) == names
   move = direction.read(out / 'directions.npz')
   for when, options in (('before', {}), ('.', {'edit': move * 3})):
-    pictures = [np.asarray(Image.open(out / when / f'{name}.png')) for name in names]
-    np.testing.assert_array_equal(pictures, net([3, 4, 5], batch=4, **options))
+    made = net([3, 4, 5], label=2, batch=4, **options)
+    np.testing.assert_array_equal(shown(out / when, 3, 4, 5), made)
   # from the strength's negative to it and back
   film = np.stack(films[out / 'strength.mp4']).reshape(4, 8, 3, 16, 3).swapaxes(1, 2)
   for frame, share in zip(film, (-1, 0, 1, 0)):
-    np.testing.assert_array_equal(frame, net([3, 4, 5], batch=4, edit=move * (3 * share)))
+    made = net([3, 4, 5], label=2, batch=4, edit=move * (3 * share))
+    np.testing.assert_array_equal(frame, made)
   assert said['mean'].keys() == {'before', 'after'} and said['neutral'] == 2
   assert {'sheet.png', 'strengths.png', 'latents.npz'} <= {path.name for path in out.iterdir()}
 
@@ -188,6 +189,23 @@ def test_an_optimised_edit_finds_its_text(net, run, clip_file, tmp_path):
   edited = net([2], batch=4, edit=moves[2])
   picture = np.asarray(Image.open(tmp_path / 'seed0002.png'))
   assert np.abs(picture.astype(int) - edited[0]).max() <= 1
+
+
+def test_what_is_asked_of_a_search_is_done(run, clip_file, tmp_path, monkeypatch):
+  asked = []
+
+  def search(net, ws, tower, texts, settings):
+    asked.append(settings)
+    raise Preempted('here')
+
+  monkeypatch.setattr(optimize, 'Optimizer', search)
+  flags = ['--augmentations=2', '--lr=0.2', '--space=s', '--strength=6']
+  for more in ([], flags):
+    with pytest.raises(Preempted):
+      edit_text(run, clip_file, tmp_path, '--method=optimize', '--seeds=0', *more)
+  assert asked[0] == optimize.Settings(steps=20)
+  want = {'augmentations': 2, 'lr': 0.2, 'space': 's', 'l2_lambda': 0.008 / 4}
+  assert asked[1] == asked[0]._replace(**want)
 
 
 # ---- mappers
@@ -278,12 +296,15 @@ def test_a_channel(net, run, tmp_path):
   call(edit, 'channel', '--channel=b16.conv0.3', *args, '--strength=0')
   pictures = [np.asarray(Image.open(tmp_path / when / 'seed0001.png')) for when in ('.', 'before')]
   np.testing.assert_array_equal(*pictures)
-  with pytest.raises(UsageError) as caught:
-    call(edit, 'channel', '--channel=b16.conv9.3', *args)
-  assert 'b16.conv9' in str(caught.value) and 'b16.conv0' in str(caught.value)
-  with pytest.raises(UsageError) as caught:
-    call(edit, 'channel', '--channel=third eye', *args)
-  assert 'LAYER.NUMBER' in str(caught.value)
+  for flags, says in (
+    (['--channel=b16.conv9.3'], 'layer b16.conv9 has no styles; choose from b4.conv1'),
+    (['--channel=b8.conv0.999'], 'channel 999 of b8.conv0 is none of its'),
+    (['--channel=third eye'], 'LAYER.NUMBER'),
+    ([], '--channel=b8.conv0.12'),
+  ):
+    with pytest.raises(UsageError) as caught:
+      call(edit, 'channel', *flags, *args)
+    assert says in str(caught.value) and '\n' not in str(caught.value)
 
 
 def test_pictures_are_projected_first(net, run, tmp_path):
@@ -428,6 +449,7 @@ def test_mistakes_of_texts(run, clip_file, cache, tmp_path, flags, says):
   with pytest.raises(UsageError) as caught:
     edit_text(run, clip_file, tmp_path, f'--source={TEXTS[0]}', '--seeds=0', *flags)
   assert says in str(caught.value)
+  assert '\n' not in str(caught.value) and caught.value.code == 2
 
 
 def test_missing_weights_come_before_the_network(tmp_path, monkeypatch):

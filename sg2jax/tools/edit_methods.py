@@ -74,6 +74,11 @@ def define_flags() -> None:
     f'{search.l2_lambda}, {training.latent_l2_lambda}.'
   )
   shared.define_finite('l2_lambda', None, what, lower_bound=0)
+  what = (
+    'optimize: the loss is the mean over so many views, moved, scaled and with noise, so that '
+    'patterns that no person sees do not count; 0: of images as they are.'
+  )
+  flags.DEFINE_integer('augmentations', search.augmentations, what, 0)
   what = 'mapper: those of w+ that are moved: coarse, medium, fine, or all by one network.'
   flags.DEFINE_list('levels', list(training.levels), what)
   flags.DEFINE_integer('minibatch', 2, 'mapper: latents of a step of its training.', 1)
@@ -170,7 +175,9 @@ def _optimized(net, clip, given, stop):
   """A Direction of each latent."""
   asked = flags.FLAGS
   settings = optimize.Settings(
-    space=asked.space, **_given(steps=asked.steps, lr=asked.lr, l2_lambda=asked.l2_lambda)
+    space=asked.space,
+    augmentations=asked.augmentations,
+    **_given(steps=asked.steps, lr=asked.lr, l2_lambda=asked.l2_lambda),
   )
   weight = settings.l2_lambda * (STRENGTHS['optimize'] / strength()) ** 2
   settings = settings._replace(l2_lambda=weight)
