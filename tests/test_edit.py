@@ -389,7 +389,7 @@ def test_an_original_mapper(net, run, clip, clip_file, tmp_path, monkeypatch):
   assert (ours.settings.normalized, ours.settings.optimizer) == ('features', 'adam')
   assert (theirs.settings.normalized, theirs.settings.optimizer) == ('layers', 'ranger')
   assert ours.tower.view is clip_nets.view and theirs.tower.view is clip_nets.raw_view
-  np.testing.assert_array_equal(ours.goal[0], text_directions.between(clip, *TEXTS))
+  np.testing.assert_array_equal(ours.goal[0], clip.text(TEXTS[1]))
   np.testing.assert_array_equal(theirs.goal, clip.texts([TEXTS[1]]))
   assert theirs.about['original'] and not ours.about['original']
 

@@ -23,7 +23,7 @@ from sg2jax.edit import (
   optimizers,
   text_losses,
 )
-from sg2jax.faults import UsageError, WeightsError
+from sg2jax.faults import CheckpointError, UsageError, WeightsError
 from sg2jax.models import styles as style_space
 from sg2jax.nets import clip
 from tests.foreign_files import Tensor, save_legacy, save_zip
@@ -321,6 +321,8 @@ def test_published_mappers_are_read(net, ws, tmp_path, save):
   ((factor, found),) = move.mappers
   assert factor == 1 and found.module == theirs.module and move.name == 'thick'
   np.testing.assert_array_equal(found.moves(net, ws)['ws'], theirs.moves(net, ws)['ws'])
+  with pytest.raises(CheckpointError, match='`edit text --method=mapper --mapper=FILE'):
+    direction.read(path)
   # as a Direction it is written and read like any other
   direction.write(tmp_path / 'thick.npz', [move])
   again = direction.read(tmp_path / 'thick.npz')

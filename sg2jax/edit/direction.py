@@ -28,6 +28,7 @@ from sg2jax import files, paths
 from sg2jax.edit import mapper as mapper_lib
 from sg2jax.edit.mapper import Mapper
 from sg2jax.faults import CheckpointError, UsageError
+from sg2jax.interop import sniff
 from sg2jax.models import styles as style_space
 
 FORMAT = 'sg2jax-directions-1'
@@ -319,6 +320,11 @@ def read_all(path: str | os.PathLike | paths.Path) -> list[Direction]:
       'writes'
     ) from e
   try:
+    if sniff.kind(data) == 'torch':
+      raise ValueError(
+        "it is PyTorch's; of a mapper of StyleCLIP's, `edit text --method=mapper --mapper=FILE "
+        '--target=TEXT` makes one'
+      )
     arrays = files.parse_npz(data, MAX_BYTES, 'fiubU')
     if 'about' not in arrays and 'vectors' in arrays:
       raise ValueError('version 0.4 or an earlier one wrote it; run tools.directions again')

@@ -139,14 +139,15 @@ def find(net: Sampler, clip: clips.Clip, given: Latents, out: paths.Path, stop: 
 
 
 def _goal(clip):
-  """What features of images are to be like, [E]."""
+  """What features of images are to be like, [1,E]."""
   asked = flags.FLAGS
   if asked.original:
-    return clip.texts([asked.target])[0]
-  if asked.source:
-    # Away from what there is: what both texts say, such as the digit, counts for nothing.
-    return text_directions.between(clip, asked.source, asked.target)
-  return clip.text(asked.target)
+    return clip.texts([asked.target])
+  if asked.source and asked.method == 'optimize':
+    # Away from what there is: what both texts say, such as the digit, counts for nothing. A mapper
+    # goes to the target alone, as in StyleCLIP: it keeps digits better, at the same effect.
+    return text_directions.between(clip, asked.source, asked.target)[None]
+  return clip.text(asked.target)[None]
 
 
 def _tower(clip):
@@ -187,7 +188,7 @@ def _optimized(net, clip, given, stop):
   batch = asked.batch or net.batch
   for first in range(0, len(given.ws), batch):
     ws = given.ws[first : first + batch]
-    optimizer = optimize.Optimizer(net, ws, _tower(clip), goal[None], settings)
+    optimizer = optimize.Optimizer(net, ws, _tower(clip), goal, settings)
     label = f'{first + 1}-{first + len(ws)} of {len(given.ws)}'
     for _ in tqdm(range(settings.steps), label, unit=' steps', leave=False, disable=None):
       if stop:
@@ -231,7 +232,7 @@ def _mapper(net, clip, out, stop):
   }
   about = {'method': 'mapper'} | _about(clip) | settings._asdict() | drawn
   about['label'] = label if label is None else label.tolist()
-  job = mappers.Job(net, _tower(clip), _goal(clip)[None], settings, about=about, stop=stop, **drawn)
+  job = mappers.Job(net, _tower(clip), _goal(clip), settings, about=about, stop=stop, **drawn)
   return mappers.train(job, text_directions.named(asked.source, asked.target), out)
 
 

@@ -14,7 +14,6 @@ quality; --cutoff=N applies it to the N coarsest layers only. --edit=FILE:NAME:S
 image by a direction that `directions` found. docs/generate.md shows what comes out.
 """
 
-from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -31,6 +30,7 @@ from sg2jax.edit.direction import Edit
 from sg2jax.faults import UsageError
 from sg2jax.tools import flags as shared
 from sg2jax.tools import sheets
+from sg2jax.tools.pictures import names_of_seeds
 
 KINDS = ('images', 'mix', 'sweep')
 SWEEP = (1.0, 0.7, 0.5, 0.0, -0.5, -1.0)  # [S1 Fig. 8]
@@ -120,7 +120,7 @@ def images(
   if sheet:
     sheets.check_size(net, len(seeds))
   batch = min(batch, len(seeds))
-  names = file_names(seeds)
+  names = [f'{name}.png' for name in names_of_seeds(seeds)]
   pictures = []  # for the sheet
   writing = ()
 
@@ -149,17 +149,6 @@ def images(
     rows = [f'seed {seed} ...' for seed in seeds[::cols]]
     below = [net.labels.name(c) for c in net.c(seeds, label)] if net.labels else []
     sheets.write_sheet(sheet, pictures, rows, below=below)
-
-
-def file_names(seeds: list[int]) -> list[str]:
-  """A PNG file for each seed, the second of a seed (for another label) with its count."""
-  counts = Counter()
-  names = []
-  for seed in seeds:
-    counts[seed] += 1
-    number = f'_{counts[seed]}' if counts[seed] > 1 else ''
-    names.append(f'seed{seed:04d}{number}.png')
-  return names
 
 
 # ---- sheets: ws [R,C,num_ws,w_dim], and the seed of the noise of each picture [R,C]

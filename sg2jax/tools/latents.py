@@ -17,7 +17,7 @@ from sg2jax.faults import UsageError
 from sg2jax.sampler import Sampler
 from sg2jax.signals import Stop
 from sg2jax.tools import flags as shared
-from sg2jax.tools import generate, pictures, projections
+from sg2jax.tools import pictures, projections
 
 MAX_BYTES = 2**30
 
@@ -102,8 +102,7 @@ def read(net: Sampler, out: pathlib.Path, stop: Stop) -> Callable[[], Latents]:
   else:
     seeds = asked.seeds
     ws = net.ws(seeds, asked.psi, asked.cutoff, shared.labels(net, len(seeds)))
-    names = [name.removesuffix('.png') for name in generate.file_names(seeds)]
-    found = Latents(names, ws, seeds, [None] * len(seeds))
+    found = Latents(pictures.names_of_seeds(seeds), ws, seeds, [None] * len(seeds))
   return lambda: found
 
 

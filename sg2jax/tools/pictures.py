@@ -1,6 +1,7 @@
-"""Pictures that are to be projected: a file or a folder of them, and the names of their results."""
+"""Pictures that are to be projected: a file or a folder of them; what results are called."""
 
 from collections import Counter
+from collections.abc import Sequence
 import hashlib
 import pathlib
 import sys
@@ -94,4 +95,15 @@ def result_names(file_names: list[str]) -> list[str]:
       name = f'{wanted}_{count}'
     taken.update(name + ending for ending in ENDINGS)
     names.append(name)
+  return names
+
+
+def names_of_seeds(seeds: Sequence[int]) -> list[str]:
+  """A name for the image of each seed; of the second one of a seed (for another label) with 2."""
+  counts = Counter()
+  names = []
+  for seed in seeds:
+    counts[seed] += 1
+    number = f'_{counts[seed]}' if counts[seed] > 1 else ''
+    names.append(f'seed{seed:04d}{number}')
   return names
