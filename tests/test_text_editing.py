@@ -349,7 +349,9 @@ def test_mappers_of_other_networks_are_refused(net, tmp_path):
     with pytest.raises(WeightsError, match=f'm.pt is no mapper for .*: .*{match}') as e:
       mapper_files.read(tmp_path / 'm.pt', net)
     assert '\n' not in str(e.value)
+  styles = {f'mapper_17.{name.partition(".")[2]}': x for name, x in arrays.items()}
   for data, match in (
+    (checkpoint(styles, 0), r'layer 17 \[8\] there, none here'),
     (checkpoint(arrays, 18), r'ws \[18, 8\] there, \[6, 8\] here'),
     (checkpoint(wide, 6), r'ws \[6, 9\] there, \[6, 8\] here'),
   ):

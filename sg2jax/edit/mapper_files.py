@@ -5,6 +5,7 @@ A mapper of ours is in a file of directions; see direction.py.
 
 import os
 import pathlib
+import re
 
 from sg2jax import files, paths, sampler
 from sg2jax.edit import mapper
@@ -12,6 +13,8 @@ from sg2jax.edit.direction import Direction
 from sg2jax.faults import UsageError, WeightsError
 from sg2jax.interop import mapper_file, sniff
 from sg2jax.models import styles as style_space
+
+_STYLES = re.compile(r'mapper_(\d{1,3})\.')
 
 
 def read(path: str | os.PathLike | paths.Path, net: sampler.Sampler) -> Direction:
@@ -34,6 +37,9 @@ def read(path: str | os.PathLike | paths.Path, net: sampler.Sampler) -> Directio
       raise ValueError(sniff.explain(data, "no checkpoint of StyleCLIP's"))
     arrays, num_ws = mapper_file.parse(data)
     layers = tuple(style_space.channels(net.generator, net.variables))
+    # Those of a larger network have more layers, which `misfit` names.
+    numbers = [int(match[1]) for name in arrays if (match := _STYLES.match(name))]
+    layers += tuple(f'layer {i}' for i in range(len(layers), max(numbers, default=0) + 1))
     # Not every file tells its num_ws.
     found = mapper.of_arrays(arrays, num_ws or net.num_ws, 'layers', layers)
   except Exception as e:  # whatever a file that isn't as it was written leads to

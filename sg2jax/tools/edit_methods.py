@@ -1,6 +1,5 @@
 """What moves images by text: StyleCLIP's three methods, as the flags of `edit` ask for them."""
 
-from collections.abc import Callable
 import sys
 from typing import Any, NamedTuple
 
@@ -151,7 +150,7 @@ def _goal(clip):
 
 
 def _tower(clip):
-  view: Callable = clip_nets.raw_view if flags.FLAGS.original else clip_nets.view
+  view = clip_nets.raw_view if flags.FLAGS.original else clip_nets.view
   return Tower(clip.params, clip.architecture, view)
 
 
@@ -167,8 +166,8 @@ def _about(clip) -> dict[str, Any]:
   }
 
 
-def _given(**fields):
-  """Those of fields that aren't None."""
+def _without_none(**fields):
+  """Those that were asked for; of the others Settings have defaults."""
   return {name: x for name, x in fields.items() if x is not None}
 
 
@@ -178,7 +177,7 @@ def _optimized(net, clip, given, stop):
   settings = optimize.Settings(
     space=asked.space,
     augmentations=asked.augmentations,
-    **_given(steps=asked.steps, lr=asked.lr, l2_lambda=asked.l2_lambda),
+    **_without_none(steps=asked.steps, lr=asked.lr, l2_lambda=asked.l2_lambda),
   )
   weight = settings.l2_lambda * (STRENGTHS['optimize'] / strength()) ** 2
   settings = settings._replace(l2_lambda=weight)
@@ -218,11 +217,13 @@ def _mapper(net, clip, out, stop):
   settings = mapper_training.Settings(
     space=asked.space,
     levels=tuple(asked.levels),
-    **_given(lr=asked.lr, latent_l2_lambda=asked.l2_lambda),
+    **_without_none(lr=asked.lr, latent_l2_lambda=asked.l2_lambda),
     **original,
   )
   # As --seeds are made, whatever is moved: latents and pictures have no labels of their own.
   label = shared.labels(net, 1 if asked.latents or asked.images else len(asked.seeds))
+  if label is not None:
+    label = np.unique(label, axis=0)  # so that other seeds of one class have the same mapper
   drawn = {
     'steps': asked.steps or MAPPER_STEPS,
     'minibatch': asked.minibatch,
