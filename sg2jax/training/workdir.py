@@ -45,6 +45,8 @@ FREE = (
 SAID = ('microbatch', 'precision')
 # What belongs to the data set, which `config.data.allow_change` lets be another.
 OF_DATA = ('data.name', 'data.allow_change', 'data_hash', 'data_title', 'data_images')
+# Files in runs that no training made, and what their networks are.
+WITHOUT_STATE = {'import.json': 'an imported', 'nada.json': 'a fine-tuned'}
 PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'numpy')
 
 
@@ -109,13 +111,13 @@ def check_workdir(values: dict[str, Any], workdir: paths.Path, labels: Any = Non
     if not path.exists() or not checkpoint.begun(workdir):
       return []  # nothing has been trained yet
     text = path.read_text()
-    is_imported = (workdir / 'import.json').exists()
+    kinds = [what for name, what in WITHOUT_STATE.items() if (workdir / name).exists()]
   restart = (
     f'a new --workdir with --config.init_from={shlex.quote(str(workdir))} starts from its weights'
   )
-  if is_imported:
+  if kinds:
     raise UsageError(
-      f'--workdir={workdir} holds an imported network, of which there is no state of training to '
+      f'--workdir={workdir} holds {kinds[0]} network, of which there is no state of training to '
       f'go on from; {restart}'
     )
   try:
