@@ -1,8 +1,13 @@
 """NADA: what is trained, what stays, what comes out, how it goes on."""
 
+from functools import partial
 import json
+import os
 import signal
+import subprocess
+import sys
 
+from absl.testing import flagsaver
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,20 +15,25 @@ import optax
 from PIL import Image
 import pytest
 
+from configs import default
 import sg2jax
+from sg2jax import build, cli, sharding
 from sg2jax import clip as clips
 from sg2jax.edit import nada, text_directions
 from sg2jax.edit.text_losses import Tower
 from sg2jax.faults import NonFiniteError, Preempted, UsageError, WeightsError
+from sg2jax.models import styles as style_space
 from sg2jax.signals import Stop
 from sg2jax.tools import convert, export, generate
 from sg2jax.tools import nada as tool
 from sg2jax.training import init_from, workdir
-from tests.runs import call, content, random_run
+from tests.runs import ROOT, call, content, random_run, xla_flags
+from tests.test_models import variables
 
 pytestmark = pytest.mark.usefixtures('quick_compile')
 TEXTS = ('a thin digit', 'a thick digit')
 STEPS = 20
+FEW_LAYERS = nada.Settings(layers=2, batch=2)
 FROZEN = ('mapping', 'affine', 'torgb')
 
 
@@ -40,16 +50,27 @@ def net(run):
   return sg2jax.load(run)
 
 
-@pytest.fixture(scope='module')
-def look():
+def make_look():
   clip = clips.load('digits')
   direction = text_directions.between(clip, *TEXTS)
   return nada.Look(Tower(clip.params, clip.architecture), direction, clip.text(TEXTS[1]))
 
 
+@pytest.fixture(scope='module')
+def look():
+  return make_look()
+
+
 def tune(run, out, *more):
   """A run of the tool -> what nada.json says."""
-  few = [f'--steps={STEPS}', '--batch=2', '--seeds=0-3', '--save_every=8', '--lr=0.01']
+  few = [
+    f'--steps={STEPS}',
+    '--batch=2',
+    '--seeds=0-3',
+    '--save_every=8',
+    '--lr=0.01',
+    '--layers=0',
+  ]
   args = [f'--checkpoint={run}', f'--out={out}', f'--source={TEXTS[0]}', f'--target={TEXTS[1]}']
   call(tool, *args, *few, *more)
   return json.loads((out / 'nada.json').read_text())
@@ -101,7 +122,7 @@ def test_mapping_styles_and_torgb_stay_bit_for_bit(net, tuned):
 
 
 def test_only_the_chosen_layers_are_trained(net, look):
-  training = nada.Training(net, [look], nada.Settings(layers=2, batch=2))
+  training = nada.Training(net, [look], FEW_LAYERS)
   layers = nada.convolutions(net.variables['params'])
   assert layers == ['b4.conv1', 'b8.conv0', 'b8.conv1']
   before = training.net()
@@ -117,14 +138,35 @@ def test_only_the_chosen_layers_are_trained(net, look):
   assert sum(counts.values()) == 2 and counts['b4.const'] == 0
 
 
+@pytest.mark.parametrize('architecture', ['resnet', 'stylegan1'])
+def test_convolutions_of_other_architectures(architecture):
+  config = default.get_config()
+  sizes = {'fmap_base': 16, 'fmap_max': 4, 'z_dim': 4, 'w_dim': 4, 'mapping_layers': 1}
+  fields = {'data.dir': '-', 'resolution': (8, 16), 'g.architecture': architecture}
+  config.update_from_flattened_dict(fields | {f'g.{name}': x for name, x in sizes.items()})
+  generator, _ = build.networks(config, 0)
+  found = variables(generator)
+  layers = nada.convolutions(found['params'])
+  ws = np.random.RandomState(0).randn(1, generator.synthesis.num_ws, 4).astype(np.float32)
+  assert len(layers) == generator.synthesis.num_ws - (architecture == 'resnet')
+  read = jax.jit(partial(style_space.read, generator))
+  styles = read(found, ws)
+  for j, layer in enumerate(layers):
+    other = ws.copy()
+    other[:, j] += 1
+    moved = read(found, other)
+    assert [x for x in layers if not np.array_equal(moved[x], styles[x])] == [layer]
+  same = nada.merged(found['params'], nada.trainable(found['params']))
+  jax.tree.map(np.testing.assert_array_equal, same, found['params'])
+
+
 def test_those_are_chosen_whose_w_the_text_would_move_most(net, look):
   """Of a network whose noise has no strength, so that its images are known here."""
   silent = jax.tree_util.tree_map_with_path(
     lambda path, x: x * (path[-1].key != 'noise_strength'), net.variables['params']
   )
   plain = net._replace(variables=net.variables | {'params': silent})
-  settings = nada.Settings(layers=1, batch=2, psi=0.5, seed=3)
-  ws = nada.draw(plain, nada.LAYER_BATCH, (3, 7, 1), 0.5, None)
+  ws = nada.draw(plain, nada.LAYER_BATCH, (0, 7, 1), 1, None)
 
   @jax.jit
   @jax.grad
@@ -133,8 +175,8 @@ def test_those_are_chosen_whose_w_the_text_would_move_most(net, look):
     return look.tower.loss(images, look.target[None]).sum()
 
   moved = np.abs(gradient(jnp.asarray(ws))).mean((0, 2))
-  chosen = nada.Training(plain, [look], settings).advance(7).chosen
-  assert np.flatnonzero(chosen) == [moved[:3].argmax()]
+  chosen = nada.Training(plain, [look], FEW_LAYERS).advance(7).chosen
+  assert not chosen[moved[:3].argmin()] and chosen.sum() == 2
 
 
 def test_steps_are_those_of_adam_and_each_layer_has_its_own_first():
@@ -231,6 +273,19 @@ def test_classes_and_several_clips(net, run, tmp_path):
 # ---- how it goes on
 
 
+def test_the_small_clip_has_defaults_of_its_own():
+  def read(*args):
+    with flagsaver.flagsaver():
+      tool.define_flags()
+      cli.parse(['nada', '--checkpoint=run', *args])
+      return tool.read_settings()
+
+  assert read() == (nada.Settings(0.005, layers=2), 50)
+  assert read('--layers=0', '--steps=9') == (nada.Settings(0.005), 9)
+  assert read('--clip=digits,clip-vit-b-32') == (nada.Settings(0.002), 300)
+  assert read('--clip=clip-vit-b-32', '--layers=3', '--lr=0')[0] == nada.Settings(0, layers=3)
+
+
 class Signal(Stop):
   """Hears a signal at its fourth look."""
 
@@ -290,3 +345,37 @@ def test_a_folder_with_something_else_is_left_alone(run, tmp_path):
   with pytest.raises(UsageError, match='holds something else'):
     tune(run, tmp_path)
   assert {path.name for path in tmp_path.iterdir()} == {'thesis.txt', '.lock'}
+
+
+# ---- several devices
+
+
+def results(net, look):
+  """What a training comes to, by the devices that there are."""
+  training = nada.Training(net, [look], nada.Settings(lr=0.01, layers=2, batch=2))
+  losses = [float(training.advance(step).loss) for step in range(4)]
+  return losses, flat(training.net().variables['params'])
+
+
+@pytest.mark.slow
+def test_one_and_three_devices_agree(run):
+  env = os.environ | {
+    'JAX_PLATFORMS': 'cpu',
+    'PYTHONPATH': str(ROOT),
+    'XLA_FLAGS': f'--xla_force_host_platform_device_count=3 {xla_flags()}',
+  }
+  command = [sys.executable, __file__, str(run)]
+  done = subprocess.run(command, env=env, capture_output=True, text=True)
+  assert done.returncode == 0, done.stdout + done.stderr
+
+
+if __name__ == '__main__':
+  assert jax.device_count() == 3
+  given = sg2jax.load(sys.argv[1]), make_look()
+  three = results(*given)
+  real = sharding.make_mesh
+  sharding.make_mesh = lambda: real(jax.devices()[:1])
+  one = results(*given)
+  np.testing.assert_allclose(three[0], one[0], rtol=1e-3)
+  for name, x in one[1].items():
+    np.testing.assert_allclose(three[1][name], x, rtol=2e-3, atol=2e-3, err_msg=name)

@@ -1,7 +1,7 @@
 """Trains a network for the domain that a text names, without pictures of it (StyleGAN-NADA).
 
 python -m sg2jax.tools.nada --checkpoint=RUN --clip=digits --source="a digit"
---target="a thick digit" [--steps=300] [--batch=4] [--lr=0.002] [--layers=K] [--out=DIR] ...
+--target="a thick digit" [--steps=50] [--batch=4] [--lr=0.005] [--layers=2] [--out=DIR] ...
 
 DIR becomes a run like any other: generate, video, project, evaluate, export, edit take it by
 --checkpoint=DIR, and a new training by --config.init_from=DIR. It gets
@@ -15,50 +15,26 @@ Stop it any way you like: the same command goes on from the last checkpoint, and
 --steps from the end. docs/editing.md says more.
 """
 
-from collections.abc import Callable, Sequence
-import contextlib
-import json
-import pathlib
-import time
-from typing import NamedTuple
+import math
 
 from absl import flags
-import jax
 import numpy as np
-from tqdm import tqdm
 
-from sg2jax import cli, files, sampler
+from sg2jax import cli, sampler
 from sg2jax import clip as clips
-from sg2jax.data.labels import FILE
 from sg2jax.edit import nada, text_directions
 from sg2jax.edit.text_losses import Tower
-from sg2jax.faults import CheckpointError, NonFiniteError, UsageError
+from sg2jax.faults import UsageError
 from sg2jax.locks import locked
 from sg2jax.nets.clip import ACTIVATIONS
 from sg2jax.signals import Stop
-from sg2jax.state import TrainState
 from sg2jax.tools import flags as shared
-from sg2jax.tools import sheets
-from sg2jax.training.checkpoint import Checkpoints
+from sg2jax.tools import nada_runs
 
-KEPT = 10**6  # checkpoints: all
-PRINTED_EVERY = 60  # seconds
-
-
-class Job(NamedTuple):
-  """What is trained, and what it is looked at by."""
-
-  net: sampler.Sampler
-  clips: list[clips.Clip]
-  settings: nada.Settings
-  labels: np.ndarray | None  # [K,c_dim], of which each image gets one
-  seeds: list[int]  # of the images that are shown and judged
-  ws: np.ndarray  # of them, [N,num_ws,w_dim]
-  about: dict  # all that a result depends on but for the number of steps
-  stop: Stop
-
-
-# ---- the command line
+STEPS = 300
+# With the small CLIP for digits other defaults: all layers together find a grey haze that it takes
+# for thicker strokes (docs/editing.md).
+OF_DIGITS = {'steps': 50, 'lr': 0.005, 'layers': 2}
 
 
 def define_flags() -> None:
@@ -72,11 +48,18 @@ def define_flags() -> None:
   flags.DEFINE_list('clip', ['digits'], what)
   what = 'Of the transformers in a file of --clip that does not tell it.'
   flags.DEFINE_enum('clip_activation', None, ACTIVATIONS, what)
-  flags.DEFINE_integer('steps', 300, 'Of the training.', lower_bound=1)
+  what = f'Of the training; default: {STEPS}, with --clip=digits {OF_DIGITS["steps"]}.'
+  flags.DEFINE_integer('steps', None, what, lower_bound=1)
   flags.DEFINE_integer('batch', default.batch, 'Images of a step.', lower_bound=1)
-  shared.define_finite('lr', default.lr, 'Learning rate.', lower_bound=0)
-  what = 'Train only so many convolutions at a step: those that the text needs most; default: all.'
-  flags.DEFINE_integer('layers', None, what, lower_bound=1)
+  what = f'Learning rate; default: {default.lr}, with --clip=digits {OF_DIGITS["lr"]}.'
+  flags.DEFINE_float('lr', None, what, lower_bound=0)
+  is_number = lambda lr: lr is None or math.isfinite(lr)
+  flags.register_validator('lr', is_number, 'must be a finite number')
+  what = (
+    'Train only so many convolutions at a step, those that the text needs most; 0: all. Default: '
+    f'all, with --clip=digits {OF_DIGITS["layers"]}.'
+  )
+  flags.DEFINE_integer('layers', None, what, lower_bound=0)
   shared.define_psi()
   shared.define_labels('images', 'drawn as the data has them; one of several is drawn')
   shared.define_seeds('seeds', '0-15', 'Of the images that are shown and judged.')
@@ -106,15 +89,15 @@ def main(_: list[str]) -> None:
     job = read_job(loaded, stop)
     out = shared.out_folder(job.net, 'nada')
     with locked(out, 'out'):
-      document = train(job, looks, out)
+      document = nada_runs.train(job, looks, out)
   print('\n'.join([job.net.title, *summary(document), f'the trained network is {out}/']))
 
 
-def read_job(loaded: list[clips.Clip], stop: Stop) -> Job:
+def read_job(loaded: list[clips.Clip], stop: Stop) -> nada_runs.Job:
   """The Job of the flags. Raises UsageError, CheckpointError."""
   asked = flags.FLAGS
   net = sampler.load(asked.checkpoint)
-  settings = nada.Settings(asked.lr, asked.batch, asked.layers, asked.psi, asked.seed)
+  settings, steps = read_settings()
   nada.check(net, settings)
   labels = read_labels(net)
   seeds = list(dict.fromkeys(asked.seeds))
@@ -130,9 +113,30 @@ def read_job(loaded: list[clips.Clip], stop: Stop) -> Job:
     'labels': None if labels is None else labels.tolist(),
     **settings._asdict(),
   }
-  return Job(
-    net, loaded, settings, labels, seeds, net.ws(seeds, asked.psi, label=shown), about, stop
+  return nada_runs.Job(
+    net=net,
+    clips=loaded,
+    settings=settings,
+    steps=steps,
+    save_every=asked.save_every,
+    labels=labels,
+    seeds=seeds,
+    ws=net.ws(seeds, asked.psi, label=shown),
+    about=about,
+    stop=stop,
   )
+
+
+def read_settings() -> tuple[nada.Settings, int]:
+  """The Settings of the flags, and the number of steps."""
+  asked = flags.FLAGS
+  default = {'steps': STEPS, 'lr': nada.Settings().lr, 'layers': 0}
+  if asked.clip == ['digits']:
+    default = OF_DIGITS
+  steps, lr, layers = (
+    default[name] if asked[name].value is None else asked[name].value for name in default
+  )
+  return nada.Settings(lr, asked.batch, layers or None, asked.psi, asked.seed), steps
 
 
 def read_labels(net: sampler.Sampler) -> np.ndarray | None:
@@ -145,207 +149,6 @@ def read_labels(net: sampler.Sampler) -> np.ndarray | None:
   elif vectors is not None:
     count = len(vectors)
   return shared.labels(net, count)
-
-
-# ---- the training
-
-
-def train(job: Job, looks: Sequence[nada.Look], out: pathlib.Path) -> dict:
-  """Trains in the folder `out`, from where it was; what nada.json says in the end.
-
-  Raises: UsageError: `out` holds something else; NonFiniteError; WriteError; Preempted,
-    Interrupted.
-  """
-  asked = flags.FLAGS
-  config = configuration(job)
-  losses = begin(job, config, out)
-  meta = {'data_hash': config.get('data_hash', ''), 'config': config}
-  with contextlib.closing(Checkpoints(out, keep=KEPT, meta=meta)) as checkpoints:
-    state = nada.first_state(job.net.variables['params'])
-    restored = checkpoints.restore_latest(checkpoint_state(job, state, 0))
-    done = 0
-    if restored is not None:
-      done = int(restored.step)
-      state = nada.TrainingState(nada.trainable(restored.g_ema), restored.g_opt)
-    if done > asked.steps:
-      raise UsageError(
-        f'--out={out} has {done} steps already, and --steps={asked.steps}; take one of its '
-        'checkpoints, or another --out'
-      )
-    losses = losses[:done]
-    training = nada.Training(job.net, looks, job.settings, job.labels, state)
-    before = judge(job)
-
-    def save():
-      # The checkpoint last: it is what says how far the training is.
-      document = write(job, training.net(), losses, before, out)
-      checkpoints.save(checkpoint_state(job, training.state, len(losses)))
-      checkpoints.wait()
-      return document
-
-    run_steps(job, training, losses, save, out)
-    return save()
-
-
-def run_steps(
-  job: Job, training: nada.Training, losses: list[float], save: Callable, out: pathlib.Path
-) -> None:
-  """Does what is left of the steps, with a `save` now and then; losses: get one of each step."""
-  asked = flags.FLAGS
-  begun = said = time.monotonic()
-  first = len(losses)
-  steps = range(first, asked.steps)
-  with tqdm(steps, initial=first, total=asked.steps, unit=' steps', disable=None) as bar:
-    for step in bar:
-      if job.stop:
-        save()
-        job.stop.leave(f'{step} of {asked.steps} steps are done, and {out} has them')
-      found = training.advance(step)
-      loss = float(found.loss)
-      if not found.is_finite:
-        raise NonFiniteError(
-          f'step {step}: its loss, {loss:g}, or what it makes of the network is not finite; the '
-          f'checkpoints in {out} stand. Try a smaller --lr than {asked.lr:g}, and another --out'
-        )
-      losses.append(loss)
-      bar.set_postfix_str(f'loss {relative(job, losses):.3f} of the start', refresh=False)
-      now = time.monotonic()
-      is_saved = (step + 1) % asked.save_every == 0
-      if is_saved and step + 1 < asked.steps:
-        save()
-      if is_saved or now - said > PRINTED_EVERY:
-        left = (now - begun) / (step + 1 - first) * (asked.steps - step - 1)
-        tqdm.write(
-          f'step {step + 1} of {asked.steps}: loss {relative(job, losses):.3f} of the start, '
-          f'{left / 60:.1f} min left'
-        )
-        said = now
-
-
-def relative(job: Job, losses: Sequence[float]) -> float:
-  """The mean of the last losses over that at the start, where both networks are the same."""
-  return float(np.mean(losses[-10:])) / len(job.clips)
-
-
-# ---- the run that comes out
-
-
-def configuration(job: Job) -> dict:
-  """The config.json of the run: that of the network, and what was made of it."""
-  config = job.net.config.to_dict()
-  # What has grown is a plain network: `step` is one of this training, and no clock of growth.
-  if 'grow' in config:
-    config['grow']['start_res'] = 0
-  return json.loads(json.dumps(config | {'made_from': job.about}))
-
-
-def begin(job: Job, config: dict, out: pathlib.Path) -> list[float]:
-  """Makes the folder of a run, or reads what is there: losses of its steps.
-
-  Raises: UsageError: it holds something else.
-  """
-  if not (out / 'config.json').exists():
-    if any(path.name != '.lock' for path in out.iterdir()):
-      raise UsageError(
-        f'--out={out} holds something else; name a folder that is empty or not there'
-      )
-    if job.net.labels:
-      files.write_atomic(out / FILE, job.net.labels.to_json())
-    files.write_atomic(out / 'config.json', json.dumps(config, indent=2, sort_keys=True) + '\n')
-    return []
-  try:
-    there = json.loads((out / 'config.json').read_text()).get('made_from', {})
-  except (ValueError, AttributeError) as e:
-    raise CheckpointError(f'{out}/config.json is damaged ({e}); take another --out') from e
-  here = config['made_from']
-  changed = [
-    f'{name}: {there.get(name)} there, {x} here' for name, x in here.items() if there.get(name) != x
-  ]
-  if changed:
-    raise UsageError(f'--out={out} holds something else ({"; ".join(changed)}); use another --out')
-  if not (out / 'nada.json').exists():
-    return []
-  return json.loads((out / 'nada.json').read_text())['losses']
-
-
-def checkpoint_state(job: Job, state: nada.TrainingState, step: int) -> TrainState:
-  """The TrainState of a checkpoint, without a discriminator."""
-  state = jax.device_get(state)
-  params = nada.merged(jax.device_get(job.net.variables['params']), state.params)
-  return TrainState(
-    step=np.int32(step),
-    nimg=np.int32(job.net.nimg),
-    g=params,  # what a training with --config.init_from begins with
-    d={},
-    g_ema=params,
-    g_opt=state.moments,
-    d_opt={},
-    noise=jax.device_get(job.net.variables['noise']),
-    w_avg=np.asarray(job.net.w_avg),
-    pl_mean=np.float32(0),
-  )
-
-
-# ---- what came of it
-
-
-class Judged(NamedTuple):
-  """Images, and what each CLIP says of them."""
-
-  images: np.ndarray  # uint8 [N,H,W,C]
-  features: list[np.ndarray]  # [N,E] of each
-  scores: list[dict[str, np.ndarray]]  # [N] each: cosines with 'target', 'source'; 'rank'
-
-
-def judge(job: Job, net: sampler.Sampler | None = None) -> Judged:
-  """The images of job.seeds by a network, by default by that which is trained from.
-
-  The rank is that of the target among `clip.neutral`: 1 means that no other of these texts fits
-  the image better.
-  """
-  images = (net or job.net).images(job.ws, seeds=job.seeds)
-  features, scores = [], []
-  for clip in job.clips:
-    seen = clip.images(images)
-    target, source = (seen @ clip.text(job.about[name]) for name in ('target', 'source'))
-    others = np.stack([clip.text(x) for x in clip.neutral if x != job.about['target']])
-    rank = 1 + (seen @ others.T > target[:, None]).sum(1)
-    features.append(seen)
-    scores.append({'target': target, 'source': source, 'rank': rank})
-  return Judged(images, features, scores)
-
-
-def write(
-  job: Job, net: sampler.Sampler, losses: list[float], before: Judged, out: pathlib.Path
-) -> dict:
-  """Writes sheets and nada.json, and returns what that says."""
-  after = judge(job, net)
-  pixels = np.abs(after.images.astype(float) - before.images).mean((1, 2, 3))
-  rows = [{'seed': seed, 'pixels': float(x), 'clips': {}} for seed, x in zip(job.seeds, pixels)]
-  means = {}
-  for clip, *both in zip(job.clips, before.scores, after.scores):
-    for when, scores in zip(('before', 'after'), both):
-      means.setdefault(clip.name, {})[when] = {k: float(x.mean()) for k, x in scores.items()}
-      for i, row in enumerate(rows):
-        each = {name: x[i].item() for name, x in scores.items()}
-        row['clips'].setdefault(clip.name, {})[when] = each
-    means[clip.name]['neutral'] = sum(x != job.about['target'] for x in clip.neutral)
-  document = {
-    'about': job.about,
-    'network': net.hash(),
-    'steps': len(losses),
-    'relative_loss': relative(job, losses) if losses else 1.0,
-    'mean': means,
-    'pixels': float(pixels.mean()),
-    'images': rows,
-    'losses': losses,
-  }
-  names = [str(seed) for seed in job.seeds]
-  pairs = np.stack([before.images, after.images])
-  for path in (out / 'sheet.png', out / 'sheets' / f'{len(losses):06d}.png'):
-    sheets.write_sheet(path, pairs, ['before', 'after'], names)
-  files.write_atomic(out / 'nada.json', json.dumps(document, indent=1) + '\n')
-  return document
 
 
 def summary(document: dict) -> list[str]:
