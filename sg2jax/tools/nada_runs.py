@@ -100,9 +100,8 @@ def run_steps(
         )
       losses.append(loss)
       if step == first:
-        begun = said = (
-          time.monotonic()
-        )  # what is compiled for the first step takes longer than many
+        # From here on: what is compiled for the first step takes longer than many.
+        begun = said = time.monotonic()
       bar.set_postfix_str(f'loss {relative(job, losses):.3f} of the start', refresh=False)
       now = time.monotonic()
       is_saved = (step + 1) % job.save_every == 0
