@@ -24,7 +24,7 @@ from sg2jax.edit.text_losses import Tower
 from sg2jax.faults import NonFiniteError, Preempted, UsageError, WeightsError
 from sg2jax.models import styles as style_space
 from sg2jax.signals import Stop
-from sg2jax.tools import convert, export, generate
+from sg2jax.tools import convert, edit, export, generate
 from sg2jax.tools import nada as tool
 from sg2jax.training import init_from, workdir
 from tests.runs import ROOT, call, content, random_run, xla_flags
@@ -72,7 +72,7 @@ def tune(run, out, *more):
     '--layers=0',
   ]
   args = [f'--checkpoint={run}', f'--out={out}', f'--source={TEXTS[0]}', f'--target={TEXTS[1]}']
-  call(tool, *args, *few, *more)
+  call(edit, 'nada', *args, *few, *more)
   return json.loads((out / 'nada.json').read_text())
 
 

@@ -1,10 +1,12 @@
-"""Edits images by text, or by a channel of style space.
+"""Edits images by text, or by a channel of style space; or trains a generator for a text.
 
 python -m sg2jax.tools.edit text --checkpoint=RUN --clip=digits --source="a thin seven"
 --target="a thick seven" [--method=global|optimize|mapper] [--strength=3] [--seeds=0-7] ...
 python -m sg2jax.tools.edit channel --checkpoint=RUN --channel=b8.conv0.12 [--strength=3] ...
+python -m sg2jax.tools.edit nada --checkpoint=RUN --source="a digit" --target="a thick digit" ...
 
-Writes DIR/seed0000.png ... (edited), DIR/before/seed0000.png ..., DIR/sheet.png (both, side by
+`nada` makes a run with a generator of its own: python -m sg2jax.tools.edit nada --help. The others
+write DIR/seed0000.png ... (edited), DIR/before/seed0000.png ..., DIR/sheet.png (both, side by
 side), DIR/directions.npz (what moved them: for --edit of `generate` and `video`) and DIR/edit.json;
 with --video DIR/strength.mp4, the first images from the strength's negative to it and back.
 --latents=FILE-OR-FOLDER edits what `project` found, --images=FILES-OR-FOLDER pictures, which are
@@ -22,6 +24,7 @@ CLIP is `digits`, the package's own for the bundled digits; clip-vit-b-32 or ano
 """
 
 from functools import partial
+import sys
 
 from absl import flags
 
@@ -31,15 +34,19 @@ from sg2jax.edit import directions
 from sg2jax.faults import UsageError
 from sg2jax.locks import locked
 from sg2jax.signals import Stop
-from sg2jax.tools import edit_methods, edit_results, latents
+from sg2jax.tools import edit_methods, edit_results, latents, nada
 from sg2jax.tools import flags as shared
 
-KINDS = ('text', 'channel')
+KINDS = ('text', 'channel', 'nada')
 STRENGTH = 3.0  # of a channel
 
 
 def define_flags() -> None:
   """The command line."""
+  if sys.argv[1:2] == ['nada']:  # it has flags of its own, some by the same names
+    nada.define_flags()
+    flags.adopt_module_key_flags(nada)
+    return
   shared.define_image_flags()
   latents.define_flags()
   shared.define_psi()
@@ -68,6 +75,9 @@ def main(argv: list[str]) -> None:
   # ---- what is asked, before anything is loaded
   asked = flags.FLAGS
   kind = cli.choice(argv, 'KIND', KINDS)
+  if kind == 'nada':
+    nada.main(argv)
+    return
   if kind == 'text':
     edit_methods.check()
   elif not asked.channel:
