@@ -439,6 +439,7 @@ def test_latents_of_files(net, run, tmp_path):
     (['--source='], '--source='),
     (['--method=optimize', '--strength=0'], '--strength=0'),
     (['--target=a thick octopus'], 'does not know octopus'),
+    (['--method=mapper', '--source=a thin octopus'], 'does not know octopus'),
     (['--target=' + 'a seven ' * 9], 'and CLIP takes 6'),
     (['--beta=1.5'], 'largest relevance'),
     (['--method=mapper', '--space=w'], 'a mapper moves w+ or s'),
@@ -452,6 +453,7 @@ def test_mistakes_of_texts(run, clip_file, cache, tmp_path, flags, says):
     edit_text(run, clip_file, tmp_path, f'--source={TEXTS[0]}', '--seeds=0', *flags)
   assert says in str(caught.value)
   assert '\n' not in str(caught.value) and caught.value.code == 2
+  assert {path.name for path in tmp_path.iterdir()} <= {'.lock', 'cache'}
 
 
 def test_missing_weights_come_before_the_network(tmp_path, monkeypatch):

@@ -84,6 +84,10 @@ def main(argv: list[str]) -> None:
     raise UsageError('say which channel is moved: --channel=b8.conv0.12')
   with Stop() as stop:
     clip = clips.load(asked.clip, asked.clip_activation or '') if kind == 'text' else None
+    if clip:
+      # Texts that it doesn't take are found now, and not after a training.
+      for text in filter(None, (asked.target, asked.source)):
+        clip.text(text)
     net = sampler.load(asked.checkpoint)
     out = shared.out_folder(net, 'edits')
     find_latents = latents.read(net, out, stop)
