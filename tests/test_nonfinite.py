@@ -42,7 +42,10 @@ def same_numbers(out):
   return len(pairs) >= 3 and all(then == now for then, now in pairs)
 
 
-@pytest.mark.parametrize('phase', ['g', 'g_reg', 'd'])
+@pytest.mark.parametrize(
+  'phase',
+  ['g_reg', pytest.param('g', marks=pytest.mark.slow), pytest.param('d', marks=pytest.mark.slow)],
+)
 def test_a_run_exits_with_4_and_its_minibatch_can_be_replayed(home, tmp_path, capsys, phase):
   fields, step = CAUSES[phase]
   config = configuration(home, **SMALL, **fields)
