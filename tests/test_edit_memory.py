@@ -10,7 +10,7 @@ import pytest
 
 from configs import default
 from sg2jax import build, clip, sampler, sharding
-from sg2jax.edit import mapper_training, optimize, text_losses
+from sg2jax.edit import mapper_training, nada, optimize, text_losses
 from sg2jax.lab import edit_memory
 from tests.runs import ROOT, TINY, call
 from tests.test_plan import is_missing
@@ -27,22 +27,27 @@ def config():
 def test_they_are_the_steps_that_run(config, monkeypatch, quick_compile):
   digits = clip.load('digits')
   monkeypatch.setattr(edit_memory, 'CLIP', digits.architecture)
-  found = {
-    name: lowered.as_text() for name, lowered in edit_memory.lower(config, sharding.make_mesh(), 2)
-  }
+  mesh = sharding.make_mesh()
+  found = {name: lowered.as_text() for name, lowered in edit_memory.lower(config, mesh, 2)}
   state = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), build.abstract_state(config, 0))
   net = sampler.from_state('-', config.to_dict() | {'c_dim': 0}, state)
-  ws = sharding.replicate(sharding.make_mesh(), np.zeros((2, net.num_ws, config.g.w_dim), 'f'))
+  ws = sharding.replicate(mesh, np.zeros((2, net.num_ws, config.g.w_dim), 'f'))
   tower = text_losses.Tower(digits.params, digits.architecture)
   text = np.zeros((1, digits.architecture.embed_dim), np.float32)
 
   search = optimize.Optimizer(net, ws, tower, text)
-  step = search._advance
-  assert step.func.lower(*step.args, *search._state).as_text() == found['optimize']
-
   training = mapper_training.Training(net, tower, text, mapper_training.Settings())
-  step = training._advance
-  assert step.func.lower(*step.args, training.state, ws).as_text() == found['mapper']
+  look = nada.Look(tower, text[0], text[0])
+  tuning = nada.Training(net, [look], nada.Settings(batch=2))
+  layer_ws = sharding.replicate(mesh, np.zeros((nada.LAYER_BATCH, *ws.shape[1:]), 'f'))
+  number = sharding.replicate(mesh, np.int32(0))
+  with jax.default_matmul_precision('highest'):  # as they run
+    for name, step, more in (
+      ('optimize', search._advance, search._state),
+      ('mapper', training._advance, (training.state, ws)),
+      ('nada', tuning._advance, (tuning.state, ws, layer_ws, number)),
+    ):
+      assert step.func.lower(*step.args, *more).as_text() == found[name], name
 
 
 def test_each_step_has_a_line(monkeypatch, capsys):
@@ -76,4 +81,4 @@ def test_all_compile_for_a_gpu_at_1024_px():
   )
   assert done.returncode == 0, done.stderr
   sizes = {line.split()[0]: float(line.split()[3]) for line in done.stdout.splitlines()}
-  assert sizes.keys() == {'optimize', 'mapper', 'global'} and max(sizes.values()) < 2
+  assert sizes.keys() == {'optimize', 'mapper', 'nada', 'global'} and max(sizes.values()) < 4

@@ -10,13 +10,14 @@ to the one that is trained makes of the same latent is to be, in CLIP's features
 text to another. No picture of the domain is needed.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 import functools
 from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 import numpy as np
 
 from sg2jax import sampler, schedule, sharding
@@ -24,6 +25,7 @@ from sg2jax.edit.text_losses import Tower, directional_loss
 from sg2jax.faults import UsageError
 from sg2jax.keys import purpose_key
 from sg2jax.models.layers import draw_noise
+from sg2jax.nets import clip
 
 # Adam's, whose beta1 is 0, so that it keeps no mean of gradients. lr and beta2 are corrected as in
 # StyleGAN2, for a regularization at every fourth step: so they are in its program, without one.
@@ -199,7 +201,12 @@ def _all_finite(tree):
 
 
 @functools.lru_cache(8)
-def _compiled(mesh, generator, looks, settings):
+def compiled(
+  mesh: Mesh,
+  generator: Any,
+  looks: tuple[tuple[clip.Architecture, Callable], ...],
+  settings: Settings,
+) -> Callable:
   """The step of a Training, compiled once for equal arguments.
 
   looks: (architecture, view) of each tower.
@@ -284,7 +291,7 @@ class Training:
     self._net, self._settings, self._labels = net, settings, labels
     mesh = sharding.make_mesh()
     static = tuple((look.tower.architecture, look.tower.view) for look in looks)
-    advance = _compiled(mesh, net.generator, static, settings)
+    advance = compiled(mesh, net.generator, static, settings)
     weights = [
       {name: look.tower.params[name] for name in ('visual', 'logit_scale')} for look in looks
     ]

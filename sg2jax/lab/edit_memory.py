@@ -2,9 +2,9 @@
 
 python -m sg2jax.lab.edit_memory --config=configs/ffhq.py [--device=h100] [--images=1,8]
 
-Of the generator of --config and a CLIP of the sizes of clip-vit-b-32: a step of the search of each
-image (`optimize`), one of a mapper's training and one of the measuring of channels (`global`), for
-so many images at once. --device and the packages it needs are those of `tools.plan`.
+Of the generator of --config and a CLIP of the sizes of clip-vit-b-32, for so many images at once: a
+step of the search of each image (`optimize`), of a mapper's training, of `nada`, and of the
+measuring of channels (`global`). --device and the packages it needs are those of `tools.plan`.
 """
 
 from collections.abc import Iterator
@@ -20,7 +20,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict, config_flags
 
 from sg2jax import build, checks, cli, sharding
-from sg2jax.edit import global_directions, mapper, mapper_training, optimize
+from sg2jax.edit import global_directions, mapper, mapper_training, nada, optimize
 from sg2jax.models import styles as style_space
 from sg2jax.nets import clip
 from sg2jax.planning import compile as compile_lib
@@ -81,6 +81,13 @@ def measured(lowered: jax.stages.Lowered, target: devices.Target) -> dict:
 
 def lower(config: ConfigDict, mesh: Mesh, count: int) -> Iterator[tuple[str, jax.stages.Lowered]]:
   """(name, the step as the compiler gets it) for so many images at once."""
+  for name, step, arguments in steps(config, mesh, count):
+    with jax.default_matmul_precision('highest'):  # as all of them run
+      yield name, step.lower(*arguments)
+
+
+def steps(config: ConfigDict, mesh: Mesh, count: int) -> Iterator[tuple[str, Any, tuple]]:
+  """(name, the jitted step, shapes of its arguments) for so many images at once."""
   same = sharding.replicated(mesh)
 
   def shape(tree: Any) -> Any:
@@ -108,10 +115,8 @@ def lower(config: ConfigDict, mesh: Mesh, count: int) -> Iterator[tuple[str, jax
   ws_of_each, texts_of_each, search = shape(jax.eval_shape(begin, ws, texts, {'ws': ws}))
   key = shape(jax.eval_shape(lambda: jax.random.key(0)))
   lr = array(settings.steps)
-  yield (
-    'optimize',
-    advance.lower(variables, weights, array(), lr, key, ws_of_each, texts_of_each, *search),
-  )
+  of_each = ws_of_each, texts_of_each, *search
+  yield 'optimize', advance, (variables, weights, array(), lr, key, *of_each)
 
   # ---- a mapper
   settings = mapper_training.Settings()
@@ -119,7 +124,14 @@ def lower(config: ConfigDict, mesh: Mesh, count: int) -> Iterator[tuple[str, jax
   module = mapper.LatentMapper(levels, settings.normalized)
   begin, advance = mapper_training.compiled(*static, module, settings)
   training = shape(jax.eval_shape(begin, variables, ws))
-  yield 'mapper', advance.lower(variables, weights, texts, training, ws)
+  yield 'mapper', advance, (variables, weights, texts, training, ws)
+
+  # ---- the generator itself
+  advance = nada.compiled(mesh, generator, ((CLIP, clip.view),), nada.Settings(batch=count))
+  training = shape(jax.eval_shape(nada.first_state, variables['params']))
+  text, number = [array(CLIP.embed_dim)], array(dtype=jnp.int32)
+  ws_of_layers = array(nada.LAYER_BATCH, num_ws, w_dim)
+  yield 'nada', advance, (variables, [weights], text, text, training, ws, ws_of_layers, number)
 
   # ---- the measuring of a channel in half as many latents: each is shown with less and with more
   channels = style_space.channels(generator, variables)
@@ -127,8 +139,8 @@ def lower(config: ConfigDict, mesh: Mesh, count: int) -> Iterator[tuple[str, jax
   total = sum(n for _, n in counts)
   step, _ = global_directions.compiled(*static, counts, False, False)
   styles = {layer: array(max(1, count // 2), n) for layer, n in channels.items()}
-  number = array(1, dtype=jnp.int32)
-  yield 'global', step.lower(variables, weights, array(3, total), styles, number)
+  channel = array(1, dtype=jnp.int32)
+  yield 'global', step, (variables, weights, array(3, total), styles, channel)
 
 
 if __name__ == '__main__':
