@@ -9,6 +9,7 @@ from sg2jax import clip as clips
 from sg2jax.edit import digit_classifiers
 from sg2jax.lab import digit_attributes, tiny_clip
 from sg2jax.lab import digit_captions as captions
+from sg2jax.nets import clip
 
 IMAGES, LABELS, HELD_OUT = digit_classifiers.samples()
 
@@ -84,3 +85,36 @@ def test_training_writes_what_can_be_loaded(tmp_path, monkeypatch):
   assert net.architecture.embed_dim == spec.embed_dim
   half = jax.tree.map(lambda x: np.asarray(x, np.float16), params['visual'])
   jax.tree.map(np.testing.assert_array_equal, net.params['visual'], half)
+
+
+@pytest.mark.usefixtures('quick_compile')
+def test_what_is_added_makes_pictures_look_like_other_digits():
+  spec = clip.Architecture(**tiny_clip.ARCHITECTURE, vocab_size=4)
+  params = jax.device_get(tiny_clip.initial(spec, 0))
+  images = np.float32(IMAGES[:6]) / 127.5 - 1
+  tokens = np.zeros((4, 32), np.int32)
+  tokens[:, 1] = range(4)
+  said = np.array([0, 1, 2, captions.UNSAID])
+  same = LABELS[:6, None] % 3 == said
+  loss = jax.jit(tiny_clip.robust_loss, static_argnums=1)
+  found = [
+    float(loss(params, spec, tiny_clip.Batch(images, tokens, same | (said < 0), same, lengths)))
+    for lengths in (np.zeros(6, 'f'), np.full(6, 0.5, 'f'), np.full(6, -0.5, 'f'))
+  ]
+  assert found[2] < found[0] - 1e-4 and found[0] + 1e-4 < found[1]
+  # of a picture of which no text says the digit nothing is known, and nothing is added
+  nothing = np.zeros_like(same)
+  batch = tiny_clip.Batch(images, tokens, same | (said < 0), nothing, np.full(6, 0.5, 'f'))
+  assert float(loss(params, spec, batch)) == pytest.approx(found[0], rel=1e-6)
+
+
+def test_pictures_are_disturbed_and_varied():
+  draws = np.random.default_rng(0)
+  found = tiny_clip.disturbed(np.full((200, 32, 32, 1), 255, np.uint8), draws)
+  assert found.dtype == np.float32 and np.abs(found).max() <= 1
+  levels, noise = np.median(found, (1, 2, 3)), found[:, 1:].std((1, 2, 3))
+  assert levels.min() < 0.3 and levels.max() == 1 and 0.4 < (noise < 1e-6).mean() < 0.6
+  pictures = captions.varied(IMAGES[:20], LABELS[:20], captions.thirds(IMAGES, LABELS), 3, 0)
+  assert pictures.images.shape == (80, 32, 32, 1) and pictures.facts.shape == (80, 5)
+  change = np.abs(pictures.images[20:40].astype(int) - IMAGES[:20]).mean((1, 2, 3))
+  assert change.min() > 1 and np.median(change) < 60

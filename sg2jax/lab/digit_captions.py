@@ -95,7 +95,7 @@ def thirds(images: np.ndarray, labels: np.ndarray) -> np.ndarray:
 
 
 def vary(image: np.ndarray, draws: np.random.Generator) -> np.ndarray:
-  """A picture sheared, scaled, moved, and with thicker or thinner strokes; uint8 [32,32,1]."""
+  """A picture sheared, scaled, moved, bent, blurred, with thicker or thinner strokes; [32,32,1]."""
   middle = (RESOLUTION - 1) / 2
   wide, high = draws.uniform(0.85, 1.3, 2)  # of what is seen: larger ones shrink the digit
   shear = draws.uniform(-0.45, 0.45)
@@ -105,8 +105,30 @@ def vary(image: np.ndarray, draws: np.random.Generator) -> np.ndarray:
   picture = Image.fromarray(image[:, :, 0]).transform(
     (RESOLUTION, RESOLUTION), Image.Transform.AFFINE, matrix, Image.Resampling.BICUBIC
   )
+  if draws.random() < 0.5:
+    picture = _bent(picture, draws)
   filtered = picture.filter(draws.choice([ImageFilter.MaxFilter(3), ImageFilter.MinFilter(3)]))
-  return np.asarray(Image.blend(picture, filtered, draws.uniform(0, 0.7)))[:, :, None]
+  picture = Image.blend(picture, filtered, draws.uniform(0, 0.7))
+  if draws.random() < 0.3:
+    picture = picture.filter(ImageFilter.GaussianBlur(draws.uniform(0.3, 1.2)))
+  return np.asarray(picture)[:, :, None]
+
+
+def _bent(picture, draws):
+  """A picture whose parts are moved against each other, as generators bend strokes."""
+  cells = 4
+  edges = np.linspace(0, RESOLUTION, cells + 1).round().astype(int)
+  y, x = np.meshgrid(edges, edges, indexing='ij')
+  places = np.stack([x, y], -1).astype(float)  # [5,5,2] of corners
+  places[1:-1, 1:-1] += draws.uniform(-1.5, 1.5, (cells - 1, cells - 1, 2))
+  mesh = []
+  for i in range(cells):
+    for j in range(cells):
+      box = (edges[j], edges[i], edges[j + 1], edges[i + 1])
+      # the corners in Pillow's order: upper left, lower left, lower right, upper right
+      corners = places[[i, i + 1, i + 1, i], [j, j, j + 1, j + 1]]
+      mesh.append((tuple(map(int, box)), tuple(corners.ravel())))
+  return picture.transform(picture.size, Image.Transform.MESH, mesh, Image.Resampling.BILINEAR)
 
 
 def varied(

@@ -3,14 +3,16 @@
 python -m sg2jax.lab.tiny_clip [--out=FILE] [--steps=1500] [--seed=0]
 
 It learns from digits and variations of them, and captions made of their label and of attributes
-that are measured from the pixels. Of the bundled digits every fifth is held out; how well those are
+that are measured from the pixels. To each picture is added what would make it look like another
+digit to the network: else images that a search or a direction makes please it and show nothing. Of
+the bundled digits every fifth is held out; how well those are
 told apart by text is printed at the end. FILE is by default the one that the package has.
 """
 
 import json
 import pathlib
 import time
-from typing import Any
+from typing import Any, NamedTuple
 
 from absl import flags
 from flax import linen as nn
@@ -29,6 +31,10 @@ from sg2jax.nets import clip, clip_names
 BATCH = 128
 COPIES = 20  # variations of each digit
 LR = 1e-3
+# What pictures are changed by in training, so that a search can't please it by what no person sees.
+ATTACK = 3.0  # the largest length of what is added, in levels of [-1,1]; other digits are 10 away
+NOISE = 0.15  # the largest deviation
+CONTRAST = (0.6, 1.1)
 CONTEXT = 32  # tokens of a text
 ARCHITECTURE = dict(
   image_size=2 * captions.RESOLUTION,  # as the tower halves five times
@@ -75,21 +81,64 @@ def fits(facts: np.ndarray, said: np.ndarray) -> np.ndarray:
 
 
 def contrastive_loss(
-  params: Any, spec: clip.Architecture, images: jax.Array, tokens: jax.Array, true: jax.Array
+  features: jax.Array, texts: jax.Array, scale: jax.Array, true: jax.Array
 ) -> jax.Array:
   """CLIP's loss, where several texts may be true of a picture.
 
   As [Yang et al. 2022, UniCL, arXiv 2204.03610, eq. 3] has it, with texts in place of labels.
-  images: [N,H,W,1] in [-1,1]; tokens: [M,T]; true: bool [N,M].
+  features: [N,E] and texts: [M,E], unit vectors; scale: log of that of cosines; true: bool [N,M].
   """
-  a = clip.unit(clip.image_features(params, spec, clip.view(images, spec.image_size)))
-  b = clip.unit(clip.text_features(params, spec, tokens))
-  logits = jnp.exp(params['logit_scale']) * a @ b.T  # [N,M]
+  logits = jnp.exp(scale) * features @ texts.T  # [N,M]
   losses = []
   for rows, target in ((logits, true), (logits.T, true.T)):
     target = target / target.sum(1, keepdims=True)
     losses.append(-(target * nn.log_softmax(rows)).sum(1).mean())
   return sum(losses) / 2
+
+
+class Batch(NamedTuple):
+  """What a step learns from."""
+
+  images: np.ndarray  # [N,H,W,1] in [-1,1]
+  tokens: np.ndarray  # int32 [M,T] of texts
+  true: np.ndarray  # bool [N,M]: the text is true of the picture
+  same: np.ndarray  # bool [N,M]: it says its digit
+  lengths: np.ndarray  # [N]: of what is added against the network
+
+
+def robust_loss(params: Any, spec: clip.Architecture, batch: Batch) -> jax.Array:
+  """`contrastive_loss` of images to which was added what makes them look like other digits most.
+
+  One step along the gradient [Goodfellow et al. 2015, arXiv 1412.6572; in L2, as Madry et al. 2018,
+  arXiv 1706.06083]. Against the digits only: of strokes' thickness so little makes another that
+  nothing would be learned of it.
+  """
+  texts = clip.unit(clip.text_features(params, spec, batch.tokens))
+
+  def look(params, images):
+    return clip.unit(clip.image_features(params, spec, clip.view(images, spec.image_size)))
+
+  def digits_loss(images):
+    fixed, known = jax.lax.stop_gradient((params, texts))
+    logits = jnp.exp(fixed['logit_scale']) * look(fixed, images) @ known.T  # [N,M]
+    logits = jnp.where(batch.same.any(0), logits, -jnp.inf)  # texts that say a digit
+    right = nn.logsumexp(jnp.where(batch.same, logits, -1e9), 1)
+    return (nn.logsumexp(logits, 1) - right).sum()
+
+  way = jax.grad(digits_loss)(batch.images)
+  way = clip.unit(way.reshape(len(way), -1)).reshape(way.shape)
+  images = jnp.clip(batch.images + batch.lengths[:, None, None, None] * way, -1, 1)
+  return contrastive_loss(look(params, images), texts, params['logit_scale'], batch.true)
+
+
+def disturbed(images: np.ndarray, draws: np.random.Generator) -> np.ndarray:
+  """uint8 [N,H,W,1] -> float32 in [-1,1], of other contrast, and half of them with noise."""
+  ink = images.astype(np.float32) / 255
+  shape = (len(ink), 1, 1, 1)
+  ink = ink * draws.uniform(*CONTRAST, shape)
+  noise = draws.uniform(0, NOISE, shape) * (draws.random(shape) < 0.5)
+  found = 2 * ink - 1 + noise * draws.standard_normal(ink.shape, np.float32)
+  return np.clip(found, -1, 1).astype(np.float32)
 
 
 def train(
@@ -111,8 +160,8 @@ def train(
   state = optimizer.init(params)
 
   @jax.jit
-  def step(params, state, images, tokens, true):
-    loss, grads = jax.value_and_grad(contrastive_loss)(params, spec, images, tokens, true)
+  def step(params, state, batch):
+    loss, grads = jax.value_and_grad(robust_loss)(params, spec, batch)
     updates, state = optimizer.update(grads, state, params)
     params = optax.apply_updates(params, updates)
     # as CLIP: no more than 100 [2.5]
@@ -125,8 +174,14 @@ def train(
     facts = pictures.facts[rows]
     texts, said = zip(*(captions.caption(row, draws) for row in facts))
     tokens = np.searchsorted(used, tokenizer(texts, CONTEXT)).astype(np.int32)
-    shown = pictures.images[rows].astype(np.float32) / 127.5 - 1
-    params, state, loss = step(params, state, shown, tokens, fits(facts, np.stack(said)))
+    shown = disturbed(pictures.images[rows], draws)
+    # more and more: at first it has to learn what there is to see at all
+    lengths = draws.uniform(0, ATTACK * min(1, 2 * i / steps), BATCH).astype(np.float32)
+    said = np.stack(said)
+    same = facts[:, :1] == said[:, 0]
+    params, state, loss = step(
+      params, state, Batch(shown, tokens, fits(facts, said), same, lengths)
+    )
     if (i + 1) % 100 == 0:
       print(f'{i + 1} of {steps}: loss {loss:.3f}, {time.monotonic() - began:.0f} s', flush=True)
   return jax.device_get(params), spec, used
