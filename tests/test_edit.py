@@ -204,7 +204,7 @@ def test_what_is_asked_of_a_search_is_done(run, clip_file, tmp_path, monkeypatch
     with pytest.raises(Preempted):
       edit_text(run, clip_file, tmp_path, '--method=optimize', '--seeds=0', *more)
   assert asked[0] == optimize.Settings(steps=20)
-  want = {'augmentations': 2, 'lr': 0.2, 'space': 's', 'l2_lambda': 0.008 / 4}
+  want = {'augmentations': 2, 'lr': 0.2, 'space': 's', 'l2_lambda': asked[0].l2_lambda / 4}
   assert asked[1] == asked[0]._replace(**want)
 
 

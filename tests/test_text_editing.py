@@ -141,7 +141,9 @@ def test_images_move_to_their_texts_alone_or_together(net, tower, ws, space):
   found = optimizer.result()
   losses = optimize.Losses(*map(np.stack, zip(*path)))  # [steps,N]
   assert losses.loss.shape == (8, 3) and not losses.l2[:2].any() and losses.l2[2].all()
-  np.testing.assert_allclose(losses.loss, losses.clip_loss + 0.008 * losses.l2, rtol=1e-6)
+  np.testing.assert_allclose(
+    losses.loss, losses.clip_loss + settings.l2_lambda * losses.l2, rtol=1e-6
+  )
   assert (found.clip_loss < losses.clip_loss[0] - 1e-4).all()
   # what is found is what the losses were of, before the last update and after it
   l2 = sum((x**2).sum(tuple(range(1, x.ndim))) for x in found.moves_before.values())

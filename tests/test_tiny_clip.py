@@ -1,5 +1,7 @@
 """The CLIP for the bundled digits: what is measured, what is said of it, what the package has."""
 
+import dataclasses
+
 import jax
 import numpy as np
 from PIL import Image
@@ -9,7 +11,7 @@ from sg2jax import clip as clips
 from sg2jax.edit import digit_classifiers
 from sg2jax.lab import digit_attributes, tiny_clip
 from sg2jax.lab import digit_captions as captions
-from sg2jax.nets import clip
+from tests.test_clip import VIT
 
 IMAGES, LABELS, HELD_OUT = digit_classifiers.samples()
 
@@ -89,10 +91,10 @@ def test_training_writes_what_can_be_loaded(tmp_path, monkeypatch):
 
 @pytest.mark.usefixtures('quick_compile')
 def test_what_is_added_makes_pictures_look_like_other_digits():
-  spec = clip.Architecture(**tiny_clip.ARCHITECTURE, vocab_size=4)
+  spec = dataclasses.replace(VIT, vocab_size=4)
   params = jax.device_get(tiny_clip.initial(spec, 0))
   images = np.float32(IMAGES[:6]) / 127.5 - 1
-  tokens = np.zeros((4, 32), np.int32)
+  tokens = np.zeros((4, spec.context_length), np.int32)
   tokens[:, 1] = range(4)
   said = np.array([0, 1, 2, captions.UNSAID])
   same = LABELS[:6, None] % 3 == said
