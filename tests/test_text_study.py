@@ -10,7 +10,7 @@ import pytest
 from sg2jax import paths
 from sg2jax.edit import channel_effects, digit_classifiers, optimize
 from sg2jax.faults import UsageError
-from sg2jax.lab import text_study
+from sg2jax.lab import digit_attributes, text_study
 from tests.runs import call
 from tests.test_sampler import make_run
 
@@ -30,6 +30,10 @@ def test_what_counts():
   assert found['changed_interval'] == pytest.approx([0.150, 0.850], abs=1e-3)
   found = text_study.compare(text_study.EDITS['thin'], before, after, wanted, see)
   assert found['changed_rate'] == 0.25
+  # by how much: of bars 4, 6 and 8 wide the middle one becomes the widest
+  found = text_study.compare(text_study.EDITS['thick'], bars[:3], bars[1:], np.arange(3), len)
+  thickness = digit_attributes.measure(bars[:3])['thickness']
+  assert found['deviations'] == pytest.approx((thickness[2] - thickness[1]) / thickness.std())
   found = text_study.compare(text_study.EDITS['another digit'], before, after, wanted + 1, see)
   assert found['digit_rate'] == 0 and 'changed_rate' not in found
 

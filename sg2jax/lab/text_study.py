@@ -261,6 +261,8 @@ def compare(
     a, b = (_attributes(x)[edit.attribute] for x in (before, after))
     found |= adversarial_rates.rate('changed', edit.sign * (b - a) > 0)
     found['median_before'], found['median_after'] = float(np.median(a)), float(np.median(b))
+    # what of the spread of images before that is
+    found['deviations'] = (found['median_after'] - found['median_before']) / max(a.std(), 1e-9)
   return found | adversarial_rates.rate('digit', see(after) == wanted)
 
 
