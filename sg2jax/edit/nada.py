@@ -196,6 +196,15 @@ def first_state(params: Any) -> TrainingState:
   return TrainingState(layers, moments)
 
 
+def _render(generator, variables, layers, ws, key):
+  """Images [N,H,W,C] of ws [N,num_ws,w_dim] by a network with these layers."""
+  # Noise follows from the number of an image, whatever the devices; both networks get the same.
+  keys = jax.vmap(partial(jax.random.fold_in, key))(jnp.arange(len(ws)))
+  params = merged(variables['params'], layers)
+  noise = draw_noise(variables['noise'], keys)
+  return generator.apply({'params': params, 'noise': noise}, ws, 'const', method='image')
+
+
 def _all_finite(tree):
   return jnp.stack([jnp.isfinite(x).all() for x in jax.tree.leaves(tree)]).all()
 
@@ -214,12 +223,7 @@ def compiled(
   place = sharding.spread(mesh)
   whole = sharding.replicated(mesh)
 
-  def render(variables, layers, ws, key):
-    # Noise follows from the number of an image, whatever the devices; both networks get the same.
-    keys = jax.vmap(partial(jax.random.fold_in, key))(jnp.arange(len(ws)))
-    params = merged(variables['params'], layers)
-    noise = draw_noise(variables['noise'], keys)
-    return generator.apply({'params': params, 'noise': noise}, ws, 'const', method='image')
+  render = partial(_render, generator)
 
   def most_moved(variables, towers, targets, layers, ws, key):
     """Which convolutions are trained. w moves against its gradient, in a single step."""
