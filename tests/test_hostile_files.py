@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from sg2jax import pretrained
-from sg2jax.interop import network_file, pickle_reader, torch_file
+from sg2jax.interop import mapper_file, network_file, pickle_reader, torch_file
 from tests import foreign_files as files
 from tests.foreign_files import (
   LEGACY,
@@ -457,6 +457,17 @@ def test_mutated_state_dicts_are_read_or_refused():
   for data in mutations([LEGACY, ZIP], 2000):
     refused += isinstance(audited(data, torch_file.parse)[0], ValueError)
   assert 700 < refused < 2000
+
+
+@pytest.mark.filterwarnings('error')
+def test_mutated_mappers_are_read_or_refused():
+  state = {
+    'mapper.course_mapping.mapping.1.weight': Tensor(np.ones((4, 4), np.float32)),
+    'decoder.convs.0.conv.weight': Tensor(np.zeros((1, 2, 2, 3, 3), np.float32)),
+  }
+  tree = {'state_dict': collections.OrderedDict(state), 'opts': {'lr': 0.5, 'latents': None}}
+  found = mutations([save_zip(tree), save_legacy(tree)], 1000)
+  check_mutants(found, 1000, mapper_file.parse, lambda file: file.arrays.values())
 
 
 @pytest.mark.filterwarnings('error')
