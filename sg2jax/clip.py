@@ -9,6 +9,7 @@ Networks are in nets/clip.py; here is what needs files.
 from collections.abc import Sequence
 import functools
 import gzip
+import hashlib
 import importlib.resources
 import json
 import pathlib
@@ -75,7 +76,7 @@ class Clip(NamedTuple):
   """A CLIP network and what belongs to it."""
 
   name: str
-  hash: str  # SHA-256 of its file
+  hash: str  # SHA-256 of its file, and of what is known of it besides if that isn't in the package
   architecture: clip.Architecture
   params: Any
   templates: tuple[str, ...]  # '{}' stands for a text
@@ -164,6 +165,11 @@ def load(name: str, activation: str = '') -> Clip:
       )
     told['activation'] = activation
   try:
+    if name == 'digits':
+      return _ready(name, digest, arrays, told)
+    # The same arrays are another network with another activation or other heads.
+    besides = json.dumps(told, sort_keys=True)
+    digest = hashlib.sha256(f'{digest} {besides}'.encode()).hexdigest()
     return _ready(name, digest, arrays, told)
   except ValueError as e:
     raise WeightsError(f'{path} is refused: {e}') from e
@@ -227,8 +233,8 @@ def _told_by_open_clip(config):
 
 
 def _told_by_transformers(config):
-  # A missing field is that of ViT-B/32.
-  vision, text = config.get('vision_config', {}), config.get('text_config', {})
+  # Both are there, or it is the config.json of something else. A missing field is that of ViT-B/32.
+  vision, text = config['vision_config'], config['text_config']
   activations = {part.get('hidden_act', 'quick_gelu') for part in (vision, text)}
   if len(activations) > 1 or not activations <= set(clip.ACTIVATIONS):
     raise ValueError(f'hidden_act is {", ".join(sorted(activations))}')

@@ -125,7 +125,10 @@ def test_the_activation_must_be_told(tmp_path):
   with pytest.raises(UsageError) as caught:
     clips.load(path)
   assert path in str(caught.value) and '--clip_activation' in str(caught.value)
-  assert clips.load(path, 'gelu').architecture.activation == 'gelu'
+  gelu, quick = (clips.load(path, activation) for activation in clip.ACTIVATIONS[::-1])
+  assert gelu.architecture.activation == 'gelu'
+  assert gelu.hash != quick.hash  # what was kept of one is nothing of the other
+  assert gelu.hash == clips.load(path, 'gelu').hash
 
 
 def test_configs_of_open_clip_and_of_transformers(tmp_path):
@@ -141,6 +144,8 @@ def test_configs_of_open_clip_and_of_transformers(tmp_path):
   with pytest.raises(WeightsError) as caught:
     clips.load(save(tmp_path, drawn(VIT), **parts))
   assert 'relu' in str(caught.value) and '.config.json is refused' in str(caught.value)
+  with pytest.raises(WeightsError, match="config.json is refused: KeyError: 'vision_config'"):
+    clips.load(save(tmp_path, drawn(VIT), g={'z_dim': 512}))  # of something else
 
 
 def test_missing_and_wrong_files(tmp_path, monkeypatch):
