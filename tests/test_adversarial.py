@@ -410,6 +410,14 @@ def test_no_module_of_stablehlo(tmp_path):
     classifiers.load(str(tmp_path / 'c.stablehlo'), SHAPE)
 
 
+def test_the_judge_of_digits_is_of_the_other_family():
+  for spec in ('digits', 'digits-3', 'digits+a.npz'):
+    assert classifiers.judge_of(spec) == 'digits-kernel'
+  for spec in ('digits-kernel', 'digits-kernel+a.npz'):
+    assert classifiers.judge_of(spec) == 'digits'
+  assert not classifiers.judge_of('my_module:digits')
+
+
 def test_clip_names_the_text_that_is_nearest(clip_file, pictures):
   clip = clips.load(clip_file)
   texts = ['a cat', 'a dog', 'a seven']
@@ -635,6 +643,7 @@ def test_texts_of_classes():
     (['--class_names=a,b'], '4 classes, and 2 are named .a, b.'),
     (['--max_amount=0'], '--max_amount=0'),
     (['--lr=-1'], '--lr=-1'),
+    (['--lr=nan'], 'finite'),
     (['--space=z'], '--space=z'),
   ],
 )

@@ -69,6 +69,13 @@ def is_of_digits(spec: str) -> bool:
   return re.match(r'digits(?=[-+]|$)', spec) is not None
 
 
+def judge_of(spec: str) -> str:
+  """Which of the package's own is of another family than one of them; '' for those of others."""
+  if not is_of_digits(spec):
+    return ''
+  return 'digits' if re.match(r'digits-kernel(?=\+|$)', spec) else 'digits-kernel'
+
+
 def load(spec: str, shape: Sequence[int], gradient: bool = True) -> Classifier:
   """The Classifier that is called so, for images of a shape (H, W, C).
 

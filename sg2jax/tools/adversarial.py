@@ -70,7 +70,7 @@ def define_flags() -> None:
   # ---- who looks
   flags.DEFINE_string('classifier', None, 'That is to err; see above.')
   shared.define_required('classifier', f'name one: {classifiers.CHOICES}')
-  what = 'That has to see the class; default: digits-kernel for digits, else clip.'
+  what = 'That has to see the class; default: digits-kernel for digits (digits for it), else clip.'
   flags.DEFINE_string('judge', '', what)
   flags.DEFINE_multi_string('transfer', [], 'Another classifier that is shown what is found.')
   flags.DEFINE_string('clip', '', f'{", ".join(clips.NAMES)}, or a file; needed for texts.')
@@ -90,7 +90,8 @@ def define_flags() -> None:
   flags.DEFINE_enum('space', settings.space, adversarial.SPACES, what)
   # ---- the search
   flags.DEFINE_integer('steps', settings.steps, 'Of the search, at most.', lower_bound=1)
-  flags.DEFINE_float('lr', None, f'Learning rate; default: {LR}.', lower_bound=0)
+  what = f'Learning rate; default: {LR["amounts"]}, in w+ {LR["w+"]}.'
+  shared.define_finite('lr', None, what, lower_bound=0)
   shared.define_finite('max_amount', settings.most, 'Of a direction, either way.', lower_bound=1e-6)
   what = 'By how much a wrong logit is to lead; the search ends at the first error.'
   shared.define_finite('kappa', settings.kappa, what, lower_bound=0)
@@ -254,7 +255,7 @@ def read_judge(
 ) -> classifiers.Classifier:
   """The judge of the flags. Raises UsageError: it has other classes, or is the classifier."""
   asked = flags.FLAGS
-  spec = asked.judge or ('digits-kernel' if classifiers.is_of_digits(asked.classifier) else 'clip')
+  spec = asked.judge or classifiers.judge_of(asked.classifier) or 'clip'
   if spec == 'clip':
     judge = classifiers.zero_shot(clip, [say(asked.class_text, name) for name in names])
   else:
