@@ -15,8 +15,6 @@ Stop it any way you like: the same command goes on from the last checkpoint, and
 --steps from the end. docs/editing.md says more.
 """
 
-import math
-
 from absl import flags
 import numpy as np
 
@@ -52,9 +50,7 @@ def define_flags() -> None:
   flags.DEFINE_integer('steps', None, what, lower_bound=1)
   flags.DEFINE_integer('batch', default.batch, 'Images of a step.', lower_bound=1)
   what = f'Learning rate; default: {default.lr}, with --clip=digits {OF_DIGITS["lr"]}.'
-  flags.DEFINE_float('lr', None, what, lower_bound=0)
-  is_number = lambda lr: lr is None or math.isfinite(lr)
-  flags.register_validator('lr', is_number, 'must be a finite number')
+  shared.define_finite('lr', None, what, lower_bound=0)
   what = (
     'Train only so many convolutions at a step, those that the text needs most; 0: all. Default: '
     f'all, with --clip=digits {OF_DIGITS["layers"]}.'
