@@ -243,6 +243,11 @@ def test_a_mapper_is_trained_goes_on_and_is_applied_anywhere(
   with monkeypatch.context() as patch:
     patch.setattr(mapper_training, 'Training', None)
     edit_text(run, clip_file, whole, *MAPPER, '--seeds=6')
+    # another text would take its place
+    with pytest.raises(
+      UsageError, match=r'mapper.npz is another mapper \(steps: 20 there, 3 here\)'
+    ):
+      edit_text(run, clip_file, whole, *MAPPER, '--steps=3')
     other = [f'--mapper={whole / "mapper.npz"}', *MAPPER[:2], '--seeds=6', '--strength=2']
     edit_text(run, clip_file, tmp_path / 'other', *other)
   np.testing.assert_array_equal(shown(whole, 6), net([6], batch=4, edit=move))
@@ -423,6 +428,11 @@ def test_latents_of_files(net, run, tmp_path):
     call(edit, 'channel', f'--latents={tmp_path / given}', f'--out={out}', *args)
     pictures = [np.asarray(Image.open(out / f'{name}.png')) for name in names]
     np.testing.assert_array_equal(pictures, net([7, 8], batch=4)[: len(names)])
+  # what `edit` moved in styles isn't in its ws
+  call(edit, 'channel', f'--out={tmp_path / "moved"}', *args[:2], '--strength=9', '--seeds=7')
+  moved = tmp_path / 'moved' / 'latents.npz'
+  with pytest.raises(UsageError, match='latents.npz was moved in styles'):
+    call(edit, 'channel', f'--latents={moved}', f'--out={tmp_path}', *args)
   np.savez(tmp_path / 'other.npz', ws=ws[:, :, :-1])
   with pytest.raises(UsageError) as caught:
     call(edit, 'channel', f'--latents={tmp_path / "other.npz"}', f'--out={tmp_path}', *args)
@@ -430,6 +440,17 @@ def test_latents_of_files(net, run, tmp_path):
   assert f'[2, {net.num_ws}, {Z - 1}]' in said and f'[{net.num_ws}, {Z}]' in said
   with pytest.raises(UsageError):
     call(edit, 'channel', f'--latents={tmp_path / "no.npz"}', f'--out={tmp_path}', *args)
+
+
+def test_names_of_directions_can_be_written():
+  assert text_directions.named('', 'a: thick\n\x00 seven') == 'a thick seven'
+  assert text_directions.named('a', 'b') == 'a - b'
+
+
+def test_nada_comes_before_the_flags(run, tmp_path, monkeypatch):
+  monkeypatch.setattr(edit.sys, 'argv', ['edit', f'--checkpoint={run}', 'nada'])
+  with pytest.raises(UsageError, match='write nada before the flags'):
+    edit.main(['edit', 'nada'])
 
 
 @pytest.mark.parametrize(
@@ -442,6 +463,7 @@ def test_latents_of_files(net, run, tmp_path):
     (['--method=mapper', '--source=a thin octopus'], 'does not know octopus'),
     (['--target=' + 'a seven ' * 9], 'and CLIP takes 6'),
     (['--beta=1.5'], 'largest relevance'),
+    (['--beta=nan'], 'finite'),
     (['--method=mapper', '--space=w'], 'a mapper moves w+ or s'),
     (['--mapper=m.npz'], 'is for --method=mapper'),
     (['--method=mapper', '--levels=course'], 'the level course is unknown'),

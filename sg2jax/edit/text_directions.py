@@ -104,8 +104,10 @@ def relevance(
 
 def named(source: str, target: str) -> str:
   """What a Direction from one text to another, or ('') towards one, is called."""
-  # ':' separates a file, a name and a strength where directions are given by name.
-  return (f'{source} - {target}' if source else target).replace(':', ' ')
+  # ':' separates a file, a name and a strength where directions are given by name; and what can't
+  # be printed, such as the end of a line, no name may have.
+  name = f'{source} - {target}' if source else target
+  return ' '.join(''.join(x if x.isprintable() and x != ':' else ' ' for x in name).split())
 
 
 def between(clip: clips.Clip, source: str, target: str) -> np.ndarray:

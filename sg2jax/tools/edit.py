@@ -76,6 +76,8 @@ def main(argv: list[str]) -> None:
   asked = flags.FLAGS
   kind = cli.choice(argv, 'KIND', KINDS)
   if kind == 'nada':
+    if sys.argv[1] != 'nada':
+      raise UsageError('write nada before the flags: edit nada --checkpoint=... ...')
     nada.main(argv)
     return
   if kind == 'text':

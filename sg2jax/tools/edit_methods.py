@@ -50,7 +50,7 @@ def define_flags() -> None:
   flags.DEFINE_bool('original', False, what)
   # ---- global
   what = 'global: the least relevance of a channel that is moved, such as 0.15.'
-  flags.DEFINE_float('beta', None, what, lower_bound=0)
+  shared.define_finite('beta', None, what, lower_bound=0)
   what = (
     'global: how many channels are moved; default: one of 32. Few for colours, more for shapes.'
   )
@@ -191,7 +191,7 @@ def _optimized(net, clip, given, stop):
     label = f'{first + 1}-{first + len(ws)} of {len(given.ws)}'
     for _ in tqdm(range(settings.steps), label, unit=' steps', leave=False, disable=None):
       if stop:
-        stop.leave('nothing is written before all images are edited')
+        stop.leave('nothing is written before all images are edited, so it begins anew')
       losses = optimizer.advance()
       np.asarray(losses.loss)  # so that a signal waits for one step, not for many
     found = optimizer.result()

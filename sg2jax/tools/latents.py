@@ -139,6 +139,11 @@ def _read(path, net):
       f'--latents: {path} has ws {list(ws.shape)}; this network takes {list(wanted)} or '
       f'{["N", *wanted]} of finite numbers'
     )
+  if any(name.startswith('styles/') and x.any() for name, x in arrays.items()):
+    raise UsageError(
+      f'--latents: {path} was moved in styles, which are not in its ws: the images would be those '
+      'before the edit. Take the latents of before, and several directions by --edit of generate'
+    )
   return ws.astype(np.float32), _noise(path, net, arrays)
 
 

@@ -44,17 +44,22 @@ class Job(NamedTuple):
 def train(job: Job, name: str, out: paths.Path) -> Direction:
   """Trains a mapper, or takes that which is in a folder, trained by the same job.
 
-  Raises: UsageError: the folder has another training that isn't finished; NonFiniteError; what
-    `stop.leave` raises, once what is done is kept; WriteError.
+  Raises: UsageError: the folder has another mapper, or a training of another one that isn't
+    finished; NonFiniteError; what `stop.leave` raises, once what is done is kept; WriteError.
   """
   about = json.loads(json.dumps(job.about))  # as a file has it
+  about_file = about | {'network': job.net.hash()}
+  found = None
   with contextlib.suppress(UsageError, CheckpointError):  # it isn't there, or isn't whole
-    there = direction.read(out / FILE)
-    if there.about == about and there.networks == (job.net.hash(),):
-      return there
+    found = direction.read(out / FILE)
+  if found:
+    # It may have taken hours.
+    _check_same(
+      out / FILE, 'another mapper', found.about | {'network': found.networks[0]}, about_file
+    )
+    return found
   training = mapper_training.Training(job.net, job.tower, job.goal, job.settings)
-  about_state = about | {'network': job.net.hash()}
-  first = _restore(training, out / STATE, about_state)
+  first = _restore(training, out / STATE, about_file)
   kept = time.monotonic()
   with tqdm(
     total=job.steps, initial=first, desc='mapper', unit=' steps', leave=False, disable=None
@@ -68,7 +73,7 @@ def train(job: Job, name: str, out: paths.Path) -> Direction:
       bar.update()
       is_leaving = bool(job.stop) and step + 1 < job.steps  # asked once: it may come any time
       if is_leaving or time.monotonic() - kept > KEPT_EVERY:
-        _keep(training, step + 1, out / STATE, about_state)
+        _keep(training, step + 1, out / STATE, about_file)
         kept = time.monotonic()
       if is_leaving:
         job.stop.leave(f'{step + 1} of {job.steps} steps of the mapper are done')
@@ -110,8 +115,7 @@ def _restore(training, path, about):
     arrays = files.parse_npz(path.read_bytes(), MAX_BYTES, 'fiubU')
     told = json.loads(str(arrays.pop('about')))
     step, there = told['step'], told['about']
-    differ = [k for k, v in about.items() if there.get(k) != v]
-    if not differ:
+    if not _differing(there, about):
       training.restore([arrays[str(i)] for i in range(len(arrays))])
       return step
   except FileNotFoundError:
@@ -119,8 +123,15 @@ def _restore(training, path, about):
   except Exception as e:  # whatever a file that isn't as it was written leads to
     logging.warning('%s is damaged (%s); the training begins anew', path, e)
     return 0
-  changed = '; '.join(f'{k}: {there.get(k)} there, {about[k]} here' for k in differ)
-  raise UsageError(
-    f'{path} is of another training, which is not finished ({changed}); delete it, or '
-    'use another --out'
-  )
+  _check_same(path, 'of another training, which is not finished', there, about)
+
+
+def _differing(there, here):
+  return [name for name, x in here.items() if there.get(name) != x]
+
+
+def _check_same(path, what, there, here):
+  """Raises UsageError if what a file was made of isn't what is asked for."""
+  changed = [f'{k}: {there.get(k)} there, {here[k]} here' for k in _differing(there, here)]
+  if changed:
+    raise UsageError(f'{path} is {what} ({"; ".join(changed)}); delete it, or use another --out')
