@@ -60,6 +60,8 @@ def run(main: Callable[[list[str]], None], positional: int = 0) -> None:
       jax.config.update('jax_compilation_cache_dir', str(paths.cache() / 'jax'))
     if 'distributed' in flags.FLAGS:
       _join_processes()
+    elif 'checkpoint' in flags.FLAGS:  # those that only prepare data may run on every machine
+      _check_alone()
     try:
       main(argv)
     except SystemExit as e:  # of SIGTERM; no excepthook sees it, and at the end JAX would wait
@@ -97,6 +99,19 @@ def except_hook(
   is_alone = shown is not error or not (shown.is_everyones or shown.code in TOGETHER)
   _end_job('leave', shown.code, is_alone)
   sys.exit(shown.code)
+
+
+def _check_alone():
+  """Raises UsageError if a tool that is one process was started as one of several.
+
+  They would do the same work, and write the same files.
+  """
+  count = os.environ.get('JAX_NUM_PROCESSES', '')
+  if count.isdecimal() and int(count) > 1:
+    raise faults.UsageError(
+      f'JAX_NUM_PROCESSES={count}: this tool runs as one process, on all of its devices; start it '
+      'once, without launch/'
+    )
 
 
 def _join_processes():

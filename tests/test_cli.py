@@ -186,6 +186,19 @@ def test_a_tool_by_itself(tool, tmp_path):
   assert 'unexpected argument' in tool('end', 'more', **cache)[2]
 
 
+@pytest.mark.parametrize('tool', ['edit', 'video'])
+def test_one_of_several_processes_is_refused_where_one_does_all(tool):
+  done = subprocess.run(
+    [sys.executable, '-m', f'sg2jax.tools.{tool}', '--checkpoint=run'],
+    cwd=ROOT,
+    env=os.environ | {'JAX_NUM_PROCESSES': '2', 'JAX_PLATFORMS': 'cpu'},
+    capture_output=True,
+    text=True,
+  )
+  assert done.returncode == 2
+  assert done.stderr.startswith(f'{tool}: JAX_NUM_PROCESSES=2: this tool runs as one process')
+
+
 def test_a_closed_terminal(monkeypatch):
   ran = []
   for name in ('stdout', 'stderr'):
