@@ -44,6 +44,7 @@ LAYER = 'b4.conv1'
 # Classifiers whose logits are the brightness of columns, and a judge, in a module of a user. The
 # network has three classes.
 MODULE = """
+import jax
 import jax.numpy as jnp
 
 def columns(images, count=3):
@@ -60,6 +61,13 @@ def flat(images):
 
 def broken(images):
   return images @ jnp.zeros((7, 3))
+
+def nan(images):
+  return jnp.where(columns(images) > 0, jnp.nan, 0.0)
+
+def no_gradient(images):
+  shape = jax.ShapeDtypeStruct((len(images), 3), images.dtype)
+  return jax.pure_callback(lambda x: 1 / 0, shape, images)
 
 number = 3
 """
@@ -371,6 +379,7 @@ def test_a_function_and_its_stablehlo_give_the_same(module, pictures, tmp_path):
     ('my_classifiers:number', 'JAX function of images float32'),
     ('my_classifiers:flat', r'returns float32 \[3\] for 3 images; it must .*\[N,4,8,1\]'),
     ('my_classifiers:broken', 'JAX function'),
+    ('my_classifiers:no_gradient', 'no gradient by which to search: ValueError'),
     ('resnet', 'classifier resnet is unknown; give digits'),
     ('digits-x', 'digits-x is unknown'),
     ('digits_x', 'classifier digits_x is unknown'),
@@ -382,6 +391,14 @@ def test_errors_of_classifiers(module, spec, said):
   with pytest.raises(UsageError, match=said) as caught:
     classifiers.load(spec, SHAPE)
   assert '\n' not in str(caught.value)
+
+
+def test_what_a_judge_cannot_say_is_no_class(module, pictures):
+  load = lambda name: classifiers.load(f'my_classifiers:{name}', SHAPE, gradient=False)
+  with pytest.raises(NonFiniteError, match='my_classifiers:nan gives NaN for 4 of 5 images'):
+    load('nan').predict(pictures)
+  with pytest.raises(UsageError, match='no_gradient: what it calls back failed: .*ZeroDivision'):
+    load('no_gradient').predict(pictures)
 
 
 @pytest.mark.parametrize(
@@ -641,6 +658,9 @@ def test_texts_of_classes():
     (['--clip=CLIP', '--directions=', '--texts=a=>b;a=>b'], 'or one twice'),
     (['--class_text=cat'], 'must have {}'),
     (['--class_names=a,b'], '4 classes, and 2 are named .a, b.'),
+    (['--class_names=a,b,a,c'], 'must be different names'),
+    (['--class_names=a,b,,c'], 'none of them blank'),
+    (['--lr=nan'], '--lr=nan'),
     (['--max_amount=0'], '--max_amount=0'),
     (['--lr=-1'], '--lr=-1'),
     (['--lr=nan'], 'finite'),

@@ -23,7 +23,7 @@ from sg2jax import files, sampler
 from sg2jax.clip import Clip
 from sg2jax.edit import digit_classifiers
 from sg2jax.edit.text_losses import Tower
-from sg2jax.faults import UsageError
+from sg2jax.faults import NonFiniteError, UsageError
 from sg2jax.nets import clip
 
 CHOICES = (
@@ -46,12 +46,25 @@ class Classifier(NamedTuple):
     return self.function(self.params, images)
 
   def predict(self, images: np.ndarray) -> np.ndarray:
-    """Images uint8 [N,H,W,C] -> logits [N,K], a batch at a time."""
+    """Images uint8 [N,H,W,C] -> logits [N,K], a batch at a time.
+
+    Raises: NonFiniteError: one is NaN, by which no class could be said.
+    """
     size = min(len(images), sampler.images_at_once(images.shape[1:]))
     found = []
     for rows, count in sampler.parts(len(images), size):
-      found.append(np.asarray(_step(self.function, self.params, images[rows]))[:count])
-    return np.concatenate(found)
+      try:
+        found.append(np.asarray(_step(self.function, self.params, images[rows]))[:count])
+      except jax.errors.JaxRuntimeError as e:
+        if 'callback' not in str(e):
+          raise
+        raise UsageError(f'{self.name}: what it calls back failed: {_line(e)[-200:]}') from e
+    found = np.concatenate(found)
+    if np.isnan(found).any():
+      raise NonFiniteError(
+        f'{self.name} gives NaN for {np.isnan(found).any(1).sum()} of {len(found)} images; mend it'
+      )
+    return found
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -92,7 +105,7 @@ def load(spec: str, shape: Sequence[int], gradient: bool = True) -> Classifier:
   if spec.endswith('.stablehlo'):
     return _of_stablehlo(spec, shape, gradient)
   if ':' in spec:
-    return _of_function(spec, shape)
+    return _of_function(spec, shape, gradient)
   raise UsageError(f'classifier {spec} is unknown; give {CHOICES}')
 
 
@@ -120,7 +133,7 @@ def _compare(architecture):
 # ---- of others
 
 
-def _of_function(spec, shape):
+def _of_function(spec, shape, gradient):
   name, _, attribute = spec.partition(':')
   try:
     module = importlib.import_module(name)
@@ -137,6 +150,14 @@ def _of_function(spec, shape):
     raise UsageError(f'classifier {spec}: {type(e).__name__}: {_line(e)}; {rule}') from e
   if not _are_logits(found, 3):
     raise UsageError(f'classifier {spec} returns {_shown(found)} for 3 images; {rule}')
+  if gradient:
+    try:
+      of_sum = jax.grad(lambda images: given(images).sum())
+      jax.eval_shape(of_sum, jax.ShapeDtypeStruct((2, *shape), np.float32))
+    except Exception as e:
+      raise UsageError(
+        f'classifier {spec} has no gradient by which to search: {type(e).__name__}: {_line(e)}'
+      ) from e
   source = inspect.getsourcefile(given) if inspect.isfunction(given) else module.__file__
   digest = files.sha256(source) if source and pathlib.Path(source).exists() else ''
 

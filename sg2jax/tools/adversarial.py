@@ -188,6 +188,10 @@ def names_of(net: sampler.Sampler, classifier: classifiers.Classifier) -> list[s
       f'{classifier.name} has {classifier.classes} classes, and {len(names)} are named '
       f'({", ".join(names)[:60]}); name as many by --class_names'
     )
+  if len(set(names)) < len(names) or not all(name.strip() for name in names):
+    raise UsageError(
+      f'--class_names={",".join(names):.60} must be different names, none of them blank'
+    )
   return names
 
 
