@@ -95,8 +95,16 @@ class Clip(NamedTuple):
 
   def text(self, text: str) -> np.ndarray:
     """The unit vector of a text: the mean of it in all templates, [E]."""
-    features = self.texts([template.format(text) for template in self.templates])
-    return np.asarray(clip.unit(features.mean(0)))
+    return np.asarray(clip.unit(self.in_templates(text).mean(0)))
+
+  def in_templates(self, text: str) -> np.ndarray:
+    """The unit vectors of a text in each template, [T,E].
+
+    Raises: UsageError, as `texts`; the text is blank.
+    """
+    if not text.strip():
+      raise UsageError(f'the text {text!r} is blank; say something, such as "a thick seven"')
+    return self.texts([template.format(text) for template in self.templates])
 
   def images(self, images: np.ndarray) -> np.ndarray:
     """Unit vectors of images uint8 [N,H,W,1|3]: float32 [N,E]. Of rectangles the middle counts."""
@@ -152,8 +160,9 @@ def load(name: str, activation: str = '') -> Clip:
     return _ready(name, digest, arrays, {'activation': 'quick_gelu'})
   else:
     path = pathlib.Path(name).expanduser()
-  if not path.exists():
-    raise WeightsError(f'{path} is missing; name a file, or one of {", ".join(NAMES)}')
+  if not path.exists() or path.is_dir():
+    what = 'is a folder' if path.is_dir() else 'is missing'
+    raise WeightsError(f'{path} {what}; name a file, or one of {", ".join(NAMES)}')
   arrays, digest = pretrained.load_file(path)
   told = _told(path, arrays)
   if 'activation' not in told:
@@ -212,13 +221,29 @@ def _told(path, arrays):
   try:
     config = json.loads(place.read_text(encoding='utf-8'))
     if config.get('format') == FORMAT:
-      return {name: config[name] for name in ('activation', 'templates', 'neutral')}
+      return _told_by_us(config)
     if 'model_cfg' in config:
       return _told_by_open_clip(config['model_cfg'])
     return _told_by_transformers(config)
   # Whatever a file that isn't as it was written leads to.
   except Exception as e:
     raise WeightsError(f'{place} is refused: {type(e).__name__}: {e}') from e
+
+
+def _told_by_us(config):
+  found = {name: config[name] for name in ('activation', 'templates', 'neutral')}
+  if found['activation'] not in clip.ACTIVATIONS:
+    raise ValueError(f'activation is {found["activation"]!r}, not {" or ".join(clip.ACTIVATIONS)}')
+  for name in ('templates', 'neutral'):
+    texts = found[name]
+    if not isinstance(texts, list) or not all(isinstance(x, str) for x in texts):
+      raise ValueError(f'{name} must be a list of texts')
+  for template in found['templates']:
+    if template.count('{}') != 1 or set('{}') & set(template.replace('{}', '')):
+      raise ValueError(f'the template {template!r} must have {{}} once, and no other braces')
+  if len(set(found['neutral'])) == 1:
+    raise ValueError('neutral must be two texts at least: a rank is among others')
+  return found
 
 
 def _told_by_open_clip(config):

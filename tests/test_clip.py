@@ -148,6 +148,27 @@ def test_configs_of_open_clip_and_of_transformers(tmp_path):
     clips.load(save(tmp_path, drawn(VIT), g={'z_dim': 512}))  # of something else
 
 
+@pytest.mark.parametrize(
+  'change, says',
+  [
+    ({'activation': 'relu'}, "activation is 'relu', not quick_gelu or gelu"),
+    ({'templates': ['a {} {1}']}, 'must have {} once'),
+    ({'templates': 'a {}'}, 'templates must be a list of texts'),
+    ({'neutral': 3}, 'neutral must be a list of texts'),
+    ({'neutral': ['a dog']}, 'two texts at least'),
+    ({'format': None, 'vision_config': {'num_attention_heads': 7}}, '7 heads of the vision tower'),
+    ({'format': None, 'text_config': {'num_attention_heads': -2}}, '-2 heads of the text tower'),
+  ],
+)
+def test_configs_that_are_refused(tmp_path, change, says):
+  config = {'format': clips.FORMAT, 'activation': 'gelu', 'templates': ['{}'], 'neutral': []}
+  parts = {f'{tower}_config': {'num_attention_heads': 2} for tower in ('vision', 'text')}
+  path = save(tmp_path, drawn(VIT), **config | parts | change)
+  with pytest.raises(WeightsError) as caught:
+    clips.load(path)
+  assert says in str(caught.value) and 'is refused' in str(caught.value)
+
+
 def test_missing_and_wrong_files(tmp_path, monkeypatch):
   monkeypatch.setenv('SG2JAX_WEIGHTS', str(tmp_path))
   with pytest.raises(WeightsError) as caught:
@@ -157,6 +178,8 @@ def test_missing_and_wrong_files(tmp_path, monkeypatch):
   with pytest.raises(WeightsError) as caught:
     clips.load('clip-vit-b-23')
   assert 'clip-vit-b-16' in str(caught.value)
+  with pytest.raises(WeightsError, match='is a folder; name a file'):
+    clips.load(str(tmp_path))
   arrays = drawn(VIT)
   del arrays['ln_final.bias']
   path = save(tmp_path, arrays)

@@ -257,6 +257,12 @@ def _hash(net):
 # ---- files
 
 
+def name_of(text: str) -> str:
+  """A text as a name that `write` takes: without colons, line breaks and what can't be shown."""
+  shown = (x if x.isprintable() and x != ':' else ' ' for x in text)
+  return ' '.join(''.join(shown).split())
+
+
 def write(
   path: str | os.PathLike | paths.Path, directions: Iterable[Direction], **also: np.ndarray
 ) -> None:

@@ -9,7 +9,7 @@ import re
 
 from sg2jax import files, paths, sampler
 from sg2jax.edit import mapper
-from sg2jax.edit.direction import Direction
+from sg2jax.edit.direction import Direction, name_of
 from sg2jax.faults import UsageError, WeightsError
 from sg2jax.interop import mapper_file, sniff
 from sg2jax.models import styles as style_space
@@ -46,7 +46,7 @@ def read(path: str | os.PathLike | paths.Path, net: sampler.Sampler) -> Directio
     reason = f'{type(e).__name__} {e}' if isinstance(e, KeyError) else str(e) or type(e).__name__
     raise WeightsError(f'{path} is no mapper for {net.title}: {reason}') from e
   about = {'method': 'mapper', 'file': pathlib.Path(str(path)).name}
-  name = pathlib.Path(about['file']).stem.replace(':', ' ')
+  name = name_of(pathlib.Path(about['file']).stem)
   made = Direction(name, (net.hash(),), mappers=((1.0, found),), about=about)
   if misfit := made.misfit(net):
     raise UsageError(

@@ -11,7 +11,7 @@ import numpy as np
 from sg2jax import clip as clips
 from sg2jax.edit import channel_effects, text_losses
 from sg2jax.edit import global_directions as global_
-from sg2jax.edit.direction import Direction
+from sg2jax.edit.direction import Direction, name_of
 from sg2jax.faults import UsageError
 from sg2jax.sampler import Sampler
 
@@ -104,10 +104,7 @@ def relevance(
 
 def named(source: str, target: str) -> str:
   """What a Direction from one text to another, or ('') towards one, is called."""
-  # ':' separates a file, a name and a strength where directions are given by name; and what can't
-  # be printed, such as the end of a line, no name may have.
-  name = f'{source} - {target}' if source else target
-  return ' '.join(''.join(x if x.isprintable() and x != ':' else ' ' for x in name).split())
+  return name_of(f'{source} - {target}' if source else target)
 
 
 def between(clip: clips.Clip, source: str, target: str) -> np.ndarray:
@@ -115,7 +112,7 @@ def between(clip: clips.Clip, source: str, target: str) -> np.ndarray:
 
   Raises: UsageError: they say the same.
   """
-  texts = [clip.texts([x.format(text) for x in clip.templates]) for text in (source, target)]
+  texts = [clip.in_templates(text) for text in (source, target)]
   dt = np.asarray(text_losses.text_direction(*texts))
   if not dt.any():
     raise UsageError(f'{source!r} and {target!r} say the same to {clip.name}; take other texts')

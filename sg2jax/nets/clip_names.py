@@ -89,7 +89,8 @@ def architecture(
     activation: of the transformers, which no array tells.
     vision_heads, text_heads: heads of attention, which no array tells; None: HEAD channels each.
 
-  Raises: ValueError naming an array that is missing or that has an impossible shape.
+  Raises: ValueError naming an array that is missing or that has an impossible shape, or heads that
+    don't divide a width.
   """
 
   def shape(name, dims):
@@ -110,18 +111,24 @@ def architecture(
     image_size = 32 * math.isqrt(shape('visual.attnpool.positional_embedding', 2)[0] - 1)
     layers = tuple(_count(arrays, rf'visual\.layer{stage}\.(\d+)\.') for stage in range(1, 5))
     attending = 32 * vision_width
+  vision_heads = vision_heads or max(1, attending // HEAD)
+  text_heads = text_heads or max(1, text_width // HEAD)
+  towers = ('vision', vision_heads, attending), ('text', text_heads, text_width)
+  for tower, heads, width in towers:
+    if not isinstance(heads, int) or heads < 1 or width % heads:
+      raise ValueError(f'{heads} heads of the {tower} tower do not divide its {width} channels')
   return clip.Architecture(
     image_size=image_size,
     patch_size=patch,
     vision_width=vision_width,
     vision_layers=layers,
-    vision_heads=vision_heads or max(1, attending // HEAD),
+    vision_heads=vision_heads,
     embed_dim=embed_dim,
     context_length=shape('positional_embedding', 2)[0],
     vocab_size=shape('token_embedding.weight', 2)[0],
     text_width=text_width,
     text_layers=_count(arrays, r'transformer\.resblocks\.(\d+)\.'),
-    text_heads=text_heads or max(1, text_width // HEAD),
+    text_heads=text_heads,
     activation=activation,
   )
 
