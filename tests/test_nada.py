@@ -3,9 +3,11 @@
 from functools import partial
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
+from types import SimpleNamespace
 
 from absl.testing import flagsaver
 import jax
@@ -19,12 +21,13 @@ from configs import default
 import sg2jax
 from sg2jax import build, cli, sharding
 from sg2jax import clip as clips
+from sg2jax.data.labels import Labels
 from sg2jax.edit import nada, text_directions
 from sg2jax.edit.text_losses import Tower
-from sg2jax.faults import NonFiniteError, Preempted, UsageError, WeightsError
+from sg2jax.faults import CheckpointError, NonFiniteError, Preempted, UsageError, WeightsError
 from sg2jax.models import styles as style_space
 from sg2jax.signals import Stop
-from sg2jax.tools import convert, edit, export, generate
+from sg2jax.tools import convert, edit, export, generate, nada_runs
 from sg2jax.tools import nada as tool
 from sg2jax.training import init_from, workdir
 from tests.runs import ROOT, call, content, random_run, xla_flags
@@ -331,6 +334,7 @@ def test_it_goes_on_bit_for_bit(run, tuned, tmp_path, monkeypatch):
     ('--layers=4', UsageError, 'layers=4 must be from 1 to 3'),
     ('--class=7', UsageError, '--class=7'),
     ('--lr=nan', UsageError, 'finite'),
+    ('--target= ', UsageError, 'is blank'),
   ],
 )
 def test_mistakes(run, tmp_path, flag, kind, says):
@@ -338,6 +342,31 @@ def test_mistakes(run, tmp_path, flag, kind, says):
     tune(run, tmp_path / 'out', flag)
   said = str(caught.value)
   assert says in said and '\n' not in said and not (tmp_path / 'out').exists()
+
+
+def test_a_kill_at_the_beginning_and_damaged_losses(tuned, run, tmp_path):
+  whole, said = tuned
+  out = tmp_path / 'out'
+  shutil.copytree(whole, out)
+  (out / 'nada.json').write_text('{')
+  for remedy in ('is damaged', 'is missing'):
+    with pytest.raises(CheckpointError, match=f'{remedy}.*another --out'):
+      tune(run, out)
+    (out / 'nada.json').unlink(missing_ok=True)
+  # ---- killed while its first file was written, and right after
+  shutil.rmtree(out / 'checkpoints')
+  (out / 'config.json').rename(out / '.config.json.123')
+  for path in (*out.glob('*.png'), *out.glob('sheets/*')):
+    path.unlink()
+  (out / 'sheets').rmdir()
+  (out / 'labels.json').unlink(missing_ok=True)
+  job = SimpleNamespace(net=sg2jax.load(run), about=said['about'])
+  job.net = job.net._replace(labels=Labels.of_classes(('a', 'b', 'c'), (1, 1, 1)))
+  config = nada_runs.configuration(job)
+  for _ in range(2):
+    assert nada_runs.begin(job, config, out) == [] and (out / 'config.json').exists()
+    assert (out / 'labels.json').read_text() == job.net.labels.to_json()
+    (out / 'labels.json').unlink()
 
 
 def test_a_folder_with_something_else_is_left_alone(run, tmp_path):

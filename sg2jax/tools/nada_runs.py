@@ -64,6 +64,11 @@ def train(job: Job, looks: Sequence[nada.Look], out: pathlib.Path) -> dict:
         f'--out={out} has {done} steps already, and --steps={job.steps}; take one of its '
         'checkpoints, or another --out'
       )
+    if len(losses) < done:
+      raise CheckpointError(
+        f'{out}/nada.json is missing, or has {len(losses)} losses of {done} steps; take another '
+        '--out, or one of the checkpoints there'
+      )
     losses = losses[:done]
     training = nada.Training(job.net, looks, job.settings, job.labels, state)
     before = judge(job)
@@ -139,14 +144,14 @@ def begin(job: Job, config: dict, out: pathlib.Path) -> list[float]:
   Raises: UsageError: it holds something else.
   """
   if not (out / 'config.json').exists():
-    if any(path.name != '.lock' for path in out.iterdir()):
+    # .config.json.<pid> is left by a kill while that was written.
+    ours = ('.lock', '.config.json.')
+    if any(not path.name.startswith(ours) for path in out.iterdir()):
       raise UsageError(
         f'--out={out} holds something else; name a folder that is empty or not there'
       )
-    if job.net.labels:
-      files.write_atomic(out / FILE, job.net.labels.to_json())
+    # The first file: from here on it is this training's folder, whenever it is killed.
     files.write_atomic(out / 'config.json', json.dumps(config, indent=2, sort_keys=True) + '\n')
-    return []
   try:
     there = json.loads((out / 'config.json').read_text()).get('made_from', {})
   except (ValueError, AttributeError) as e:
@@ -157,9 +162,17 @@ def begin(job: Job, config: dict, out: pathlib.Path) -> list[float]:
   ]
   if changed:
     raise UsageError(f'--out={out} holds something else ({"; ".join(changed)}); use another --out')
+  if job.net.labels and not (out / FILE).exists():
+    files.write_atomic(out / FILE, job.net.labels.to_json())
   if not (out / 'nada.json').exists():
     return []
-  return json.loads((out / 'nada.json').read_text())['losses']
+  try:
+    return [float(x) for x in json.loads((out / 'nada.json').read_text())['losses']]
+  except (ValueError, KeyError, TypeError) as e:
+    raise CheckpointError(
+      f'{out}/nada.json is damaged ({type(e).__name__}: {e}); take another --out, or one of the '
+      'checkpoints there'
+    ) from e
 
 
 def checkpoint_state(job: Job, state: nada.TrainingState, step: int) -> TrainState:
