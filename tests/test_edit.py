@@ -3,7 +3,10 @@
 import contextlib
 import dataclasses
 import json
+import os
 import pathlib
+import signal
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -23,7 +26,7 @@ from sg2jax.edit import (
   text_directions,
   text_losses,
 )
-from sg2jax.faults import Fault, Preempted, UsageError, WeightsError
+from sg2jax.faults import Fault, NonFiniteError, Preempted, UsageError, WeightsError
 from sg2jax.nets import clip as clip_nets
 from sg2jax.tools import edit, edit_results, generate, mappers, videos
 from tests.runs import call
@@ -438,8 +441,80 @@ def test_latents_of_files(net, run, tmp_path):
     call(edit, 'channel', f'--latents={tmp_path / "other.npz"}', f'--out={tmp_path}', *args)
   said = str(caught.value)
   assert f'[2, {net.num_ws}, {Z - 1}]' in said and f'[{net.num_ws}, {Z}]' in said
-  with pytest.raises(UsageError):
-    call(edit, 'channel', f'--latents={tmp_path / "no.npz"}', f'--out={tmp_path}', *args)
+  np.savez(tmp_path / 'huge.npz', ws=ws.astype(float) * 1e300)
+  for name in ('no.npz', 'huge.npz'):
+    with pytest.raises(UsageError):
+      call(edit, 'channel', f'--latents={tmp_path / name}', f'--out={tmp_path}', *args)
+  # names that are one picture's, or would be the sheet's
+  more = tmp_path / 'more'
+  more.mkdir()
+  for name, given in (('a', ws), ('a_0000', ws[0]), ('sheet', ws[0]), ('p:q', ws[0])):
+    np.savez(more / f'{name}.npz', ws=given)
+  out = tmp_path / 'of-more'
+  call(edit, 'channel', f'--latents={more}', f'--out={out}', *args)
+  names = [row['name'] for row in json.loads((out / 'edit.json').read_text())['images']]
+  assert names == ['a_0000', 'a_0001', 'a_0000_2', 'p:q', 'sheet_2']
+  assert {path.name for path in out.glob('*.png')} == {'sheet.png', *(f'{x}.png' for x in names)}
+
+
+def test_names_of_directions(net, run, clip_file, cache, tmp_path):
+  assert direction.name_of(' a:b\n\u200dc ') == 'a b c'
+  ws = net.ws([1])
+  for name in ('p q', 'p:q'):  # one name, without the colon
+    np.savez(tmp_path / f'{name}.npz', ws=ws)
+  out = tmp_path / 'out'
+  flags = ['--method=optimize', '--space=w', f'--latents={tmp_path}', '--steps=1']
+  edit_text(run, clip_file, out, f'--source={TEXTS[0]}', *flags)
+  found = direction.read_all(out / 'directions.npz')
+  assert [move.name for move in found] == ['p q', 'p q_2']
+  # a text with a line break, which no name may have
+  edit_text(run, clip_file, out, '--source=a\nthin seven', '--seeds=0')
+  assert direction.read(out / 'directions.npz').name == 'a thin seven - a thick seven'
+
+
+@pytest.mark.parametrize(
+  'flags, says',
+  [
+    (['--method=optimize', '--strength=1e-30', '--space=w'], 'is not finite any more'),
+    (['--method=mapper', '--lr=1e38', '--l2_lambda=0'], 'smaller --lr'),
+  ],
+)
+def test_what_is_not_finite_is_not_written(run, clip_file, tmp_path, flags, says):
+  with pytest.raises(NonFiniteError) as caught:
+    edit_text(run, clip_file, tmp_path, '--seeds=0', '--steps=2', *flags)
+  assert says in str(caught.value)
+  assert {path.name for path in tmp_path.iterdir()} == {'.lock'}
+
+
+def test_a_strength_beyond_all_bounds_is_json(net):
+  moved = {'b8.conv0': np.full((1, 4), 3e38, np.float32)}
+  image = np.zeros((1, 2, 2, 3), np.uint8)
+  move = direction.Direction('far', (net.hash(),))
+  given = SimpleNamespace(ws=net.ws([1]), names=['a'], about=())
+  edited = edit_results.Edited([move], 1.0, given.ws + np.float32(1e38), moved, image, image)
+  far = edit_results.describe(given, edited)['images'][0]['moved']
+  assert np.isfinite([*far.values()]).all()
+
+
+def test_a_signal_is_not_kept_waiting_by_the_images(run, tmp_path, monkeypatch):
+  def apply(*_):
+    assert signal.getsignal(signal.SIGTERM) == before
+    raise Preempted('as the handler from before does it')
+
+  before = signal.getsignal(signal.SIGTERM)
+  monkeypatch.setattr(edit_results, 'apply', apply)
+  args = [f'--checkpoint={run}', f'--out={tmp_path}', '--channel=b16.conv0.3', '--seeds=0']
+  with pytest.raises(Preempted, match='as the handler'):
+    call(edit, 'channel', *args)
+  # one that came while what moves was looked for
+  monkeypatch.setattr(edit.directions, 'channel', lambda *_: os.kill(os.getpid(), signal.SIGTERM))
+  with pytest.raises(Preempted, match='no image is written; the same command goes on'):
+    call(edit, 'channel', *args)
+
+
+def test_nada_is_written_first(run, tmp_path):
+  with pytest.raises(UsageError, match='write nada before the flags'):
+    call(edit, f'--checkpoint={run}', f'--out={tmp_path}', 'nada')
 
 
 def test_names_of_directions_can_be_written():
@@ -457,7 +532,10 @@ def test_nada_comes_before_the_flags(run, tmp_path, monkeypatch):
   'flags, says',
   [
     (['--target='], '--target='),
+    (['--target= '], "the text ' ' is blank"),
     (['--source='], '--source='),
+    (['--images=,'], '--images=, names nothing'),
+    (['--latents='], '--latents names nothing'),
     (['--method=optimize', '--strength=0'], '--strength=0'),
     (['--target=a thick octopus'], 'does not know octopus'),
     (['--method=mapper', '--source=a thin octopus'], 'does not know octopus'),

@@ -70,7 +70,7 @@ def measure(
   """
   path = paths.cache() / 'effects' / f'{_key(net, clip, settings)}.npz'
   statistics, found = _read(path, clip.architecture.embed_dim)
-  statistics = statistics or directions.statistics(net, _latents(net, settings))
+  statistics = statistics or directions.statistics(net, _latents(net, settings, stop))
   layers = directions.convolutions(statistics.mean)
   counts = {layer: len(statistics.mean[layer]) for layer in layers}
   total = sum(counts.values())
@@ -110,10 +110,12 @@ def _rest(net, clip, settings, counts, statistics, first, batch) -> Iterator[np.
     yield directions.delta_i(np.concatenate(features, 1))[:count]
 
 
-def _latents(net, settings):
+def _latents(net, settings, stop):
   """ws [N,num_ws,w_dim] of the statistics, in batches."""
   w = sampler.sample_w(net, settings.latents, settings.seed)
   for first in range(0, len(w), LATENTS_AT_ONCE):
+    if stop:
+      stop.leave('no channel is measured yet')
     yield net.truncate(w[first : first + LATENTS_AT_ONCE], settings.psi)
 
 

@@ -23,6 +23,7 @@ CLIP is `digits`, the package's own for the bundled digits; clip-vit-b-32 or ano
 (python -m sg2jax.tools.fetch_weights clip-vit-b-32); or a file. docs/editing.md says more.
 """
 
+import contextlib
 from functools import partial
 import sys
 
@@ -84,16 +85,17 @@ def main(argv: list[str]) -> None:
     edit_methods.check()
   elif not asked.channel:
     raise UsageError('say which channel is moved: --channel=b8.conv0.12')
-  with Stop() as stop:
-    clip = clips.load(asked.clip, asked.clip_activation or '') if kind == 'text' else None
-    if clip:
-      # Texts that it doesn't take are found now, and not after a training.
-      for text in filter(None, (asked.target, asked.source)):
-        clip.text(text)
-    net = sampler.load(asked.checkpoint)
-    out = shared.out_folder(net, 'edits')
-    find_latents = latents.read(net, out, stop)
-    with locked(out, 'out'):
+  with contextlib.ExitStack() as held:
+    with Stop() as stop:
+      clip = clips.load(asked.clip, asked.clip_activation or '') if kind == 'text' else None
+      if clip:
+        # Texts that it doesn't take are found now, and not after a training.
+        for text in filter(None, (asked.target, asked.source)):
+          clip.text(text)
+      net = sampler.load(asked.checkpoint)
+      out = shared.out_folder(net, 'edits')
+      find_latents = latents.read(net, out, stop)
+      held.enter_context(locked(out, 'out'))
       given = find_latents()
       # ---- the edit
       if kind == 'channel':
@@ -102,15 +104,17 @@ def main(argv: list[str]) -> None:
       else:
         strength = edit_methods.strength()
         found = edit_methods.find(net, clip, given, out, stop)
-      edited = edit_results.apply(net, given, found.moves, found.amount)
-      # ---- files
-      if found.relevance:
-        edit_results.write_strengths(out, net, given, found.relevance, strength)
-      if asked.video:
-        edit_results.write_video(out, net, given, edited)
-      describe = edit_results.describe if clip is None else partial(edit_results.judge, clip)
-      document = describe(given, edited) | {'checkpoint': net.hash(), 'strength': strength}
-      edit_results.write(out, given, edited, document)
+      if stop:
+        stop.leave('what moves the images is found, and no image is written')
+    # ---- files; from here on nothing is lost, and a signal ends it at once
+    edited = edit_results.apply(net, given, found.moves, found.amount)
+    if found.relevance:
+      edit_results.write_strengths(out, net, given, found.relevance, strength)
+    if asked.video:
+      edit_results.write_video(out, net, given, edited)
+    describe = edit_results.describe if clip is None else partial(edit_results.judge, clip)
+    document = describe(given, edited) | {'checkpoint': net.hash(), 'strength': strength}
+    edit_results.write(out, given, edited, document)
   print('\n'.join([net.title, *edit_results.summary(document), f'results in {out}/']))
 
 

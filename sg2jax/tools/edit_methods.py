@@ -20,12 +20,12 @@ from sg2jax.edit import (
 )
 from sg2jax.edit.direction import Direction
 from sg2jax.edit.text_losses import Tower
-from sg2jax.faults import UsageError
+from sg2jax.faults import NonFiniteError, UsageError
 from sg2jax.nets import clip as clip_nets
 from sg2jax.sampler import Sampler
 from sg2jax.signals import Stop
 from sg2jax.tools import flags as shared
-from sg2jax.tools import mappers
+from sg2jax.tools import mappers, pictures
 from sg2jax.tools.latents import Latents
 
 METHODS = ('global', 'optimize', 'mapper')
@@ -184,6 +184,7 @@ def _optimized(net, clip, given, stop):
   goal = _goal(clip)
   about = _about(clip) | settings._asdict()
   moves = []
+  names = pictures.unique([direction.name_of(name) for name in given.names])
   batch = asked.batch or net.batch
   for first in range(0, len(given.ws), batch):
     ws = given.ws[first : first + batch]
@@ -195,10 +196,15 @@ def _optimized(net, clip, given, stop):
       losses = optimizer.advance()
       np.asarray(losses.loss)  # so that a signal waits for one step, not for many
     found = optimizer.result()
+    if not all(np.isfinite(x).all() for x in (found.clip_loss, *found.moves.values())):
+      raise NonFiniteError(
+        f'the search of {label} is not finite any more; try a smaller --lr than {settings.lr:g}, '
+        'or a --strength and --l2_lambda nearer to the defaults'
+      )
     moves += [
       # StyleCLIP's program returns the image before the last update.
-      found.direction(net, i, name.replace(':', ' '), before=asked.original, **about)
-      for i, name in enumerate(given.names[first : first + batch])
+      found.direction(net, i, name, before=asked.original, **about)
+      for i, name in enumerate(names[first : first + batch])
     ]
   return moves
 

@@ -91,10 +91,10 @@ def describe(given: Latents, edited: Edited) -> dict:
 
   In w, in styles, in levels of pixels; and of pictures where they are and how near a projection is.
   """
-  ws = np.sqrt(((edited.ws - given.ws) ** 2).mean((1, 2)))
+  ws = np.sqrt(((edited.ws - given.ws.astype(float)) ** 2).mean((1, 2)))
   styles = np.zeros(len(ws))
   if edited.styles:
-    styles = np.sqrt(sum((x**2).sum(1) for x in edited.styles.values()))
+    styles = np.sqrt(sum((x.astype(float) ** 2).sum(1) for x in edited.styles.values()))
   pixels = np.abs(edited.after.astype(float) - edited.before).mean((1, 2, 3))
   rows = [
     {'name': name, 'moved': {'ws': float(a), 'styles': float(b), 'pixels': float(c)}}

@@ -20,6 +20,7 @@ from sg2jax.tools import flags as shared
 from sg2jax.tools import pictures, projections
 
 MAX_BYTES = 2**30
+SHEETS = ('sheet', 'strengths')  # pictures beside those of latents: none of these is called so
 
 # What `define_flags` defines counts as the calling tool's own, so that its --help shows it.
 flags.disclaim_key_flags()
@@ -89,7 +90,9 @@ def read(net: Sampler, out: pathlib.Path, stop: Stop) -> Callable[[], Latents]:
     pictures.read_items raise.
   """
   asked = flags.FLAGS
-  given = 'latents' if asked.latents else 'images' if asked.images else ''
+  given = next((x for x in ('latents', 'images') if asked[x].value is not None), '')
+  if given and not asked[given].value:
+    raise UsageError(f'--{given} names nothing; give a file or a folder')
   if given and (asked.psi != 1 or asked.cutoff is not None):
     raise UsageError(f'--psi and --cutoff are for --seeds; --{given} are taken as they are')
   if asked.images:
@@ -117,6 +120,7 @@ def _of_files(net, path):
     names += [place.stem] if len(ws) == 1 else [f'{place.stem}_{i:04d}' for i in range(len(ws))]
     found.append(ws)
     noise += [maps] * len(ws)
+  names = pictures.unique(names, SHEETS)
   return Latents(names, np.concatenate(found), list(range(len(names))), noise)
 
 
@@ -133,7 +137,7 @@ def _read(path, net):
   except Exception as e:  # whatever a file that isn't as it was written leads to
     raise UsageError(f'--latents: {path} has no array ws of numbers ({e})') from e
   # One latent, not num_ws of them.
-  ws = ws[None] if ws.shape == wanted else ws
+  ws = (ws[None] if ws.shape == wanted else ws).astype(np.float32)
   if ws.ndim != 3 or ws.shape[1:] != wanted or not len(ws) or not np.isfinite(ws).all():
     raise UsageError(
       f'--latents: {path} has ws {list(ws.shape)}; this network takes {list(wanted)} or '
@@ -144,7 +148,7 @@ def _read(path, net):
       f'--latents: {path} was moved in styles, which are not in its ws: the images would be those '
       'before the edit. Take the latents of before, and several directions by --edit of generate'
     )
-  return ws.astype(np.float32), _noise(path, net, arrays)
+  return ws, _noise(path, net, arrays)
 
 
 def _noise(path, net, arrays):
@@ -168,6 +172,8 @@ def _items(net, out):
   # A name may hold commas.
   whole = pathlib.Path(text).expanduser().exists()
   paths = [text] if whole else [x for x in text.split(',') if x]
+  if not paths:
+    raise UsageError(f'--images={text} names nothing; give a picture or a folder')
   items = [item for path in paths for item in pictures.read_items(path, net, out)]
   names = pictures.result_names([f'{item.name}.png' for item in items])
   return [item._replace(name=name) for item, name in zip(items, names)]
@@ -180,6 +186,6 @@ def _projected(job, items, out):
   ws, noise = zip(*found)
   keys = ('source', 'distance_start', 'distance')
   about = [{key: document[key] for key in keys} for document in documents]
-  names = [item.name for item in items]
+  names = pictures.unique([item.name for item in items], SHEETS)
   shown = np.stack([item.image for item in items])
   return Latents(names, np.concatenate(ws), list(range(len(names))), noise, shown, about)

@@ -8,6 +8,7 @@ import time
 from typing import Any, NamedTuple
 
 from absl import logging
+import jax
 import numpy as np
 from tqdm import tqdm
 
@@ -77,7 +78,11 @@ def train(job: Job, name: str, out: paths.Path) -> Direction:
         kept = time.monotonic()
       if is_leaving:
         job.stop.leave(f'{step + 1} of {job.steps} steps of the mapper are done')
-  move = Direction(name, (job.net.hash(),), about=about, mappers=((1.0, training.trained()),))
+  trained = training.trained()
+  # The last update is in no loss.
+  if not all(np.isfinite(x).all() for x in jax.tree.leaves(trained.params)):
+    raise NonFiniteError('the mapper became infinite in its last step; try a smaller --lr')
+  move = Direction(name, (job.net.hash(),), about=about, mappers=((1.0, trained),))
   direction.write(out / FILE, [move])
   with files.writing(out):
     (out / STATE).unlink(missing_ok=True)

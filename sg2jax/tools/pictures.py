@@ -98,6 +98,20 @@ def result_names(file_names: list[str]) -> list[str]:
   return names
 
 
+def unique(names: Sequence[str], taken: Sequence[str] = ()) -> list[str]:
+  """The same names, but what is there before, or among `taken`, gets a number."""
+  taken = set(taken)
+  found = []
+  for wanted in names:
+    name, count = wanted, 1
+    while name in taken:
+      count += 1
+      name = f'{wanted}_{count}'
+    taken.add(name)
+    found.append(name)
+  return found
+
+
 def names_of_seeds(seeds: Sequence[int]) -> list[str]:
   """A name for the image of each seed; of the second one of a seed (for another label) with 2."""
   counts = Counter()
