@@ -142,6 +142,7 @@ TOOL_WITH_ALL = types.SimpleNamespace(
     ('--checkpoint=r --seeds=3-1', "--seeds=3-1: '3-1' is no seed"),
     ('--checkpoint=r --seeds=4294967296', 'is no seed'),
     ('--checkpoint=r --seeds=', "'' is no seed"),
+    ('--checkpoint=r --seeds=3-', "--seeds=3-: '3-' is no seed"),
     ('--checkpoint=r --seeds=0-1000000', 'is no seed'),
     ('--checkpoint=r --seeds=0-99999999999999999999', 'is no seed'),
     ('--checkpoint=r --psi=inf', '--psi=inf: must be finite numbers'),

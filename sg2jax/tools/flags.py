@@ -219,9 +219,9 @@ def define_seeds(name: str, default: str, what: str) -> None:
 def _seeds(text: str) -> list[int]:
   found = []
   for part in text.split(','):
-    first, _, last = part.partition('-')
+    first, dash, last = part.partition('-')
     try:
-      seeds = range(int(first), int(last or first) + 1)
+      seeds = range(int(first), int(last if dash else first) + 1)
       # A million: a range is a list before it is anything else.
       good = 0 < len(seeds) <= 10**6 and seeds[-1] < 2**32
     except (ValueError, OverflowError):
