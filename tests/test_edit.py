@@ -512,11 +512,6 @@ def test_a_signal_is_not_kept_waiting_by_the_images(run, tmp_path, monkeypatch):
     call(edit, 'channel', *args)
 
 
-def test_nada_is_written_first(run, tmp_path):
-  with pytest.raises(UsageError, match='write nada before the flags'):
-    call(edit, f'--checkpoint={run}', f'--out={tmp_path}', 'nada')
-
-
 def test_names_of_directions_can_be_written():
   assert text_directions.named('', 'a: thick\n\x00 seven') == 'a thick seven'
   assert text_directions.named('a', 'b') == 'a - b'

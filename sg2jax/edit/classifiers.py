@@ -53,12 +53,7 @@ class Classifier(NamedTuple):
     size = min(len(images), sampler.images_at_once(images.shape[1:]))
     found = []
     for rows, count in sampler.parts(len(images), size):
-      try:
-        found.append(np.asarray(_step(self.function, self.params, images[rows]))[:count])
-      except jax.errors.JaxRuntimeError as e:
-        if 'callback' not in str(e):
-          raise
-        raise UsageError(f'{self.name}: what it calls back failed: {_line(e)[-200:]}') from e
+      found.append(np.asarray(_step(self.function, self.params, images[rows]))[:count])
     found = np.concatenate(found)
     if np.isnan(found).any():
       raise NonFiniteError(
