@@ -315,6 +315,43 @@ def test_a_channel(net, run, tmp_path):
     assert says in str(caught.value) and '\n' not in str(caught.value)
 
 
+def test_directions_of_files(net, run, tmp_path):
+  ws = np.random.RandomState(0).randn(2, net.num_ws, Z).astype(np.float32)
+  known = [direction.Direction(f'pca{i}', (net.hash(),), x) for i, x in enumerate(ws)]
+  direction.write(tmp_path / 'pca.npz', known)
+  channel = directions.channel(net, 'b8.conv0', 1, np.eye(Z, dtype=np.float32))
+  direction.write(tmp_path / 'c.npz', [channel])
+  arrays = dict(np.load(tmp_path / 'c.npz'))
+  # by others, with a name that ours can't have
+  about = str(arrays.pop('about')).replace('"b8.conv0.1"', '"b8: 1"')
+  np.savez(tmp_path / 'c.npz', about=about, **arrays)
+  pair = [f'--edit={tmp_path / "pca.npz"}:pca1:0.5', f'--edit={tmp_path / "c.npz"}:-4']
+  args = [f'--checkpoint={run}', f'--out={tmp_path / "out"}', '--seeds=1', '--batch=4']
+  call(edit, 'direction', *pair, *args)
+  # the same files as of any edit, and the same images as of `generate`
+  assert {path.name for path in (tmp_path / 'out').iterdir() if path.suffix} == {
+    *('seed0001.png', 'sheet.png', 'directions.npz', 'latents.npz', 'edit.json')
+  }
+  made = net([1], batch=4, edit=[(known[1], 0.5), (channel, -4)])
+  assert close(shown(tmp_path / 'out', 1), made) and not close(net([1], batch=4), made, 10)
+  said = json.loads((tmp_path / 'out' / 'edit.json').read_text())
+  assert [part['times'] for part in said['about']['mix']] == [0.5, -4] and 'mean' not in said
+  move = direction.read(tmp_path / 'out' / 'directions.npz')
+  assert move.name == '0.5 pca1 - 4 b8 1' and said['strength'] == 1
+  direction.write(tmp_path / 'x.npz', [direction.Direction('other', ('x',), ws[0, :, :-1])])
+  for flags, says in (
+    ([], '--edit=pca.npz:pca1:3'),
+    ([f'--edit={tmp_path / "pca.npz"}:3'], 'name one of pca0, pca1'),
+    ([f'--edit={tmp_path / "x.npz"}:3'], 'does not fit'),
+  ):
+    with pytest.raises(UsageError) as caught:
+      call(edit, 'direction', *flags, *args, f'--out={tmp_path / "none"}')
+    assert says in str(caught.value) and '\n' not in str(caught.value)
+  with pytest.raises(UsageError, match='--strength'):
+    call(edit, 'direction', *pair, *args, '--strength=2')
+  assert not (tmp_path / 'none').exists()
+
+
 def test_pictures_are_projected_first(net, run, tmp_path):
   (tmp_path / 'a').mkdir()
   for name, picture in zip(('a/cat.png', 'a/dog.png', 'cat.png'), net([20, 21, 22], batch=4)):

@@ -1,8 +1,9 @@
-"""Edits images by text, or by a channel of style space; or trains a generator for a text.
+"""Edits images by text, a channel of style space, or directions; or trains a generator for a text.
 
 python -m sg2jax.tools.edit text --checkpoint=RUN --clip=digits --source="a thin seven"
 --target="a thick seven" [--method=global|optimize|mapper] [--strength=3] [--seeds=0-7] ...
 python -m sg2jax.tools.edit channel --checkpoint=RUN --channel=b8.conv0.12 [--strength=3] ...
+python -m sg2jax.tools.edit direction --checkpoint=RUN --edit=FILE:NAME:STRENGTH ...
 python -m sg2jax.tools.edit nada --checkpoint=RUN --source="a digit" --target="a thick digit" ...
 
 `nada` makes a run with a generator of its own: python -m sg2jax.tools.edit nada --help. The others
@@ -10,7 +11,8 @@ write DIR/seed0000.png ... (edited), DIR/before/seed0000.png ..., DIR/sheet.png 
 side), DIR/directions.npz (what moved them: for --edit of `generate` and `video`) and DIR/edit.json;
 with --video DIR/strength.mp4, the first images from the strength's negative to it and back.
 --latents=FILE-OR-FOLDER edits what `project` found, --images=FILES-OR-FOLDER pictures, which are
-projected first, instead of seeds. The methods of StyleCLIP are
+projected first, instead of seeds. `direction` moves them by what `directions`, `adversarial` or an
+edit wrote, with the strengths that --edit has, as `generate` does it. The methods of StyleCLIP are
   global    directions in style space that a pair of texts says, the same for all images. What each
             channel does is measured once for a network and a CLIP: minutes for a small network,
             hours for one of 1024 px; stop it any way you like, the same command goes on. Then any
@@ -38,7 +40,7 @@ from sg2jax.signals import Stop
 from sg2jax.tools import edit_methods, edit_results, latents, nada
 from sg2jax.tools import flags as shared
 
-KINDS = ('text', 'channel', 'nada')
+KINDS = ('text', 'channel', 'direction', 'nada')
 STRENGTH = 3.0  # of a channel
 
 
@@ -54,14 +56,15 @@ def define_flags() -> None:
   shared.define_batch()
   shared.define_out('edits')
   what = (
-    'How far: of directions the amount, by default 3, of mappers 1; optimize: its penalty is '
-    'divided by its square.'
+    'text, channel: how far: of directions the amount, by default 3, of mappers 1; optimize: its '
+    'penalty is divided by its square. Those of --edit have their own.'
   )
   shared.define_finite('strength', None, what)
   flags.DEFINE_bool('video', False, 'Also DIR/strength.mp4; takes as long as some 800 images.')
   edit_methods.define_flags()
   what = 'channel: LAYER.NUMBER, such as b8.conv0.12.'
   shared.define_parsed('channel', None, what, _channel)
+  shared.define_edit()
 
 
 def _channel(text: str) -> tuple[str, int]:
@@ -81,10 +84,8 @@ def main(argv: list[str]) -> None:
       raise UsageError('write nada before the flags: edit nada --checkpoint=... ...')
     nada.main(argv)
     return
-  if kind == 'text':
-    edit_methods.check()
-  elif not asked.channel:
-    raise UsageError('say which channel is moved: --channel=b8.conv0.12')
+  edit_methods.check(kind)
+  mix = edit_methods.mix() if kind == 'direction' else None
   with contextlib.ExitStack() as held:
     with Stop() as stop:
       clip = clips.load(asked.clip, asked.clip_activation or '') if kind == 'text' else None
@@ -93,6 +94,8 @@ def main(argv: list[str]) -> None:
         for text in filter(None, (asked.target, asked.source)):
           clip.text(text)
       net = sampler.load(asked.checkpoint)
+      if mix:
+        mix.check(net)  # before pictures are projected
       out = shared.out_folder(net, 'edits')
       find_latents = latents.read(net, out, stop)
       held.enter_context(locked(out, 'out'))
@@ -101,6 +104,9 @@ def main(argv: list[str]) -> None:
       if kind == 'channel':
         strength = STRENGTH if asked.strength is None else asked.strength
         found = edit_methods.Found([directions.channel(net, *asked.channel)], strength)
+      elif mix:
+        strength = 1.0
+        found = edit_methods.Found([mix], strength)
       else:
         strength = edit_methods.strength()
         found = edit_methods.find(net, clip, given, out, stop)

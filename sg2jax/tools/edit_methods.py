@@ -1,5 +1,7 @@
 """What moves images by text: StyleCLIP's three methods, as the flags of `edit` ask for them."""
 
+import functools
+import operator
 import sys
 from typing import Any, NamedTuple
 
@@ -85,8 +87,20 @@ def define_flags() -> None:
   flags.DEFINE_string('mapper', '', what)
 
 
-def check() -> None:
-  """Raises UsageError for flags of `text` that are missing or don't go together."""
+def check(kind: str) -> None:
+  """Raises UsageError for flags that are missing or don't go together. kind: one of `edit`'s."""
+  asked = flags.FLAGS
+  if kind == 'text':
+    _check_text()
+  elif kind == 'channel' and not asked.channel:
+    raise UsageError('say which channel is moved: --channel=b8.conv0.12')
+  elif kind == 'direction' and not asked.edit:
+    raise UsageError('say what moves the images: --edit=pca.npz:pca1:3')
+  elif kind == 'direction' and asked.strength is not None:
+    raise UsageError(f'--strength={asked.strength:g}: directions have theirs: --edit=FILE:NAME:3')
+
+
+def _check_text():
   asked = flags.FLAGS
   if asked.mapper and asked.method != 'mapper':
     raise UsageError(f'--mapper={asked.mapper} is for --method=mapper')
@@ -132,6 +146,16 @@ def find(net: Sampler, clip: clips.Clip, given: Latents, out: paths.Path, stop: 
     net, asked.source, asked.target, clip, settings, asked.batch or None, stop
   )
   return Found([found.direction(asked.beta, asked.channels)], strength(), found)
+
+
+def mix() -> Direction:
+  """All that --edit names, at its strengths, as one Direction.
+
+  Raises: as direction.read; UsageError: they are of different networks.
+  """
+  move = functools.reduce(operator.add, (move * times for move, times, _ in shared.edits()))
+  # A file of others may have names that ours can't.
+  return move.named(direction.name_of(move.name) or 'mix')
 
 
 # ---- towards a text
