@@ -409,7 +409,7 @@ def test_an_original_search(net, run, clip, clip_file, tmp_path):
   assert said['about']['original'] is True
   move = direction.read(tmp_path / 'directions.npz')
   tower = text_losses.Tower(clip.params, clip.architecture, clip_nets.raw_view)
-  settings = optimize.Settings(steps=4)
+  settings = optimize.Settings(steps=4, l2_lambda=0.008)
   goals = clip.texts([TEXTS[1]]), text_directions.between(clip, *TEXTS)[None]
   found = optimize.optimize(net, net.ws([3]), tower, goals[0], settings)
   # the target alone, raw pixels, the image before the last step: each changes what comes out
@@ -422,6 +422,24 @@ def test_an_original_search(net, run, clip, clip_file, tmp_path):
     ).moves_before['ws'],
   ):
     assert np.abs(move.ws - other[0]).max() > 1e-4
+
+
+def test_an_original_search_has_styleclips_length_and_penalty(
+  run, clip_file, tmp_path, monkeypatch
+):
+  asked = []
+
+  def search(net, ws, tower, texts, settings):
+    asked.append((settings.steps, settings.l2_lambda))
+    raise Preempted('here')
+
+  monkeypatch.setattr(optimize, 'Optimizer', search)
+  args = [f'--checkpoint={run}', f'--clip={clip_file}', f'--out={tmp_path}', '--seeds=0']
+  args += [f'--target={TEXTS[1]}', '--method=optimize']
+  for more in ([], ['--original'], ['--original', '--steps=7', '--l2_lambda=0.5']):
+    with pytest.raises(Preempted):
+      call(edit, 'text', *args, *more)
+  assert asked == [(100, 0.012), (300, 0.008), (7, 0.5)]
 
 
 def test_an_original_mapper(net, run, clip, clip_file, tmp_path, monkeypatch):

@@ -33,6 +33,8 @@ from sg2jax.tools.latents import Latents
 METHODS = ('global', 'optimize', 'mapper')
 # Unless --strength says it; that of `optimize` is where its penalty is as --l2_lambda says.
 STRENGTHS = {'global': 3.0, 'optimize': 3.0, 'mapper': 1.0}
+# What --original has of a search unless flags say it.
+ORIGINAL = {'steps': 300, 'l2_lambda': 0.008}
 # StyleCLIP takes 50,000 for faces.
 MAPPER_STEPS = 1000
 
@@ -65,14 +67,17 @@ def define_flags() -> None:
   flags.DEFINE_integer('effect_latents', default.latents, what, 2)
   # ---- optimize, mapper
   search, training = optimize.Settings(), mapper_training.Settings()
-  what = f'optimize, mapper: of the search or training; default: {search.steps}, {MAPPER_STEPS}.'
+  what = (
+    f'optimize, mapper: of the search or training; default: {search.steps} (--original: '
+    f'{ORIGINAL["steps"]}), {MAPPER_STEPS}.'
+  )
   flags.DEFINE_integer('steps', None, what, lower_bound=1)
   flags.DEFINE_enum('space', search.space, optimize.SPACES, 'optimize, mapper: what is moved.')
   what = 'optimize: learning rate, at its largest; mapper: of all steps; default: {}, {}.'
   shared.define_finite('lr', None, what.format(search.lr, training.lr), lower_bound=0)
   what = (
     'optimize: weight of the sum of squares of what is added; mapper: of their mean; default: '
-    f'{search.l2_lambda}, {training.latent_l2_lambda}.'
+    f'{search.l2_lambda} (--original: {ORIGINAL["l2_lambda"]}), {training.latent_l2_lambda}.'
   )
   shared.define_finite('l2_lambda', None, what, lower_bound=0)
   what = (
@@ -198,10 +203,11 @@ def _without_none(**fields):
 def _optimized(net, clip, given, stop):
   """A Direction of each latent."""
   asked = flags.FLAGS
+  given_flags = _without_none(steps=asked.steps, lr=asked.lr, l2_lambda=asked.l2_lambda)
   settings = optimize.Settings(
     space=asked.space,
     augmentations=asked.augmentations,
-    **_without_none(steps=asked.steps, lr=asked.lr, l2_lambda=asked.l2_lambda),
+    **(ORIGINAL if asked.original else {}) | given_flags,
   )
   weight = settings.l2_lambda * (STRENGTHS['optimize'] / strength()) ** 2
   settings = settings._replace(l2_lambda=weight)
