@@ -8,6 +8,7 @@ import pathlib
 import signal
 from types import SimpleNamespace
 
+from flax import traverse_util
 import jax
 import numpy as np
 from PIL import Image
@@ -192,6 +193,27 @@ def test_an_optimised_edit_finds_its_text(net, run, clip_file, tmp_path):
   edited = net([2], batch=4, edit=moves[2])
   picture = np.asarray(Image.open(tmp_path / 'seed0002.png'))
   assert np.abs(picture.astype(int) - edited[0]).max() <= 1
+
+
+def test_a_search_sees_the_noise_maps_that_were_found(net, run, clip_file, tmp_path, monkeypatch):
+  (tmp_path / 'found').mkdir()
+  flat = traverse_util.flatten_dict({'noise': net.variables['noise']}, sep='/')
+  for seed, factor in ((3, 0), (4, -1), (5, 0.5)):
+    maps = {name: x * factor for name, x in flat.items()} if seed != 5 else {}
+    np.savez(tmp_path / 'found' / f'seed{seed:04d}.npz', ws=net.ws([seed])[0], **maps)
+  last = []
+  result = optimize.Optimizer.result
+  monkeypatch.setattr(
+    optimize.Optimizer, 'result', lambda self: last.append(result(self)) or last[-1]
+  )
+  flags = ['--method=optimize', f'--latents={tmp_path / "found"}', '--steps=3']
+  edit_text(run, clip_file, tmp_path / 'out', *flags)
+  searched = np.concatenate([found.images for found in last])
+  assert close(shown(tmp_path / 'out', 3, 4, 5), searched)
+  # and with the network's own it would be another
+  moves = direction.read_all(tmp_path / 'out' / 'directions.npz')
+  assert not close(net([4], batch=4, edit=moves[1]), searched[1:2], 10)
+  assert {move.networks for move in moves} == {(net.hash(),)}
 
 
 def test_what_is_asked_of_a_search_is_done(run, clip_file, tmp_path, monkeypatch):
@@ -587,6 +609,7 @@ def test_nada_comes_before_the_flags(run, tmp_path, monkeypatch):
     (['--images=,'], '--images=, names nothing'),
     (['--latents='], '--latents names nothing'),
     (['--method=optimize', '--strength=0'], '--strength=0'),
+    (['--method=optimize', '--noise=random'], '--noise=random'),
     (['--target=a thick octopus'], 'does not know octopus'),
     (['--method=mapper', '--source=a thin octopus'], 'does not know octopus'),
     (['--target=' + 'a seven ' * 9], 'and CLIP takes 6'),

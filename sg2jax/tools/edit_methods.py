@@ -115,6 +115,11 @@ def _check_text():
     raise UsageError('say what they show now, --source="a thin seven", or take --method=optimize')
   if asked.method == 'optimize' and not strength() > 0:
     raise UsageError(f'--strength={asked.strength:g} of a search must be more than 0')
+  if asked.method == 'optimize' and asked.noise != 'const':
+    raise UsageError(
+      f'--noise={asked.noise}: a search looks at images with constant noise; make others of its '
+      'directions.npz, by generate --edit'
+    )
   if asked.method == 'mapper' and asked.space == 'w':
     raise UsageError('--space=w: a mapper moves w+ or s')
 
@@ -215,10 +220,13 @@ def _optimized(net, clip, given, stop):
   about = _about(clip) | settings._asdict()
   moves = []
   names = pictures.unique([direction.name_of(name) for name in given.names])
-  batch = asked.batch or net.batch
+  # Noise maps that were found are of one image.
+  batch = 1 if any(given.noise) else asked.batch or net.batch
   for first in range(0, len(given.ws), batch):
     ws = given.ws[first : first + batch]
-    optimizer = optimize.Optimizer(net, ws, _tower(clip), goal, settings)
+    # What is searched is what will be shown.
+    shown = given.network(net, first)
+    optimizer = optimize.Optimizer(shown, ws, _tower(clip), goal, settings)
     label = f'{first + 1}-{first + len(ws)} of {len(given.ws)}'
     for _ in tqdm(range(settings.steps), label, unit=' steps', leave=False, disable=None):
       if stop:

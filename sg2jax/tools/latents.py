@@ -49,11 +49,15 @@ class Latents(NamedTuple):
       return net.images(self.ws, noise, self.seeds, batch, edit)
     ws, offsets = direction.apply(net, edit, self.ws)
     found = []
-    for i, maps in enumerate(self.noise):
-      variables = net.variables | ({'noise': maps} if maps else {})
+    for i in range(len(ws)):
       moves = {layer: x[i : i + 1] for layer, x in offsets.items()}
-      found.append(moved_images(net._replace(variables=variables), ws[i : i + 1], moves, 1))
+      found.append(moved_images(self.network(net, i), ws[i : i + 1], moves, 1))
     return np.concatenate(found)
+
+  def network(self, net: Sampler, i: int) -> Sampler:
+    """The network that makes image i: with the noise maps that were found with it."""
+    maps = self.noise[i]
+    return net._replace(variables=net.variables | {'noise': maps}) if maps else net
 
   def take(self, rows: Sequence[int]) -> 'Latents':
     """Some of them, without pictures."""
