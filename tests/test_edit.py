@@ -8,6 +8,7 @@ import pathlib
 import signal
 from types import SimpleNamespace
 
+from absl.testing import flagsaver
 from flax import traverse_util
 import jax
 import numpy as np
@@ -29,7 +30,7 @@ from sg2jax.edit import (
 )
 from sg2jax.faults import Fault, NonFiniteError, Preempted, UsageError, WeightsError
 from sg2jax.nets import clip as clip_nets
-from sg2jax.tools import edit, edit_results, generate, mappers, videos
+from sg2jax.tools import edit, edit_methods, edit_results, generate, mappers, videos
 from tests.runs import call
 from tests.test_clip import VIT, drawn, save
 from tests.test_sampler import Z, close, make_run
@@ -154,8 +155,10 @@ def shown(folder, *seeds):
 
 def edit_text(run, clip_file, out, *more):
   """A run of `edit text`; what edit.json says."""
-  few = ['--effect_images=3', '--effect_latents=50', '--steps=20', '--batch=4']
-  args = [f'--checkpoint={run}', f'--clip={clip_file}', f'--out={out}', *few, *more]
+  few = ['--effect_images=3', '--effect_latents=50']
+  if any(flag.startswith('--method=') for flag in more):
+    few = [] if any(flag.startswith('--mapper=') for flag in more) else ['--steps=20']
+  args = [f'--checkpoint={run}', f'--clip={clip_file}', f'--out={out}', '--batch=4', *few, *more]
   call(edit, 'text', f'--target={TEXTS[1]}', *args)
   return json.loads((out / 'edit.json').read_text())
 
@@ -616,7 +619,6 @@ def test_nada_comes_before_the_flags(run, tmp_path, monkeypatch):
     (['--beta=1.5'], 'largest relevance'),
     (['--beta=nan'], 'finite'),
     (['--method=mapper', '--space=w'], 'a mapper moves w+ or s'),
-    (['--mapper=m.npz'], 'is for --method=mapper'),
     (['--method=mapper', '--levels=course'], 'the level course is unknown'),
     (['--method=mapper', '--mapper=no.npz'], 'cannot read no.npz'),
   ],
@@ -627,6 +629,41 @@ def test_mistakes_of_texts(run, clip_file, cache, tmp_path, flags, says):
   assert says in str(caught.value)
   assert '\n' not in str(caught.value) and caught.value.code == 2
   assert {path.name for path in tmp_path.iterdir()} <= {'.lock', 'cache'}
+
+
+@pytest.mark.parametrize(
+  'line, says',
+  [
+    ('text --method=optimize --channels=5', '--channels is for --method=global; --method=optimize'),
+    ('text --method=optimize --minibatch=2', '--minibatch is for --method=mapper; --method=opt'),
+    ('text --method=mapper --augmentations=4', '--augmentations is for --method=optimize; --m'),
+    ('text --method=global --steps=3', '--steps is for --method=optimize and --method=mapper; '),
+    ('text --mapper=m.npz', '--mapper is for --method=mapper; --method=global does not read it'),
+    ('text --method=mapper --mapper=m.npz --steps=3', '--steps is for training a mapper; --mapper=m.npz is trained'),
+    ('text --method=mapper --mapper=m.npz --original', '--original is for training'),
+    ('text --method=mapper --space=s --levels=fine', '--levels is for --space=w+'),
+    ('text --channel=b8.conv0.1', '--channel is for edit channel; --method=global does not read'),
+    ('channel --clip=digits', '--clip is for edit text; edit channel does not read it'),
+    ('channel --target=thick', '--target is for edit text'),
+    ('channel --original', '--original is for edit text'),
+    ('channel --edit=a.npz:3', '--edit is for edit direction'),
+    ('direction --strength=3', '--strength is for edit text and edit channel; edit direction does'),
+    ('direction --method=global', '--method is for edit text'),
+  ],
+)
+def test_flags_that_nothing_reads_are_refused(line, says, tmp_path):
+  # before the network and CLIP are looked for
+  with pytest.raises(UsageError) as caught:
+    call(edit, *line.split(), '--checkpoint=nowhere', f'--out={tmp_path / "out"}')
+  assert str(caught.value).startswith(says) and '\n' not in str(caught.value)
+
+
+def test_all_flags_of_methods_have_readers():
+  with flagsaver.flagsaver():
+    before = set(edit_methods.flags.FLAGS)
+    edit_methods.define_flags()
+    own = set(edit_methods.flags.FLAGS) - before
+  assert own | {'channel', 'edit', 'strength'} == set(edit_methods.READERS)
 
 
 def test_missing_weights_come_before_the_network(tmp_path, monkeypatch):

@@ -38,6 +38,20 @@ ORIGINAL = {'steps': 300, 'l2_lambda': 0.008}
 # StyleCLIP takes 50,000 for faces.
 MAPPER_STEPS = 1000
 
+# Who reads which flags: methods of `text`, or kinds. Those that all of them read aren't here.
+READERS = {
+  'channel': ('channel',),
+  'edit': ('direction',),
+  'strength': ('channel', *METHODS),
+  **dict.fromkeys(('target', 'source', 'method', 'clip', 'clip_activation', 'original'), METHODS),
+  **dict.fromkeys(('beta', 'channels', 'effect_images', 'effect_latents'), ('global',)),
+  'augmentations': ('optimize',),
+  **dict.fromkeys(('steps', 'space', 'lr', 'l2_lambda'), ('optimize', 'mapper')),
+  **dict.fromkeys(('levels', 'minibatch', 'mapper'), ('mapper',)),
+}
+# Of those that `mapper` reads, what is said with a mapper that is trained.
+TRAINED = ('strength', 'target', 'source', 'method', 'clip', 'clip_activation', 'mapper')
+
 # What `define_flags` defines counts as the calling tool's own, so that its --help shows it.
 flags.disclaim_key_flags()
 
@@ -93,22 +107,43 @@ def define_flags() -> None:
 
 
 def check(kind: str) -> None:
-  """Raises UsageError for flags that are missing or don't go together. kind: one of `edit`'s."""
+  """Raises UsageError for flags that are missing, aren't read or don't go together.
+
+  kind: one of `edit`'s.
+  """
   asked = flags.FLAGS
+  _check_read(kind)
   if kind == 'text':
     _check_text()
   elif kind == 'channel' and not asked.channel:
     raise UsageError('say which channel is moved: --channel=b8.conv0.12')
   elif kind == 'direction' and not asked.edit:
     raise UsageError('say what moves the images: --edit=pca.npz:pca1:3')
-  elif kind == 'direction' and asked.strength is not None:
-    raise UsageError(f'--strength={asked.strength:g}: directions have theirs: --edit=FILE:NAME:3')
+
+
+def _check_read(kind):
+  """Raises UsageError for a flag that would count for nothing."""
+  asked = flags.FLAGS
+  here = asked.method if kind == 'text' else kind
+  for name, readers in READERS.items():
+    if not asked[name].present:
+      continue
+    if here not in readers:
+      places = ['edit text'] if set(METHODS) <= set(readers) else []
+      places += [_place(x) for x in readers if not (places and x in METHODS)]
+      raise UsageError(f'--{name} is for {" and ".join(places)}; {_place(here)} does not read it')
+    if here == 'mapper' and asked.mapper and name not in TRAINED:
+      raise UsageError(f'--{name} is for training a mapper; --mapper={asked.mapper} is trained')
+  if here == 'mapper' and asked['levels'].present and asked.space == 's':
+    raise UsageError('--levels is for --space=w+; with --space=s all convolutions are moved')
+
+
+def _place(reader):
+  return f'--method={reader}' if reader in METHODS else f'edit {reader}'
 
 
 def _check_text():
   asked = flags.FLAGS
-  if asked.mapper and asked.method != 'mapper':
-    raise UsageError(f'--mapper={asked.mapper} is for --method=mapper')
   if not asked.target:
     raise UsageError('say what the images are to show: --target="a thick seven"')
   if asked.method == 'global' and not asked.source:
