@@ -201,9 +201,11 @@ def test_an_optimised_edit_finds_its_text(net, run, clip_file, tmp_path):
 def test_a_search_sees_the_noise_maps_that_were_found(net, run, clip_file, tmp_path, monkeypatch):
   (tmp_path / 'found').mkdir()
   flat = traverse_util.flatten_dict({'noise': net.variables['noise']}, sep='/')
-  for seed, factor in ((3, 0), (4, -1), (5, 0.5)):
-    maps = {name: x * factor for name, x in flat.items()} if seed != 5 else {}
-    np.savez(tmp_path / 'found' / f'seed{seed:04d}.npz', ws=net.ws([seed])[0], **maps)
+  # with names that directions can't have
+  names = [': \n', 'a:b', 'a:b\x7f']
+  for seed, name, factor in zip((3, 4, 5), names, (0, -1, None)):
+    maps = {} if factor is None else {layer: x * factor for layer, x in flat.items()}
+    np.savez(tmp_path / 'found' / f'{name}.npz', ws=net.ws([seed])[0], **maps)
   last = []
   result = optimize.Optimizer.result
   monkeypatch.setattr(
@@ -212,11 +214,13 @@ def test_a_search_sees_the_noise_maps_that_were_found(net, run, clip_file, tmp_p
   flags = ['--method=optimize', f'--latents={tmp_path / "found"}', '--steps=3']
   edit_text(run, clip_file, tmp_path / 'out', *flags)
   searched = np.concatenate([found.images for found in last])
-  assert close(shown(tmp_path / 'out', 3, 4, 5), searched)
+  pictures = [np.asarray(Image.open(tmp_path / 'out' / f'{name}.png')) for name in names]
+  assert close(np.stack(pictures), searched)
   # and with the network's own it would be another
   moves = direction.read_all(tmp_path / 'out' / 'directions.npz')
   assert not close(net([4], batch=4, edit=moves[1]), searched[1:2], 10)
   assert {move.networks for move in moves} == {(net.hash(),)}
+  assert [move.name for move in moves] == ['image', 'a b', 'a b_2']
 
 
 def test_what_is_asked_of_a_search_is_done(run, clip_file, tmp_path, monkeypatch):
@@ -639,7 +643,10 @@ def test_mistakes_of_texts(run, clip_file, cache, tmp_path, flags, says):
     ('text --method=mapper --augmentations=4', '--augmentations is for --method=optimize; --m'),
     ('text --method=global --steps=3', '--steps is for --method=optimize and --method=mapper; '),
     ('text --mapper=m.npz', '--mapper is for --method=mapper; --method=global does not read it'),
-    ('text --method=mapper --mapper=m.npz --steps=3', '--steps is for training a mapper; --mapper=m.npz is trained'),
+    (
+      'text --method=mapper --mapper=m.npz --steps=3',
+      '--steps is for training a mapper; --mapper=m.npz is trained',
+    ),
     ('text --method=mapper --mapper=m.npz --original', '--original is for training'),
     ('text --method=mapper --space=s --levels=fine', '--levels is for --space=w+'),
     ('text --channel=b8.conv0.1', '--channel is for edit channel; --method=global does not read'),

@@ -254,7 +254,7 @@ def _optimized(net, clip, given, stop):
   goal = _goal(clip)
   about = _about(clip) | settings._asdict()
   moves = []
-  names = pictures.unique([direction.name_of(name) for name in given.names])
+  names = pictures.unique([direction.name_of(name) or 'image' for name in given.names])
   # Noise maps that were found are of one image.
   batch = 1 if any(given.noise) else asked.batch or net.batch
   for first in range(0, len(given.ws), batch):
