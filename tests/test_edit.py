@@ -25,6 +25,7 @@ from sg2jax.edit import (
   mapper,
   mapper_training,
   optimize,
+  project,
   text_directions,
   text_losses,
 )
@@ -238,6 +239,19 @@ def test_what_is_asked_of_a_search_is_done(run, clip_file, tmp_path, monkeypatch
   assert asked[0] == optimize.Settings(steps=20)
   want = {'augmentations': 2, 'lr': 0.2, 'space': 's', 'l2_lambda': asked[0].l2_lambda / 4}
   assert asked[1] == asked[0]._replace(**want)
+
+
+def test_free_generation_starts_at_the_mean_without_a_penalty(net, run, clip_file, tmp_path):
+  said = edit_text(run, clip_file, tmp_path, '--method=optimize', '--free')
+  (row,) = said['images']
+  assert row['name'] == 'free' and row['after']['target'] > row['before']['target']
+  assert said['about']['l2_lambda'] == 0 and said['about']['free']
+  start = np.asarray(Image.open(tmp_path / 'before' / 'free.png'))
+  mean = project.statistics(net, 4096)[0]
+  ws = np.broadcast_to(np.float32(mean), (1, net.num_ws, Z))
+  assert close(start[None], net.images(ws, batch=4))
+  end = np.asarray(Image.open(tmp_path / 'free.png'))
+  assert close(end[None], net.images(np.load(tmp_path / 'latents.npz')['ws'], batch=4))
 
 
 # ---- mappers
@@ -649,6 +663,9 @@ def test_mistakes_of_texts(run, clip_file, cache, tmp_path, flags, says):
     ),
     ('text --method=mapper --mapper=m.npz --original', '--original is for training'),
     ('text --method=mapper --space=s --levels=fine', '--levels is for --space=w+'),
+    ('text --free', '--free is for --method=optimize'),
+    ('text --target=x --method=optimize --free --seeds=3', '--seeds is not for --free'),
+    ('text --target=x --method=optimize --free --l2_lambda=3', '--l2_lambda is not for --free'),
     ('text --channel=b8.conv0.1', '--channel is for edit channel; --method=global does not read'),
     ('channel --clip=digits', '--clip is for edit text; edit channel does not read it'),
     ('channel --target=thick', '--target is for edit text'),

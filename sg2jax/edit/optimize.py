@@ -37,7 +37,7 @@ class Settings(NamedTuple):
   """The search, with StyleCLIP's values but for `steps` (300 there) and `l2_lambda` (0.008).
 
   On digits 100 steps do, and with 0.012 fewer become others (lab/text_study.py). StyleCLIP's free
-  generation is l2_lambda 0 from the mean w (`project.statistics`).
+  generation is l2_lambda 0 from the mean w (`project.statistics`): --free of tools.edit.
   """
 
   steps: int = 100

@@ -17,7 +17,8 @@ edit wrote, with the strengths that --edit has, as `generate` does it. The metho
             channel does is measured once for a network and a CLIP: minutes for a small network,
             hours for one of 1024 px; stop it any way you like, the same command goes on. Then any
             texts take seconds. DIR/strengths.png has several strengths and numbers of channels.
-  optimize  a search for each image. Without --source it only goes towards --target.
+  optimize  a search for each image. Without --source it only goes towards --target. --free makes
+            one image, DIR/free.png, from the mean w, as near to --target as it gets.
   mapper    a network that looks at a latent and says how to move it, trained for one text on
             latents that it draws. Stop it any way you like. DIR/mapper.npz moves any latent, here
             as --mapper=DIR/mapper.npz; so does a mapper of StyleCLIP's, --mapper=FILE.pt.
@@ -97,7 +98,9 @@ def main(argv: list[str]) -> None:
       if mix:
         mix.check(net)  # before pictures are projected
       out = shared.out_folder(net, 'edits')
-      find_latents = latents.read(net, out, stop)
+      find_latents = partial(edit_methods.free, net)
+      if not asked.free:
+        find_latents = latents.read(net, out, stop)
       held.enter_context(locked(out, 'out'))
       given = find_latents()
       # ---- the edit

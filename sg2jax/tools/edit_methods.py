@@ -18,6 +18,7 @@ from sg2jax.edit import (
   mapper_files,
   mapper_training,
   optimize,
+  project,
   text_directions,
 )
 from sg2jax.edit.direction import Direction
@@ -45,12 +46,18 @@ READERS = {
   'strength': ('channel', *METHODS),
   **dict.fromkeys(('target', 'source', 'method', 'clip', 'clip_activation', 'original'), METHODS),
   **dict.fromkeys(('beta', 'channels', 'effect_images', 'effect_latents'), ('global',)),
-  'augmentations': ('optimize',),
+  **dict.fromkeys(('augmentations', 'free'), ('optimize',)),
   **dict.fromkeys(('steps', 'space', 'lr', 'l2_lambda'), ('optimize', 'mapper')),
   **dict.fromkeys(('levels', 'minibatch', 'mapper'), ('mapper',)),
 }
 # Of those that `mapper` reads, what is said with a mapper that is trained.
 TRAINED = ('strength', 'target', 'source', 'method', 'clip', 'clip_activation', 'mapper')
+# What --free leaves no room for: it has a start of its own, no way from it and no penalty.
+NOT_FREE = (
+  *('seeds', 'latents', 'images', 'psi', 'cutoff', 'class', 'label'),
+  *('source', 'strength', 'l2_lambda'),
+)
+FREE_LATENTS = 4096  # whose mean is where it begins, as in StyleCLIP
 
 # What `define_flags` defines counts as the calling tool's own, so that its --help shows it.
 flags.disclaim_key_flags()
@@ -99,6 +106,11 @@ def define_flags() -> None:
     'patterns that no person sees do not count; 0: of images as they are.'
   )
   flags.DEFINE_integer('augmentations', search.augmentations, what, 0)
+  what = (
+    'optimize: instead of edits one image, free.png, of the target: from the mean w, without the '
+    'penalty.'
+  )
+  flags.DEFINE_bool('free', False, what)
   what = 'mapper: those of w+ that are moved: coarse, medium, fine, or all by one network.'
   flags.DEFINE_list('levels', list(training.levels), what)
   flags.DEFINE_integer('minibatch', 2, 'mapper: latents of a step of its training.', 1)
@@ -150,6 +162,9 @@ def _check_text():
     raise UsageError('say what they show now, --source="a thin seven", or take --method=optimize')
   if asked.method == 'optimize' and not strength() > 0:
     raise UsageError(f'--strength={asked.strength:g} of a search must be more than 0')
+  given = [name for name in NOT_FREE if asked[name].present]
+  if asked.free and given:
+    raise UsageError(f'--{given[0]} is not for --free, which goes from the mean w to --target')
   if asked.method == 'optimize' and asked.noise != 'const':
     raise UsageError(
       f'--noise={asked.noise}: a search looks at images with constant noise; make others of its '
@@ -203,6 +218,13 @@ def mix() -> Direction:
   return move.named(direction.name_of(move.name) or 'mix')
 
 
+def free(net: Sampler) -> Latents:
+  """What --free begins with: the mean w."""
+  w, _ = project.statistics(net, FREE_LATENTS)
+  ws = np.tile(w.astype(np.float32), (1, net.num_ws, 1))
+  return Latents(['free'], ws, [0], [None])
+
+
 # ---- towards a text
 
 
@@ -243,16 +265,15 @@ def _without_none(**fields):
 def _optimized(net, clip, given, stop):
   """A Direction of each latent."""
   asked = flags.FLAGS
-  given_flags = _without_none(steps=asked.steps, lr=asked.lr, l2_lambda=asked.l2_lambda)
-  settings = optimize.Settings(
-    space=asked.space,
-    augmentations=asked.augmentations,
-    **(ORIGINAL if asked.original else {}) | given_flags,
-  )
+  fields = dict(ORIGINAL) if asked.original else {}
+  fields |= _without_none(steps=asked.steps, lr=asked.lr, l2_lambda=asked.l2_lambda)
+  if asked.free:
+    fields['l2_lambda'] = 0.0
+  settings = optimize.Settings(space=asked.space, augmentations=asked.augmentations, **fields)
   weight = settings.l2_lambda * (STRENGTHS['optimize'] / strength()) ** 2
   settings = settings._replace(l2_lambda=weight)
   goal = _goal(clip)
-  about = _about(clip) | settings._asdict()
+  about = _about(clip) | settings._asdict() | {'free': asked.free}
   moves = []
   names = pictures.unique([direction.name_of(name) or 'image' for name in given.names])
   # Noise maps that were found are of one image.
