@@ -31,7 +31,7 @@ from sg2jax.edit import (
 )
 from sg2jax.faults import Fault, NonFiniteError, Preempted, UsageError, WeightsError
 from sg2jax.nets import clip as clip_nets
-from sg2jax.tools import edit, edit_methods, edit_results, generate, mappers, videos
+from sg2jax.tools import edit, edit_methods, edit_results, generate, mappers, projections, videos
 from tests.runs import call
 from tests.test_clip import VIT, drawn, save
 from tests.test_sampler import Z, close, make_run
@@ -613,6 +613,58 @@ def test_a_signal_is_not_kept_waiting_by_the_images(run, tmp_path, monkeypatch):
 def test_names_of_directions_can_be_written():
   assert text_directions.named('', 'a: thick\n\x00 seven') == 'a thick seven'
   assert text_directions.named('a', 'b') == 'a - b'
+
+
+def test_every_edit_has_a_folder_of_its_own(run, net, clip_file, tmp_path, monkeypatch):
+  found = []
+
+  def locked(out, flag):
+    found.append(out)
+    raise Preempted('here')
+
+  monkeypatch.setattr(edit, 'locked', locked)
+  text = ['text', f'--clip={clip_file}', f'--target={TEXTS[1]}']
+  channel = directions.channel(net, 'b8.conv0', 1, np.eye(Z, dtype=np.float32))
+  direction.write(tmp_path / 'c.npz', [channel])
+  for line, name in (
+    ([*text, f'--source={TEXTS[0]}'], 'global-a-thin-seven-a-thick-seven'),
+    ([*text, '--method=optimize', '--free'], 'optimize-free-a-thick-seven'),
+    ([*text, '--method=mapper', '--mapper=x/m.npz'], 'mapper-m-a-thick-seven'),
+    (['channel', '--channel=b8.conv0.12'], 'channel-b8.conv0.12'),
+    (['direction', f'--edit={tmp_path / "c.npz"}:-0.5'], 'direction-c--0.5'),
+  ):
+    with pytest.raises(Preempted):
+      call(edit, *line, f'--checkpoint={run}')
+    assert found[-1] == run / 'edits' / f'{net.step:08d}' / name
+  # what names can't have, or is too long, or only differs where it was cut
+  texts = ('a seven!', 'a seven?', 'a\n\x00seven', 'x ' * 100 + '1', 'x ' * 100 + '2', '\U0001f600')
+  with flagsaver.flagsaver():
+    edit_methods.define_flags()
+    names = []
+    for target in texts:
+      edit_methods.flags.FLAGS(['', f'--target={target}'])
+      names.append(edit_methods.folder_name('text'))
+  assert len(set(names)) == len(texts)
+  assert all(
+    name.isprintable() and len(name) <= 80 and not set(name) & set('/: ') for name in names
+  )
+
+
+def test_projections_are_shared_by_the_edits_of_a_network(run, net, tmp_path, monkeypatch):
+  Image.fromarray(net([1], batch=4)[0]).save(tmp_path / 'a.png')
+  found = []
+
+  def project_all(job, items, out, label):
+    found.append(out)
+    raise Preempted('here')
+
+  monkeypatch.setattr(projections, 'project_all', project_all)
+  args = [f'--checkpoint={run}', '--channel=b8.conv0.1', '--distance=pyramid']
+  for more in ([], [f'--out={tmp_path / "out"}']):
+    with pytest.raises(Preempted):
+      call(edit, 'channel', *args, *more, f'--images={tmp_path / "a.png"}')
+  home = run / 'edits' / f'{net.step:08d}'
+  assert found == [home / 'projections', tmp_path / 'out' / 'projections']
 
 
 def test_nada_comes_before_the_flags(run, tmp_path, monkeypatch):

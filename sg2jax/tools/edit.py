@@ -9,7 +9,8 @@ python -m sg2jax.tools.edit nada --checkpoint=RUN --source="a digit" --target="a
 `nada` makes a run with a generator of its own: python -m sg2jax.tools.edit nada --help. The others
 write DIR/seed0000.png ... (edited), DIR/before/seed0000.png ..., DIR/sheet.png (both, side by
 side), DIR/directions.npz (what moved them: for --edit of `generate` and `video`) and DIR/edit.json;
-with --video DIR/strength.mp4, the first images from the strength's negative to it and back.
+with --video DIR/strength.mp4, the first images from the strength's negative to it and back. DIR is
+--out, by default RUN/edits/<step>/ and a name made of the method and the texts.
 --latents=FILE-OR-FOLDER edits what `project` found, --images=FILES-OR-FOLDER pictures, which are
 projected first, instead of seeds. `direction` moves them by what `directions`, `adversarial` or an
 edit wrote, with the strengths that --edit has, as `generate` does it. The methods of StyleCLIP are
@@ -55,7 +56,7 @@ def define_flags() -> None:
   latents.define_flags()
   shared.define_psi()
   shared.define_batch()
-  shared.define_out('edits')
+  shared.define_out('edits', below='/<method and texts>')
   what = (
     'text, channel: how far: of directions the amount, by default 3, of mappers 1; optimize: its '
     'penalty is divided by its square. Those of --edit have their own.'
@@ -97,10 +98,12 @@ def main(argv: list[str]) -> None:
       net = sampler.load(asked.checkpoint)
       if mix:
         mix.check(net)  # before pictures are projected
-      out = shared.out_folder(net, 'edits')
+      out = shared.out_folder(net, 'edits', below=edit_methods.folder_name(kind))
+      # Of a network's default folders all edits share those of pictures, which take longest.
+      projected = (out if asked.out else out.parent) / 'projections'
       find_latents = partial(edit_methods.free, net)
       if not asked.free:
-        find_latents = latents.read(net, out, stop)
+        find_latents = latents.read(net, out, projected, stop)
       held.enter_context(locked(out, 'out'))
       given = find_latents()
       # ---- the edit

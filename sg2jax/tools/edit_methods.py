@@ -1,7 +1,10 @@
 """What moves images by text: StyleCLIP's three methods, as the flags of `edit` ask for them."""
 
 import functools
+import hashlib
 import operator
+import pathlib
+import re
 import sys
 from typing import Any, NamedTuple
 
@@ -57,6 +60,7 @@ NOT_FREE = (
   *('seeds', 'latents', 'images', 'psi', 'cutoff', 'class', 'label'),
   *('source', 'strength', 'l2_lambda'),
 )
+LONGEST = 80  # bytes of a folder's name
 FREE_LATENTS = 4096  # whose mean is where it begins, as in StyleCLIP
 
 # What `define_flags` defines counts as the calling tool's own, so that its --help shows it.
@@ -172,6 +176,30 @@ def _check_text():
     )
   if asked.method == 'mapper' and asked.space == 'w':
     raise UsageError('--space=w: a mapper moves w+ or s')
+
+
+def folder_name(kind: str) -> str:
+  """What the folder of an edit is called unless --out says it: 'global-a-seven-a-thick-seven'.
+
+  kind: one of `edit`'s. Another method, text, channel or direction has another name; where the
+  characters that a name may have don't tell that, a hash does.
+  """
+  asked = flags.FLAGS
+  if kind == 'channel':
+    layer, number = asked.channel
+    parts = [kind, f'{layer}.{number}']
+  elif kind == 'direction':
+    parts = [kind, *(f'{pathlib.PurePath(x.path).stem} {x.name} {x.low:g}' for x in asked.edit)]
+  else:
+    free = 'free' if asked.free else ''
+    parts = [asked.method, free, pathlib.PurePath(asked.mapper).stem, asked.source, asked.target]
+  text = ' '.join(filter(None, parts))
+  name = re.sub(r'[^\w.+-]+', '-', text.lower()).strip('-')
+  if len(name.encode()) > LONGEST or re.search(r'[^\w.+ -]', text):
+    digest = hashlib.sha256(ascii(parts).encode()).hexdigest()[:8]
+    short = name.encode()[: LONGEST - 1 - len(digest)].decode(errors='ignore')
+    name = f'{short}-{digest}'
+  return name
 
 
 def strength() -> float:

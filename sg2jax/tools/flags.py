@@ -134,19 +134,23 @@ def define_checkpoint() -> None:
   define_required('checkpoint', 'name a workdir, as in --checkpoint=runs/quickstart')
 
 
-def define_out(name: str, anywhere: bool = False) -> None:
-  """--out, the folder of results; `out_folder` makes a path of it. anywhere: or an address."""
-  flags.DEFINE_string('out', '', f'Folder of results; default: {name}/<step> in the workdir.')
+def define_out(name: str, anywhere: bool = False, below: str = '') -> None:
+  """--out, the folder of results; `out_folder` makes a path of it.
+
+  anywhere: or an address; below: what --help says of a folder for each command, '/<...>'.
+  """
+  what = f'Folder of results; default: {name}/<step>{below} in the workdir.'
+  flags.DEFINE_string('out', '', what)
   # Before the network is read, which may take long.
   flags.register_validator('out', lambda path: not path or cli.folder(path, anywhere=anywhere))
 
 
-def out_folder(net: Sampler, name: str, anywhere: bool = False) -> paths.Path:
-  """The folder that --out names, by default NAME/<step> in the workdir of a Sampler.
+def out_folder(net: Sampler, name: str, anywhere: bool = False, below: str = '') -> paths.Path:
+  """The folder that --out names, by default NAME/<step>/BELOW in the workdir of a Sampler.
 
   anywhere: it may be an address.
   """
-  path = flags.FLAGS.out or net.workdir / name / f'{net.step:08d}'
+  path = flags.FLAGS.out or net.workdir / name / f'{net.step:08d}' / below
   return cli.folder(path, anywhere=anywhere)
 
 

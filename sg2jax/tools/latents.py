@@ -85,10 +85,12 @@ def define_flags() -> None:
   projections.define_distance()
 
 
-def read(net: Sampler, out: pathlib.Path, stop: Stop) -> Callable[[], Latents]:
+def read(
+  net: Sampler, out: pathlib.Path, projected: pathlib.Path, stop: Stop
+) -> Callable[[], Latents]:
   """Checks what --latents, --images or --seeds ask for, and returns what gives the Latents.
 
-  That of --images projects them into out/projections.
+  That of --images projects them into the folder `projected`; other results go to `out`.
 
   Raises: UsageError, naming a file and the shape that is needed; what projections.job and
     pictures.read_items raise.
@@ -103,7 +105,7 @@ def read(net: Sampler, out: pathlib.Path, stop: Stop) -> Callable[[], Latents]:
     items = _items(net, out)
     settings = project.Settings(asked.projection_steps, asked.projection_space)
     job = projections.job(net, asked.distance, settings, asked.batch, stop)
-    return partial(_projected, job, items, out / 'projections')
+    return partial(_projected, job, items, projected)
   if asked.latents:
     found = _of_files(net, pathlib.Path(asked.latents).expanduser())
   else:
