@@ -82,6 +82,7 @@ class Clip(NamedTuple):
   templates: tuple[str, ...]  # '{}' stands for a text
   neutral: tuple[str, ...]  # texts of all sorts that it knows
   known: frozenset[int] | None = None  # tokens that it was trained on; None: all
+  kept: dict[str, np.ndarray] | None = None  # where `text` keeps its vectors; None: nowhere
 
   def texts(self, texts: Sequence[str]) -> np.ndarray:
     """Unit vectors of texts as they are: float32 [N,E].
@@ -94,17 +95,17 @@ class Clip(NamedTuple):
     return np.asarray(_text_step(self.params, self.architecture, tokens))
 
   def text(self, text: str) -> np.ndarray:
-    """The unit vector of a text: the mean of it in all templates, [E]."""
-    return np.asarray(clip.unit(self.in_templates(text).mean(0)))
+    """The unit vector of a text: the mean of it in all templates, [E].
 
-  def in_templates(self, text: str) -> np.ndarray:
-    """The unit vectors of a text in each template, [T,E].
-
-    Raises: UsageError, as `texts`; the text is blank.
+    It is computed once: 80 templates take seconds. Raises: UsageError, as `texts`; it is blank.
     """
     if not text.strip():
       raise UsageError(f'the text {text!r} is blank; say something, such as "a thick seven"')
-    return self.texts([template.format(text) for template in self.templates])
+    kept = {} if self.kept is None else self.kept
+    if text not in kept:
+      features = self.texts([template.format(text) for template in self.templates])
+      kept[text] = np.asarray(clip.unit(features.mean(0)))
+    return kept[text]
 
   def images(self, images: np.ndarray) -> np.ndarray:
     """Unit vectors of images uint8 [N,H,W,1|3]: float32 [N,E]. Of rectangles the middle counts."""
@@ -123,6 +124,40 @@ class Clip(NamedTuple):
         words = ', '.join(tokenizer().entries(unknown))
         choices = ', '.join(tokenizer().entries(self.known - special))
         raise UsageError(f'{text!r}: {self.name} does not know {words}; it knows {choices}')
+
+
+class Scores:
+  """How well images fit a text, and how it ranks among others. Made once, for any images."""
+
+  def __init__(self, net: Clip, target: str, source: str = '') -> None:
+    """Computes the vectors of texts.
+
+    Args:
+      net: whose features are compared.
+      target: what images are to show.
+      source: another text, '' for none.
+
+    Raises: UsageError, as `Clip.texts`.
+    """
+    texts = {'target': target} | ({'source': source} if source else {})
+    others = [x for x in net.neutral if x != target]
+    self.net = net
+    self.neutral = len(others)
+    self._vectors = {name: net.text(text) for name, text in texts.items()}  # [E]
+    # As they are, the target as well, so that its rank is fair: in templates, of which OpenAI's
+    # networks have 79, so many texts would take minutes.
+    self._ranked = net.texts([target, *others])  # [1+M,E]
+
+  def __call__(self, images: np.ndarray) -> dict[str, np.ndarray]:
+    """Of images uint8 [N,H,W,1|3] what each has, [N].
+
+    'target' and 'source' are cosines with these texts in the network's templates; 'rank', int, is
+    that of the plain target among `net.neutral`: 1 if none of these fits the image better.
+    """
+    seen = self.net.images(images)
+    scores = {name: seen @ vector for name, vector in self._vectors.items()}
+    ranked = seen @ self._ranked.T
+    return scores | {'rank': 1 + (ranked[:, 1:] > ranked[:, :1]).sum(1)}
 
 
 @functools.partial(jax.jit, static_argnums=1)
@@ -194,7 +229,7 @@ def _ready(name, digest, arrays, told):
   neutral = tuple(told.pop('neutral', ())) or NEUTRAL
   architecture = clip_names.architecture(arrays, **told)
   params = clip_names.params(arrays, architecture)
-  return Clip(name, digest, architecture, params, around, neutral, known)
+  return Clip(name, digest, architecture, params, around, neutral, known, {})
 
 
 def _with_all_tokens(arrays):

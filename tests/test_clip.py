@@ -9,6 +9,7 @@ import pytest
 from safetensors import numpy as safetensors
 
 from sg2jax import clip as clips
+from sg2jax.edit import text_directions
 from sg2jax.faults import UsageError, WeightsError
 from sg2jax.nets import clip, clip_names
 
@@ -106,6 +107,34 @@ def test_unit_vectors_and_the_gradient_of_none():
   np.testing.assert_allclose(clip.unit(vectors), [[0.6, 0.8], [0, 0]], rtol=1e-6)
   slope = jax.grad(lambda x: clip.unit(x).sum())(vectors)
   assert np.isfinite(slope).all()
+
+
+def test_scores_rank_plain_texts_and_each_text_is_computed_once(monkeypatch):
+  net = clips.load('digits')
+  asked = []
+
+  def texts(self, texts):
+    asked.extend(texts)
+    return [{'a two': [0, 1], 'a one': [0.6, 0.8]}.get(x, [1, 0]) for x in texts] @ np.eye(2)
+
+  monkeypatch.setattr(clips.Clip, 'texts', texts)
+  monkeypatch.setattr(clips.Clip, 'images', lambda self, images: images)
+  net = net._replace(templates=('{}', 'say {}'), neutral=('a one', 'a two', 'a cow'))
+  scores = clips.Scores(net, 'a two', 'a one')
+  assert scores.neutral == 2
+  assert sorted(asked) == sorted(
+    ['a two', 'say a two', 'a one', 'say a one', 'a two', 'a one', 'a cow']
+  )
+  found = scores(np.array([[0.0, 1.0], [0.6, 0.8], [1.0, 0.0]]))
+  # in templates: of the other texts here each vector is [1, 0]
+  np.testing.assert_allclose(found['target'], np.array([1, 1.4, 1]) / 2**0.5)
+  np.testing.assert_allclose(found['source'], np.array([1, 2, 2]) / 5**0.5)
+  assert found['rank'].tolist() == [1, 2, 3]
+  net.text('a two')
+  text_directions.between(net, 'a one', 'a two')
+  clips.Scores(net, 'a two')
+  assert len(asked) == 7 + 3
+  assert scores(np.eye(2)).keys() - clips.Scores(net, 'a two')(np.eye(2)).keys() == {'source'}
 
 
 # ---- files

@@ -112,7 +112,7 @@ def between(clip: clips.Clip, source: str, target: str) -> np.ndarray:
 
   Raises: UsageError: they say the same.
   """
-  texts = [clip.in_templates(text) for text in (source, target)]
+  texts = [clip.text(text)[None] for text in (source, target)]
   dt = np.asarray(text_losses.text_direction(*texts))
   if not dt.any():
     raise UsageError(f'{source!r} and {target!r} say the same to {clip.name}; take other texts')

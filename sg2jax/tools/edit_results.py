@@ -62,28 +62,17 @@ def _each(moves: Sequence[Direction], amounts: np.ndarray) -> Edit:
 
 
 def judge(clip: clips.Clip, given: Latents, edited: Edited) -> dict:
-  """What edit.json says of an edit by text: of each image, and the means.
-
-  Scores are cosines. The rank is that of the target among `clip.neutral`: 1 means that no other of
-  these texts fits the image better.
-  """
+  """What edit.json says of an edit by text: of each image clip.Scores, and the means."""
   asked = flags.FLAGS
-  texts = [asked.target, *([asked.source] if asked.source else [])]
-  wanted = np.stack([clip.text(x) for x in texts])  # [1|2,E]
-  others = np.stack([clip.text(x) for x in clip.neutral if x != asked.target])
+  scores = clips.Scores(clip, asked.target, asked.source)
   document = describe(given, edited)
-  rows = document['images']
+  mean = {}
   for when, images in (('before', edited.before), ('after', edited.after)):
-    seen = clip.images(images)
-    scores = seen @ wanted.T
-    ranks = 1 + (seen @ others.T > scores[:, :1]).sum(1)
-    for row, score, rank in zip(rows, scores, ranks):
-      row[when] = dict(zip(('target', 'source'), map(float, score))) | {'rank': int(rank)}
-  mean = {
-    when: {name: float(np.mean([row[when][name] for row in rows])) for name in rows[0][when]}
-    for when in ('before', 'after')
-  }
-  return document | {'mean': mean, 'neutral': len(others)}
+    found = scores(images)
+    mean[when] = {name: float(x.mean()) for name, x in found.items()}
+    for i, row in enumerate(document['images']):
+      row[when] = {name: x[i].item() for name, x in found.items()}
+  return document | {'mean': mean, 'neutral': scores.neutral}
 
 
 def describe(given: Latents, edited: Edited) -> dict:

@@ -111,7 +111,7 @@ def read_job(loaded: list[clips.Clip], stop: Stop) -> nada_runs.Job:
   }
   return nada_runs.Job(
     net=net,
-    clips=loaded,
+    scores=[clips.Scores(clip, asked.target, asked.source) for clip in loaded],
     settings=settings,
     steps=steps,
     save_every=asked.save_every,

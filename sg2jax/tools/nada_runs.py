@@ -29,7 +29,7 @@ class Job(NamedTuple):
   """What is trained, and what it is looked at by."""
 
   net: sampler.Sampler
-  clips: list[clips.Clip]
+  scores: list[clips.Scores]  # of each CLIP
   settings: nada.Settings
   steps: int
   save_every: int  # steps
@@ -123,7 +123,7 @@ def run_steps(
 
 def relative(job: Job, losses: Sequence[float]) -> float:
   """The mean of the last losses over that at the start, where both networks are the same."""
-  return float(np.mean(losses[-10:])) / len(job.clips)
+  return float(np.mean(losses[-10:])) / len(job.scores)
 
 
 # ---- the run that comes out
@@ -200,26 +200,13 @@ class Judged(NamedTuple):
   """Images, and what each CLIP says of them."""
 
   images: np.ndarray  # uint8 [N,H,W,C]
-  features: list[np.ndarray]  # [N,E] of each
-  scores: list[dict[str, np.ndarray]]  # [N] each: cosines with 'target', 'source'; 'rank'
+  scores: list[dict[str, np.ndarray]]  # what clip.Scores returns
 
 
 def judge(job: Job, net: sampler.Sampler | None = None) -> Judged:
-  """The images of job.seeds by a network, by default by that which is trained from.
-
-  The rank is that of the target among `clip.neutral`: 1 means that no other of these texts fits
-  the image better.
-  """
+  """The images of job.seeds by a network, by default by that which is trained from."""
   images = (net or job.net).images(job.ws, seeds=job.seeds)
-  features, scores = [], []
-  for clip in job.clips:
-    seen = clip.images(images)
-    target, source = (seen @ clip.text(job.about[name]) for name in ('target', 'source'))
-    others = np.stack([clip.text(x) for x in clip.neutral if x != job.about['target']])
-    rank = 1 + (seen @ others.T > target[:, None]).sum(1)
-    features.append(seen)
-    scores.append({'target': target, 'source': source, 'rank': rank})
-  return Judged(images, features, scores)
+  return Judged(images, [scores(images) for scores in job.scores])
 
 
 def write(
@@ -230,13 +217,13 @@ def write(
   pixels = np.abs(after.images.astype(float) - before.images).mean((1, 2, 3))
   rows = [{'seed': seed, 'pixels': float(x), 'clips': {}} for seed, x in zip(job.seeds, pixels)]
   means = {}
-  for clip, *both in zip(job.clips, before.scores, after.scores):
-    for when, scores in zip(('before', 'after'), both):
-      means.setdefault(clip.name, {})[when] = {k: float(x.mean()) for k, x in scores.items()}
+  for scores, *both in zip(job.scores, before.scores, after.scores):
+    name = scores.net.name
+    for when, found in zip(('before', 'after'), both):
+      means.setdefault(name, {})[when] = {k: float(x.mean()) for k, x in found.items()}
       for i, row in enumerate(rows):
-        each = {name: x[i].item() for name, x in scores.items()}
-        row['clips'].setdefault(clip.name, {})[when] = each
-    means[clip.name]['neutral'] = sum(x != job.about['target'] for x in clip.neutral)
+        row['clips'].setdefault(name, {})[when] = {k: x[i].item() for k, x in found.items()}
+    means[name]['neutral'] = scores.neutral
   document = {
     'about': job.about,
     'network': net.hash(),
