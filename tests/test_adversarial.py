@@ -1,8 +1,10 @@
 """Adversarial samples: the search, what counts as success, controls, classifiers, the tool."""
 
 import dataclasses
+import importlib
 import json
 import signal
+import sys
 
 import jax
 from jax import export as jax_export
@@ -368,6 +370,18 @@ def test_a_function_and_its_stablehlo_give_the_same(module, pictures, tmp_path):
   images = classifiers.from_uint8(pictures)
   slopes = [jax.grad(lambda x, c=c: c.logits(x)[:, 1].sum())(images) for c in (own, given)]
   np.testing.assert_allclose(*slopes, atol=1e-6)
+
+
+def test_other_weights_are_another_classifier(module):
+  """Whose source stays as it is."""
+  source = 'import numpy as np\nw = np.load({!r})\ndef f(x): return x.mean((1, 2)) @ w'
+  np.save(module / 'weights.npy', np.ones((1, 3), np.float32))
+  (module / 'my_weights.py').write_text(source.format(str(module / 'weights.npy')))
+  first, again = (classifiers.load('my_weights:f', SHAPE) for _ in range(2))
+  np.save(module / 'weights.npy', np.float32([[1, 1, 1.1]]))
+  importlib.reload(sys.modules['my_weights'])
+  other = classifiers.load('my_weights:f', SHAPE)
+  assert first.hash == again.hash != other.hash
 
 
 @pytest.mark.parametrize(
