@@ -661,6 +661,8 @@ def test_texts_of_classes():
     (['--judge='], 'independent --judge'),
     (['--judge=clip'], '--judge=clip needs --clip'),
     (['--judge=my_classifiers:four'], 'is the classifier; name an independent one'),
+    (['--classifier=digits', '--judge=digits-1'], 'of the family .*take --judge=digits-kernel'),
+    (['--classifier=digits-kernel', '--judge=digits-kernel+a.npz'], 'take --judge=digits$'),
     (['--judge=digits-kernel'], '10 classes, --classifier=my_classifiers:four 4'),
     (['--directions='], 'amounts need directions'),
     (['--directions=', '--clip=CLIP'], 'say which texts'),

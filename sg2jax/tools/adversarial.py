@@ -145,6 +145,12 @@ def check() -> None:
     raise UsageError('--judge=clip needs --clip')
   if not asked.judge and not asked.clip and not classifiers.is_of_digits(asked.classifier):
     raise UsageError('name an independent --judge: a classifier, or clip')
+  independent = classifiers.judge_of(asked.classifier)
+  if independent and classifiers.judge_of(asked.judge) == independent:
+    raise UsageError(
+      f'--judge={asked.judge} is of the family of --classifier={asked.classifier}, and errs where '
+      f'that does; take --judge={independent}'
+    )
   if '{}' not in asked.class_text:
     raise UsageError(f'--class_text={asked.class_text} must have {{}} where the class belongs')
 
