@@ -15,7 +15,7 @@ import pytest
 
 import sg2jax
 from sg2jax import clip as clips
-from sg2jax import files
+from sg2jax import files, progress
 from sg2jax.edit import (
   adversarial,
   adversarial_rates,
@@ -522,6 +522,7 @@ def test_a_search_is_told_whole_and_goes_on(
   search, net, run, tmp_path, capsys, monkeypatch, module
 ):
   out = tmp_path / 'whole'
+  monkeypatch.setattr(progress, 'EVERY', 0)
   search(f'--out={out}', '--transfer=my_classifiers:judge')
   whole = contents(out)
   names = {'adversarial.json', 'adversarial.npz', 'sheet.png'}
@@ -565,7 +566,8 @@ def test_a_search_is_told_whole_and_goes_on(
     shown = net.images(arrays['ws'][:1], edit=None)
     assert arrays['images'].shape[1:] == shown.shape[1:] and f'styles/{LAYER}' in arrays
   assert Image.open(out / 'sheet.png').width > 200
-  said = capsys.readouterr().out
+  said, log = capsys.readouterr()
+  assert 'searches: 2 of 5 seeds, step 1 of 30, ' in log
   assert f'{len(judged)} of 5 seeds count' in said and 'paint0: alone flips' in said
 
   # ---- stopped, it goes on to the same

@@ -23,7 +23,7 @@ FLOORS = (
   ('losses', 'state', 'interop.architecture'),
   ('update',),
   ('steps',),
-  ('cli', 'locks', 'training.health', 'training.leaves', 'training.manifest'),
+  ('cli', 'locks', 'progress', 'training.health', 'training.leaves', 'training.manifest'),
   ('data', 'training.shelves', 'edit.mapper'),
   ('build', 'training.checkpoint', 'inputs', 'training.report', 'edit.direction'),
   ('checks', 'pretrained', 'sampler'),

@@ -19,7 +19,7 @@ import pytest
 
 from configs import default
 import sg2jax
-from sg2jax import build, cli, sharding
+from sg2jax import build, cli, progress, sharding
 from sg2jax import clip as clips
 from sg2jax.data.labels import Labels
 from sg2jax.edit import nada, text_directions
@@ -300,7 +300,8 @@ class Signal(Stop):
     return self.looks > 3
 
 
-def test_it_goes_on_bit_for_bit(run, tuned, tmp_path, monkeypatch):
+def test_it_goes_on_bit_for_bit(run, tuned, tmp_path, monkeypatch, capsys):
+  monkeypatch.setattr(progress, 'EVERY', 0)
   whole, said = tuned
   out = tmp_path / 'out'
   with monkeypatch.context() as patch:
@@ -308,6 +309,7 @@ def test_it_goes_on_bit_for_bit(run, tuned, tmp_path, monkeypatch):
     with pytest.raises(Preempted, match=f'3 of {STEPS} steps.*same command goes on'):
       tune(run, out)
   assert sorted(x.name for x in (out / 'checkpoints').iterdir()) == ['3']
+  assert f'nada: 1 of {STEPS} steps, loss 1.000' in capsys.readouterr().err
   assert tune(run, out) == said
   assert content(out, STEPS) == content(whole, STEPS)
   # killed, a moment before the last checkpoint was whole

@@ -13,12 +13,12 @@ from typing import Any, NamedTuple
 
 from absl import logging
 import numpy as np
-from tqdm import tqdm
 
 from sg2jax import files, paths, sampler
 from sg2jax.clip import Clip
 from sg2jax.edit import global_directions as directions
 from sg2jax.edit.text_losses import Tower
+from sg2jax.progress import Progress
 
 FORMAT = 2  # part of the key: files of another format are never opened
 MAX_BYTES = 2**31
@@ -76,11 +76,11 @@ def measure(
   total = sum(counts.values())
   if len(found) < total:
     coming = _rest(net, clip, settings, counts, statistics, len(found), batch or net.batch)
-    with tqdm(total=total, initial=len(found), desc='channels', leave=False, disable=None) as bar:
+    with Progress(total, 'effects', 'channels', len(found)) as progress:
       kept = time.monotonic()
       for rows in coming:
         found = np.concatenate([found, rows])
-        bar.update(len(rows))
+        progress.update(len(rows))
         is_last = len(found) == total
         is_leaving = bool(stop) and not is_last  # asked once: a signal may come any time
         if is_last or is_leaving or time.monotonic() - kept > KEPT_EVERY:

@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 
 from absl import flags
 import numpy as np
-from tqdm import tqdm
 
 from sg2jax import clip as clips
 from sg2jax import paths
@@ -28,6 +27,7 @@ from sg2jax.edit.direction import Direction
 from sg2jax.edit.text_losses import Tower
 from sg2jax.faults import NonFiniteError, UsageError
 from sg2jax.nets import clip as clip_nets
+from sg2jax.progress import Progress
 from sg2jax.sampler import Sampler
 from sg2jax.signals import Stop
 from sg2jax.tools import flags as shared
@@ -311,12 +311,14 @@ def _optimized(net, clip, given, stop):
     # What is searched is what will be shown.
     shown = given.network(net, first)
     optimizer = optimize.Optimizer(shown, ws, _tower(clip), goal, settings)
-    label = f'{first + 1}-{first + len(ws)} of {len(given.ws)}'
-    for _ in tqdm(range(settings.steps), label, unit=' steps', leave=False, disable=None):
-      if stop:
-        stop.leave('nothing is written before all images are edited, so it begins anew')
-      losses = optimizer.advance()
-      np.asarray(losses.loss)  # so that a signal waits for one step, not for many
+    label = f'images {first + 1}-{first + len(ws)} of {len(given.ws)}'
+    with Progress(settings.steps, label, 'steps') as progress:
+      for _ in range(settings.steps):
+        if stop:
+          stop.leave('nothing is written before all images are edited, so it begins anew')
+        losses = optimizer.advance()
+        # Waiting for each step keeps a signal from waiting for many.
+        progress.update(note=f'loss {np.asarray(losses.loss).mean():.3f}')
     found = optimizer.result()
     if not all(np.isfinite(x).all() for x in (found.clip_loss, *found.moves.values())):
       raise NonFiniteError(

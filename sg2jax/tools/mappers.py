@@ -10,13 +10,13 @@ from typing import Any, NamedTuple
 from absl import logging
 import jax
 import numpy as np
-from tqdm import tqdm
 
 from sg2jax import files, paths, sampler
 from sg2jax.edit import direction, mapper_training
 from sg2jax.edit.direction import Direction
 from sg2jax.edit.text_losses import Tower
 from sg2jax.faults import CheckpointError, NonFiniteError, UsageError
+from sg2jax.progress import Progress
 
 FILE = 'mapper.npz'  # the mapper, when it is trained
 STATE = 'mapper_training.npz'  # until then
@@ -62,16 +62,13 @@ def train(job: Job, name: str, out: paths.Path) -> Direction:
   training = mapper_training.Training(job.net, job.tower, job.goal, job.settings)
   first = _restore(training, out / STATE, about_file)
   kept = time.monotonic()
-  with tqdm(
-    total=job.steps, initial=first, desc='mapper', unit=' steps', leave=False, disable=None
-  ) as bar:
+  with Progress(job.steps, 'mapper', 'steps', first) as progress:
     for step, ws in zip(range(first, job.steps), _drawn(job, first)):
       # Waiting for each step keeps a signal from waiting for many.
       loss = float(training.advance(ws).loss)
       if not np.isfinite(loss):
         raise NonFiniteError(f'the loss of the mapper became {loss}; try a smaller --lr')
-      bar.set_postfix_str(f'loss {loss:.3f}', refresh=False)
-      bar.update()
+      progress.update(note=f'loss {loss:.3f}')
       is_leaving = bool(job.stop) and step + 1 < job.steps  # asked once: it may come any time
       if is_leaving or time.monotonic() - kept > KEPT_EVERY:
         _keep(training, step + 1, out / STATE, about_file)

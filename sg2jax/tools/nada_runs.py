@@ -4,25 +4,23 @@ from collections.abc import Callable, Sequence
 import contextlib
 import json
 import pathlib
-import time
 from typing import NamedTuple
 
 import jax
 import numpy as np
-from tqdm import tqdm
 
 from sg2jax import clip as clips
 from sg2jax import files, sampler
 from sg2jax.data.labels import FILE
 from sg2jax.edit import nada
 from sg2jax.faults import CheckpointError, NonFiniteError, UsageError
+from sg2jax.progress import Progress
 from sg2jax.signals import Stop
 from sg2jax.state import TrainState
 from sg2jax.tools import sheets
 from sg2jax.training.checkpoint import Checkpoints
 
 KEPT = 10**6  # checkpoints: all
-PRINTED_EVERY = 60  # seconds
 
 
 class Job(NamedTuple):
@@ -89,9 +87,8 @@ def run_steps(
 ) -> None:
   """Does what is left of the steps, with a `save` now and then; losses: get one of each step."""
   first = len(losses)
-  steps = range(first, job.steps)
-  with tqdm(steps, initial=first, total=job.steps, unit=' steps', disable=None) as bar:
-    for step in bar:
+  with Progress(job.steps, 'nada', 'steps', first) as progress:
+    for step in range(first, job.steps):
       if job.stop:
         save()
         job.stop.leave(f'{step} of {job.steps} steps are done, and {out} has them')
@@ -104,21 +101,9 @@ def run_steps(
           '--out'
         )
       losses.append(loss)
-      if step == first:
-        # From here on: what is compiled for the first step takes longer than many.
-        begun = said = time.monotonic()
-      bar.set_postfix_str(f'loss {relative(job, losses):.3f} of the start', refresh=False)
-      now = time.monotonic()
-      is_saved = (step + 1) % job.save_every == 0
-      if is_saved and step + 1 < job.steps:
+      progress.update(note=f'loss {relative(job, losses):.3f} of the start')
+      if (step + 1) % job.save_every == 0 and step + 1 < job.steps:
         save()
-      if is_saved or now - said > PRINTED_EVERY:
-        left = (now - begun) / max(1, step - first) * (job.steps - step - 1)
-        tqdm.write(
-          f'step {step + 1} of {job.steps}: loss {relative(job, losses):.3f} of the start, '
-          f'{left / 60:.1f} min left'
-        )
-        said = now
 
 
 def relative(job: Job, losses: Sequence[float]) -> float:

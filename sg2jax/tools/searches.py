@@ -9,7 +9,6 @@ from typing import NamedTuple
 
 import jax
 import numpy as np
-from tqdm import tqdm
 
 from sg2jax import sampler
 from sg2jax.edit import adversarial, adversarial_rates, direction, project
@@ -18,6 +17,7 @@ from sg2jax.edit.direction import Direction
 from sg2jax.edit.moves import add_up, lengths, moved_images, random_amounts, random_moves
 from sg2jax.edit.moves import basis as basis_of
 from sg2jax.faults import CheckpointError, NonFiniteError, UsageError
+from sg2jax.progress import Progress
 from sg2jax.signals import Stop
 
 
@@ -61,23 +61,24 @@ def search_all(
   rows = {seed: _finished(job, seed, ws[i], out) for i, seed in enumerate(seeds)}
   pending = [i for i, seed in enumerate(seeds) if rows[seed] is None]
   batch = min(job.batch, len(seeds))  # of all, so that nothing is compiled anew for the last ones
-  for part, count in sampler.parts(len(pending), batch):
-    some = [pending[i] for i in part]
-    label = f'{len(seeds) - len(pending) + part[0] + 1} of {len(seeds)}'
-    found = _search(
-      job,
-      [seeds[i] for i in some],
-      ws[some],
-      None if classes is None else classes[some],
-      out,
-      label,
-    )
-    for row, arrays, move in found[:count]:
-      about = {'method': 'adversarial', 'search': _about(job, arrays['start']), 'row': row}
-      name = f'adversarial {row["seed"]}'
-      moved = Direction(name, (job.net.hash(),), move.get('ws'), _layers(move), about)
-      direction.write(path(out, row['seed']), [moved], **arrays)
-      rows[row['seed']] = row
+  with Progress(len(seeds), 'searches', 'seeds', len(seeds) - len(pending)) as progress:
+    for part, count in sampler.parts(len(pending), batch):
+      some = [pending[i] for i in part]
+      found = _search(
+        job,
+        [seeds[i] for i in some],
+        ws[some],
+        None if classes is None else classes[some],
+        out,
+        progress,
+      )
+      for row, arrays, move in found[:count]:
+        about = {'method': 'adversarial', 'search': _about(job, arrays['start']), 'row': row}
+        name = f'adversarial {row["seed"]}'
+        moved = Direction(name, (job.net.hash(),), move.get('ws'), _layers(move), about)
+        direction.write(path(out, row['seed']), [moved], **arrays)
+        rows[row['seed']] = row
+      progress.update(count)
   return [rows[seed] for seed in seeds]
 
 
@@ -109,7 +110,7 @@ def _finished(job, seed, start, out):
   return row
 
 
-def _search(job, seeds, ws, classes, out, label):
+def _search(job, seeds, ws, classes, out, progress):
   """(row, arrays, moves without [N]) of each seed of a batch."""
   show = functools.partial(moved_images, job.net, batch=len(seeds))
   before = show(ws, {})
@@ -121,7 +122,7 @@ def _search(job, seeds, ws, classes, out, label):
   texts = np.stack([job.texts(c) for c in classes]) if job.texts else None
   # What doesn't count isn't searched, and keeps nobody waiting.
   search = adversarial.Search(job.net, ws, classes, job.models, basis, texts, job.settings, counts)
-  found = _run(job, search, seeds, out, label)
+  found = _run(job, search, seeds, out, progress)
   after = {
     'found': found.images,
     'control': show(ws, random_moves(found.moves, seeds)),
@@ -164,18 +165,18 @@ def _search(job, seeds, ws, classes, out, label):
   return results
 
 
-def _run(job, search, seeds, out, label):
+def _run(job, search, seeds, out, progress):
   """Goes through a Search -> adversarial.Found; between two steps it leaves if it is to stop."""
-  with tqdm(range(job.settings.steps), label, unit=' steps', leave=False, disable=None) as bar:
-    for _ in bar:
-      if job.stop:
-        job.stop.leave(f'{out} has the seeds that are finished')
-      losses = search.advance()
-      if not np.isfinite(losses.loss[~search.done]).all():
-        raise NonFiniteError(f'seeds {seeds[0]} ...: the loss is not finite; try a smaller --lr')
-      bar.set_postfix_str(f'{search.done.sum()} of {len(seeds)} found', refresh=False)
-      if search.done.all():
-        break
+  for step in range(job.settings.steps):
+    if job.stop:
+      job.stop.leave(f'{out} has the seeds that are finished')
+    losses = search.advance()
+    if not np.isfinite(losses.loss[~search.done]).all():
+      raise NonFiniteError(f'seeds {seeds[0]} ...: the loss is not finite; try a smaller --lr')
+    waiting = (~search.done).sum()
+    progress.update(0, f'step {step + 1} of {job.settings.steps}, {waiting} still searched')
+    if not waiting:
+      break
   return search.result()
 
 
