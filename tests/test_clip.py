@@ -226,7 +226,7 @@ def test_a_network_of_few_tokens_refuses_the_others(tmp_path):
     format=clips.FORMAT,
     activation='gelu',
     templates=['{}', 'a {}'],
-    neutral=['seven'],
+    neutral=['seven', 'thin seven'],
   )
   net = clips.load(path)
   mean = net.texts(['thin seven', 'a thin seven']).mean(0)
