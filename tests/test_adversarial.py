@@ -3,7 +3,9 @@
 import dataclasses
 import importlib
 import json
+import os
 import signal
+import subprocess
 import sys
 
 import jax
@@ -15,7 +17,7 @@ import pytest
 
 import sg2jax
 from sg2jax import clip as clips
-from sg2jax import files, progress
+from sg2jax import files, progress, sharding
 from sg2jax.edit import (
   adversarial,
   adversarial_rates,
@@ -36,7 +38,7 @@ from sg2jax.models import styles as style_space
 from sg2jax.signals import Stop
 from sg2jax.tools import adversarial as tool
 from sg2jax.tools import searches
-from tests.runs import call, random_run
+from tests.runs import ROOT, call, random_run, xla_flags
 from tests.test_clip import VIT, drawn, save
 from tests.test_project import contents
 
@@ -107,8 +109,7 @@ def net(run):
   return sg2jax.load(run)
 
 
-@pytest.fixture(scope='module')
-def moves(net):
+def make_moves(net):
   """Two directions in style space and one in w."""
   random = np.random.RandomState(0)
   count = style_space.channels(net.generator, net.variables)[LAYER]
@@ -119,10 +120,19 @@ def moves(net):
 
 
 @pytest.fixture(scope='module')
-def start(net):
+def moves(net):
+  return make_moves(net)
+
+
+def make_start(net):
   """ws of images, and what the classifier says of them."""
   ws = net.ws(range(8))
   return ws, CLASSIFIER.predict(moves_lib.moved_images(net, ws, {}, 8)).argmax(1)
+
+
+@pytest.fixture(scope='module')
+def start(net):
+  return make_start(net)
 
 
 def searched(
@@ -699,3 +709,44 @@ def test_lpips_wants_its_weights(search, tmp_path, monkeypatch):
 def test_a_loss_that_is_not_finite(search, tmp_path):
   with pytest.raises(NonFiniteError, match='smaller --lr'):
     search('--space=w+', '--directions=', '--lr=1e30', f'--out={tmp_path / "out"}')
+
+
+# ---- several devices
+
+
+def results(net):
+  """What searches in either space come to, by the devices that there are."""
+  moves, start = make_moves(net), make_start(net)
+  return [
+    searched(net, start, moves, SEES_NONE, steps=6, active=np.arange(8) != 2, **fields)[1].result()
+    for fields in ({'most': 3.0}, {'space': 'w+'})
+  ] + [searched(net, start, moves, seeing(start[1]), most=3.0)[1].result()]
+
+
+@pytest.mark.slow
+def test_one_and_three_devices_agree(run):
+  """Of 8 images three devices have nine rows, one of them twice."""
+  env = os.environ | {
+    'JAX_PLATFORMS': 'cpu',
+    'PYTHONPATH': str(ROOT),
+    'XLA_FLAGS': f'--xla_force_host_platform_device_count=3 {xla_flags()}',
+  }
+  command = [sys.executable, __file__, str(run)]
+  done = subprocess.run(command, env=env, capture_output=True, text=True)
+  assert done.returncode == 0, done.stdout + done.stderr
+
+
+if __name__ == '__main__':
+  assert jax.device_count() == 3
+  given = sg2jax.load(sys.argv[1])
+  three = results(given)
+  real = sharding.make_mesh
+  sharding.make_mesh = lambda: real(jax.devices()[:1])
+  for x, y in zip(three, results(given)):
+    np.testing.assert_allclose(x.params, y.params, atol=1e-3)
+    assert np.abs(x.images.astype(int) - y.images).max() <= 1
+    for name in ('done', 'steps'):
+      np.testing.assert_array_equal(getattr(x, name), getattr(y, name), name)
+    for what, move in x.moves.items():
+      np.testing.assert_allclose(move, y.moves[what], atol=2e-3, err_msg=what)
+  assert three[2].done.sum() >= 5

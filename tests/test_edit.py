@@ -184,6 +184,7 @@ def test_files_of_a_global_edit(net, run, clip_file, cache, tmp_path, monkeypatc
     made = net([3, 4, 5], label=2, batch=4, edit=move * (3 * share))
     np.testing.assert_array_equal(frame, made)
   assert said['mean'].keys() == {'before', 'after'} and said['neutral'] == 2
+  assert said['network'] == net.hash()
   assert {'sheet.png', 'strengths.png', 'latents.npz'} <= {path.name for path in out.iterdir()}
 
 

@@ -16,7 +16,7 @@ import numpy as np
 
 from sg2jax import files, paths, sampler
 from sg2jax.clip import Clip
-from sg2jax.edit import global_directions as directions
+from sg2jax.edit import global_directions
 from sg2jax.edit.text_losses import Tower
 from sg2jax.progress import Progress
 
@@ -37,7 +37,7 @@ class Settings:
   images: int = 100  # on which each channel is set off
   latents: int = 20_000  # of which styles have their mean and deviation
   psi: float = 0.7  # truncation of both
-  alpha: float = directions.ALPHA
+  alpha: float = global_directions.ALPHA
   seed: int = 5  # as there
   original: bool = False
 
@@ -70,8 +70,8 @@ def measure(
   """
   path = paths.cache() / 'effects' / f'{_key(net, clip, settings)}.npz'
   statistics, found = _read(path, clip.architecture.embed_dim)
-  statistics = statistics or directions.statistics(net, _latents(net, settings, stop))
-  layers = directions.convolutions(statistics.mean)
+  statistics = statistics or global_directions.statistics(net, _latents(net, settings, stop))
+  layers = global_directions.convolutions(statistics.mean)
   counts = {layer: len(statistics.mean[layer]) for layer in layers}
   total = sum(counts.values())
   if len(found) < total:
@@ -93,12 +93,12 @@ def measure(
 
 def _rest(net, clip, settings, counts, statistics, first, batch) -> Iterator[np.ndarray]:
   """delta_i [K,E] of the channels from number `first` on, a few at a time."""
-  measured = directions.Measured(
+  measured = global_directions.Measured(
     counts, statistics, settings.alpha, settings.original, settings.original
   )
-  look = directions.ChannelFeatures(net, Tower(clip.params, clip.architecture), measured)
+  look = global_directions.ChannelFeatures(net, Tower(clip.params, clip.architecture), measured)
   w = sampler.sample_w(net, settings.images, settings.seed + 1)
-  styles = directions.read_styles(net, net.truncate(w, settings.psi))
+  styles = global_directions.read_styles(net, net.truncate(w, settings.psi))
   # Two images of each channel and each image; of large ones not all fit at once.
   images_at_once = max(1, min(settings.images, batch // 2))
   channels_at_once = max(1, batch // (2 * settings.images))
@@ -107,7 +107,7 @@ def _rest(net, clip, settings, counts, statistics, first, batch) -> Iterator[np.
     for part, size in sampler.parts(settings.images, images_at_once):
       some = {layer: x[part] for layer, x in styles.items()}
       features.append(look(some, first + rows)[:, :size])
-    yield directions.delta_i(np.concatenate(features, 1))[:count]
+    yield global_directions.delta_i(np.concatenate(features, 1))[:count]
 
 
 def _latents(net, settings, stop):
@@ -142,7 +142,7 @@ def _read(path, embed_dim):
   try:
     arrays = files.parse_npz(path.read_bytes(), MAX_BYTES)
     found = arrays.pop('delta_i')
-    statistics = directions.Statistics({}, {})
+    statistics = global_directions.Statistics({}, {})
     for name, x in arrays.items():
       kind, _, layer = name.partition('/')
       getattr(statistics, kind)[layer] = x

@@ -9,8 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from sg2jax import clip as clips
-from sg2jax.edit import channel_effects, text_losses
-from sg2jax.edit import global_directions as global_
+from sg2jax.edit import channel_effects, global_directions, text_losses
 from sg2jax.edit.direction import Direction, name_of
 from sg2jax.faults import UsageError
 from sg2jax.sampler import Sampler
@@ -37,7 +36,7 @@ class Relevance(NamedTuple):
     """
     if beta is None and channels is None:
       channels = max(1, round(SHARE * len(self.values)))
-    selection = global_.select(self.values, beta, channels)
+    selection = global_directions.select(self.values, beta, channels)
     return selection.direction(
       self.net, self.effects.counts, self.effects.std, self.name, **self.about
     )

@@ -125,7 +125,7 @@ def main(argv: list[str]) -> None:
     if asked.video:
       edit_results.write_video(out, net, given, edited)
     describe = edit_results.describe if clip is None else partial(edit_results.judge, clip)
-    document = describe(given, edited) | {'checkpoint': net.hash(), 'strength': strength}
+    document = describe(given, edited) | {'network': net.hash(), 'strength': strength}
     edit_results.write(out, given, edited, document)
   print('\n'.join([net.title, *edit_results.summary(document), f'results in {out}/']))
 
