@@ -29,7 +29,7 @@ import traceback
 from absl import logging
 
 from sg2jax import addresses
-from tests.runs import checkpoint_at, content, finish, job, log, start, wait_for
+from tests.runs import checkpoint_at, content, finish, job, log, of_states, start, wait_for
 
 # A run of 48 minibatches that saves, shows itself and measures at every eighth.
 RUN = {
@@ -123,20 +123,9 @@ class Trials:
     expect(content(workdir, END) == files, 'the last checkpoint has other bytes')
     here = log(workdir)
     if not means:
-      here, lines = map(_of_states, (here, lines))
+      here, lines = map(of_states, (here, lines))
     other = [f'{a} instead of {b}' for a, b in itertools.zip_longest(here, lines) if a != b]
     expect(not other, f'metrics.jsonl has other lines: {other[:2]}')
-
-
-def _of_states(lines):
-  """Of lines of metrics.jsonl what is about a state, not about the minibatches of a tick."""
-  wanted = re.compile('step|nimg|swd|contribution_|pixelfd')
-  found = {}  # what a signal left out has a line of its own
-  for line in lines:
-    found.setdefault(line['step'], {}).update(
-      {name: x for name, x in line.items() if wanted.match(name)}
-    )
-  return list(found.values())
 
 
 def end(process):

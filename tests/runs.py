@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import re
 import socket
 import subprocess
 import sys
@@ -119,6 +120,17 @@ def finish(process, code=0, timeout=300):
   out, err = process.communicate(timeout=timeout)
   assert process.returncode == code, out + err
   return out, err
+
+
+def of_states(lines):
+  """Of lines of metrics.jsonl what is about a state, not about the minibatches of a tick."""
+  wanted = re.compile('step|nimg|swd|contribution_|pixelfd')
+  found = {}  # what a signal left out has a line of its own
+  for line in lines:
+    found.setdefault(line['step'], {}).update(
+      {name: x for name, x in line.items() if wanted.match(name)}
+    )
+  return list(found.values())
 
 
 def content(workdir, step=LAST):
