@@ -1,4 +1,4 @@
-"""Edits images by text, a channel of style space, or directions; or trains a generator for a text.
+"""Edits images by text, by channels or by directions, or trains a generator for a text.
 
 python -m sg2jax.tools.edit text --checkpoint=RUN --clip=digits --source="a thin seven"
 --target="a thick seven" [--method=global|optimize|mapper] [--strength=3] [--seeds=0-7] ...
