@@ -17,7 +17,7 @@ import pytest
 
 import sg2jax
 from sg2jax import clip as clips
-from sg2jax import files, paths
+from sg2jax import files, paths, progress
 from sg2jax.edit import (
   channel_effects,
   direction,
@@ -97,8 +97,9 @@ class Signal:
 
 
 def test_what_channels_do_is_measured_once_and_goes_on_after_a_signal(
-  net, clip, cache, monkeypatch
+  net, clip, cache, monkeypatch, capsys
 ):
+  monkeypatch.setattr(progress, 'EVERY', 0)
   whole = channel_effects.measure(net, clip, FEW)
   total = sum(whole.counts.values())
   assert whole.delta_i.shape == (total, 8) and list(whole.counts)[:2] == ['b4.conv1', 'b8.conv0']
@@ -109,13 +110,14 @@ def test_what_channels_do_is_measured_once_and_goes_on_after_a_signal(
     channel_effects.measure(net, clip, FEW, batch=2, stop=Signal(3))
   assert f'of {total} channels are measured' in str(caught.value)
   there = files.parse_npz(file.read_bytes(), 2**20)['delta_i']
+  assert f'effects: {len(there)} of {total} channels, 00:' in capsys.readouterr().err
   assert 0 < len(there) < total
   rest = channel_effects.measure(net, clip, FEW, batch=2)
   np.testing.assert_allclose(rest.delta_i, whole.delta_i, atol=1e-3)
   np.testing.assert_array_equal(rest.delta_i[: len(there)], there)
   with monkeypatch.context() as patch:
     for name in ('ChannelFeatures', 'statistics'):
-      patch.setattr(channel_effects.directions, name, None)  # not needed any more
+      patch.setattr(channel_effects.global_directions, name, None)  # not needed any more
     again = channel_effects.measure(net, clip, FEW)
   np.testing.assert_array_equal(again.delta_i, rest.delta_i)
   # a file that isn't as it was written
