@@ -715,12 +715,18 @@ def test_a_loss_that_is_not_finite(search, tmp_path):
 
 
 def results(net):
-  """What searches in either space come to, by the devices that there are."""
+  """What searches come to, by the devices that there are: (last Losses, done, Found) of each."""
   moves, start = make_moves(net), make_start(net)
-  return [
-    searched(net, start, moves, SEES_NONE, steps=6, active=np.arange(8) != 2, **fields)[1].result()
-    for fields in ({'most': 3.0}, {'space': 'w+'})
-  ] + [searched(net, start, moves, seeing(start[1]), most=3.0)[1].result()]
+  some = np.arange(8) != 2
+  found = []
+  for judge, fields in (
+    (SEES_NONE, {'steps': 6, 'active': some, 'most': 3.0}),
+    (SEES_NONE, {'steps': 6, 'active': some, 'space': 'w+'}),
+    (seeing(start[1]), {'most': 3.0}),
+  ):
+    losses, search = searched(net, start, moves, judge, **fields)
+    found.append((losses[-1], search.done, search.result()))
+  return found
 
 
 @pytest.mark.slow
@@ -742,11 +748,12 @@ if __name__ == '__main__':
   three = results(given)
   real = sharding.make_mesh
   sharding.make_mesh = lambda: real(jax.devices()[:1])
-  for x, y in zip(three, results(given)):
+  for (losses, done, x), (losses_of_one, done_of_one, y) in zip(three, results(given)):
+    np.testing.assert_allclose(losses.loss, losses_of_one.loss, atol=1e-3)
+    np.testing.assert_array_equal(done, done_of_one)
+    np.testing.assert_array_equal(x.steps, y.steps)
     np.testing.assert_allclose(x.params, y.params, atol=1e-3)
     assert np.abs(x.images.astype(int) - y.images).max() <= 1
-    for name in ('done', 'steps'):
-      np.testing.assert_array_equal(getattr(x, name), getattr(y, name), name)
     for what, move in x.moves.items():
       np.testing.assert_allclose(move, y.moves[what], atol=2e-3, err_msg=what)
-  assert three[2].done.sum() >= 5
+  assert three[-1][1].sum() >= 5
