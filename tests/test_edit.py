@@ -404,9 +404,9 @@ def test_pictures_are_projected_first(net, run, tmp_path):
     # twice as large: it is shrunk to the network's size
     Image.fromarray(picture.repeat(2, 0).repeat(2, 1)).save(tmp_path / name)
   args = [f'--checkpoint={run}', '--channel=b16.conv0.3', '--strength=4', '--batch=4']
-  args += ['--distance=pyramid', '--projection_steps=6']
+  projecting = ['--distance=pyramid', '--projection_steps=6']
   out = tmp_path / 'out'
-  call(edit, 'channel', *args, f'--images={tmp_path / "a"}', f'--out={out}')
+  call(edit, 'channel', *args, *projecting, f'--images={tmp_path / "a"}', f'--out={out}')
   found = [np.load(out / 'projections' / f'{name}.npz') for name in ('cat', 'dog')]
   for name, one in zip(('cat', 'dog'), found):
     projection = np.asarray(Image.open(out / 'projections' / f'{name}_projected.png'))
@@ -426,7 +426,7 @@ def test_pictures_are_projected_first(net, run, tmp_path):
   assert close(np.asarray(Image.open(tmp_path / 'again' / 'cat.png')), after[0])
   # files of one name
   files = f'{tmp_path / "a" / "cat.png"},{tmp_path / "cat.png"}'
-  call(edit, 'channel', *args, f'--images={files}', f'--out={tmp_path / "two"}')
+  call(edit, 'channel', *args, *projecting, f'--images={files}', f'--out={tmp_path / "two"}')
   assert {path.name for path in (tmp_path / 'two' / 'before').iterdir()} == {
     'cat.png.png',
     'cat.png_2.png',
@@ -434,7 +434,7 @@ def test_pictures_are_projected_first(net, run, tmp_path):
   for flags, says in (
     ([f'--images={tmp_path / "a"}', '--psi=0.7'], '--images are taken as they are'),
     ([f'--images={tmp_path / "a"}', f'--latents={out}'], 'images'),
-    ([f'--images={tmp_path / "no.png"}'], 'no.png'),
+    ([*projecting, f'--images={tmp_path / "no.png"}'], 'no.png'),
   ):
     with pytest.raises(Fault) as caught:
       call(edit, 'channel', *args, *flags, f'--out={tmp_path / "none"}')
@@ -608,7 +608,8 @@ def test_a_signal_is_not_kept_waiting_by_the_images(run, tmp_path, monkeypatch):
   with pytest.raises(Preempted, match='as the handler'):
     call(edit, 'channel', *args)
   # one that came while what moves was looked for
-  monkeypatch.setattr(edit.directions, 'channel', lambda *_: os.kill(os.getpid(), signal.SIGTERM))
+  end = lambda *_: os.kill(os.getpid(), signal.SIGTERM)
+  monkeypatch.setattr(edit.latents, 'read', lambda *_: end)
   with pytest.raises(Preempted, match='no image is written; the same command goes on'):
     call(edit, 'channel', *args)
 
@@ -670,6 +671,14 @@ def test_projections_are_shared_by_the_edits_of_a_network(run, net, tmp_path, mo
   assert found == [home / 'projections', tmp_path / 'out' / 'projections']
 
 
+def test_an_unknown_channel_is_found_before_pictures_are_projected(run, net, tmp_path, monkeypatch):
+  Image.fromarray(net([1], batch=4)[0]).save(tmp_path / 'a.png')
+  monkeypatch.setattr(projections, 'project_all', None)
+  args = [f'--checkpoint={run}', f'--images={tmp_path / "a.png"}', '--distance=pyramid']
+  with pytest.raises(UsageError, match='channel 999 of b8.conv0 is none of its'):
+    call(edit, 'channel', *args, '--channel=b8.conv0.999')
+
+
 def test_nada_comes_before_the_flags(run, tmp_path, monkeypatch):
   monkeypatch.setattr(edit.sys, 'argv', ['edit', f'--checkpoint={run}', 'nada'])
   with pytest.raises(UsageError, match='write nada before the flags'):
@@ -684,6 +693,9 @@ def test_nada_comes_before_the_flags(run, tmp_path, monkeypatch):
     (['--source='], '--source='),
     (['--images=,'], '--images=, names nothing'),
     (['--latents='], '--latents names nothing'),
+    (['--latents=w.npz', '--seeds=3'], '--seeds and --latents are both'),
+    (['--projection_steps=9'], '--projection_steps is for pictures'),
+    (['--distance=l2'], '--distance is for pictures'),
     (['--method=optimize', '--strength=0'], '--strength=0'),
     (['--method=optimize', '--noise=random'], '--noise=random'),
     (['--target=a thick octopus'], 'does not know octopus'),
@@ -698,7 +710,7 @@ def test_nada_comes_before_the_flags(run, tmp_path, monkeypatch):
 )
 def test_mistakes_of_texts(run, clip_file, cache, tmp_path, flags, says):
   with pytest.raises(UsageError) as caught:
-    edit_text(run, clip_file, tmp_path, f'--source={TEXTS[0]}', '--seeds=0', *flags)
+    edit_text(run, clip_file, tmp_path, f'--source={TEXTS[0]}', *flags)
   assert says in str(caught.value)
   assert '\n' not in str(caught.value) and caught.value.code == 2
   assert {path.name for path in tmp_path.iterdir()} <= {'.lock', 'cache'}

@@ -87,7 +87,8 @@ def main(argv: list[str]) -> None:
     nada.main(argv)
     return
   edit_methods.check(kind)
-  mix = edit_methods.mix() if kind == 'direction' else None
+  move = edit_methods.mix() if kind == 'direction' else None
+  strength = 1.0 if move else STRENGTH if asked.strength is None else asked.strength
   with contextlib.ExitStack() as held:
     with Stop() as stop:
       clip = clips.load(asked.clip, asked.clip_activation or '') if kind == 'text' else None
@@ -96,8 +97,10 @@ def main(argv: list[str]) -> None:
         for text in filter(None, (asked.target, asked.source)):
           clip.text(text)
       net = sampler.load(asked.checkpoint)
-      if mix:
-        mix.check(net)  # before pictures are projected
+      if kind == 'channel':
+        move = directions.channel(net, *asked.channel)
+      if move:
+        move.check(net)  # before pictures are projected
       out = shared.out_folder(net, 'edits', below=edit_methods.folder_name(kind))
       # Of a network's default folders all edits share those of pictures, which take longest.
       projected = (out if asked.out else out.parent) / 'projections'
@@ -107,12 +110,8 @@ def main(argv: list[str]) -> None:
       held.enter_context(locked(out, 'out'))
       given = find_latents()
       # ---- the edit
-      if kind == 'channel':
-        strength = STRENGTH if asked.strength is None else asked.strength
-        found = edit_methods.Found([directions.channel(net, *asked.channel)], strength)
-      elif mix:
-        strength = 1.0
-        found = edit_methods.Found([mix], strength)
+      if move:
+        found = edit_methods.Found([move], strength)
       else:
         strength = edit_methods.strength()
         found = edit_methods.find(net, clip, given, out, stop)

@@ -20,6 +20,7 @@ from sg2jax.tools import flags as shared
 from sg2jax.tools import pictures, projections
 
 MAX_BYTES = 2**30
+PROJECTING = ('distance', 'projection_space', 'projection_steps', 'weights')  # flags of --images
 SHEETS = ('sheet', 'strengths')  # pictures beside those of latents: none of these is called so
 
 # What `define_flags` defines counts as the calling tool's own, so that its --help shows it.
@@ -101,6 +102,11 @@ def read(
     raise UsageError(f'--{given} names nothing; give a file or a folder')
   if given and (asked.psi != 1 or asked.cutoff is not None):
     raise UsageError(f'--psi and --cutoff are for --seeds; --{given} are taken as they are')
+  if given and asked['seeds'].present:
+    raise UsageError(f'--seeds and --{given} are both what is started from; give one of them')
+  for name in PROJECTING:
+    if asked[name].present and not asked.images:
+      raise UsageError(f'--{name} is for pictures, which are projected: give them by --images')
   if asked.images:
     items = _items(net, out)
     settings = project.Settings(asked.projection_steps, asked.projection_space)
