@@ -5,8 +5,8 @@ python -m sg2jax.lab.tiny_clip [--out=FILE] [--steps=1500] [--seed=0]
 It learns from digits and variations of them, and captions made of their label and of attributes
 that are measured from the pixels. To each picture is added what would make it look like another
 digit to the network: else images that a search or a direction makes please it and show nothing. Of
-the bundled digits every fifth is held out; how well those are
-told apart by text is printed at the end. FILE is by default the one that the package has.
+the bundled digits every fifth is held out; how well those are told apart by text is printed at the
+end. FILE is by default the one that the package has.
 """
 
 import json
