@@ -106,11 +106,13 @@ def _check_alone():
 
   They would do the same work, and write the same files.
   """
-  count = os.environ.get('JAX_NUM_PROCESSES', '')
-  if count.isdecimal() and int(count) > 1:
+  from sg2jax import processes  # here, because not all tools need JAX
+
+  _, count, _ = processes.environment()
+  if count and count > 1:
     raise faults.UsageError(
-      f'JAX_NUM_PROCESSES={count}: this tool runs as one process, on all of its devices; start it '
-      'once, without launch/'
+      f'{processes.VARIABLES[1]}={count}: this tool runs as one process, on all of its devices; '
+      'start it once, without launch/'
     )
 
 

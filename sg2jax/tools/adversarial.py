@@ -42,7 +42,6 @@ from sg2jax.edit.text_losses import Tower
 from sg2jax.faults import UsageError
 from sg2jax.locks import locked
 from sg2jax.models import styles as style_space
-from sg2jax.nets.clip import ACTIVATIONS
 from sg2jax.signals import Stop
 from sg2jax.tools import flags as shared
 from sg2jax.tools import projections, searches, searches_report
@@ -74,8 +73,7 @@ def define_flags() -> None:
   flags.DEFINE_string('judge', '', what)
   flags.DEFINE_multi_string('transfer', [], 'Another classifier that is shown what is found.')
   flags.DEFINE_string('clip', '', f'{", ".join(clips.NAMES)}, or a file; needed for texts.')
-  what = 'Of the transformers in a file of --clip that does not tell it.'
-  flags.DEFINE_enum('clip_activation', None, ACTIVATIONS, what)
+  shared.define_clip_activation()
   what = 'Of the classes, in the order of the logits; default: those of the network; digits: words.'
   flags.DEFINE_list('class_names', [], what)
   # ---- what is moved

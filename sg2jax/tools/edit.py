@@ -43,7 +43,6 @@ from sg2jax.tools import edit_methods, edit_results, latents, nada
 from sg2jax.tools import flags as shared
 
 KINDS = ('text', 'channel', 'direction', 'nada')
-STRENGTH = 3.0  # of a channel
 
 
 def define_flags() -> None:
@@ -88,7 +87,7 @@ def main(argv: list[str]) -> None:
     return
   edit_methods.check(kind)
   move = edit_methods.mix() if kind == 'direction' else None
-  strength = 1.0 if move else STRENGTH if asked.strength is None else asked.strength
+  strength = edit_methods.strength(kind)
   with contextlib.ExitStack() as held:
     with Stop() as stop:
       clip = clips.load(asked.clip, asked.clip_activation or '') if kind == 'text' else None
@@ -113,7 +112,6 @@ def main(argv: list[str]) -> None:
       if move:
         found = edit_methods.Found([move], strength)
       else:
-        strength = edit_methods.strength()
         found = edit_methods.find(net, clip, given, out, stop)
       if stop:
         stop.leave('what moves the images is found, and no image is written')

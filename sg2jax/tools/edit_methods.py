@@ -36,7 +36,7 @@ from sg2jax.tools.latents import Latents
 
 METHODS = ('global', 'optimize', 'mapper')
 # Unless --strength says it; that of `optimize` is where its penalty is as --l2_lambda says.
-STRENGTHS = {'global': 3.0, 'optimize': 3.0, 'mapper': 1.0}
+STRENGTHS = {'channel': 3.0, 'direction': 1.0, 'global': 3.0, 'optimize': 3.0, 'mapper': 1.0}
 # What --original has of a search unless flags say it.
 ORIGINAL = {'steps': 300, 'l2_lambda': 0.008}
 # StyleCLIP takes 50,000 for faces.
@@ -73,8 +73,7 @@ def define_flags() -> None:
   flags.DEFINE_string('target', '', 'text: what they are to show.')
   flags.DEFINE_enum('method', 'global', METHODS, 'text: see above.')
   flags.DEFINE_string('clip', 'digits', f'{", ".join(clips.NAMES)}, or a file of weights.')
-  what = 'Of the transformers in a file of --clip that does not tell it.'
-  flags.DEFINE_enum('clip_activation', None, clip_nets.ACTIVATIONS, what)
+  shared.define_clip_activation()
   what = "text: as StyleCLIP's own program does it, where it does something odd (docs/editing.md)."
   flags.DEFINE_bool('original', False, what)
   # ---- global
@@ -202,10 +201,12 @@ def folder_name(kind: str) -> str:
   return name
 
 
-def strength() -> float:
-  """--strength, or what it is with this --method."""
+def strength(kind: str = 'text') -> float:
+  """--strength, or what it is with a kind of `edit`, and of `text` with this --method."""
   asked = flags.FLAGS
-  return STRENGTHS[asked.method] if asked.strength is None else asked.strength
+  if asked.strength is not None:
+    return asked.strength
+  return STRENGTHS[asked.method if kind == 'text' else kind]
 
 
 class Found(NamedTuple):

@@ -22,6 +22,7 @@ from sg2jax import cli, files, inputs, paths, pretrained, processes
 from sg2jax.edit import direction
 from sg2jax.faults import UsageError
 from sg2jax.models.layers import NOISE_MODES
+from sg2jax.nets.clip import ACTIVATIONS
 from sg2jax.sampler import Sampler
 
 # What is defined here counts as the calling tool's own, so that its --help shows it.
@@ -93,6 +94,12 @@ def configuration(arguments: list[str]) -> object:
   _define_config(values, argv)
   cli.parse(argv, values)
   return values.config
+
+
+def define_clip_activation() -> None:
+  """--clip_activation, beside a --clip."""
+  what = 'Of the transformers in a file of --clip that does not tell it.'
+  flags.DEFINE_enum('clip_activation', None, ACTIVATIONS, what)
 
 
 def define_json() -> None:

@@ -24,7 +24,6 @@ from sg2jax.edit import nada, text_directions
 from sg2jax.edit.text_losses import Tower
 from sg2jax.faults import UsageError
 from sg2jax.locks import locked
-from sg2jax.nets.clip import ACTIVATIONS
 from sg2jax.signals import Stop
 from sg2jax.tools import flags as shared
 from sg2jax.tools import nada_runs
@@ -44,8 +43,7 @@ def define_flags() -> None:
   flags.DEFINE_string('target', '', 'What they are to show.')
   what = f'{", ".join(clips.NAMES)}, or a file of weights. Losses of several, with commas, add up.'
   flags.DEFINE_list('clip', ['digits'], what)
-  what = 'Of the transformers in a file of --clip that does not tell it.'
-  flags.DEFINE_enum('clip_activation', None, ACTIVATIONS, what)
+  shared.define_clip_activation()
   what = f'Of the training; default: {STEPS}, with --clip=digits {OF_DIGITS["steps"]}.'
   flags.DEFINE_integer('steps', None, what, lower_bound=1)
   flags.DEFINE_integer('batch', default.batch, 'Images of a step.', lower_bound=1)
