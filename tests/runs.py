@@ -98,6 +98,18 @@ def start(
   )
 
 
+def on_devices(count, *arguments, **env):
+  """Runs `python ARGUMENTS` to its end where JAX sees so many devices of a CPU; it must succeed."""
+  given = {
+    'JAX_PLATFORMS': 'cpu',
+    'PYTHONPATH': str(ROOT),
+    'XLA_FLAGS': f'--xla_force_host_platform_device_count={count} {xla_flags()}',
+  }
+  command = [sys.executable, *map(str, arguments)]
+  done = subprocess.run(command, env=os.environ | given | env, capture_output=True, text=True)
+  assert done.returncode == 0, done.stdout + done.stderr
+
+
 def job(count):
   """The variables that make so many processes one job, of each of them."""
   with socket.socket() as s:

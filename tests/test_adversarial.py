@@ -3,9 +3,7 @@
 import dataclasses
 import importlib
 import json
-import os
 import signal
-import subprocess
 import sys
 
 import jax
@@ -38,7 +36,7 @@ from sg2jax.models import styles as style_space
 from sg2jax.signals import Stop
 from sg2jax.tools import adversarial as tool
 from sg2jax.tools import searches
-from tests.runs import ROOT, call, random_run, xla_flags
+from tests.runs import call, on_devices, random_run
 from tests.test_clip import VIT, drawn, save
 from tests.test_project import contents
 
@@ -732,14 +730,7 @@ def results(net):
 @pytest.mark.slow
 def test_one_and_three_devices_agree(run):
   """Of 8 images three devices have nine rows, one of them twice."""
-  env = os.environ | {
-    'JAX_PLATFORMS': 'cpu',
-    'PYTHONPATH': str(ROOT),
-    'XLA_FLAGS': f'--xla_force_host_platform_device_count=3 {xla_flags()}',
-  }
-  command = [sys.executable, __file__, str(run)]
-  done = subprocess.run(command, env=env, capture_output=True, text=True)
-  assert done.returncode == 0, done.stdout + done.stderr
+  on_devices(3, __file__, run)
 
 
 if __name__ == '__main__':

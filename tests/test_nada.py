@@ -2,10 +2,8 @@
 
 from functools import partial
 import json
-import os
 import shutil
 import signal
-import subprocess
 import sys
 from types import SimpleNamespace
 
@@ -30,7 +28,7 @@ from sg2jax.signals import Stop
 from sg2jax.tools import convert, edit, export, generate, nada_runs
 from sg2jax.tools import nada as tool
 from sg2jax.training import init_from, workdir
-from tests.runs import ROOT, call, content, random_run, xla_flags
+from tests.runs import call, content, on_devices, random_run
 from tests.test_models import variables
 
 pytestmark = pytest.mark.usefixtures('quick_compile')
@@ -391,15 +389,7 @@ def results(net, look):
 @pytest.mark.slow
 def test_one_and_three_devices_agree(run):
   """In float64: without a mean of gradients, Adam makes steps of the signs of rounding errors."""
-  env = os.environ | {
-    'JAX_PLATFORMS': 'cpu',
-    'JAX_ENABLE_X64': '1',
-    'PYTHONPATH': str(ROOT),
-    'XLA_FLAGS': f'--xla_force_host_platform_device_count=3 {xla_flags()}',
-  }
-  command = [sys.executable, __file__, str(run)]
-  done = subprocess.run(command, env=env, capture_output=True, text=True)
-  assert done.returncode == 0, done.stdout + done.stderr
+  on_devices(3, __file__, run, JAX_ENABLE_X64='1')
 
 
 if __name__ == '__main__':

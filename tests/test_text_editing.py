@@ -1,9 +1,6 @@
 """Editing by text: what the reference vectors don't say. See cases_styleclip.py for the numbers."""
 
 import collections
-import os
-import subprocess
-import sys
 
 import jax
 import jax.numpy as jnp
@@ -27,7 +24,7 @@ from sg2jax.faults import CheckpointError, UsageError, WeightsError
 from sg2jax.models import styles as style_space
 from sg2jax.nets import clip
 from tests.foreign_files import Tensor, save_legacy, save_zip
-from tests.runs import ROOT, xla_flags
+from tests.runs import on_devices
 from tests.test_models import variables
 
 pytestmark = pytest.mark.usefixtures('quick_compile')
@@ -476,13 +473,7 @@ def results():
 
 @pytest.mark.slow
 def test_one_and_three_devices_agree():
-  env = os.environ | {
-    'JAX_PLATFORMS': 'cpu',
-    'PYTHONPATH': str(ROOT),
-    'XLA_FLAGS': f'--xla_force_host_platform_device_count=3 {xla_flags()}',
-  }
-  run = subprocess.run([sys.executable, __file__], env=env, capture_output=True, text=True)
-  assert run.returncode == 0, run.stdout + run.stderr
+  on_devices(3, __file__)
 
 
 if __name__ == '__main__':
