@@ -220,13 +220,11 @@ def by_directions(
 
   share: one of so many channels is moved; None: as many as by default.
   """
-  channels = None
-  if share:
-    total = len(channel_effects.measure(net, clip, effects).delta_i)
-    channels = -(-total // share)
   edit = []
   for pair in sorted(set(texts)):
-    move = text_directions.direction(net, *pair, clip, channels=channels, settings=effects)
+    relevance = text_directions.relevance(net, *pair, clip, effects)
+    channels = -(-len(relevance.values) // share) if share else None
+    move = relevance.direction(channels=channels)
     edit.append((move, strength * np.array([pair == other for other in texts])))
   return net.images(ws, edit=edit)
 

@@ -114,10 +114,4 @@ def unique(names: Sequence[str], taken: Sequence[str] = ()) -> list[str]:
 
 def names_of_seeds(seeds: Sequence[int]) -> list[str]:
   """A name for the image of each seed; of the second one of a seed (for another label) with 2."""
-  counts = Counter()
-  names = []
-  for seed in seeds:
-    counts[seed] += 1
-    number = f'_{counts[seed]}' if counts[seed] > 1 else ''
-    names.append(f'seed{seed:04d}{number}')
-  return names
+  return unique([f'seed{seed:04d}' for seed in seeds])
