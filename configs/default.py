@@ -49,6 +49,9 @@ def get_config():
   # Let a run go on with other pictures than it began with; their classes must be as many.
   c.data.allow_change = False
   c.data.mirror = False  # flip each image horizontally with probability 1/2 (FFHQ: yes) [S2 App. B]
+  # Share of the pictures that are never trained on, chosen by their content, and by which a run
+  # shows whether D learns the others by heart; in [0, 1).
+  c.data.holdout = 0.0
 
   c.g = ConfigDict()
   # orig, skip, resnet [S2 Fig. 7], msg [MSG; only with d.architecture msg], revised (configs B-D),
@@ -111,6 +114,19 @@ def get_config():
   c.ema = ConfigDict()
   c.ema.kimg = 10.0  # half-life of the generator's moving average [S2 App. B]
   c.ema.rampup = 0.0  # half-life is at most rampup * images so far; 0: no ramp [ADA App. F]
+
+  # Augmentation of all that D sees [ADA]: blit, geom, color, filter, noise, cutout, and their sums
+  # bg, bgc (ADA's choice), bgcf, bgcfn, bgcfnc; auto: bgc with fewer than 10,000 pictures; '': none.
+  c.augment = ConfigDict()
+  c.augment.pipeline = ''
+  c.augment.p = 0.0  # probability of each transform, at the start
+  c.augment.target = 0.6  # of r_t, the mean sign of D's logits of reals, by p [ADA 3]; 0: p stays
+  c.augment.interval = 4  # minibatches between moves of p
+  # kimg in which p can rise from 0 to 1; 0: 500, and 100 after init_from [ADA 3, 4.2].
+  c.augment.kimg = 0.0
+  # What is otherwise than in the pipeline: fields of augment.py's Augment, such as
+  # "{'rotate90': 0.0}" for pictures in which up must remain up.
+  c.augment.variant = ConfigDict()
 
   # Progressive growing of the architectures revised and stylegan1 [S1; S2 Table 1 A-D]. Pixels are
   # of the longer side, 4, 8, 16 ...; for 6 * 2^k and the like, the power of 2 below.

@@ -41,6 +41,15 @@ YOUNGER = {
   'precision': 'default',
   'd.freeze_layers': 0,
   'data.allow_change': False,
+  'data.holdout': 0.0,
+  'augment': {
+    'pipeline': '',
+    'p': 0.0,
+    'target': 0.6,
+    'interval': 4,
+    'kimg': 0.0,
+    'variant': {},
+  },
 }
 
 
@@ -58,7 +67,7 @@ def complete(config: Config | dict) -> ml_collections.ConfigDict:
   for name, value in YOUNGER.items():
     *path, last = name.split('.')
     node = tree[path[0]] if path else tree
-    node.setdefault(last, value)
+    node.setdefault(last, copy.deepcopy(value))
   for net, record in VARIANTS.items():
     tree[net] = with_variant(tree[net], record)
     if tree[net]['remat'] is True:  # up to version 0.3: of all resolutions or none
