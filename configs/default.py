@@ -116,7 +116,8 @@ def get_config():
   c.ema.rampup = 0.0  # half-life is at most rampup * images so far; 0: no ramp [ADA App. F]
 
   # Augmentation of all that D sees [ADA]: blit, geom, color, filter, noise, cutout, and their sums
-  # bg, bgc (ADA's choice), bgcf, bgcfn, bgcfnc; auto: bgc with fewer than 10,000 pictures; '': none.
+  # bg, bgc (ADA's choice), bgcf, bgcfn, bgcfnc; auto: bgc with fewer than 10,000 pictures, else
+  # none; '': none.
   c.augment = ConfigDict()
   c.augment.pipeline = ''
   c.augment.p = 0.0  # probability of each transform, at the start
