@@ -1,120 +1,34 @@
 """From a configuration to networks and steps. What is wrong with one, `checks` says."""
 
 from collections.abc import Sequence
-import copy
-import dataclasses
 from functools import partial
 import math
 from typing import Any
 
 import jax
 from jax.sharding import Mesh, Sharding
-import ml_collections
 import numpy as np
 
 from sg2jax import data, keys, schedule, sharding
 from sg2jax import state as state_lib
-from sg2jax.faults import UsageError
+from sg2jax.configurations import Config, augmentation, variant
 from sg2jax.models.discriminator import Discriminator
 from sg2jax.models.generator import Generator, Synthesis
 from sg2jax.models.layers import RSQRT2
 from sg2jax.models.mapping import Mapping
 from sg2jax.models.sizes import GROWING, Size, block_sizes, image_side_layers
-from sg2jax.models.variant import DiscriminatorVariant, Variant
 from sg2jax.steps import TrainSteps
 
-Config = Any  # a ConfigDict with the fields of configs/default.py
-VARIANTS = {'g': Variant, 'd': DiscriminatorVariant}
 # Traces of more are too large for those who show them.
 MAX_PROFILED = 100
 FULLY_GROWN = 10**12  # nimg
+# Thousands of images in which p can rise from 0 to 1, where augment.kimg is 0 [ADA 3, 4.2].
+AUGMENT_KIMG = 500.0
+AUGMENT_KIMG_FROM_TRAINED = 100.0
 CLASSES = 10  # where there are labels but no data set: as many as of digits and CIFAR-10
-ALL_RESOLUTIONS = 16  # of g.remat and d.remat: more than there are
 # Images that fill a TPU's vectors. Path lengths of fewer would take twice as long: its compiler
 # would cut images up to have more. Where the other steps have fewer, too, repeating doesn't pay.
 TPU_ROWS = 8
-# What config.json of a run may lack, because the field is younger, and what it then means.
-YOUNGER = {
-  'init_from': '',
-  'profile': '',
-  'watchdog_seconds': 600.0,
-  'precision': 'default',
-  'd.freeze_layers': 0,
-  'data.allow_change': False,
-  'data.holdout': 0.0,
-  'augment': {
-    'pipeline': '',
-    'p': 0.0,
-    'target': 0.6,
-    'interval': 4,
-    'kimg': 0.0,
-    'variant': {},
-  },
-}
-
-
-# ---- configurations of any version
-
-
-def complete(config: Config | dict) -> ml_collections.ConfigDict:
-  """The config.json of a run of any version as a ConfigDict of this one, which can be changed.
-
-  It gets the fields that are younger than it; those of a Variant move to where they are now, and
-  remat becomes a number.
-  """
-  is_ours = isinstance(config, ml_collections.ConfigDict)
-  tree = config.to_dict() if is_ours else copy.deepcopy(config)
-  for name, value in YOUNGER.items():
-    *path, last = name.split('.')
-    node = tree[path[0]] if path else tree
-    node.setdefault(last, copy.deepcopy(value))
-  for net, record in VARIANTS.items():
-    tree[net] = with_variant(tree[net], record)
-    if tree[net]['remat'] is True:  # up to version 0.3: of all resolutions or none
-      tree[net]['remat'] = ALL_RESOLUTIONS
-    tree[net]['remat'] = int(tree[net]['remat'])
-  return ml_collections.ConfigDict(tree)
-
-
-def with_variant(fields: dict, record: type[Variant]) -> dict:
-  """config.g or config.d as a dict, with the fields of its Variant in 'variant'.
-
-  They may be there or, as in version 0.2, beside the others. Only what isn't as in the defaults
-  remains.
-  """
-  defaults = dataclasses.asdict(record())
-  values = {name: value for name, value in fields.items() if name in defaults}
-  values |= fields.get('variant', {})
-  rest = {name: value for name, value in fields.items() if name not in values}
-  values = {name: _hashable(value) for name, value in values.items()}
-  return rest | {'variant': {k: v for k, v in values.items() if v != defaults.get(k)}}
-
-
-def variant(config: Config, net: str) -> Variant:
-  """The record of config.g or config.d; net: 'g' or 'd'.
-
-  Raises:
-    UsageError: there is no such field.
-  """
-  record = VARIANTS[net]
-  names = [field.name for field in dataclasses.fields(record)]
-  for name in config[net].variant:
-    if name not in names:
-      raise UsageError(f'--config.{net}.variant: {name} is unknown; choose from {", ".join(names)}')
-  return record(**{name: _hashable(value) for name, value in config[net].variant.items()})
-
-
-def _hashable(value):
-  """Networks are keys of caches, so that what they hold has to be hashable: tuples, no lists."""
-  return tuple(value) if isinstance(value, list) else value
-
-
-def spell_out(config: Config) -> dict:
-  """A configuration as a dict, with all fields of its Variants."""
-  tree = config.to_dict()
-  for net in VARIANTS:
-    tree[net]['variant'] = dataclasses.asdict(variant(config, net))
-  return tree
 
 
 # ---- what follows from a few fields
@@ -181,6 +95,20 @@ def batches(config: Config) -> dict[int, str]:
   return names
 
 
+def frozen_layers(config: Config) -> list[tuple[str, str]]:
+  """(block, layer) of D that keep their weights."""
+  layers = image_side_layers(config.d.architecture, block_sizes(resolution(config)))
+  return layers[: config.d.freeze_layers]
+
+
+def moves_of_p(config: Config) -> schedule.MovesOfP:
+  """How the strength of augmentation moves."""
+  kimg = AUGMENT_KIMG_FROM_TRAINED if config.init_from else AUGMENT_KIMG
+  return schedule.MovesOfP(
+    config.augment.target, config.augment.interval, config.augment.kimg or kimg
+  )
+
+
 # ---- networks and steps
 
 
@@ -228,7 +156,11 @@ def networks(config: Config, c_dim: int, fold: bool = False) -> tuple[Generator,
 
 
 def steps(
-  config: Config, c_dim: int, mesh: Mesh | None, stage: schedule.GrowthStage | None = None
+  config: Config,
+  c_dim: int,
+  mesh: Mesh | None,
+  stage: schedule.GrowthStage | None = None,
+  images: int = 0,
 ) -> TrainSteps:
   """The steps of training.
 
@@ -237,10 +169,10 @@ def steps(
     c_dim: components of a label.
     mesh: of the devices over which they divide their work, None for one device.
     stage: of growing, None for the first.
+    images: of the data set, see `augmentation`.
   """
-  generator, discriminator = networks(
-    config, c_dim, fold=mesh is not None and sharding.is_tpu(mesh)
-  )
+  fold = mesh is not None and sharding.is_tpu(mesh)
+  generator, discriminator = networks(config, c_dim, fold)
   loss = config.loss
   opt = config.opt
   grows = growth(config)
@@ -250,12 +182,6 @@ def steps(
   def adam(lr, interval):
     return state_lib.adam(lr, opt.beta1, opt.beta2, opt.eps, interval, is_tensorflow)
 
-  layers = image_side_layers(config.d.architecture, block_sizes(resolution(config)))
-  places = {}
-  if mesh is not None:
-    has_rows = microbatch(config, stage.batch) >= TPU_ROWS * mesh.size
-    each = TPU_ROWS if sharding.is_tpu(mesh) and has_rows else 1
-    places = {'constrain': sharding.constrain(mesh), 'spread': sharding.spread(mesh, each)}
   return TrainSteps(
     generator,
     discriminator,
@@ -276,13 +202,23 @@ def steps(
     mean_rounds=is_tensorflow,
     growth=grows if grows.levels else None,
     stage=stage,
-    frozen=layers[: config.d.freeze_layers],
+    frozen=frozen_layers(config),
     precision=config.precision,
     check_updates=any(
       state_lib.can_overflow(lr, opt.beta1, opt.beta2, opt.eps) for lr in (stage.g_lr, stage.d_lr)
     ),
-    **places,
+    augment=augmentation(config, images),
+    moves_of_p=moves_of_p(config),
+    **_places(mesh, microbatch(config, stage.batch)),
   )
+
+
+def _places(mesh, micro):
+  """The fields of TrainSteps that divide rounds of `micro` images over devices."""
+  if mesh is None:
+    return {}
+  each = TPU_ROWS if sharding.is_tpu(mesh) and micro >= TPU_ROWS * mesh.size else 1
+  return {'constrain': sharding.constrain(mesh), 'spread': sharding.spread(mesh, each)}
 
 
 def last_steps(config: Config, mesh: Mesh) -> TrainSteps:
@@ -296,7 +232,12 @@ def init_state(config: Config, steps_: TrainSteps, place: Sharding | None) -> st
 
   def make(key):
     return state_lib.create_train_state(
-      key, steps_.generator, steps_.discriminator, steps_.g_tx, steps_.d_tx
+      key,
+      steps_.generator,
+      steps_.discriminator,
+      steps_.g_tx,
+      steps_.d_tx,
+      augment_p=config.augment.p,
     )
 
   return jax.jit(make, out_shardings=place)(keys.purpose_key(config.seed, 'init'))

@@ -7,7 +7,7 @@ from typing import Any
 
 import jax
 
-from sg2jax import build, ops
+from sg2jax import augment, build, configurations, ops
 from sg2jax.build import Config
 from sg2jax.faults import UsageError
 from sg2jax.models.sizes import ARCHITECTURES, GROWING, block_sizes, fmaps, image_side_layers
@@ -24,16 +24,16 @@ RULES: list[tuple[str, Callable[[Any], bool], str]] = [
     'must be a finite number, 0 or more',
     lambda v: math.isfinite(v) and v >= 0,
     'watchdog_seconds loss.r1_gamma loss.pl_weight opt.lr_rampup_kimg ema.rampup net.clamp '
-    'grow.hold_kimg grow.fade_kimg',
+    'grow.hold_kimg grow.fade_kimg augment.kimg',
   ),
-  ('must lie in [0, 1]', lambda v: 0 <= v <= 1, 'loss.mixing_prob loss.pl_decay'),
-  ('must lie in [0, 1)', lambda v: 0 <= v < 1, 'opt.beta1 opt.beta2'),
+  ('must lie in [0, 1]', lambda v: 0 <= v <= 1, 'loss.mixing_prob loss.pl_decay augment.p'),
+  ('must lie in [0, 1)', lambda v: 0 <= v < 1, 'opt.beta1 opt.beta2 data.holdout augment.target'),
   ('must be less than 2^32', lambda v: v < 2**32, 'seed'),
   (
     'must be 1 or more',
     lambda v: v >= 1,
     'batch keep data.channels g.z_dim g.w_dim g.mapping_layers net.fmap_base net.fmap_max '
-    'net.variant.fmap_min d.mbstd_group_size loss.pl_shrink grow.repeats',
+    'net.variant.fmap_min d.mbstd_group_size loss.pl_shrink grow.repeats augment.interval',
   ),
   (
     'must be 0 or more',
@@ -61,6 +61,7 @@ CHOICES: dict[str, Sequence[str]] = {
   'd.architecture': ARCHITECTURES,
   'g.variant.activation': tuple(ops.ACTIVATIONS),
   'd.variant.activation': tuple(ops.ACTIVATIONS),
+  'augment.pipeline': ('auto', *augment.PIPELINES, ''),
   'opt.formulation': ('pytorch', 'tensorflow'),
   'precision': ('default', 'high', 'highest'),
   'device': ('gpu', 'tpu', 'accelerator', 'cpu', ''),
@@ -74,8 +75,8 @@ def check(config: Config) -> None:
     UsageError: with the value that is wrong, and the remedy.
   """
   sizes = _sizes(config)
-  for net in build.VARIANTS:
-    record = build.variant(config, net)
+  for net in configurations.VARIANTS:
+    record = configurations.variant(config, net)
     for field in dataclasses.fields(record):
       name = field.name
       _need(name not in config[net], f'{net}.{name}: it is a field of {net}.variant; set it there')
@@ -83,7 +84,7 @@ def check(config: Config) -> None:
       types, rule = TYPES[field.type]
       is_good = isinstance(value, types) and not isinstance(value, bool)
       _need(is_good, f'{net}.variant.{name}={" ".join(str(value).split())} must be {rule}')
-  _check_fields(build.spell_out(config))
+  _check_fields(configurations.spell_out(config))
   _check_networks(config, sizes)
   _need(
     config.data.name or config.data.dir,
@@ -94,6 +95,7 @@ def check(config: Config) -> None:
     all(isinstance(name, str) for name in config.metrics),
     f"metrics={config.metrics} must be names, such as ('fid50k_full',)",
   )
+  _check_augmentation(config)
   _check_growth(config, sizes)
   _check_batches(config)
   _check_profile(config)
@@ -120,7 +122,7 @@ def _names(fields):
   names = []
   for name in fields.split():
     if name.startswith('net.'):
-      names += [name.replace('net', net, 1) for net in build.VARIANTS]
+      names += [name.replace('net', net, 1) for net in configurations.VARIANTS]
     else:
       names.append(name)
   return names
@@ -158,7 +160,7 @@ def _check_networks(config, sizes):
     (g == 'msg') == (d == 'msg'),
     f'd.architecture={d} does not fit g.architecture={g}: msg needs msg in both',
   )
-  variant = build.variant(config, 'd')
+  variant = configurations.variant(config, 'd')
   _need(
     config.d.mapping_layers or not variant.embed_features,
     f'd.variant.embed_features={variant.embed_features} needs d.mapping_layers of 1 or more; use 0',
@@ -178,6 +180,49 @@ def _check_networks(config, sizes):
   )
 
 
+def _check_augmentation(config):
+  """The fields of config.augment together, and the networks that can be augmented."""
+  name = config.augment.pipeline
+  pipeline = configurations.augmentation(config)
+  if pipeline is None:
+    _need(
+      not config.augment.variant,
+      f'augment.variant={dict(config.augment.variant)} needs augment.pipeline, such as bgc',
+    )
+    return
+  for field in dataclasses.fields(pipeline):
+    value = getattr(pipeline, field.name)
+    is_strength = field.name in augment.TRANSFORMS or field.name == 'imgfilter_bands'
+    rule = 'must lie in [0, 1]' if is_strength else 'must be a finite number, 0 or more'
+    most = 1 if is_strength else math.inf
+    if field.name == 'imgfilter_bands':
+      rule = 'must be 4 numbers in [0, 1]'
+      is_right = isinstance(value, tuple) and len(value) == len(augment.BANDS)
+      values = value if is_right else (None,)
+    else:
+      values = (value,)
+    is_good = all(
+      isinstance(v, (int, float)) and 0 <= v <= most and math.isfinite(v) for v in values
+    )
+    _need(is_good, f'augment.variant.{field.name}={value} {rule}')
+  _need(
+    config.augment.p or config.augment.target,
+    f'augment.pipeline={name} does nothing with augment.p=0 and augment.target=0; set one of them, '
+    "or augment.pipeline=''",
+  )
+  _need(
+    config.data.channels in (1, 3, 4) or not pipeline.has(*augment.COLOR),
+    f'augment.pipeline={name} has colours, for which data.channels={config.data.channels} must be '
+    '1, 3 or 4; use bg',
+  )
+  # Its D takes images of all sizes, which would have to be augmented alike.
+  _need(
+    config.d.architecture != 'msg',
+    f"augment.pipeline={name} cannot augment what d.architecture=msg takes; set augment.pipeline=''"
+    ', or use resnet',
+  )
+
+
 def _check_growth(config, sizes):
   """The fields of config.grow, and the architectures that can grow."""
   grow = config.grow
@@ -194,7 +239,7 @@ def _check_growth(config, sizes):
     grow.hold_kimg + grow.fade_kimg > 0,
     f'grow.hold_kimg={grow.hold_kimg} and grow.fade_kimg=0 leave no time to grow',
   )
-  for net in build.VARIANTS:
+  for net in configurations.VARIANTS:
     architecture = config[net].architecture
     _need(
       architecture in GROWING,
@@ -228,7 +273,7 @@ def _check_batches(config):
       batch % micro == 0, f'{name}={batch} must be a multiple of microbatch={micro}; try {above}'
     )
     divisors = {}
-    if build.variant(config, 'd').mbstd_num_channels:
+    if configurations.variant(config, 'd').mbstd_num_channels:
       divisors['mbstd_group_size'] = min(config.d.mbstd_group_size, micro)
     if config.loss.pl_weight:
       divisors['pl_shrink'] = config.loss.pl_shrink

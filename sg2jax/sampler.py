@@ -21,7 +21,7 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 import numpy as np
 
-from sg2jax import build, files, inputs, paths, processes, sharding
+from sg2jax import build, configurations, files, inputs, paths, processes, sharding
 from sg2jax.data.labels import FILE, Labels
 from sg2jax.edit import direction
 from sg2jax.faults import CheckpointError, UsageError
@@ -84,7 +84,7 @@ class Sampler(NamedTuple):
     g = self.config.g.to_dict()
     del g['remat']  # it changes no image
     # Side by side, as version 0.2 had them: hashes in files that are there already stay true.
-    g |= dataclasses.asdict(build.variant(self.config, 'g'))
+    g |= dataclasses.asdict(configurations.variant(self.config, 'g'))
     del g['variant']
     config = {'resolution': self.config.resolution, 'data': self.config.data.channels, 'g': g}
     digest = hashlib.sha256(json.dumps([config, self.growing], sort_keys=True).encode())
@@ -239,7 +239,7 @@ def from_state(
     state: what is trained.
     labels: Labels of the data set; None: unknown.
   """
-  config = build.complete(config)
+  config = configurations.complete(config)
   if not config.c_dim:
     labels = None
   elif not labels:

@@ -135,6 +135,34 @@ def lazy_correction(interval: int) -> float:
   return interval / (interval + 1) if interval else 1.0
 
 
+@dataclasses.dataclass(frozen=True)
+class MovesOfP:
+  """How p, the strength of augmentation, follows the discriminator [ADA 3]."""
+
+  target: float = 0.0  # of r_t, the mean sign of D's logits of reals; 0: p stays
+  interval: int = 4  # minibatches between moves
+  kimg: float = 500.0  # thousands of images in which p can rise from 0 to 1
+
+  def move(
+    self, p: jax.Array, signs: jax.Array, step: jax.Array | int, batch: jax.Array | int
+  ) -> tuple[jax.Array, jax.Array]:
+    """(p, signs) after a minibatch: up if r_t is above the target, else down; or as they were.
+
+    p stays in [0,1]: the reference has no upper bound, and p of 20 was seen there, which does no
+    more than 1.
+
+    Args:
+      p: [].
+      signs: [2], sum and number of the signs of D's logits of reals since the last move.
+      step: number of the minibatch, from 0.
+      batch: its images.
+    """
+    is_due = (step + 1) % self.interval == 0
+    direction = jnp.sign(signs[0] / signs[1] - self.target)
+    moved = jnp.clip(p + direction * (batch * self.interval / (self.kimg * 1000)), 0, 1)
+    return jnp.where(is_due, moved, p), jnp.where(is_due, 0, signs)
+
+
 def ema_beta(
   nimg: jax.Array | int,
   batch: int,

@@ -14,6 +14,8 @@ import optax
 from sg2jax import packing, schedule, sharding
 
 NO_FAULT = np.full(3, -1, np.int32)
+ZERO = np.zeros((), np.float32)
+NO_SIGNS = np.zeros(2, np.float32)
 
 
 @struct.dataclass
@@ -33,13 +35,17 @@ class TrainState:
   noise: Any  # constant noise maps of the synthesis network, {..., 'noise_const': [H,W]}
   w_avg: jax.Array  # [w_dim], moving average of w
   pl_mean: jax.Array  # [], moving average of path lengths
+  # [], probability that an augmentation is done where its strength is 1
+  augment_p: jax.Array = struct.field(default_factory=ZERO.copy)
+  # [2], sum and number of the signs of D's logits of reals since p last moved
+  augment_signs: jax.Array = struct.field(default_factory=NO_SIGNS.copy)
   # [3] int32: step, phase and array (see update.PHASES, update.checked_names) of the first number
   # that wasn't finite; -1 while there was none. Once set, no step changes anything any more.
   fault: jax.Array = struct.field(default_factory=NO_FAULT.copy)
 
 
 # Fields that checkpoints of an older format lack, and what they then are.
-LATER_FIELDS = {'fault': NO_FAULT}
+LATER_FIELDS = {'fault': NO_FAULT, 'augment_p': ZERO, 'augment_signs': NO_SIGNS}
 
 
 def create_train_state(
@@ -49,6 +55,7 @@ def create_train_state(
   g_tx: optax.GradientTransformation,
   d_tx: optax.GradientTransformation,
   dtype: Any = jnp.float32,
+  augment_p: float = 0.0,
 ) -> TrainState:
   """A fresh state. Weights and noise maps are N(0,1) draws from `key`; dtype: of every float."""
   key_g, key_d = jax.random.split(key)
@@ -72,6 +79,8 @@ def create_train_state(
     noise=g.get('noise', {}),
     w_avg=jnp.zeros(mapping.w_dim, dtype),
     pl_mean=jnp.zeros((), dtype),
+    augment_p=jnp.asarray(augment_p, dtype),
+    augment_signs=jnp.asarray(NO_SIGNS, dtype),
     fault=jnp.asarray(NO_FAULT),
   )
 

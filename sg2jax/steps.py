@@ -28,11 +28,12 @@ import jax.numpy as jnp
 import optax
 
 from sg2jax import losses, resample, schedule
+from sg2jax.augment import Augment
 from sg2jax.models.generator import largest
 from sg2jax.models.mapping import broadcast
 from sg2jax.packing import unpack
 from sg2jax.state import TrainState, freeze
-from sg2jax.update import OBJECTIVE, PHASES, apply_gradients
+from sg2jax.update import OBJECTIVE, PHASES, accumulate, apply_gradients, regularized
 
 # Of a minibatch: g_reg follows g as both are of one Adam, d sees the generator after both. d moves
 # the clock and the EMA: what follows it must look back, as d_reg does (_before_d), g and g_reg not.
@@ -45,6 +46,7 @@ class Averages(NamedTuple):
 
   w_avg: jax.Array  # [w_dim]
   pl_mean: jax.Array  # []
+  augment_signs: jax.Array  # [2], sum and number of the signs of D's logits of reals
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,6 +77,8 @@ class TrainSteps:
   precision: str = 'highest'  # of products of float32 arrays: default, high, highest
   check_updates: bool = False  # whether new weights are checked as well: see state.can_overflow
   frozen: Collection[tuple[str, str]] = ()  # (block, layer) of D that keep their weights
+  augment: Augment | None = None  # of all images that D sees; None: it sees them as they are
+  moves_of_p: schedule.MovesOfP = schedule.MovesOfP()  # the strength of the augmentation
 
   # ---- networks in training mode
 
@@ -106,10 +110,21 @@ class TrainSteps:
       method='synthesize',
     )
 
-  def _discriminate(self, state, d, img, c, twice=False):
-    """twice: whether it is differentiated twice."""
+  def _discriminate(self, state, d, img, c, draws=None, twice=False):
+    """draws: of the augmentation. twice: whether it is differentiated twice."""
     discriminator = self.discriminator.clone(remat_layers=True) if twice else self.discriminator
+    if draws is not None:
+      img = self._augmented(state, img, draws)
     return discriminator.apply({'params': d}, img, c, self.alpha(state))
+
+  def _augmented(self, state, img, draws):
+    """Images [M,H,W,C] as D sees them."""
+
+    def augmented(img):
+      return self.augment.apply(img, draws, state.augment_p)
+
+    # Of one program: at p = 0 nothing is computed, and nothing is compiled anew when p moves.
+    return jax.lax.cond(state.augment_p > 0, augmented, _same, img)
 
   def alpha(self, state: TrainState) -> jax.Array | None:
     """How far the newest resolution is faded in, [] in [0,1]; None for networks that don't grow."""
@@ -120,8 +135,24 @@ class TrainSteps:
   # ---- random draws
 
   def draw(self, key: jax.Array, batch: dict) -> dict:
-    """Latents, style mixing, noise keys and labels (those of the reals) of one phase: [R,M,...]."""
-    return self._draw(_draw_keys(key), batch['label'])
+    """Latents, style mixing, noise keys and labels (those of the reals) of one phase: [R,M,...].
+
+    And 'augment', the draws of the augmentation of fakes, where there is one.
+    """
+    keys = _draw_keys(key)
+    draws = self._draw(keys, batch['label'])
+    return draws | self._draw_augmentation('augment', keys, batch)
+
+  def draw_reals(self, key: jax.Array, batch: dict) -> dict:
+    """What a phase draws for the reals: {'augment_reals': of the augmentation}, or {}."""
+    return self._draw_augmentation('augment_reals', _draw_keys(key), batch)
+
+  def _draw_augmentation(self, name, keys, batch):
+    if self.augment is None:
+      return {}
+    shape = batch['image'].shape
+    draws = self.augment.draw(keys[name], shape[:2], shape[2:], batch['label'].dtype)
+    return {name: jax.tree.map(self.constrain, draws)}
 
   def draw_pl(self, key: jax.Array, batch: dict) -> dict:
     """As `draw` for 1/pl_shrink of each round; 'pl' is the image noise of Eq. 4, [R,M',H,W,C]."""
@@ -160,7 +191,8 @@ class TrainSteps:
   def _g_loss(self, state, g, averages, x):
     """Non-saturating loss."""
     ws, w_avg = self._ws(g, averages.w_avg, x['z'], x['c'], x.get('mix'))
-    logits = self._discriminate(state, state.d, self._synthesize(state, g, x['noise'], ws), x['c'])
+    fakes = self._synthesize(state, g, x['noise'], ws)
+    logits = self._discriminate(state, state.d, fakes, x['c'], x.get('augment'))
     value = losses.g_nonsaturating(logits).mean()
     aux = {'loss_g': value, 'logits_fake': logits.mean()}
     return value, (averages._replace(w_avg=w_avg), aux)
@@ -179,27 +211,33 @@ class TrainSteps:
     penalty, pl_mean = losses.path_length_penalty(lengths, averages.pl_mean, self.pl_decay)
     value = penalty.mean() * (self.pl_weight * (self.pl_interval or 1))
     aux = {'pl_length': lengths.mean(), 'pl_penalty': penalty.mean()}
-    return value, (Averages(w_avg, pl_mean), aux)
+    return value, (averages._replace(w_avg=w_avg, pl_mean=pl_mean), aux)
 
   def _d_loss(self, state, d, averages, x):
     """Logistic loss. Reals and fakes go through D one after the other, each in its own groups."""
     ws, w_avg = self._ws(state.g, averages.w_avg, x['z'], x['c'], x.get('mix'))
     fakes = jax.lax.stop_gradient(self._synthesize(state, state.g, x['noise'], ws))
-    real_logits = self._discriminate(state, d, x['reals'], x['real_c'])
-    fake_logits = self._discriminate(state, d, fakes, x['c'])
+    real_logits = self._discriminate(state, d, x['reals'], x['real_c'], x.get('augment_reals'))
+    fake_logits = self._discriminate(state, d, fakes, x['c'], x.get('augment'))
     loss_real, loss_fake = (v.mean() for v in losses.d_logistic(real_logits, fake_logits))
     value = loss_real + loss_fake
     aux = {'loss_d': value, 'loss_d_real': loss_real, 'loss_d_fake': loss_fake}
-    aux['logits_real'] = real_logits.mean()
+    averages, signs = _add_signs(averages, real_logits)
+    aux |= {'logits_real': real_logits.mean(), 'r_t': signs[0] / signs[1]}
+    if self.augment is not None:
+      aux['augment_p'] = state.augment_p
     return value, (averages._replace(w_avg=w_avg), aux)
 
   def _r1_loss(self, state, d, averages, x):
     """R1 on the reals, times its interval."""
 
     def discriminate(img):
-      return self._discriminate(state, d, img, x['real_c'], twice=True)
+      draws = x.get('augment_reals')
+      return self._discriminate(state, d, img, x['real_c'], draws, twice=True)
 
-    penalty, _ = losses.r1_penalty(discriminate, x['reals'])
+    penalty, logits = losses.r1_penalty(discriminate, x['reals'])
+    # as the reference does, the signs of these logits count as well
+    averages, _ = _add_signs(averages, logits)
     # Of the image enlarged to full size, as the paper's was when growing: a pixel's gradient is
     # spread over 4^level pixels, so that the squared norm is 4^-level of this.
     penalty = penalty.mean() * 4.0**-self.stage.level
@@ -211,32 +249,47 @@ class TrainSteps:
     """Generator step; pl_draws: those of path lengths that aren't lazy."""
     if pl_draws is None:
       return self._update('g', state, self._g_loss, draws)
-    return self._update('g', state, _regularized(self._g_loss, self._pl_loss), (draws, pl_draws))
+    return self._update('g', state, regularized(self._g_loss, self._pl_loss), (draws, pl_draws))
 
   def g_reg_update(self, state: TrainState, draws: dict) -> Result:
     """Path length step."""
     return self._update('g_reg', state, self._pl_loss, draws)
 
-  def d_update(self, state: TrainState, draws: dict, reals: jax.Array, labels: jax.Array) -> Result:
-    """Discriminator step, then the EMA of g and the clock.
+  def d_update(
+    self,
+    state: TrainState,
+    draws: dict,
+    reals: jax.Array,
+    labels: jax.Array,
+    real_draws: dict | None = None,
+  ) -> Result:
+    """Discriminator step, then the EMA of g, the clock, and p of the augmentation.
 
-    reals: [R,M,H,W,C] in [-1,1], labels: theirs [R,M,c_dim]; the fakes have those of `draws`.
+    Args:
+      state: of training.
+      draws: of `draw`; the fakes have its labels.
+      reals: [R,M,H,W,C] in [-1,1].
+      labels: theirs [R,M,c_dim].
+      real_draws: of `draw_reals`.
     """
-    reals = {'reals': reals, 'real_c': labels}
+    reals = _of_reals(reals, labels, real_draws)
     batch = labels.shape[0] * labels.shape[1]
     # with the clock before this minibatch, and the weights that g and g_reg have left
     beta = schedule.ema_beta(state.nimg, batch, self.ema_kimg, self.ema_rampup, state.pl_mean.dtype)
     ema = jax.tree.map(lambda p, e: p + (e - p) * beta, state.g, state.g_ema)
     after = {'g_ema': ema, 'step': state.step + 1, 'nimg': state.nimg + batch}
     if self.r1_gamma and not self.r1_interval:
-      loss = _regularized(self._d_loss, self._r1_loss)
+      loss = regularized(self._d_loss, self._r1_loss)
       return self._update('d', state, loss, (draws | reals, reals), **after)
     return self._update('d', state, self._d_loss, draws | reals, **after)
 
-  def d_reg_update(self, state: TrainState, reals: jax.Array, labels: jax.Array) -> Result:
+  def d_reg_update(
+    self, state: TrainState, reals: jax.Array, labels: jax.Array, real_draws: dict | None = None
+  ) -> Result:
     """R1 step; arguments as of d_update."""
     before = _before_d(state, labels)
-    after, aux = self._update('d_reg', before, self._r1_loss, {'reals': reals, 'real_c': labels})
+    xs = _of_reals(reals, labels, real_draws)
+    after, aux = self._update('d_reg', before, self._r1_loss, xs)
     return after.replace(step=state.step, nimg=state.nimg), aux
 
   def _update(self, phase, state, loss, xs, **changes):
@@ -249,8 +302,8 @@ class TrainSteps:
       return value, (averages, aux | {OBJECTIVE: value})
 
     with jax.default_matmul_precision(self.precision):
-      averages = Averages(state.w_avg, state.pl_mean)
-      grads, averages, aux = _accumulate(
+      averages = Averages(state.w_avg, state.pl_mean, state.augment_signs)
+      grads, averages, aux = accumulate(
         objective, getattr(nets, net), averages, xs, self.mean_rounds
       )
     if net == 'd' and self.frozen:
@@ -261,6 +314,13 @@ class TrainSteps:
     ramp = schedule.ramp(nimg, self.lr_rampup_kimg)
     tx = self.g_tx if net == 'g' else self.d_tx
     changes |= averages._asdict()
+    if self.augment is None or not self.moves_of_p.target:
+      del changes['augment_signs']  # nobody reads them
+    elif phase == 'd':
+      signs = changes['augment_signs']
+      batch = changes['nimg'] - state.nimg
+      p, signs = self.moves_of_p.move(state.augment_p, signs, state.step, batch)
+      changes |= {'augment_p': p, 'augment_signs': signs}
     return apply_gradients(phase, tx, state, grads, aux, ramp, self.check_updates, **changes)
 
   # ---- steps
@@ -279,14 +339,16 @@ class TrainSteps:
 
   def d(self, key: jax.Array, state: TrainState, batch: dict) -> Result:
     """Discriminator step; moves the clock on."""
-    draws = self.draw(_phase_key(key, state, 'd'), batch)
-    return self.d_update(state, draws, self.reals(state, batch['image']), batch['label'])
+    key = _phase_key(key, state, 'd')
+    draws = self.draw(key, batch)
+    reals = self.reals(state, batch['image'])
+    return self.d_update(state, draws, reals, batch['label'], self.draw_reals(key, batch))
 
   def d_reg(self, key: jax.Array, state: TrainState, batch: dict) -> Result:
-    """R1 step, on the reals of the same minibatch; draws nothing."""
-    del key
-    reals = self.reals(_before_d(state, batch['label']), batch['image'])
-    return self.d_reg_update(state, reals, batch['label'])
+    """R1 step, on the reals of the same minibatch."""
+    before = _before_d(state, batch['label'])
+    draws = self.draw_reals(_phase_key(key, before, 'd_reg'), batch)
+    return self.d_reg_update(state, self.reals(before, batch['image']), batch['label'], draws)
 
   def reals(self, state: TrainState, images: jax.Array) -> jax.Array:
     """uint8 [R,M,H,W,C] at the stage's size -> [-1,1] in the state's dtype, faded like fakes."""
@@ -308,55 +370,31 @@ class TrainSteps:
     return [name for name in ORDER if intervals[name] and step % intervals[name] == 0]
 
 
+def _same(x):
+  return x
+
+
 def _phase_key(key, state, phase):
   """The key of this minibatch and phase; never reused, and no other one for other batch layouts."""
   return jax.random.fold_in(jax.random.fold_in(key, state.step), PHASES.index(phase))
 
 
 def _draw_keys(key):
-  names = ('z', 'z_mix', 'mix', 'cutoff', 'noise', 'pl')
+  names = ('z', 'z_mix', 'mix', 'cutoff', 'noise', 'pl', 'augment', 'augment_reals')
   return dict(zip(names, jax.random.split(key, len(names)), strict=True))
+
+
+def _of_reals(reals, labels, draws):
+  return {'reals': reals, 'real_c': labels} | (draws or {})
+
+
+def _add_signs(averages, logits):
+  """Averages with the signs of the logits [M,1] of reals, and [2] their own sum and number."""
+  signs = jnp.stack([jnp.sign(logits).sum(), jnp.asarray(logits.size, logits.dtype)])
+  total = averages.augment_signs + signs.astype(averages.augment_signs.dtype)
+  return averages._replace(augment_signs=total), signs
 
 
 def _before_d(state, labels):
   """The state with the clock of this minibatch, which d has moved on. labels: [R,M,c_dim]."""
   return state.replace(step=state.step - 1, nimg=state.nimg - labels.shape[0] * labels.shape[1])
-
-
-# ---- losses and gradients
-
-
-def _regularized(main, regularizer):
-  """The loss that adds a regularizer which isn't lazy. x: what main takes, what the other takes."""
-
-  def loss(state, params, averages, x):
-    value, (averages, aux) = main(state, params, averages, x[0])
-    penalty, (averages, more) = regularizer(state, params, averages, x[1])
-    return value + penalty, (averages, aux | more)
-
-  return loss
-
-
-def _accumulate(loss, params, averages, xs, mean):
-  """Gradients over rounds -> (grads, averages after the last round, aux as means).
-
-  Gradients are summed, each a mean over its round, as PyTorch's code does; or averaged (`mean`).
-  """
-  grad = jax.grad(loss, has_aux=True)
-  rounds = jax.tree.leaves(xs)[0].shape[0]
-  first = jax.tree.map(lambda x: x[0], xs)
-  if rounds == 1:
-    grads, (averages, aux) = grad(params, averages, first)
-    return grads, averages, aux
-
-  def add(total, x):
-    sums, averages = total
-    grads, (averages, aux) = grad(params, averages, x)
-    return (jax.tree.map(jnp.add, sums, (grads, aux)), averages), None
-
-  # A scan, so that one round's activations are in memory at a time, and it is compiled once.
-  grads, (_, aux) = jax.eval_shape(grad, params, averages, first)
-  zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), (grads, aux))
-  (sums, averages), _ = jax.lax.scan(add, (zeros, averages), xs)
-  means = jax.tree.map(lambda x: x / rounds, sums)
-  return (means if mean else sums)[0], averages, means[1]

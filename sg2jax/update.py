@@ -1,5 +1,9 @@
-"""One Adam step on gradients, unless a number isn't finite: then the state halts as it was."""
+"""Gradients of a loss over rounds, and one Adam step on them.
 
+Unless a number isn't finite: then the state halts as it was.
+"""
+
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -12,6 +16,50 @@ from sg2jax.state import TrainState
 
 PHASES = ('g', 'g_reg', 'd', 'd_reg')  # a place is the number in keys and in TrainState.fault
 OBJECTIVE = 'objective'  # what a step minimises, among the numbers that must be finite
+
+
+# ---- gradients
+
+
+def regularized(main: Callable, regularizer: Callable) -> Callable:
+  """The loss that adds a regularizer which isn't lazy. x: what main takes, what the other takes."""
+
+  def loss(state, params, averages, x):
+    value, (averages, aux) = main(state, params, averages, x[0])
+    penalty, (averages, more) = regularizer(state, params, averages, x[1])
+    return value + penalty, (averages, aux | more)
+
+  return loss
+
+
+def accumulate(
+  loss: Callable, params: Any, averages: Any, xs: Any, mean: bool
+) -> tuple[Any, Any, dict]:
+  """Gradients over rounds -> (grads, averages after the last round, aux as means).
+
+  Gradients are summed, each a mean over its round, as PyTorch's code does; or averaged (`mean`).
+  """
+  grad = jax.grad(loss, has_aux=True)
+  rounds = jax.tree.leaves(xs)[0].shape[0]
+  first = jax.tree.map(lambda x: x[0], xs)
+  if rounds == 1:
+    grads, (averages, aux) = grad(params, averages, first)
+    return grads, averages, aux
+
+  def add(total, x):
+    sums, averages = total
+    grads, (averages, aux) = grad(params, averages, x)
+    return (jax.tree.map(jnp.add, sums, (grads, aux)), averages), None
+
+  # A scan, so that one round's activations are in memory at a time, and it is compiled once.
+  grads, (_, aux) = jax.eval_shape(grad, params, averages, first)
+  zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), (grads, aux))
+  (sums, averages), _ = jax.lax.scan(add, (zeros, averages), xs)
+  means = jax.tree.map(lambda x: x / rounds, sums)
+  return (means if mean else sums)[0], averages, means[1]
+
+
+# ---- the step
 
 
 def apply_gradients(

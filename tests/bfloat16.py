@@ -84,7 +84,7 @@ def gradient_function(steps, phases):
     draws = steps.draw(key, batch)
     pl_draws = steps.draw_pl(jax.random.fold_in(key, 1), batch)
     reals = {'reals': steps.reals(state, batch['image']), 'real_c': batch['label']}
-    averages = Averages(state.w_avg, state.pl_mean)
+    averages = Averages(state.w_avg, state.pl_mean, state.augment_signs)
     of_phase = {
       'g': (steps._g_loss, draws),
       'g_reg': (steps._pl_loss, pl_draws),

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 import pytest
 
-from sg2jax import build, sampler
+from sg2jax import build, configurations, sampler
 from sg2jax.evaluation import reals
 from sg2jax.faults import UsageError, WeightsError, WriteError
 from sg2jax.interop import arguments, names, read
@@ -40,7 +40,7 @@ pytestmark = pytest.mark.usefixtures('quick_compile')
 
 def network_of(found, i):
   """Generator (0) or discriminator (1) of an Imported."""
-  return build.networks(build.complete(found.config), found.config['c_dim'])[i]
+  return build.networks(configurations.complete(found.config), found.config['c_dim'])[i]
 
 
 def images(found, z, c=None, **more):
@@ -124,7 +124,8 @@ def test_pytorch_discriminators(d):
   """Beside a generator of the right sizes, of which nothing else is looked at."""
   config, more = vectors('discriminator', d)
   nets, _, _ = torch_nets('skip', d)
-  generator = build.networks(build.complete(read.of_nets(torch_nets('skip')[0]).config), 0)[0]
+  config_there = configurations.complete(read.of_nets(torch_nets('skip')[0]).config)
+  generator = build.networks(config_there, 0)[0]
   generator = generator.clone(
     mapping=generator.mapping.clone(c_dim=config['c_dim']),
     synthesis=generator.synthesis.clone(

@@ -11,7 +11,7 @@ import optax
 import pytest
 
 from configs import custom, default
-from sg2jax import build, checks, sampler
+from sg2jax import build, checks, configurations, sampler
 from sg2jax import state as state_lib
 from sg2jax.data.labels import Labels
 from sg2jax.faults import UsageError, WeightsError
@@ -144,7 +144,8 @@ def test_nvidias_names_are_read_back_bit_for_bit(name, tmp_path):
   found = read.read_network(written(tmp_path, 'net.npz', data, document))
   for part in ('g', 'd', 'g_ema', 'noise', 'w_avg'):
     same(found.state[part], state[part])
-  pairs = zip(*(build.networks(build.complete(c), c['c_dim']) for c in (found.config, config)))
+  whole = [configurations.complete(found.config), configurations.complete(config)]
+  pairs = zip(*(build.networks(c, c.c_dim) for c in whole))
   for i, (ours, theirs) in enumerate(pairs):
     low = dict(num_bf16_res=0)  # a precision, which an import doesn't take over
     if i and not config['c_dim']:

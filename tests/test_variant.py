@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from configs import default
-from sg2jax import build, checks, sampler
+from sg2jax import build, checks, configurations, sampler
 from sg2jax.faults import UsageError
 from sg2jax.models.variant import DiscriminatorVariant, Variant
 from sg2jax.training import workdir
@@ -60,9 +60,9 @@ def test_fields_of_older_runs_move_into_the_record():
   }
   config, old = config_of(FIELDS)
   before = copy.deepcopy(old)
-  found = build.complete(old)
+  found = configurations.complete(old)
   assert as_json(found) == as_json(config) and old == before
-  assert build.variant(found, 'd') == DiscriminatorVariant(**FIELDS['d'])
+  assert configurations.variant(found, 'd') == DiscriminatorVariant(**FIELDS['d'])
   assert build.networks(found, 3) == build.networks(config, 3)
   # what is as in the defaults is left out; younger fields come to what older versions wrote
   config, old = config_of({'g': {}, 'd': {}})
@@ -77,7 +77,7 @@ def test_fields_of_older_runs_move_into_the_record():
   old['g']['remat'] = False
   old['d']['remat'] = True
   config.d.remat = 16
-  assert as_json(build.complete(old)) == as_json(config)
+  assert as_json(configurations.complete(old)) == as_json(config)
 
 
 def test_a_run_of_an_older_version_makes_the_same_images_and_goes_on(tmp_path):

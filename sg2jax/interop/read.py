@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from safetensors import numpy as safetensors
 
-from sg2jax import build, files, resample
+from sg2jax import build, configurations, files, resample
 from sg2jax.data.labels import Labels
 from sg2jax.faults import WeightsError
 from sg2jax.interop import architecture, arguments, names, network_file, sniff
@@ -124,7 +124,8 @@ def of_nets(nets: dict[str, Net]) -> Imported:
     'pl_mean': np.float32(0),
   }
   # So that fields of the variants are where build looks for them.
-  config = build.complete(architecture.configuration(ema.image, ema.fields, d.fields)).to_dict()
+  config = architecture.configuration(ema.image, ema.fields, d.fields)
+  config = configurations.complete(config).to_dict()
   return Imported(config, _complete(config, state, report), report)
 
 
@@ -268,11 +269,11 @@ def _complete(config, state, report):
 
   Raises ValueError for arrays unlike the networks'.
   """
-  config = build.complete(config)
+  config = configurations.complete(config)
   # The JSON of an export can say anything: a billion layers would be traced one by one.
   layers = max(config.g.mapping_layers, config.d.mapping_layers)
   need(
-    layers <= MAX_LAYERS and len(build.variant(config, 'g').taps) <= MAX_TAPS,
+    layers <= MAX_LAYERS and len(configurations.variant(config, 'g').taps) <= MAX_TAPS,
     f'more than {MAX_LAYERS} layers of a mapping network, or {MAX_TAPS} taps of a filter',
   )
   generator, discriminator = build.networks(config, config.c_dim)

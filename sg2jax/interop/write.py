@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from safetensors import numpy as safetensors
 
-from sg2jax import build, files
+from sg2jax import build, configurations, files
 from sg2jax.faults import UsageError
 from sg2jax.interop import arguments, names
 from sg2jax.models.sizes import block_sizes
@@ -41,7 +41,7 @@ def write_nvidia(state: dict, config: dict) -> tuple[bytes, dict]:
   Raises:
     UsageError: an architecture, or an fmap_min, that stylegan2-ada-pytorch doesn't have.
   """
-  config = build.complete(config)
+  config = configurations.complete(config)
   # Their constructors register the FIR filters as buffers, and load_state_dict wants them all.
   first = block_sizes(build.resolution(config))[0]
   buffers = {'mapping': {'w_avg': state['w_avg']}, **(state['noise'] or {})}
@@ -50,7 +50,7 @@ def write_nvidia(state: dict, config: dict) -> tuple[bytes, dict]:
   for name, part in (('G', 'g'), ('G_ema', 'g_ema'), ('D', 'd')):
     if state[part]:
       networks[name] = _constructor_kwargs(config, part[0])
-      taps = build.variant(config, part[0]).taps
+      taps = configurations.variant(config, part[0]).taps
       arrays |= names.to_pytorch(state[part], first, f'{name}.')
       arrays |= names.filters(state[part], taps, name[0], f'{name}.')
       if name != 'D':
@@ -61,7 +61,7 @@ def write_nvidia(state: dict, config: dict) -> tuple[bytes, dict]:
 def _constructor_kwargs(config, net):
   """What stylegan2-ada-pytorch's Generator or Discriminator takes; net: 'g' or 'd'."""
   fields = config[net]
-  variant = build.variant(config, net)
+  variant = configurations.variant(config, net)
   if fields.architecture not in ('orig', 'skip', 'resnet') or variant.fmap_min != 1:
     raise UsageError(
       f'--format=nvidia: stylegan2-ada-pytorch has no {net}.architecture={fields.architecture} '

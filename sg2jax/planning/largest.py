@@ -10,7 +10,7 @@ import copy
 import dataclasses
 import math
 
-from sg2jax import build
+from sg2jax import configurations
 from sg2jax.planning.compile import Steps
 
 MOST = 1024  # images a device, of what is tried
@@ -41,7 +41,7 @@ def largest(compiled: Steps, figures: dict, limit: int | None, say: Callable) ->
       config.batch = compiled.steps.stage.batch
       config.grow.batch = ()
       if remat:
-        config.g.remat = config.d.remat = build.ALL_RESOLUTIONS
+        config.g.remat = config.d.remat = configurations.ALL_RESOLUTIONS
       of = dataclasses.replace(compiled, config=config)
       worst = max(figures, key=lambda name: figures[name]['peak_bytes'])
       size = _largest(of, field, list(figures), worst, limit, say)
@@ -51,7 +51,7 @@ def largest(compiled: Steps, figures: dict, limit: int | None, say: Callable) ->
 
 def line(found: dict) -> str:
   """One of the results of `largest`, for a person."""
-  remat = f' with g.remat and d.remat of {build.ALL_RESOLUTIONS}' if found['remat'] else ''
+  remat = f' with g.remat and d.remat of {configurations.ALL_RESOLUTIONS}' if found['remat'] else ''
   if found['value'] is None:
     return f'no {found["field"]} fits{remat}'
   size = f'{found["peak_bytes"] / 2**30:.2f} GiB'
@@ -88,10 +88,10 @@ def _largest(compiled, field, names, worst, limit, say):
   return {'value': size, 'peak_bytes': peak(size), 'is_last': size == sizes[-1]}
 
 
-def candidates(config: build.Config, field: str, count: int) -> Sequence[int]:
+def candidates(config: configurations.Config, field: str, count: int) -> Sequence[int]:
   """The sizes, rising, that `checks` allow on `count` devices; field: batch or microbatch."""
   unit = count
-  if build.variant(config, 'd').mbstd_num_channels:
+  if configurations.variant(config, 'd').mbstd_num_channels:
     unit = math.lcm(unit, config.d.mbstd_group_size)
   if config.loss.pl_weight:
     unit = math.lcm(unit, config.loss.pl_shrink)

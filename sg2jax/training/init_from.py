@@ -9,7 +9,6 @@ from sg2jax import build, files, paths, processes
 from sg2jax import state as state_lib
 from sg2jax.faults import CheckpointError, UsageError
 from sg2jax.interop.read import read_network
-from sg2jax.models.sizes import block_sizes, image_side_layers
 from sg2jax.state import TrainState
 from sg2jax.training import checkpoint
 from sg2jax.training.workdir import differences, settings
@@ -123,8 +122,7 @@ def check(config: Any, origin: Origin | None, c_dim: int) -> None:
       f'--config.init_from={origin.path}: no weight of it fits this generator; use a configuration '
       'like its own'
     )
-  layers = image_side_layers(config.d.architecture, block_sizes(build.resolution(config)))
-  frozen = [f'd.{block}.{layer}.' for block, layer in layers[: config.d.freeze_layers]]
+  frozen = [f'd.{block}.{layer}.' for block, layer in build.frozen_layers(config)]
   random = [x for x in frozen if any(name.startswith(x) for name in done['initialised'])]
   if random:
     names = ', '.join(x.removeprefix('d.').rstrip('.') for x in random)

@@ -67,7 +67,7 @@ class TrainStage:
 
 def create(config: Any, source: Any, mesh: Mesh, growth_stage: GrowthStage) -> TrainStage:
   """The TrainStage of a configuration; its functions compile when they are first called."""
-  steps = build.steps(config, source.c_dim, mesh, growth_stage)
+  steps = build.steps(config, source.c_dim, mesh, growth_stage, len(source))
   # Reals are shrunk on the host, by boxes: the steps never see the full size.
   if growth_stage.level:
     source = data.Shrunk(source, 2**growth_stage.level)

@@ -9,7 +9,7 @@ from clu import parameter_overview
 import jax
 from jax.sharding import Mesh
 
-from sg2jax import build, checks, data, locks, memory, processes, sharding
+from sg2jax import build, checks, configurations, data, locks, memory, processes, sharding
 from sg2jax import state as state_lib
 from sg2jax.evaluation import measure, protocols
 from sg2jax.faults import UsageError
@@ -152,16 +152,20 @@ def catch_up(run: Run, state: TrainState) -> None:
 
 
 def describe(config: Any, state: TrainState, source: Any, mesh: Mesh) -> str:
-  """Two lines on what is about to run."""
-
+  """Lines on what is about to run."""
   height, width, channels = source.shape
   g, d = (parameter_overview.count_parameters(net) / 1e6 for net in (state.g, state.d))
   begin = f'starting from {config.init_from or "scratch"}'
+  augmentation = ''
+  if config.augment.pipeline == 'auto':
+    chosen = configurations.chosen_pipeline(config, len(source)) or 'none'
+    reason = f'of {len(source)} images; none from {configurations.AUTO_IMAGES} on'
+    augmentation = f'\naugmentation: {chosen} ({reason}: --config.augment.pipeline=auto)'
   if state.step:
     begin = f'resuming at step {int(state.step)}, {int(state.nimg) / 1000:g} kimg'
   return (
     f'{source.name}: {len(source)} images {height}x{width}x{channels}, {source.c_dim} label '
     f'components; G {config.g.architecture} {g:.2f}M, D {config.d.architecture} '
     f'{d:.2f}M parameters; {mesh.size} x {mesh.devices.flat[0].device_kind}\n'
-    f'{begin}; to {config.total_kimg:g} kimg'
+    f'{begin}; to {config.total_kimg:g} kimg{augmentation}'
   )

@@ -18,7 +18,7 @@ from flax import traverse_util
 import jax
 from jax.sharding import Mesh
 
-from sg2jax import __version__, build, files, paths, sampler, sharding
+from sg2jax import __version__, build, configurations, files, paths, sampler, sharding
 from sg2jax import state as state_lib
 from sg2jax.faults import UsageError
 from sg2jax.state import TrainState
@@ -79,7 +79,7 @@ def data_values(source: Any) -> dict[str, Any]:
 
 def settings(config: Any) -> dict[str, Any]:
   """{'g.z_dim': 512, ...}: a configuration of any version, flat, as JSON values."""
-  tree = json.loads(json.dumps(build.spell_out(build.complete(config))))
+  tree = json.loads(json.dumps(configurations.spell_out(configurations.complete(config))))
   return traverse_util.flatten_dict(tree, sep='.')
 
 
@@ -248,7 +248,7 @@ def resume(
       'begun by version 0.1, which drew other random numbers: this run goes on from what was '
       'saved, but not bit for bit as that version would have'
     )
-  before = build.complete(manifest['meta']['config'])
+  before = configurations.complete(manifest['meta']['config'])
   old = build.microbatch(before, batch)
   new = build.microbatch(config, batch)
   if old == new:

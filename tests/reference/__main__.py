@@ -12,6 +12,7 @@ import argparse
 import sys
 
 from tests.reference import (
+  cases_augment,
   cases_clip,
   cases_convert,
   cases_detectors,
@@ -27,7 +28,8 @@ from tests.reference import (
 from tests.reference.check import kind_of, read_manifest, run_case
 
 CASES = (
-  cases_ops.CASES
+  cases_augment.CASES
+  | cases_ops.CASES
   | cases_nets.CASES
   | cases_train.CASES
   | cases_growing.CASES

@@ -8,7 +8,7 @@ import re
 import jax.numpy as jnp
 import numpy as np
 
-from sg2jax import build
+from sg2jax import build, configurations
 from sg2jax.interop import names, read
 from sg2jax.interop.names import nchw, nhwc
 from sg2jax.interop.network_file import Net
@@ -115,7 +115,7 @@ class _Converted:
     found = read.of_nets(nets)
     self.state, self.given = found.state, sub.given
     self.generator, self.discriminator = both = build.networks(
-      build.complete(found.config), found.config['c_dim']
+      configurations.complete(found.config), found.config['c_dim']
     )
     for check in checks:
       check(both)
@@ -167,7 +167,9 @@ class _Converted:
 
   def parameters(self, net):
     """{PyTorch's key: array} of one of 'G', 'G_ema', 'D', with its buffers."""
-    letter, variant = net[0], build.variant(build.complete(self.config), 'd' if net == 'D' else 'g')
+    letter = net[0]
+    config = configurations.complete(self.config)
+    variant = configurations.variant(config, 'd' if net == 'D' else 'g')
     params = self.state[{'G': 'g', 'G_ema': 'g_ema', 'D': 'd'}[net]]
     found = names.to_pytorch(params, self.size) | names.filters(params, variant.taps, letter)
     if net != 'D':

@@ -210,7 +210,7 @@ def only(case, keep):
 
 def _split(case):
   """{sub-case id: [(array name within it, key)]}, the shared keys, and the expected keys that
-  belong to no sub-case.
+  belong to no sub-case. What is expected under another prefix is a sub-case without a config.
   """
   ids = list(case.get('subcases') or {'': {}})
   own, shared = {sub: [] for sub in ids}, []
@@ -221,8 +221,13 @@ def _split(case):
       own[sub].append((key[len(sub) :].lstrip('/') if sub else key, key))
     else:
       shared.append(key)
-  strays = [key for key in shared if case['arrays'][key]['role'] == 'expected']
-  return own, [key for key in shared if key not in strays], strays
+  expected = [key for key in shared if case['arrays'][key]['role'] == 'expected']
+  strays = [key for key in expected if '/' not in key]
+  for key in expected:
+    sub, _, name = key.partition('/')
+    if name:
+      own.setdefault(sub, []).append((name, key))
+  return own, [key for key in shared if key not in expected], strays
 
 
 @contextlib.contextmanager
@@ -293,7 +298,9 @@ def run_case(case, folder, compute, float32=False):
 
 def _run(case, sub, names, shared, data, folder, compute, float32, report):
   info = case['arrays']
-  config = Config(dict(((case.get('subcases') or {}).get(sub) or case).get('config') or {}))
+  config = Config(
+    dict((case['subcases'].get(sub, {}) if case.get('subcases') else case).get('config') or {})
+  )
   wide = np.float32 if float32 else np.float64
 
   def cast(key):
