@@ -28,7 +28,7 @@ import jax.numpy as jnp
 import optax
 
 from sg2jax import losses, resample, schedule
-from sg2jax.augment import Augment
+from sg2jax.augment import Augment, transform
 from sg2jax.models.generator import largest
 from sg2jax.models.mapping import broadcast
 from sg2jax.packing import unpack
@@ -119,12 +119,10 @@ class TrainSteps:
 
   def _augmented(self, state, img, draws):
     """Images [M,H,W,C] as D sees them."""
-
-    def augmented(img):
-      return self.augment.apply(img, draws, state.augment_p)
-
-    # Of one program: at p = 0 nothing is computed, and nothing is compiled anew when p moves.
-    return jax.lax.cond(state.augment_p > 0, augmented, _same, img)
+    # Outside of what is conditional: inside, XLA computes them again for every pixel.
+    parameters = self.augment.parameters(draws, state.augment_p, img.shape[1:])
+    # Of one program: at p = 0 images are left alone, and nothing is compiled anew when p moves.
+    return jax.lax.cond(state.augment_p > 0, transform, _first, img, parameters)
 
   def alpha(self, state: TrainState) -> jax.Array | None:
     """How far the newest resolution is faded in, [] in [0,1]; None for networks that don't grow."""
@@ -370,8 +368,9 @@ class TrainSteps:
     return [name for name in ORDER if intervals[name] and step % intervals[name] == 0]
 
 
-def _same(x):
-  return x
+def _first(img, parameters):
+  del parameters
+  return img
 
 
 def _phase_key(key, state, phase):
