@@ -48,7 +48,8 @@ def get_config():
   c.data.labels = False  # condition on the data set's labels [ADA App. D]
   # Let a run go on with other pictures than it began with; their classes must be as many.
   c.data.allow_change = False
-  c.data.mirror = False  # flip each image horizontally with probability 1/2 (FFHQ: yes) [S2 App. B]
+  # Train on each image both ways, plain and flipped left to right (FFHQ: yes) [S2 App. B; ADA].
+  c.data.mirror = False
   # Share of the pictures that are never trained on, chosen by their content, and by which a run
   # shows whether D learns the others by heart; in [0, 1).
   c.data.holdout = 0.0

@@ -285,11 +285,12 @@ def abstract_arguments(config: Config, steps_: TrainSteps, mesh: Mesh) -> tuple:
 
 
 def dataset(config: Config) -> 'data.Source':
-  """The data set of a configuration. Raises DatasetError, WriteError: see `data.load`."""
+  """What a configuration trains on. Raises DatasetError, WriteError: see `data.load`."""
   return data.load(
     config.data.name,
     config.data.dir,
     resolution(config),
     config.data.channels,
     config.data.labels,
+    config.data.holdout,
   )

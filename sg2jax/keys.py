@@ -3,7 +3,16 @@
 import jax
 
 # The order is part of what a seed means: only append.
-PURPOSES = ('init', 'training', 'evaluation', 'sampling', 'projection', 'mapper', 'views')
+PURPOSES = (
+  'init',
+  'training',
+  'evaluation',
+  'sampling',
+  'projection',
+  'mapper',
+  'views',
+  'memorising',
+)
 
 
 def purpose_key(seed: int, purpose: str) -> jax.Array:

@@ -136,7 +136,7 @@ def finish(process, code=0, timeout=300):
 
 def of_states(lines):
   """Of lines of metrics.jsonl what is about a state, not about the minibatches of a tick."""
-  wanted = re.compile('step|nimg|swd|contribution_|pixelfd')
+  wanted = re.compile('step|nimg|swd|contribution_|pixelfd|r_v|nearest|logits_(?!real|fake)')
   found = {}  # what a signal left out has a line of its own
   for line in lines:
     found.setdefault(line['step'], {}).update(

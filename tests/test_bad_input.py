@@ -147,6 +147,9 @@ ROWS = [
   (directions, 'pca --checkpoint=@/run --psi=x', 2, '--psi=x', 'such as'),
   (main, '--config.loss.mixing_prob=1.5', 2, 'loss.mixing_prob=1.5', '[0, 1]'),
   (main, '--config.loss.mixing_prob=-0.1', 2, 'loss.mixing_prob=-0.1', '[0, 1]'),
+  (main, '--config.data.holdout=1.0', 2, 'data.holdout=1.0', '[0, 1)'),
+  (main, '--config.data.holdout=-0.1', 2, 'data.holdout=-0.1', '[0, 1)'),
+  (evaluate, '--checkpoint=@/run --part=holdout', 2, '--part=holdout', '--part=training'),
   (main, '--config.opt.beta1=1.0', 2, 'opt.beta1=1.0', '[0, 1)'),
   # ---- unknown names
   (main, '--config.g.architecture=skp', 2, 'g.architecture=skp', 'choose from orig, skip'),

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 
+import grain
 import numpy as np
 from PIL import Image
 import pytest
@@ -121,19 +122,27 @@ def test_stored_pngs_are_the_pixels(channels):
     np.testing.assert_array_equal(read.reshape(image.shape), image)
 
 
-def test_every_epoch_is_a_permutation_and_half_is_mirrored(pictures):
+def test_every_epoch_is_a_permutation_mirrored_of_twice_as_many(pictures):
   source = data.load('', pictures, (8, 12), 3, False)
   plain = {source[i]['image'].tobytes(): i for i in range(10)}
   flipped = {source[i]['image'][:, ::-1].tobytes(): i for i in range(10)}
   stream = data.stream(source, seed=0, mirror=True)
   flat = [stream[p]['image'].tobytes() for p in range(400)]
-  order = [plain.get(x, flipped.get(x)) for x in flat]
-  epochs = [tuple(order[i : i + 10]) for i in range(0, 400, 10)]
-  assert all(sorted(epoch) == list(range(10)) for epoch in epochs)
-  assert len(set(epochs)) > 35
-  assert 0.4 < np.mean([x in flipped for x in flat]) < 0.6
-  for i in range(10):  # drawn per position, not per picture
-    assert len({x for x, k in zip(flat, order, strict=True) if k == i}) == 2
+  order = [(plain.get(x, flipped.get(x)), x in flipped) for x in flat]
+  assert order == [data.order(10, seed=0, mirror=True)[p] for p in range(400)]
+  epochs = [tuple(order[i : i + 20]) for i in range(0, 400, 20)]
+  both = [(i, is_flipped) for i in range(10) for is_flipped in (False, True)]
+  assert all(sorted(epoch) == both for epoch in epochs) and len(set(epochs)) == 20
+  # Plain and flipped ones are mixed: not one after the other.
+  assert 0.3 < np.mean([is_flipped for epoch in epochs for _, is_flipped in epoch[:10]]) < 0.7
+
+
+def test_the_order_without_mirroring_is_that_of_earlier_versions():
+  """Runs of theirs go on with it, bit for bit: grain's of the data set itself."""
+  for count in (3, 97):
+    before = grain.MapDataset.source(range(count)).seed(5).shuffle().repeat()
+    now = data.order(count, seed=5, mirror=False)
+    assert [now[p] for p in range(300)] == [(before[p], False) for p in range(300)]
 
 
 def test_position_alone_decides(source):
@@ -153,11 +162,14 @@ def test_position_alone_decides(source):
 def test_seed_and_mirror(source):
   images, labels = take(source, 2)
   assert not np.array_equal(take(source, 2, seed=1)[1], labels)
-  straight, same = take(source, 2, mirror=False)
-  np.testing.assert_array_equal(same, labels)
-  assert not np.array_equal(straight, images)
-  for a, b in zip(images.reshape(-1, 16, 16, 1), straight.reshape(-1, 16, 16, 1), strict=True):
-    assert np.array_equal(a, b) or np.array_equal(a, b[:, ::-1])
+  order = [data.order(len(source), seed=0, mirror=True)[p] for p in range(32)]
+  for image, (i, is_flipped) in zip(images.reshape(-1, 16, 16, 1), order, strict=True):
+    np.testing.assert_array_equal(image, source[i]['image'][:, :: -1 if is_flipped else 1])
+  assert {is_flipped for _, is_flipped in order} == {False, True}
+  straight, _ = take(source, 2, mirror=False)
+  order = [data.order(len(source), seed=0, mirror=False)[p] for p in range(32)]
+  for image, (i, _) in zip(straight.reshape(-1, 16, 16, 1), order, strict=True):
+    np.testing.assert_array_equal(image, source[i]['image'])
 
 
 @pytest.mark.parametrize('name', ['', 'set', 'itself', 'child', 'grandchild'])

@@ -305,9 +305,12 @@ GROW = {
 def test_run_grows_through_a_fade(home, tmp_path):
   # without R1, whose second derivatives compile for longer than all else
   fields = GROW | {'resolution': 8, 'total_kimg': 0.192, 'loss.r1_gamma': 0.0, 'swd_images': 0}
+  fields['data.holdout'] = 0.1  # whose pictures D sees at the size of the stage
   out, _ = finish(start(home, tmp_path, 'paper.py:a', **fields))
   assert [f'{s}x{s}x1, batch 8: compiled' in out for s in (4, 8)] == [True] * 2
-  assert [line['lod'] for line in log(tmp_path)[1:]] == pytest.approx([1, 0.75, 0.5, 0.25, 0, 0])
+  lines = log(tmp_path)
+  assert [line['lod'] for line in lines[1:]] == pytest.approx([1, 0.75, 0.5, 0.25, 0, 0])
+  assert all({'nearest', 'logits_heldout'} <= line.keys() for line in lines[:1] + lines[2:])
 
 
 @pytest.mark.slow

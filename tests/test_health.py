@@ -20,6 +20,9 @@ HEALTHY = {
   'grad_norm_d': 10.7,
   'pl_length': 0.156,
   'diversity': 0.9,
+  'r_v': 0.3,
+  'nearest': 0.97,
+  'augment_p': 0.7,
 }
 
 
@@ -30,6 +33,8 @@ HEALTHY = {
     ({'loss_d': 0.3, 'logits_fake': -51.0}, 'the logits of D run away'),
     ({'grad_norm_g': 0.0, 'logits_real': 0.0, 'logits_fake': 0.0}, 'no gradient reaches G'),
     ({'diversity': 0.02}, 'samples are alike: their standard deviation is 0.02'),
+    ({'nearest': 0.2}, 'samples are copies of training pictures (nearest 0.2,'),
+    ({'augment_p': 1.0}, 'augment_p is at 1, its bound'),
     ({'pl_length': 16.0}, 'pl_length runs away: 16, where 0.156 was usual'),
     ({'grad_norm_g_reg': 5.0}, 'grad_norm_g_reg runs away'),
     ({'grad_norm_d': 1.1e3}, 'grad_norm_d runs away'),
@@ -47,6 +52,20 @@ def test_each_trouble_is_told_in_the_tick_it_appears_in_and_when_it_comes_back(t
   assert health.look({'sec_per_tick': 1.0}) == health.look(bad) == []
   assert health.look(HEALTHY) == []
   assert len(health.look(bad)) == 1
+
+
+def test_two_snapshots_in_a_row_show_that_d_memorises():
+  health = Health()
+  between = {'sec_per_tick': 1.0}
+  found = []
+  for r_v in (0.9, 0.3, 0.9, 1.1, 1.2, 0.1, 0.9, 0.9):
+    found.append(health.look(HEALTHY | {'r_v': r_v}))
+    assert health.look(between) == []
+  assert [len(warnings) for warnings in found] == [0, 0, 0, 1, 0, 0, 0, 1]
+  (line,) = found[3]
+  assert line.startswith('warning: D knows its pictures by heart') and 'r_v 1.1' in line
+  for remedy in ('More pictures', 'augment.pipeline', 'r1_gamma', 'freeze_layers', 'best checkp'):
+    assert remedy in line
 
 
 def test_what_grows_slowly_or_begins_high_runs_not_away():

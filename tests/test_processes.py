@@ -256,7 +256,7 @@ def train(folder):
 
 def test_a_run_of_two_processes(home, tmp_path):
   """The loop that users run: a signal to one ends both; the same command goes on."""
-  fields = {'metrics': "('pixelfd0.1k_full',)", 'metrics_kimg': 0.096}
+  fields = {'metrics': "('pixelfd0.1k_full',)", 'metrics_kimg': 0.096, 'data.holdout': 0.1}
 
   def run(name):
     return [start(home, tmp_path / name, job=variables, **fields) for variables in job(2)]
@@ -278,7 +278,8 @@ def test_a_run_of_two_processes(home, tmp_path):
   # What one process computes with as many devices, but for float32's rounding, which has grown.
   finish(start(home, tmp_path / 'one', devices=2, **fields))
   for line, same in zip(whole, log(tmp_path / 'one'), strict=True):
-    assert line == pytest.approx(same, rel=0.02)
+    assert line == pytest.approx(same, rel=0.02, abs=2e-3)
+    assert ('logits_heldout' in line) == ('swd' in line)
   # Nothing of process 1, and nothing twice.
   files = {path.name for path in (tmp_path / 'whole').iterdir()}
   assert files == {

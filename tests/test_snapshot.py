@@ -21,6 +21,7 @@ class Source:
 
   def __init__(self, shape, count=90):
     self.shape, self.count, self.c_dim, self.labels = shape, count, 0, None
+    self.stored, self.held_out = shape, None
 
   def __len__(self):
     return self.count

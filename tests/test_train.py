@@ -32,6 +32,7 @@ from tests.test_checkpoint import rewrite
 OPTIONS = {
   'resolution': (8, 12),
   'microbatch': 4,
+  'data.holdout': 0.1,
   'g.num_bf16_res': 1,
   'd.num_bf16_res': 1,
   'g.clamp': 256.0,
@@ -57,11 +58,15 @@ def whole(home, tmp_path_factory):
 def test_run_leaves_what_scripts_rely_on(whole):
   workdir, out = whole
   assert 'warning: ' not in out
-  assert '8x12x1, 10 label components' in out and 'img/s' in out and 'compiled in' in out
+  assert 'img/s' in out and 'compiled in' in out
   lines = log(workdir)
   assert [line['step'] for line in lines if 'swd' in line] == list(range(0, LAST + 1, 4))
   assert all(line['nimg'] == 8 * line['step'] for line in lines)
   assert {'loss_g', 'loss_d', 'pl_length', 'r1', 'swd'} <= set().union(*lines)
+  new = {'nearest', 'logits_training', 'logits_heldout', 'logits_generated'}
+  assert all(new <= line.keys() for line in lines if 'swd' in line)
+  held_out = 1797 - json.loads((workdir / 'config.json').read_text())['data_images']
+  assert 100 < held_out < 260 and f'8x12x1 ({held_out} more are held out), 10 label' in out
   assert [line['step'] for line in lines if 'pixelfd0.1k_full' in line] == [16, LAST]
   result = workdir / 'evaluation' / f'{LAST:08d}' / 'pixelfd0.1k_full.json'
   assert json.loads(result.read_text())['values'] == {

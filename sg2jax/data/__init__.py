@@ -4,6 +4,26 @@ Nothing that is imported here imports grain, array_record, TFDS or Pillow: a tra
 its `labels`, and is used where none of these is installed.
 """
 
-from sg2jax.data.pipeline import Shrunk, batches, check_size, load, shrink, stream
+from sg2jax.data.pipeline import (
+  ORDER,
+  Shrunk,
+  batches,
+  check_size,
+  flip,
+  load,
+  order,
+  shrink,
+  stream,
+)
 
-__all__ = ['Shrunk', 'batches', 'check_size', 'load', 'shrink', 'stream']
+__all__ = [
+  'ORDER',
+  'Shrunk',
+  'batches',
+  'check_size',
+  'flip',
+  'load',
+  'order',
+  'shrink',
+  'stream',
+]

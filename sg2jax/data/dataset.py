@@ -39,6 +39,7 @@ class Source:
     resize_filter: by which images were brought to this size; 'unknown' where that isn't stored.
   """
 
+  held_out = None  # of a Part that is trained on, the other one; see holdout.py
   READ_RECORDS = 65_536  # at most, for labels that aren't stored: an image is read with its label
 
   def __init__(self, builder: tfds.core.DatasetBuilder, labels: bool) -> None:
@@ -94,6 +95,11 @@ class Source:
 
   def __len__(self) -> int:
     return len(self._records)
+
+  @property
+  def places(self) -> range:
+    """Which images of the data set it has, as a Part: all."""
+    return range(len(self))
 
   def _record(self, i: int) -> bytes:
     try:

@@ -1,8 +1,10 @@
 """The deterministic stream of batches: which sample comes when.
 
 The sample at stream position p is a function of (seed, p) alone, whatever the batch size, the
-number of processes or the point of resumption: position p is in epoch p // len(source), each
-epoch has its own permutation, and whether a sample is mirrored is drawn per position.
+number of processes or the point of resumption. Without mirroring, position p is in epoch
+p // len(source), and each epoch has its own permutation. With it the data set is as if it had twice
+as many images, each plain and flipped, and an epoch is a permutation of all of these [ADA, A]: a
+coin per position would show some images twice the same way, and others never flipped.
 """
 
 from collections.abc import Iterator, Sequence
@@ -17,14 +19,22 @@ from sg2jax.faults import DatasetError
 
 if TYPE_CHECKING:  # these import TFDS, and this file is imported without it
   from sg2jax.data.dataset import Source
+  from sg2jax.data.holdout import Part
   from sg2jax.data.labels import Labels
 
 Sample = dict[str, np.ndarray]
+# Of the rule by which `order` mirrors, for what is kept of images that were taken in this order.
+ORDER = 2
 
 
 def load(
-  name: str, data_dir: str, resolution: tuple[int, int], channels: int, labels: bool
-) -> 'Source':
+  name: str,
+  data_dir: str,
+  resolution: tuple[int, int],
+  channels: int,
+  labels: bool,
+  holdout: float = 0.0,
+) -> 'Source | Part':
   """Opens a data set and checks that it is what the configuration says.
 
   Args:
@@ -34,12 +44,15 @@ def load(
     resolution: (height, width) in pixels.
     channels: 1 grey, 3 RGB, 4 RGBA.
     labels: whether labels are wanted.
+    holdout: the share of images that are kept aside, see holdout.py. The result is then the part
+      that is trained on, and its `held_out` the other one.
 
   Raises:
     DatasetError: missing, unreadable, in another record format, or unlike the arguments.
-    WriteError: the bundled digits can't be written.
+    WriteError: the bundled digits, or which images are kept aside, can't be written.
   """
   from sg2jax.data import dataset
+  from sg2jax.data import holdout as holdout_lib
 
   source = dataset.open_source(name, data_dir, tuple(resolution), labels)
   height, width, stored_channels = source.shape
@@ -60,16 +73,22 @@ def load(
       f'{source.place}: its images have {stored_channels} channels, the configuration says '
       f'{channels}; {remedy}'
     )
-  return source
+  return holdout_lib.split(source, holdout) if holdout else source
 
 
-def check_size(source: 'Source | Shrunk', batch: int) -> None:
-  """Raises DatasetError if the data set has fewer images than a batch."""
-  if len(source) < batch:
-    raise DatasetError(
-      f'{source.place}: {len(source)} images, fewer than batch={batch}; '
-      f'set batch (and grow.batch) to {len(source)} or less'
-    )
+def check_size(source: 'Source | Part | Shrunk', batch: int) -> None:
+  """Raises DatasetError if there are fewer images to train on than in a batch."""
+  if len(source) >= batch:
+    return
+  aside = ''
+  remedy = ''
+  if source.held_out:
+    aside = f' to train on (data.holdout keeps {len(source.held_out)} aside)'
+    remedy = ', or lower data.holdout'
+  raise DatasetError(
+    f'{source.place}: {len(source)} images{aside}, fewer than batch={batch}; '
+    f'set batch (and grow.batch) to {len(source)} or less{remedy}'
+  )
 
 
 # ---- images at a fraction of their size
@@ -99,12 +118,14 @@ class Shrunk:
 
   MAX_BYTES = 2**30  # of the small images that are kept
 
-  def __init__(self, source: 'Source', factor: int) -> None:
+  def __init__(self, source: 'Source | Part', factor: int) -> None:
     height, width, channels = source.shape
     self.shape = (height // factor, width // factor, channels)
     self.stored = source.shape
     self.c_dim = source.c_dim
     self.place = source.place
+    self.places = source.places
+    self.held_out = source.held_out
     self._source = source
     self._factor = factor
     self._cache = {}
@@ -135,32 +156,42 @@ class Shrunk:
 # ---- the order of samples
 
 
-def stream(source: 'Source | Shrunk', *, seed: int, mirror: bool) -> Sequence[Sample]:
-  """The endless stream of samples in the order of training, each by its position.
+def order(count: int, *, seed: int, mirror: bool) -> Sequence[tuple[int, bool]]:
+  """The endless order of training over `count` images: at each position (image, is it flipped).
 
-  mirror: whether half of them, drawn at random, are flipped left to right.
+  mirror: whether each comes both ways.
   """
   import grain  # not above: see __init__.py
 
-  # seed() before shuffle(): each epoch and each position draw from it. NumPy takes 32 bits.
-  samples = grain.MapDataset.source(source).seed(seed % 2**32).shuffle().repeat()
-  return samples.random_map(_mirror) if mirror else samples
+  # seed() before shuffle(): each epoch draws from it. NumPy takes 32 bits.
+  numbers = grain.MapDataset.range(2 * count if mirror else count)
+  shuffled = numbers.seed(seed % 2**32).shuffle().repeat()
+  return shuffled.map(lambda number: (int(number) % count, int(number) >= count))
 
 
-def _mirror(sample: Sample, rng: np.random.Generator) -> Sample:
-  if not rng.integers(2):
-    return sample
-  image = sample['image']
+def stream(source: 'Source | Part | Shrunk', *, seed: int, mirror: bool) -> Sequence[Sample]:
+  """The endless stream of samples in the order of training, each by its position; see `order`."""
+
+  def read(entry):
+    place, is_flipped = entry
+    sample = source[place]
+    return {**sample, 'image': flip(sample['image'])} if is_flipped else sample
+
+  return order(len(source), seed=seed, mirror=mirror).map(read)
+
+
+def flip(image: np.ndarray) -> np.ndarray:
+  """[H,W,C], left to right."""
   flipped = np.empty_like(image)
   # By channels: NumPy copies a reversed view three bytes at a time, 6.0 ms for 1024x1024x3 against
   # 0.9.
   for channel in range(image.shape[2]):
     flipped[..., channel] = image[:, ::-1, channel]
-  return {**sample, 'image': flipped}
+  return flipped
 
 
 def batches(
-  source: 'Source | Shrunk',
+  source: 'Source | Part | Shrunk',
   *,
   batch: int,
   microbatch: int,
@@ -176,8 +207,8 @@ def batches(
     source: what to read.
     batch: images per minibatch, of all processes; a multiple of `microbatch`.
     microbatch: images per accumulation round, of all processes; a multiple of `process_count`.
-    seed: of the order and of the mirroring.
-    mirror: see `stream`.
+    seed: of the order.
+    mirror: see `order`.
     nimg: stream position of the first sample; starting anywhere costs nothing.
     process_index: which slice of each round this process reads.
     process_count: how many slices there are.

@@ -66,6 +66,13 @@ class Setting(NamedTuple):
       return None
     return {'seed': self.seed, 'mirror': bool(self.sampler.config.data.mirror)}
 
+  def about_order(self, p: Protocol) -> dict[str, Any] | None:
+    """What results that take reals in the order of training depend on, as JSON values."""
+    training = self.training_order(p)
+    if training and training['mirror']:
+      training['order'] = data.ORDER
+    return training
+
 
 # ---- detectors: what looks at images
 
@@ -217,7 +224,7 @@ def reals_pass(
     'data': source.hash,
     'shape': list(source.shape),
     'places': hashlib.sha256(np.asarray(places, np.int64).tobytes()).hexdigest(),
-    'training': training,
+    'training': s.about_order(p),
     'detector': [detector.name, detector.hash, detector.resize],
     'output': p.of_kind.output,
     'kept': p.of_kind.reals,

@@ -146,10 +146,13 @@ def measure(protocols: list[Protocol], setting: Setting) -> Iterator[dict[str, A
 
 def _about(p, s, detector):
   """All that a result depends on, as JSON values."""
-  training = s.training_order(p)
+  order = s.about_order(p) or {'mirror': False}
+  about_data = _describe(s.source) | {'mirrored': order['mirror']}
+  if 'order' in order:
+    about_data['order'] = order['order']
   return {
     'format': FORMAT,
-    'data': _describe(s.source) | {'mirrored': bool(training and training['mirror'])},
+    'data': about_data,
     'holdout': _describe(s.holdout) if s.holdout and p.kind in NEIGHBOURS else None,
     'detector': {
       'name': detector.name,

@@ -8,11 +8,19 @@ from sg2jax.data.labels import Labels
 from sg2jax.faults import DatasetError, UsageError
 from sg2jax.sampler import Sampler
 
+PARTS = ('training', 'holdout', 'all')
 
-def load(net: Sampler, named: str = '', labels: bool = True) -> Any:
+
+def load(net: Sampler, named: str = '', labels: bool = True, part: str = '') -> Any:
   """The data.Source of a folder or TFDS name, by default that of the network's run.
 
-  labels: whether they are read, and have to mean what the network's do.
+  Args:
+    net: the network.
+    named: the folder or TFDS name.
+    labels: whether they are read, and have to mean what the network's do.
+    part: one of PARTS: what the run trains on, what its data.holdout keeps aside, or both. '':
+      'training' of the run's own data set, of a named one 'all'.
+
   Raises: DatasetError, UsageError: there is none, or it doesn't fit.
   """
   config = net.config
@@ -26,9 +34,23 @@ def load(net: Sampler, named: str = '', labels: bool = True) -> Any:
   if is_place or named and pathlib.Path(named).exists():
     name = ''
     folder = named
+  share = config.data.holdout
+  part = part or ('all' if named else 'training')
+  if part == 'holdout' and not share:
+    raise UsageError(
+      f'--part=holdout: {net.workdir} was trained without data.holdout, on all pictures; use '
+      '--part=training'
+    )
   source = data.load(
-    name, folder, build.resolution(config), config.data.channels, config.data.labels and labels
+    name,
+    folder,
+    build.resolution(config),
+    config.data.channels,
+    config.data.labels and labels,
+    0.0 if part == 'all' else share,
   )
+  if part == 'holdout':
+    source = source.held_out
   if labels and source.c_dim != config.c_dim:
     raise UsageError(
       f'--data={named}: its labels have {source.c_dim} components, and those of the run '

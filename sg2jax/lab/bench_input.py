@@ -32,6 +32,7 @@ def measure(config: ConfigDict, rounds: int) -> dict:
   # What a second epoch reads again isn't cold any more.
   is_cold = (WARM_UP + rounds) * stage.batch <= len(source) and _forget(source.place)
   cold = images_per_sec(stage, rounds)
+  stored = len(source) + len(source.held_out or ())
   return {
     'host_cpus': os.cpu_count(),
     'devices': mesh.size,
@@ -40,7 +41,7 @@ def measure(config: ConfigDict, rounds: int) -> dict:
     'batch': stage.batch,
     'microbatch': stage.microbatch,
     'rounds': rounds,
-    'stored_bytes_per_image': sum(f.stat().st_size for f in _files(source.place)) / len(source),
+    'stored_bytes_per_image': sum(f.stat().st_size for f in _files(source.place)) / stored,
     'img_per_sec_cold': cold if is_cold else None,
     'img_per_sec_warm': images_per_sec(stage, rounds),
   }

@@ -3,7 +3,8 @@
   python -m sg2jax.tools.evaluate --checkpoint=RUN [--metrics=fid50k_full,pr50k3_full,ppl2_wend]
       [--data=DATA] [--out=DIR]
 
-Takes the moving average of the weights, without truncation, and by default the data set of the run.
+Takes the moving average of the weights, without truncation, and by default the data set of the run:
+of a run with data.holdout the pictures that it trains on, and --part=holdout the others.
 Writes DIR/<metric>.json with the value, its 95 % interval and all that it depends on. What needs a
 network of others (FID, KID, IS, precision and recall, PPL) wants its weights first: python -m
 sg2jax.tools.fetch_weights says which and where. Without --metrics: swd and what the run's
@@ -30,8 +31,16 @@ def define_flags() -> None:
   shared.define_checkpoint()
   flags.DEFINE_list('metrics', [], 'Names of metrics, such as fid50k_full,pr50k3_full,ppl2_wend.')
   flags.DEFINE_string('data', '', 'Folder or TFDS name of the data set; default: that of the run.')
+  what = (
+    'Of a data set that data.holdout divides: what was trained on, the rest, or all. Default: '
+    'training; of --data, all.'
+  )
+  flags.DEFINE_enum('part', None, reals.PARTS, what)
   flags.DEFINE_string(
-    'holdout', '', 'Folder of a data set that was not trained on, for nn and pixelnn.'
+    'holdout',
+    '',
+    'Folder of a data set that was not trained on, for nn and pixelnn; default: what the '
+    "run's data.holdout kept aside.",
   )
   shared.define_weights('inception=FILE')
   shared.define_out('evaluation', anywhere=True)
@@ -49,9 +58,9 @@ def main(_: list[str]) -> None:
   net = processes.together(partial(sampler.load, args.checkpoint))
   if not wanted:
     wanted = defaults(net)
-  source = processes.together(partial(reals.load, net, args.data))
+  source = processes.together(partial(reals.load, net, args.data, part=args.part or ''))
   processes.check_same('--data', {'hash': source.hash, 'images': len(source)})
-  holdout = None
+  holdout = source.held_out
   if args.holdout:
     holdout = processes.together(partial(reals.load, net, args.holdout, labels=False))
     processes.check_same('--holdout', {'hash': holdout.hash, 'images': len(holdout)})

@@ -15,10 +15,20 @@ SURE = 0.05
 LOGIT = 50.0  # of mean logits: what one image is worth is then lost in the rounding of float32
 NO_GRADIENT = 1e-6  # of the norm that reaches G: D says the same of all images
 ALIKE = 0.1  # of the diversity of samples, that of reals being 1
+# of r_v, in snapshots that follow each other (memorising.py): held-out pictures look to D more like
+# fakes than like those it was trained on
+MEMORISED = 0.8
+SNAPSHOTS = 2  # of that, as a few held-out pictures make r_v uncertain by 0.1 and more
+COPIES = 0.5  # of `nearest`: most samples are half as far from a training picture as new ones are
+BOUND = 0.999  # of augment_p, which can't rise above 1
 FACTOR = 100.0  # of what runs away, above its median
 WINDOW = 10  # ticks of that median
 LEAST = 5  # ticks before there is one
 RUNAWAYS = ('grad_norm_g', 'grad_norm_g_reg', 'grad_norm_d', 'grad_norm_d_reg', 'pl_length')
+MORE = (
+  'More pictures help, augment.pipeline=auto, a higher loss.r1_gamma, or config.init_from with '
+  'd.freeze_layers; or stop here: the best checkpoint is kept'
+)
 Trouble = tuple[str, bool, str]  # its name, whether it is there, what to say of it
 
 
@@ -27,6 +37,7 @@ class Health:
 
   def __init__(self) -> None:
     self._before = {name: deque(maxlen=WINDOW) for name in RUNAWAYS}
+    self._memorised = 0  # snapshots in a row
     self._known = set()  # troubles that were there when last looked at
 
   def look(self, metrics: dict[str, float]) -> list[str]:
@@ -36,12 +47,39 @@ class Health:
       what it shows in isn't there, as diversity between snapshots.
     """
     warnings = []
-    troubles = (*_of_logits(metrics), *_of_samples(metrics), *self._of_growth(metrics))
+    troubles = (
+      *_of_logits(metrics),
+      *_of_samples(metrics),
+      *self._of_memorising(metrics),
+      *self._of_growth(metrics),
+    )
     for name, is_there, text in troubles:
       if is_there and name not in self._known:
         warnings.append(f'warning: {text}')
       (self._known.add if is_there else self._known.discard)(name)
     return warnings
+
+  def _of_memorising(self, metrics) -> Iterator[Trouble]:
+    if 'r_v' in metrics:
+      r_v = metrics['r_v']
+      self._memorised = self._memorised + 1 if r_v > MEMORISED else 0
+      text = (
+        f'D knows its pictures by heart: held-out ones look to it like fakes (r_v {r_v:.2g} in '
+        f'{SNAPSHOTS} snapshots). {MORE}'
+      )
+      yield 'memorised', self._memorised >= SNAPSHOTS, text
+    if 'nearest' in metrics:
+      text = (
+        f'samples are copies of training pictures (nearest {metrics["nearest"]:.2g}, where new '
+        f'pictures have 1). {MORE}'
+      )
+      yield 'copies', metrics['nearest'] < COPIES, text
+    if 'augment_p' in metrics:
+      text = (
+        'augment_p is at 1, its bound: augmentation can do no more against memorising, and may '
+        f'show in samples. {MORE.replace("augment.pipeline=auto, ", "")}'
+      )
+      yield 'bound', metrics['augment_p'] >= BOUND, text
 
   def _of_growth(self, metrics) -> Iterator[Trouble]:
     """What is far above its median of the ticks before."""

@@ -76,7 +76,8 @@ def train_stage(run: Run, state: TrainState) -> TrainState:
   stage = stage_lib.compiled(stage, state, run.stop)
   size = 'x'.join(map(str, stage.images.shape))
   run.log.say(f'{size}, batch {stage.batch}: compiled in {time.monotonic() - start:.0f} s')
-  run.snapshot.compile_sampler(stage.steps)
+  with run.stop.ending_at_once('stopped while pictures are read; nothing to save'):
+    run.snapshot.compile_sampler(stage.steps)
   if not step:
     # A picture to compare with before the first minute is over, and a row at 0 in every curve.
     run.snapshot.write_reals('reals', 0)

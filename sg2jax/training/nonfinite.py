@@ -152,8 +152,8 @@ def compute_again(
 
 def indices(stage: TrainStage, first: int) -> list[int]:
   """Where in the data set the images of the minibatch at stream position `first` are."""
-  stream = data.stream(range(len(stage.images)), seed=stage.config.seed, mirror=False)
-  return [int(stream[first + i]) for i in range(stage.batch)]
+  order = data.order(len(stage.images), seed=stage.config.seed, mirror=stage.config.data.mirror)
+  return [int(stage.images.places[order[first + i][0]]) for i in range(stage.batch)]
 
 
 def _fault(state):

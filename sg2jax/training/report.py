@@ -32,6 +32,10 @@ SHOWN = {
   'pl_length': 'pl',
   'r1': 'r1',
   'swd': 'swd',
+  'r_t': 'r_t',
+  'augment_p': 'p',
+  'r_v': 'r_v',
+  'nearest': 'nearest',
 }
 
 

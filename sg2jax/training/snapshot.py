@@ -1,4 +1,8 @@
-"""What a run shows of itself: the grid of fixed latents, SWD, and the metrics that are due."""
+"""What a run shows of itself: the grid of fixed latents, SWD, and the metrics that are due.
+
+All of it is compared with what the run trains on; what data.holdout keeps aside is looked at by
+memorising.py, and by the metrics that look for copies.
+"""
 
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -18,6 +22,7 @@ from sg2jax.sampler import from_state, images_at_once, parts, to_uint8
 from sg2jax.signals import Stop
 from sg2jax.state import TrainState
 from sg2jax.steps import TrainSteps
+from sg2jax.training.memorising import Memorising
 
 GRID = 64  # fixed latents shown in every snapshot, at most
 
@@ -66,13 +71,15 @@ class Snapshot:
       small.append(data.shrink(sample['image'], self.factor))
     self.small_reals = small if compared else []
     self.spread_of_reals = spread(small[: self.shown])
+    self.memorising = Memorising(config, source, mesh, self.factor)
     self.labels = np.stack(labels)
     self.z = np.random.RandomState(config.seed).randn(max(count, self.shown), config.g.z_dim)
 
   @property
   def names(self) -> list[str]:
     """Of metrics that `take` has if nothing stops it, and that end with it."""
-    return ['diversity'] * bool(self.spread_of_reals) + ['swd'] * bool(self.small_reals)
+    names = ['diversity'] * bool(self.spread_of_reals) + ['swd'] * bool(self.small_reals)
+    return names + self.memorising.names
 
   def compile_sampler(self, steps: TrainSteps) -> None:
     """Takes the images of this stage of growth from now on."""
@@ -81,6 +88,7 @@ class Snapshot:
     self.sample = jax.jit(
       sample_function(steps), in_shardings=(same, divided, divided), out_shardings=same
     )
+    self.memorising.compile(steps)
 
   def write_reals(self, name: str, step: int) -> None:
     """Writes as many real images as a grid has places, or as there are."""
@@ -95,23 +103,29 @@ class Snapshot:
       last: a signal doesn't stop it: a finished run would lack it for ever.
 
     Returns:
-      {'diversity', 'contribution_b4', ..., 'swd', 'swd_<level>'}, less what doesn't apply or was
-      stopped; of several processes the first has them all. Diversity: of the grid, of the reals 1.
+      {'diversity', 'contribution_b4', ..., those of memorising.py, 'swd', 'swd_<level>'}, less
+      what doesn't apply or was stopped; of several processes the first has them all. Diversity: of
+      the grid, of the reals 1.
     """
 
     def check_stop():
       if self.stop and not last:
         raise passes.Stopped
 
+    def check_stop_of_all():
+      if processes.heard(self.stop) and not last:
+        raise passes.Stopped
+
     metrics = {}
     try:
-      shown, fakes, shares = self._images(state, last)
+      shown, fakes, shares = self._images(state, check_stop_of_all)
       name = f'fakes_{int(state.nimg) // 1000:06d}'
       processes.agreed(partial(self.log.images, name, shown, int(state.step), self.cols))
       if self.spread_of_reals:
         metrics['diversity'] = spread(data.shrink(shown, self.factor)) / self.spread_of_reals
       for name in sorted(shares[0], key=artifacts.resolution):
         metrics[f'contribution_{name}'] = np.mean([float(part[name]) for part in shares])
+      metrics |= self.memorising.take(state, fakes, check_stop_of_all)
       # The numbers go to the log and, as a score, to a checkpoint: to what process 0 writes.
       if self.small_reals and processes.is_first():
         reals = np.stack(self.small_reals)
@@ -122,8 +136,8 @@ class Snapshot:
       pass
     return metrics
 
-  def _images(self, state, last):
-    """Of the latents: (images of the grid, all images small or None, contributions by batch)."""
+  def _images(self, state, check_stop):
+    """Of the latents: (images of the grid, all images small, contributions by batch)."""
     dtype = state.pl_mean.dtype
     n = len(self.z)
     # as many: data sets may have fewer images than a grid has places
@@ -132,8 +146,7 @@ class Snapshot:
     small = []
     shares = []
     for places, count in parts(n, self.batch):
-      if processes.heard(self.stop) and not last:
-        raise passes.Stopped
+      check_stop()
       z = self.z[places][None].astype(dtype)
       c = labels[places][None].astype(dtype)
       z, c = sharding.divide(self.mesh, (z, c))
@@ -141,9 +154,8 @@ class Snapshot:
       shares.append(share)
       images = images[:count]
       shown.append(images[: max(0, self.shown - places[0])])
-      if self.small_reals:
-        small.append(data.shrink(images, self.factor))
-    return np.concatenate(shown), np.concatenate(small) if small else None, shares
+      small.append(data.shrink(images, self.factor))
+    return np.concatenate(shown), np.concatenate(small), shares
 
   def measure_metrics(self, state: TrainState) -> None:
     """Measures config.metrics into WORKDIR/evaluation/<step> and the log, unless a signal comes."""
@@ -159,6 +171,7 @@ class Snapshot:
       self.workdir / 'evaluation' / f'{sampler.step:08d}',
       seed=self.config['seed'],
       batch=self.batch,
+      holdout=self.source.held_out,
       stop=self.stop,
     )
     wanted = [p for p in wanted if p.name not in too_early]

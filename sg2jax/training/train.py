@@ -75,7 +75,10 @@ def train(config: Any, workdir: str | pathlib.Path) -> None:
 
 
 def open_data(config: Any, wanted: list[protocols.Protocol]) -> Any:
-  """The data.Source of a run. Raises what says that it, or a wanted metric of it, won't do."""
+  """The data.Source that a run trains on, with what it holds out in `held_out`.
+
+  Raises what says that it, or a wanted metric of it, won't do.
+  """
   source = build.dataset(config)
   data.check_size(source, max(build.batches(config)))
   # Weights and images that can't be used are refused now, not after days.
@@ -155,6 +158,7 @@ def describe(config: Any, state: TrainState, source: Any, mesh: Mesh) -> str:
   """Lines on what is about to run."""
   height, width, channels = source.shape
   g, d = (parameter_overview.count_parameters(net) / 1e6 for net in (state.g, state.d))
+  aside = f' ({len(source.held_out)} more are held out)' if source.held_out else ''
   begin = f'starting from {config.init_from or "scratch"}'
   augmentation = ''
   if config.augment.pipeline == 'auto':
@@ -164,7 +168,7 @@ def describe(config: Any, state: TrainState, source: Any, mesh: Mesh) -> str:
   if state.step:
     begin = f'resuming at step {int(state.step)}, {int(state.nimg) / 1000:g} kimg'
   return (
-    f'{source.name}: {len(source)} images {height}x{width}x{channels}, {source.c_dim} label '
+    f'{source.name}: {len(source)} images {height}x{width}x{channels}{aside}, {source.c_dim} label '
     f'components; G {config.g.architecture} {g:.2f}M, D {config.d.architecture} '
     f'{d:.2f}M parameters; {mesh.size} x {mesh.devices.flat[0].device_kind}\n'
     f'{begin}; to {config.total_kimg:g} kimg{augmentation}'

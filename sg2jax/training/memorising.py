@@ -1,0 +1,292 @@
+"""What shows that a network memorises: what D says of held-out pictures, and how new samples are.
+
+At each snapshot:
+
+  logits_training, logits_heldout, logits_generated   mean logits of D, seen as in training
+  r_v      (training - heldout) / (training - generated) of these [ADA Eq. 1]. 0: pictures that D
+           never saw look to it as those it was trained on do; 1: they look like fakes
+  nearest  how far samples are from the nearest training picture, the median, as a share of how far
+           held-out pictures are; without any, training pictures from the nearest other one.
+           About 1: samples are new pictures; far below: copies
+"""
+
+from collections.abc import Callable
+from concurrent import futures
+import math
+import os
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+import numpy as np
+
+from sg2jax import build, data, processes, sharding
+from sg2jax.evaluation import neighbors
+from sg2jax.keys import purpose_key
+from sg2jax.models.mapping import broadcast
+from sg2jax.progress import Progress
+from sg2jax.state import TrainState
+from sg2jax.steps import TrainSteps
+
+LOGITS = 256  # pictures of each kind that D is asked about, at most
+# Of training and generated pictures: where D hardly tells them apart, the quotient is noise.
+MARGIN = 0.5
+SIDE = 32  # px, longer side of what neighbours are looked for among
+BASE = 5000  # training pictures among which they are, at most
+QUERIES = 512  # fakes, and reals, of which the nearest is looked for, at most
+
+
+# ---- logits
+
+
+class Logits:
+  """Asks D about held-out pictures, as many training pictures and as many fakes."""
+
+  names = ('logits_training', 'logits_heldout', 'logits_generated')
+
+  def __init__(self, config: Any, source: Any, mesh: Mesh) -> None:
+    """source: a data.Source with `held_out`. Draws by the seed which pictures and latents."""
+    random = np.random.default_rng([config.seed, 3])
+    self._config = config
+    self._mesh = mesh
+    self._sources = (source, source.held_out)
+    self.count = min(LOGITS, *map(len, self._sources))
+    self._places = [random.permutation(len(part))[: self.count] for part in self._sources]
+    self._z = random.standard_normal((self.count, config.g.z_dim))
+    self._stage = None  # sources at its size, batch, the two jitted functions
+
+  def compile(self, steps: TrainSteps) -> None:
+    """Asks the networks of this stage of growth from now on."""
+    level = steps.stage.level
+    sources = [data.Shrunk(part, 2**level) if level else part for part in self._sources]
+    same = sharding.replicated(self._mesh)
+    divided = sharding.batched(self._mesh)
+
+    def jitted(function):
+      return jax.jit(function, in_shardings=(same, same, divided), out_shardings=same)
+
+    batch = build.microbatch(self._config, steps.stage.batch)
+    functions = [jitted(function) for function in logits_functions(steps, self._config.seed)]
+    self._stage = sources, batch, functions
+
+  def take(self, state: TrainState, check_stop: Callable) -> dict[str, float]:
+    """{name: mean logit}, and 'r_v' where D tells training pictures from fakes.
+
+    check_stop: is called by every process before each batch; raises to end the work.
+    """
+    sources, batch, (of_reals, of_fakes) = self._stage
+    dtype = state.pl_mean.dtype
+    found = {name: [] for name in self.names}
+    for number, (pictures, is_counted) in enumerate(
+      full_batches(self.count, batch, self._config.d.mbstd_group_size)
+    ):
+      check_stop()
+      labels = {}
+      for name, source, places in zip(self.names, sources, self._places):
+        samples = [source[int(places[i])] for i in pictures]
+        labels[name] = np.stack([sample['label'] for sample in samples]).astype(dtype)
+        images = np.stack([sample['image'] for sample in samples])
+        x = self._divide({'image': images, 'c': labels[name]})
+        found[name].append(np.asarray(of_reals(state, np.int32(number), x))[is_counted])
+      x = self._divide({'z': self._z[pictures].astype(dtype), 'c': labels['logits_training']})
+      fakes = np.asarray(of_fakes(state, np.int32(number), x))[is_counted]
+      found['logits_generated'].append(fakes)
+    means = {name: float(np.concatenate(x).mean(dtype=np.float64)) for name, x in found.items()}
+    return means | overfitting(*means.values())
+
+  def _divide(self, batch):
+    return sharding.divide(self._mesh, {name: x[None] for name, x in batch.items()})
+
+
+def overfitting(training: float, heldout: float, generated: float) -> dict[str, float]:
+  """{'r_v'} of mean logits, or {} where D hardly tells training pictures from fakes."""
+  margin = training - generated
+  return {'r_v': (training - heldout) / margin} if margin >= MARGIN else {}
+
+
+def full_batches(count: int, batch: int, group: int) -> list[tuple[np.ndarray, np.ndarray]]:
+  """Divides `count` pictures into batches of one size, the last filled up by repetition.
+
+  Those in a minibatch-stddev group (ops.py: number i is in group i mod batch/group) follow each
+  other among the pictures. So no group has one twice, which would look like no other to D, unless
+  there are fewer pictures than a group has.
+
+  Returns:
+    for each batch (which pictures, int [batch]; which of these are there for the first time, bool).
+  """
+  group = min(group, batch)
+  within = np.arange(batch).reshape(-1, group).T.ravel()
+  firsts = range(0, count, batch)
+  return [((first + within) % count, first + within < count) for first in firsts]
+
+
+def logits_functions(steps: TrainSteps, seed: int) -> tuple[Callable, Callable]:
+  """Functions of (state, number of the batch, batch) -> logits [M].
+
+  One of reals, {'image': uint8 [1,M,H,W,C], 'c': [1,M,c_dim]}, and one of fakes that G, not its
+  moving average, makes of {'z': [1,M,z_dim], 'c'}.
+  """
+  generator = steps.generator
+
+  def discriminate(state, key, x, c):
+    # AUGMENTATION: as in training, by `key`, comes here.
+    del key
+    return steps.discriminator.apply({'params': state.d}, x, c, steps.alpha(state))[:, 0]
+
+  def keys(number):
+    # The same for both, at every snapshot: what is compared differs in the pictures alone.
+    return jax.random.split(jax.random.fold_in(purpose_key(seed, 'memorising'), number))
+
+  def of_reals(state, number, batch):
+    with jax.default_matmul_precision('highest'):
+      x = steps.reals(state, batch['image'])[0]
+      return discriminate(state, keys(number)[0], x, batch['c'][0])
+
+  def of_fakes(state, number, batch):
+    augmentation, noise = keys(number)
+    c = batch['c'][0]
+    variables = {'params': state.g, 'noise': state.noise}
+    with jax.default_matmul_precision('highest'):
+      ws = broadcast(
+        generator.apply(variables, batch['z'][0], c, method='map'), generator.synthesis.num_ws
+      )
+      x = generator.apply(
+        variables,
+        ws,
+        steps.noise_mode,
+        steps.stage.level,
+        steps.alpha(state),
+        rngs={'noise': noise},
+        method='synthesize',
+      )
+      return discriminate(state, augmentation, x, c)
+
+  return of_reals, of_fakes
+
+
+# ---- neighbours
+
+
+class Nearest:
+  """Compares distances to the nearest training picture: of fakes, and of reals that aren't copies.
+
+  Euclidean, of pixels; with data.mirror also to training pictures that are flipped.
+  """
+
+  def __init__(self, config: Any, source: Any, factor: int) -> None:
+    """Reads nothing yet. factor: by which the fakes that `take` gets are shrunk."""
+    random = np.random.default_rng([config.seed, 4])
+    self._mirror = config.data.mirror
+    self._source = source
+    self._factor = factor
+    self._training = random.permutation(len(source))[:BASE]
+    self._heldout = ()
+    if source.held_out:
+      self._heldout = random.permutation(len(source.held_out))[:QUERIES]
+    self._images = None  # training and held-out pictures, uint8 [N,h,w,C], at most SIDE
+    self._base = ()  # rows of the stage: training pictures, or these and the same flipped
+    self._reals = 0.0  # the median of reals
+    self._shrink = None
+
+  def compile(self, level: int) -> None:
+    """Looks at pictures of a stage of growth, 1/2^level of their full size.
+
+    Fakes are no finer, and would be nearer to coarse pictures than sharp ones are.
+    """
+    longer = max(self._source.shape[:2])
+    small = longer // self._factor
+    factor = -(-small // min(SIDE, max(1, longer >> level)))
+    if self._images is None:
+      self._images = [
+        read_small(part, places, self._factor)
+        for part, places in ((self._source, self._training), (self._source.held_out, self._heldout))
+        if len(places)
+      ]
+    self._shrink = factor
+    training, *others = (rows(data.shrink(images, factor)) for images in self._images)
+    flipped = ()
+    if self._mirror:
+      flipped = (rows(data.shrink(self._images[0], factor)[:, :, ::-1]),)
+    self._base = (training, *flipped)
+    if others:
+      distances = self._distances(others[0])
+    elif len(training) > 1:
+      # A picture is no neighbour of itself, nor of itself flipped.
+      distances = self._distances(training[:QUERIES], exclude_self=True)
+    else:
+      distances = np.zeros(1)
+    self._reals = float(np.median(distances))
+
+  @property
+  def names(self) -> list[str]:
+    """What `take` has: nothing if most pictures have an equal one."""
+    return ['nearest'] if self._reals else []
+
+  def take(self, fakes: np.ndarray) -> dict[str, float]:
+    """{'nearest'} of fakes uint8 [N,h,w,C]."""
+    if not self._reals:
+      return {}
+    queries = rows(data.shrink(fakes[:QUERIES], self._shrink))
+    return {'nearest': float(np.median(self._distances(queries))) / self._reals}
+
+  def _distances(self, queries, exclude_self=False):
+    found = [neighbors.nearest(queries, base, exclude_self)[0] for base in self._base]
+    return np.min(found, axis=0)
+
+
+def rows(images: np.ndarray) -> np.ndarray:
+  """[N,H,W,C] -> [N,H*W*C]."""
+  return images.reshape(len(images), -1)
+
+
+def read_small(source: Any, places: np.ndarray, factor: int) -> np.ndarray:
+  """Images of a data.Source shrunk by a factor: uint8 [N,h,w,C]."""
+  # As for minibatches: small images are read in less time than threads need.
+  threads = 1 if math.prod(source.stored[:2]) < 128**2 else min(16, os.cpu_count() or 1)
+  found = []
+
+  def read(place):
+    return data.shrink(source[int(place)]['image'], factor)
+
+  with (
+    futures.ThreadPoolExecutor(threads) as pool,
+    Progress(len(places), 'reading pictures to compare with', 'images') as progress,
+  ):
+    for image in pool.map(read, places):
+      found.append(image)
+      progress.update()
+  return np.stack(found)
+
+
+# ---- both
+
+
+class Memorising:
+  """What a snapshot says of it. `compile` comes first, and again in each stage of growth."""
+
+  def __init__(self, config: Any, source: Any, mesh: Mesh, factor: int) -> None:
+    """source: that is trained on; factor: by which the fakes that `take` gets are shrunk."""
+    self._logits = Logits(config, source, mesh) if source.held_out else None
+    self._nearest = Nearest(config, source, factor)
+
+  @property
+  def names(self) -> list[str]:
+    """Of what `take` always has."""
+    return [*(self._logits.names if self._logits else ()), *self._nearest.names]
+
+  def compile(self, steps: TrainSteps) -> None:
+    """Looks at the networks of this stage of growth from now on; reads pictures the first time."""
+    if self._logits:
+      self._logits.compile(steps)
+    processes.together(lambda: self._nearest.compile(steps.stage.level))
+
+  def take(
+    self, state: TrainState, fakes: np.ndarray, check_stop: Callable = lambda: None
+  ) -> dict[str, float]:
+    """All numbers, of a state and its fakes (uint8 [N,h,w,C], shrunk by the factor).
+
+    check_stop: as of Logits.
+    """
+    check_stop()
+    found = self._nearest.take(fakes)
+    return found | (self._logits.take(state, check_stop) if self._logits else {})
