@@ -53,6 +53,7 @@ ONE_EACH = {
   'metrics_kimg': 0.016,
   'metrics': "('pixelfd0.1k_full',)",
   'swd_images': 30,
+  'data.holdout': 0.1,
   'g.fmap_base': 16,
   'd.fmap_base': 16,
   'd.architecture': 'skip',

@@ -23,6 +23,7 @@ class State:
   d: float = 7.0
   noise: dict = dataclasses.field(default_factory=dict)
   pl_mean: np.float32 = np.float32(0)
+  augment_p: float = 0.0
 
 
 class Pictures:
@@ -82,6 +83,10 @@ def steps_of(level, batch, generated=0.0):
     discriminator=types.SimpleNamespace(apply=discriminate),
     stage=schedule.GrowthStage(level=level, batch=batch),
     alpha=lambda state: None,
+    augment=types.SimpleNamespace(
+      draw=lambda key, shape, image, dtype: jax.random.uniform(key, (*shape, *image), dtype),
+      apply=lambda x, draws, p: x + p * (1 + draws),
+    ),
     noise_mode='random',
     reals=lambda state, images: images.astype(jnp.float32),
   )
@@ -105,6 +110,19 @@ def test_d_is_asked_about_each_part_and_fakes_of_the_training_generator(level, b
   margin = found['logits_training'] - found['logits_generated']
   expected = (found['logits_training'] - found['logits_heldout']) / margin
   assert found['r_v'] == pytest.approx(expected)
+
+
+def test_all_are_seen_through_the_augmentation_that_training_has():
+  """With the same draws, so that pictures alone differ."""
+  heldout = Pictures(grey([200] * 6))
+  source = Pictures(grey([100] * 6), heldout)
+  mesh = sharding.make_mesh(jax.devices()[:1])
+  logits = Logits(config_of(batch=8, **{'g.z_dim': 2}), source, mesh)
+  logits.compile(steps_of(2, 8, generated=50.0))  # all 2x2
+  plain, augmented = (logits.take(State(augment_p=p), lambda: None) for p in (0.0, 40.0))
+  moved = [augmented[name] - plain[name] for name in logits.names]
+  assert 40 < moved[0] < 80 and moved == pytest.approx([moved[0]] * 3, abs=1e-2)
+  assert logits.take(State(augment_p=40.0), lambda: None) == augmented
 
 
 def test_r_v_of_a_healthy_d_of_one_that_memorises_and_of_one_that_knows_nothing():

@@ -21,13 +21,14 @@ MEMORISED = 0.8
 SNAPSHOTS = 2  # of that, as a few held-out pictures make r_v uncertain by 0.1 and more
 COPIES = 0.5  # of `nearest`: most samples are half as far from a training picture as new ones are
 BOUND = 0.999  # of augment_p, which can't rise above 1
+STILL = 0.5  # of r_t: above, D is sure of its pictures in spite of that
 FACTOR = 100.0  # of what runs away, above its median
 WINDOW = 10  # ticks of that median
 LEAST = 5  # ticks before there is one
 RUNAWAYS = ('grad_norm_g', 'grad_norm_g_reg', 'grad_norm_d', 'grad_norm_d_reg', 'pl_length')
-MORE = (
-  'More pictures help, augment.pipeline=auto, a higher loss.r1_gamma, or config.init_from with '
-  'd.freeze_layers; or stop here: the best checkpoint is kept'
+OTHERWISE = (
+  'a higher loss.r1_gamma, or init_from with d.freeze_layers; or stop here: the best checkpoint is '
+  'kept'
 )
 Trouble = tuple[str, bool, str]  # its name, whether it is there, what to say of it
 
@@ -65,21 +66,22 @@ class Health:
       self._memorised = self._memorised + 1 if r_v > MEMORISED else 0
       text = (
         f'D knows its pictures by heart: held-out ones look to it like fakes (r_v {r_v:.2g} in '
-        f'{SNAPSHOTS} snapshots). {MORE}'
+        f'{SNAPSHOTS} snapshots). More pictures help, augment.pipeline=auto, {OTHERWISE}'
       )
       yield 'memorised', self._memorised >= SNAPSHOTS, text
     if 'nearest' in metrics:
       text = (
         f'samples are copies of training pictures (nearest {metrics["nearest"]:.2g}, where new '
-        f'pictures have 1). {MORE}'
+        f'pictures have 1). More pictures help, augment.pipeline=auto, {OTHERWISE}'
       )
       yield 'copies', metrics['nearest'] < COPIES, text
-    if 'augment_p' in metrics:
+    if {'augment_p', 'r_t'} <= metrics.keys():
       text = (
-        'augment_p is at 1, its bound: augmentation can do no more against memorising, and may '
-        f'show in samples. {MORE.replace("augment.pipeline=auto, ", "")}'
+        f'augment_p is at 1, its bound, and D is still sure of its pictures (r_t '
+        f'{metrics["r_t"]:.2g}): augmentation can do no more against memorising, and may show in '
+        f'samples. More pictures help, {OTHERWISE}'
       )
-      yield 'bound', metrics['augment_p'] >= BOUND, text
+      yield 'bound', metrics['augment_p'] >= BOUND and metrics['r_t'] > STILL, text
 
   def _of_growth(self, metrics) -> Iterator[Trouble]:
     """What is far above its median of the ticks before."""

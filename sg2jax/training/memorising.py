@@ -128,9 +128,13 @@ def logits_functions(steps: TrainSteps, seed: int) -> tuple[Callable, Callable]:
   """
   generator = steps.generator
 
+  def augmented(state, key, x):
+    draws = steps.augment.draw(key, x.shape[:1], x.shape[1:], x.dtype)
+    return steps.augment.apply(x, draws, state.augment_p)
+
   def discriminate(state, key, x, c):
-    # AUGMENTATION: as in training, by `key`, comes here.
-    del key
+    if steps.augment is not None:  # as in training: at p = 0 nothing is computed
+      x = jax.lax.cond(state.augment_p > 0, augmented, lambda _state, _key, x: x, state, key, x)
     return steps.discriminator.apply({'params': state.d}, x, c, steps.alpha(state))[:, 0]
 
   def keys(number):
