@@ -1,4 +1,4 @@
-"""CIFAR-10 at 32 px, class-conditional, the `cifar` configuration of [ADA] without augmentation.
+"""CIFAR-10 at 32 px, class-conditional: `ada.py:cifar` without augmentation.
 
 The data set must be in TFDS's array_record format (needs the network and TensorFlow once, on any
 machine):
@@ -10,25 +10,9 @@ machine):
 Fig. 11].
 """
 
-from configs import default
+from configs import ada
 
 
 def get_config():
-  """No path length regularization, no style mixing, D orig [ADA App. D]."""
-  c = default.get_config()
-  c.resolution = 32
-  c.total_kimg = 100_000.0
-  c.batch = 64
-  c.data.name = 'cifar10'
-  c.data.labels = True
-  c.device = 'accelerator'
-  c.g.mapping_layers = 2
-  c.d.architecture = 'orig'
-  c.d.mbstd_group_size = 32
-  c.loss.r1_gamma = 0.01
-  c.loss.pl_weight = 0.0
-  c.loss.mixing_prob = 0.0
-  c.opt.g_lr = c.opt.d_lr = 0.0025
-  c.ema.kimg = 500.0
-  c.ema.rampup = 0.05
-  return c
+  """As [ADA App. D] has it."""
+  return ada.cifar()

@@ -7,34 +7,19 @@
 The batch grows with the devices, and gamma follows 0.0002 resolution^2 / batch: a start, and the
 first thing to tune (try a fifth and five times of it). A rectangle is HEIGHTxWIDTH:
 `custom.py:384x512`.
+
+With fewer than 10,000 pictures, what D sees is augmented (ADA, as in `ada.py:auto`), and the run
+says so: docs/small_data.md. `--config.augment.pipeline=` turns it off.
 """
 
-from configs import default
+from configs import ada
 
 
 def get_config(arg='256'):
   """arg: 'RESOLUTION[,DEVICES]'."""
   try:
-    size, _, devices = arg.partition(',')
-    sides = [int(side) for side in size.split('x')]
-    n = int(devices or 1)
-    res = max(sides)
-    if not 1 <= len(sides) <= 2 or n < 1 or min(sides) < 4:
-      raise ValueError
-  except ValueError:
-    raise ValueError(
-      f'configs/custom.py:{arg} must be RESOLUTION[,DEVICES], such as custom.py:256 or '
-      'custom.py:384x512,8'
-    ) from None
-  c = default.get_config()
-  c.resolution = res if len(sides) == 1 else tuple(sides)
-  c.batch = max(min(n * min(4096 // res, 32), 64), 4)
-  c.batch = -(-c.batch // n) * n  # a multiple of the devices
-  c.g.fmap_base = c.d.fmap_base = 16_384 if res >= 512 else 8192
-  c.g.mapping_layers = 2
-  c.d.mbstd_group_size = min(c.batch // n, 4)
-  c.opt.g_lr = c.opt.d_lr = 0.002 if res >= 1024 else 0.0025
-  c.loss.r1_gamma = 0.0002 * res**2 / c.batch
-  c.ema.kimg = c.batch * 10 / 32
-  c.ema.rampup = 0.05
+    c = ada.auto(arg)
+  except ValueError as e:
+    raise ValueError(f'configs/custom.py:{arg}: {e}') from None
+  c.augment.pipeline = 'auto'
   return c

@@ -8,7 +8,7 @@ import re
 import jax.numpy as jnp
 import pytest
 
-from configs import custom, default, paper
+from configs import ada, cifar10, custom, default, paper
 from sg2jax import build, checks
 from sg2jax.faults import UsageError
 
@@ -31,18 +31,69 @@ def test_presets_are_small_and_pass_the_checks(name):
   assert generator.synthesis.resolution == discriminator.resolution == build.resolution(config)
 
 
+# ---- limited data [spec, section 4]
+
+# kimg, batch, mbstd, fmap_base, learning rate, gamma, ema.kimg, ema.rampup, layers of G's mapping
+LIMITED = {
+  'paper256': (25_000, 64, 8, 8192, 0.0025, 1, 20, 0, 8),
+  'paper512': (25_000, 64, 8, 16_384, 0.0025, 0.5, 20, 0, 8),
+  'paper1024': (25_000, 32, 4, 16_384, 0.002, 2, 10, 0, 8),
+  'cifar': (100_000, 64, 32, 16_384, 0.0025, 0.01, 500, 0.05, 2),
+  'auto:32': (25_000, 32, 4, 8192, 0.0025, 0.0064, 10, 0.05, 2),
+  'auto:64': (25_000, 32, 4, 8192, 0.0025, 0.0256, 10, 0.05, 2),
+  'auto:256': (25_000, 16, 4, 8192, 0.0025, 0.8192, 5, 0.05, 2),
+  'auto:256,8': (25_000, 64, 4, 8192, 0.0025, 0.2048, 20, 0.05, 2),
+  'auto:256,64': (25_000, 64, 1, 8192, 0.0025, 0.2048, 20, 0.05, 2),
+  'auto:512,2': (25_000, 16, 4, 16_384, 0.0025, 3.2768, 5, 0.05, 2),
+  'auto:1024,8': (25_000, 32, 4, 16_384, 0.002, 6.5536, 10, 0.05, 2),
+}
+
+
+@pytest.mark.parametrize('arg', LIMITED)
+def test_limited_data(arg):
+  c = ada.get_config(arg)
+  c.data.dir = '-'
+  checks.check(c)
+  rate, gamma = c.opt.g_lr, pytest.approx(c.loss.r1_gamma)
+  sizes = (c.total_kimg, c.batch, c.d.mbstd_group_size, c.g.fmap_base)
+  averages = (c.ema.kimg, c.ema.rampup, c.g.mapping_layers)
+  assert (*sizes, rate, gamma, *averages) == LIMITED[arg]
+  assert (c.d.fmap_base, c.d.mapping_layers, c.opt.d_lr) == (c.g.fmap_base, 8, rate)
+  # the same in all of them
+  assert (c.opt.beta1, c.opt.beta2, c.opt.eps) == (0, 0.99, 1e-8)
+  lazy = (c.loss.r1_interval, c.loss.pl_interval, c.loss.pl_decay, c.loss.pl_shrink)
+  assert lazy == (16, 4, 0.01, 2)
+  a = c.augment
+  assert (a.pipeline, a.p, a.target, a.interval, a.kimg) == ('bgc', 0, 0.6, 4, 0)
+  small = arg == 'cifar'
+  assert (c.loss.pl_weight, c.loss.mixing_prob) == ((0, 0) if small else (2, 0.9))
+  assert (c.g.architecture, c.d.architecture) == ('skip', 'orig' if small else 'resnet')
+
+
 @pytest.mark.parametrize(
-  'arg, batch, gamma, base',
+  'ours, theirs, pipeline',
   [
-    ('256', 16, 0.8192, 8192),
-    ('256,8', 64, 0.2048, 8192),
-    ('1024,8', 32, 6.5536, 16_384),
-    ('64', 32, 0.0256, 8192),
+    (cifar10.get_config(), ada.get_config('cifar'), ''),
+    (custom.get_config('384x512,8'), ada.get_config('auto:384x512,8'), 'auto'),
   ],
 )
-def test_custom_follows_the_auto_heuristics(arg, batch, gamma, base):
-  c = custom.get_config(arg)
-  assert (c.batch, c.loss.r1_gamma, c.g.fmap_base) == (batch, pytest.approx(gamma), base)
+def test_without_ada_it_is_the_same(ours, theirs, pipeline):
+  assert ours.augment.pipeline == pipeline
+  ours.augment.pipeline = theirs.augment.pipeline
+  assert ours.to_dict() == theirs.to_dict()
+
+
+@pytest.mark.parametrize('module, arg, said', [
+  (ada, 'paper128', 'choose from paper256, paper512, paper1024, cifar, auto:RES[,DEVICES]'),
+  (ada, 'auto:', 'such as 256 or 384x512,8'),
+  (ada, 'paper256:8', 'choose from'),
+  (custom, '256,0', "configs/custom.py:256,0: '256,0' must be RESOLUTION[,DEVICES]"),
+  (custom, '2x256', 'RESOLUTION[,DEVICES]'),
+])  # fmt: skip
+def test_what_has_no_such_size_is_refused(module, arg, said):
+  with pytest.raises(ValueError) as e:
+    module.get_config(arg)
+  assert said in str(e.value)
 
 
 REVISED = {'g.architecture': 'revised', 'd.architecture': 'revised', 'grow.start_res': 8}
