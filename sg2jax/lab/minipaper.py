@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 import json
+import os
 import pathlib
 import statistics
 import subprocess
@@ -69,9 +70,14 @@ def arguments(run: Run, settings: dict) -> list[str]:
   ]
 
 
-def start(command: list[str], stop: Any) -> int:
-  """Runs a command on this terminal -> its exit code; once `stop` is true it gets a SIGTERM."""
-  with subprocess.Popen(command) as process:
+def start(command: list[str], stop: Any, core: int | None = None, **options: Any) -> int:
+  """Runs a command on this terminal -> its exit code; once `stop` is true it gets a SIGTERM.
+
+  core: on which alone it runs; options: of subprocess.Popen.
+  """
+  with subprocess.Popen(command, **options) as process:
+    if core is not None:
+      os.sched_setaffinity(process.pid, {core})
     while process.poll() is None:
       time.sleep(0.2)
       # Ctrl-C reaches the child by itself, a SIGTERM this process alone. Once: a second one would
