@@ -20,7 +20,7 @@ HEALTHY = {
   'grad_norm_d': 10.7,
   'pl_length': 0.156,
   'diversity': 0.9,
-  'r_v': 0.3,
+  'r_v': 0.4,
   'nearest': 0.97,
   'augment_p': 1.0,
   'r_t': 0.4,

@@ -11,7 +11,14 @@ import pytest
 
 from sg2jax import schedule, sharding
 from sg2jax.training import memorising
-from sg2jax.training.memorising import Logits, Memorising, Nearest, full_batches, overfitting
+from sg2jax.training.memorising import (
+  LOGITS,
+  Logits,
+  Memorising,
+  Nearest,
+  full_batches,
+  overfitting,
+)
 from tests.test_snapshot import config_of
 
 
@@ -38,7 +45,10 @@ class Pictures:
     return len(self.images)
 
   def __getitem__(self, i):
-    return {'image': self.images[i], 'label': np.float32([i])}
+    return {'image': self.images[i], 'label': self.label(i)}
+
+  def label(self, i):
+    return np.float32([i])
 
 
 def grey(values, side=8):
@@ -101,19 +111,22 @@ def test_d_is_asked_about_each_part_and_fakes_of_the_training_generator(level, b
   logits.compile(steps_of(level, batch, generated=50.0))
   stops = []
   found = logits.take(State(), lambda: stops.append(1))
-  # As many of the training pictures as are held out; each adds its label, as the fakes do.
-  chosen = logits._places[0]
-  assert len(chosen) == len(set(chosen)) == 7 and len(stops) == -(-7 // (micro or batch))
+  size = micro or batch
+  assert len(stops) == -(-20 // size) + -(-7 // size) + -(-LOGITS // size)
+  # Each picture once, with its label; fakes have the labels of training pictures.
+  assert found['logits_training'] == pytest.approx(109.5 + 7 + 9500)
   assert found['logits_heldout'] == pytest.approx(203 + 7 + 3000)
-  assert found['logits_training'] == pytest.approx(100 + 7 + 1001 * chosen.mean())
-  assert found['logits_generated'] == pytest.approx(50 + 7 + 1000 * chosen.mean(), rel=1e-6)
+  labels = np.resize(logits._places[0], LOGITS)
+  assert sorted(labels[:20]) == list(range(20))
+  assert found['logits_generated'] == pytest.approx(50 + 7 + 1000 * labels.mean(), rel=1e-6)
   margin = found['logits_training'] - found['logits_generated']
   expected = (found['logits_training'] - found['logits_heldout']) / margin
   assert found['r_v'] == pytest.approx(expected)
 
 
-def test_all_are_seen_through_the_augmentation_that_training_has():
+def test_all_are_seen_through_the_augmentation_that_training_has(monkeypatch):
   """With the same draws, so that pictures alone differ."""
+  monkeypatch.setattr(memorising, 'LOGITS', 6)
   heldout = Pictures(grey([200] * 6))
   source = Pictures(grey([100] * 6), heldout)
   mesh = sharding.make_mesh(jax.devices()[:1])

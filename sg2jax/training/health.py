@@ -17,7 +17,7 @@ NO_GRADIENT = 1e-6  # of the norm that reaches G: D says the same of all images
 ALIKE = 0.1  # of the diversity of samples, that of reals being 1
 # of r_v, in snapshots that follow each other (memorising.py): held-out pictures look to D more like
 # fakes than like those it was trained on
-MEMORISED = 0.8
+MEMORISED = 0.6
 SNAPSHOTS = 2  # of that, as a few held-out pictures make r_v uncertain by 0.1 and more
 COPIES = 0.5  # of `nearest`: most samples are half as far from a training picture as new ones are
 BOUND = 0.999  # of augment_p, which can't rise above 1

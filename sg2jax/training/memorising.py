@@ -12,6 +12,7 @@ At each snapshot:
 
 from collections.abc import Callable
 from concurrent import futures
+from functools import partial
 import math
 import os
 from typing import Any
@@ -28,7 +29,7 @@ from sg2jax.progress import Progress
 from sg2jax.state import TrainState
 from sg2jax.steps import TrainSteps
 
-LOGITS = 256  # pictures of each kind that D is asked about, at most
+LOGITS = 128  # fakes, and pictures of either part at most, that D is asked about
 # Of training and generated pictures: where D hardly tells them apart, the quotient is noise.
 MARGIN = 0.5
 SIDE = 32  # px, longer side of what neighbours are looked for among
@@ -40,7 +41,7 @@ QUERIES = 512  # fakes, and reals, of which the nearest is looked for, at most
 
 
 class Logits:
-  """Asks D about held-out pictures, as many training pictures and as many fakes."""
+  """Asks D about training pictures, held-out pictures and fakes: the same ones every time."""
 
   names = ('logits_training', 'logits_heldout', 'logits_generated')
 
@@ -50,9 +51,11 @@ class Logits:
     self._config = config
     self._mesh = mesh
     self._sources = (source, source.held_out)
-    self.count = min(LOGITS, *map(len, self._sources))
-    self._places = [random.permutation(len(part))[: self.count] for part in self._sources]
-    self._z = random.standard_normal((self.count, config.g.z_dim))
+    self._places = [random.permutation(len(part))[:LOGITS] for part in self._sources]
+    self._z = random.standard_normal((LOGITS, config.g.z_dim))
+    # Of training pictures, as in training; there may be fewer of these than of fakes.
+    labels = [source.label(int(i)) for i in self._places[0]]
+    self._labels = np.resize(labels, (LOGITS, source.c_dim))
     self._stage = None  # sources at its size, batch, the two jitted functions
 
   def compile(self, steps: TrainSteps) -> None:
@@ -76,23 +79,31 @@ class Logits:
     """
     sources, batch, (of_reals, of_fakes) = self._stage
     dtype = state.pl_mean.dtype
-    found = {name: [] for name in self.names}
-    for number, (pictures, is_counted) in enumerate(
-      full_batches(self.count, batch, self._config.d.mbstd_group_size)
-    ):
-      check_stop()
-      labels = {}
-      for name, source, places in zip(self.names, sources, self._places):
-        samples = [source[int(places[i])] for i in pictures]
-        labels[name] = np.stack([sample['label'] for sample in samples]).astype(dtype)
-        images = np.stack([sample['image'] for sample in samples])
-        x = self._divide({'image': images, 'c': labels[name]})
-        found[name].append(np.asarray(of_reals(state, np.int32(number), x))[is_counted])
-      x = self._divide({'z': self._z[pictures].astype(dtype), 'c': labels['logits_training']})
-      fakes = np.asarray(of_fakes(state, np.int32(number), x))[is_counted]
-      found['logits_generated'].append(fakes)
-    means = {name: float(np.concatenate(x).mean(dtype=np.float64)) for name, x in found.items()}
-    return means | overfitting(*means.values())
+
+    def mean(function, count, make):
+      """make: which of `count`, int [batch] -> what the function takes of them."""
+      found = []
+      batches = full_batches(count, batch, self._config.d.mbstd_group_size)
+      for number, (which, is_counted) in enumerate(batches):
+        check_stop()
+        logits = function(state, np.int32(number), self._divide(make(which)))
+        found.append(np.asarray(logits)[is_counted])
+      return float(np.concatenate(found).mean(dtype=np.float64))
+
+    def real(source, places, which):
+      samples = [source[int(i)] for i in places[which]]
+      c = np.stack([sample['label'] for sample in samples]).astype(dtype)
+      return {'image': np.stack([sample['image'] for sample in samples]), 'c': c}
+
+    def fake(which):
+      return {'z': self._z[which].astype(dtype), 'c': self._labels[which].astype(dtype)}
+
+    means = [
+      mean(of_reals, len(places), partial(real, source, places))
+      for source, places in zip(sources, self._places)
+    ]
+    means.append(mean(of_fakes, LOGITS, fake))
+    return dict(zip(self.names, means)) | overfitting(*means)
 
   def _divide(self, batch):
     return sharding.divide(self._mesh, {name: x[None] for name, x in batch.items()})
