@@ -56,7 +56,7 @@ class Logits:
     # Of training pictures, as in training; there may be fewer of these than of fakes.
     labels = [source.label(int(i)) for i in self._places[0]]
     self._labels = np.resize(labels, (LOGITS, source.c_dim))
-    self._stage = None  # sources at its size, batch, the two jitted functions
+    self._stage = None  # sources at its size, batch, the jitted functions
 
   def compile(self, steps: TrainSteps) -> None:
     """Asks the networks of this stage of growth from now on."""
@@ -65,19 +65,19 @@ class Logits:
     same = sharding.replicated(self._mesh)
     divided = sharding.batched(self._mesh)
 
-    def jitted(function):
-      return jax.jit(function, in_shardings=(same, same, divided), out_shardings=same)
+    def jitted(function, result):
+      return jax.jit(function, in_shardings=(same, same, divided), out_shardings=result)
 
     batch = build.microbatch(self._config, steps.stage.batch)
-    functions = [jitted(function) for function in logits_functions(steps, self._config.seed)]
-    self._stage = sources, batch, functions
+    functions = map(jitted, logits_functions(steps, self._config.seed), (divided, divided, same))
+    self._stage = sources, batch, tuple(functions)
 
   def take(self, state: TrainState, check_stop: Callable) -> dict[str, float]:
     """{name: mean logit}, and 'r_v' where D tells training pictures from fakes.
 
     check_stop: is called by every process before each batch; raises to end the work.
     """
-    sources, batch, (of_reals, of_fakes) = self._stage
+    sources, batch, (reals, fakes, logits_of) = self._stage
     dtype = state.pl_mean.dtype
 
     def mean(function, count, make):
@@ -86,7 +86,8 @@ class Logits:
       batches = full_batches(count, batch, self._config.d.mbstd_group_size)
       for number, (which, is_counted) in enumerate(batches):
         check_stop()
-        logits = function(state, np.int32(number), self._divide(make(which)))
+        images = function(state, np.int32(number), self._divide(make(which)))
+        logits = logits_of(state, np.int32(number), images)
         found.append(np.asarray(logits)[is_counted])
       return float(np.concatenate(found).mean(dtype=np.float64))
 
@@ -99,10 +100,10 @@ class Logits:
       return {'z': self._z[which].astype(dtype), 'c': self._labels[which].astype(dtype)}
 
     means = [
-      mean(of_reals, len(places), partial(real, source, places))
+      mean(reals, len(places), partial(real, source, places))
       for source, places in zip(sources, self._places)
     ]
-    means.append(mean(of_fakes, LOGITS, fake))
+    means.append(mean(fakes, LOGITS, fake))
     return dict(zip(self.names, means)) | overfitting(*means)
 
   def _divide(self, batch):
@@ -131,52 +132,52 @@ def full_batches(count: int, batch: int, group: int) -> list[tuple[np.ndarray, n
   return [((first + within) % count, first + within < count) for first in firsts]
 
 
-def logits_functions(steps: TrainSteps, seed: int) -> tuple[Callable, Callable]:
-  """Functions of (state, number of the batch, batch) -> logits [M].
+def logits_functions(steps: TrainSteps, seed: int) -> tuple[Callable, Callable, Callable]:
+  """Functions of (state, number of the batch, batch), apart as D then is compiled once.
 
-  One of reals, {'image': uint8 [1,M,H,W,C], 'c': [1,M,c_dim]}, and one of fakes that G, not its
-  moving average, makes of {'z': [1,M,z_dim], 'c'}.
+  The first two make what the third sees, {'x': images of [1,M,...], 'c': [1,M,c_dim]}: one of
+  reals, {'image': uint8 [1,M,H,W,C], 'c'}; one of {'z': [1,M,z_dim], 'c'}, by G, not by its moving
+  average. The third: logits [M].
   """
   generator = steps.generator
+
+  def keys(number):
+    # The same for all, at every snapshot: what is compared differs in the pictures alone.
+    return jax.random.split(jax.random.fold_in(purpose_key(seed, 'memorising'), number))
+
+  def reals(state, number, batch):
+    del number
+    return {'x': steps.reals(state, batch['image']), 'c': batch['c']}
+
+  def fakes(state, number, batch):
+    c = batch['c'][0]
+    variables = {'params': state.g, 'noise': state.noise}
+    with jax.default_matmul_precision('highest'):
+      w = generator.apply(variables, batch['z'][0], c, method='map')
+      x = generator.apply(
+        variables,
+        broadcast(w, generator.synthesis.num_ws),
+        steps.noise_mode,
+        steps.stage.level,
+        steps.alpha(state),
+        rngs={'noise': keys(number)[0]},
+        method='synthesize',
+      )
+    return {'x': jax.tree.map(lambda x: x[None], x), 'c': batch['c']}
 
   def augmented(state, key, x):
     draws = steps.augment.draw(key, x.shape[:1], x.shape[1:], x.dtype)
     return steps.augment.apply(x, draws, state.augment_p)
 
-  def discriminate(state, key, x, c):
-    if steps.augment is not None:  # as in training: at p = 0 nothing is computed
-      x = jax.lax.cond(state.augment_p > 0, augmented, lambda _state, _key, x: x, state, key, x)
-    return steps.discriminator.apply({'params': state.d}, x, c, steps.alpha(state))[:, 0]
-
-  def keys(number):
-    # The same for both, at every snapshot: what is compared differs in the pictures alone.
-    return jax.random.split(jax.random.fold_in(purpose_key(seed, 'memorising'), number))
-
-  def of_reals(state, number, batch):
+  def logits(state, number, batch):
+    x, c = jax.tree.map(lambda x: x[0], (batch['x'], batch['c']))
     with jax.default_matmul_precision('highest'):
-      x = steps.reals(state, batch['image'])[0]
-      return discriminate(state, keys(number)[0], x, batch['c'][0])
+      if steps.augment is not None:  # as in training: at p = 0 nothing is computed
+        key = keys(number)[1]
+        x = jax.lax.cond(state.augment_p > 0, augmented, lambda _state, _key, x: x, state, key, x)
+      return steps.discriminator.apply({'params': state.d}, x, c, steps.alpha(state))[:, 0]
 
-  def of_fakes(state, number, batch):
-    augmentation, noise = keys(number)
-    c = batch['c'][0]
-    variables = {'params': state.g, 'noise': state.noise}
-    with jax.default_matmul_precision('highest'):
-      ws = broadcast(
-        generator.apply(variables, batch['z'][0], c, method='map'), generator.synthesis.num_ws
-      )
-      x = generator.apply(
-        variables,
-        ws,
-        steps.noise_mode,
-        steps.stage.level,
-        steps.alpha(state),
-        rngs={'noise': noise},
-        method='synthesize',
-      )
-      return discriminate(state, augmentation, x, c)
-
-  return of_reals, of_fakes
+  return reals, fakes, logits
 
 
 # ---- neighbours
