@@ -6,7 +6,7 @@ quickstart, by ticks: loss_d 0.56 to 1.16, logits -2.5 to 2.2, |grad g| 4 to 46,
 data.holdout=0.1, 15 kimg: r_v -0.00 to 0.07, nearest falling from 4 to 1.4.
 
 Of fewer digits (20 a class, 170 trained on and 30 held out): r_v -0.04 to 0.19 up to 50 kimg, when
-SWD was at its best so far, then rising slowly, to 0.5 or so at 100 kimg; nearest 0.97 to 1.06 from
+SWD was at its best so far, then rising slowly, to 0.75 at 110 kimg; nearest 0.97 to 1.06 from
 30 to 80 kimg, then 0.9. Of 29, with 11 held out: r_v about 0.5 from 12 kimg on and 0.5 to 1.2 from
 50, when SWD began to rise; nearest below 0.8 from 42 and 0.59 at 67 kimg, where samples are copies.
 """
