@@ -61,7 +61,6 @@ CHOICES: dict[str, Sequence[str]] = {
   'd.architecture': ARCHITECTURES,
   'g.variant.activation': tuple(ops.ACTIVATIONS),
   'd.variant.activation': tuple(ops.ACTIVATIONS),
-  'augment.pipeline': ('auto', *augment.PIPELINES, ''),
   'opt.formulation': ('pytorch', 'tensorflow'),
   'precision': ('default', 'high', 'highest'),
   'device': ('gpu', 'tpu', 'accelerator', 'cpu', ''),

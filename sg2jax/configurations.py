@@ -113,11 +113,16 @@ def augmentation(config: Config, images: int = 0) -> augment.Augment | None:
   images: of the data set, for `auto`; by default few, as what is planned must allow.
 
   Raises:
-    UsageError: there is no such transform or range.
+    UsageError: there is no such pipeline, transform or range.
   """
   name = chosen_pipeline(config, images)
   if not name:
     return None
+  if name not in augment.PIPELINES:
+    raise UsageError(
+      f'--config.augment.pipeline={name} is unknown; choose from auto, '
+      f'{", ".join(augment.PIPELINES)}, or leave it empty'
+    )
   fields = [field.name for field in dataclasses.fields(augment.Augment)]
   changes = {key: _hashable(value) for key, value in config.augment.variant.items()}
   for key in changes:

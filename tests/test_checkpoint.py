@@ -22,6 +22,7 @@ import orbax.checkpoint as ocp
 import pytest
 
 from sg2jax import files
+from sg2jax import state as state_lib
 from sg2jax.faults import CheckpointError, WriteError
 from sg2jax.training import checkpoint
 from sg2jax.training import manifest as manifest_lib
@@ -286,12 +287,18 @@ def test_leaves_younger_than_the_format_have_their_defaults(workdir, monkeypatch
   assert (
     json.loads((workdir / 'checkpoints/3/manifest.json').read_text())['format']
     == checkpoint.FORMAT
-    == 2
+    == 3
   )
   assert int(restore(workdir, like).step) == 3
   with pytest.raises(CheckpointError, match=r'leaf g.odd is float32\[4\] there, missing'):
     rewrite(workdir / 'checkpoints/3', format=1)
     restore(workdir, like.replace(g={k: v for k, v in like.g.items() if k != 'odd'}))
+
+
+def test_a_new_field_of_the_state_comes_with_a_new_format():
+  """Or checkpoints of the format before, which lack it, would be refused."""
+  fields = {'fault', 'augment_p', 'augment_signs'}
+  assert (set(state_lib.LATER_FIELDS), checkpoint.FORMAT) == (fields, 3)
 
 
 def test_half_written_and_foreign_things_are_no_beginning(workdir, tmp_path):

@@ -105,6 +105,10 @@ CONFIG = {
   'loss.pl_interval': 2,
   'loss.r1_interval': 2,
   'ema.rampup': 0.05,
+  'augment.pipeline': 'bgcfnc',
+  'augment.p': 0.5,
+  'augment.interval': 1,
+  'augment.kimg': 1.0,
 }
 # config D from 4 px on, in the fade to 8 px, which is half done after 10 minibatches
 GROWING = {
@@ -144,6 +148,7 @@ def main(network, minibatches):
     check_division(name, step.as_text())
   assert stage.level == 0
   assert (alone.step, alone.nimg) == (minibatches, 16 * minibatches)
+  assert alone.augment_p != 0.5
   worst, tolerance = 0, 1e-11 if minibatches < 10 else 1e-5  # rounding grows
   leaves = jax.tree_util.tree_leaves_with_path(alone)
   for (path, a), b in zip(leaves, jax.tree.leaves(together), strict=True):

@@ -420,18 +420,18 @@ def test_a_run_starts_from_the_weights_of_another(home, whole, tmp_path):
   assert 'resuming at step 2' in out and ' copied, ' not in out
 
 
-def as_version_0_1(workdir, step):
-  """Makes the checkpoint of a step one of format 1, whose states lack what is younger."""
+def as_format(workdir, step, version, lacks):
+  """Makes the checkpoint of a step one of an earlier format, whose states lack these fields."""
   place = workdir / 'checkpoints' / str(step)
   tree, meta = checkpoint.load(place)[0], checkpoint.read_manifest(place)['meta']
-  tree = {name: value for name, value in tree.items() if name not in state.LATER_FIELDS}
+  tree = {name: value for name, value in tree.items() if name not in lacks}
   old = flax.struct.dataclass(type('Old', (), {'__annotations__': dict.fromkeys(tree, object)}))(
     **tree
   )
   shutil.rmtree(workdir / 'checkpoints')
   with contextlib.closing(checkpoint.Checkpoints(workdir, keep=1, meta=meta)) as checkpoints:
     checkpoints.save(old)
-  rewrite(place, format=1)
+  rewrite(place, format=version)
 
 
 @pytest.mark.slow
@@ -458,9 +458,12 @@ def test_a_run_goes_on_with_other_rounds_other_pictures_and_from_version_0_1(hom
   )
   out, _ = finish(start(home, run, **fields | {'data.allow_change': True}))
   assert 'another than so far: pictures' in out and (run / 'images' / 'reals_000000.png').exists()
-  as_version_0_1(run, 12)
+  as_format(run, 12, 1, state.LATER_FIELDS)
   out, _ = finish(start(home, run, **fields | {'total_kimg': 0.128}))
   assert 'version 0.1' in out and 'resuming at step 12' in out and log(run)[-1]['step'] == 16
+  as_format(run, 16, 2, {'augment_p', 'augment_signs'})
+  out, _ = finish(start(home, run, **fields | {'total_kimg': 0.16}))
+  assert 'before 0.7' in out and 'resuming at step 16' in out and log(run)[-1]['step'] == 20
 
 
 @pytest.mark.slow
@@ -479,6 +482,8 @@ def test_restoring_every_checkpoint_of_32_steps_changes_nothing(quick_compile, t
       'g.z_dim': 8,
       'g.w_dim': 8,
       'g.mapping_layers': 1,
+      'augment.pipeline': 'bgc',
+      'augment.p': 0.5,
     }
   )
   mesh = sharding.make_mesh()

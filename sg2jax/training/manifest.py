@@ -14,9 +14,9 @@ from typing import Any
 from sg2jax import files
 from sg2jax.faults import CheckpointError
 
-# 1: of version 0.1, whose states lack state.LATER_FIELDS and whose random numbers came from other
-# keys
-FORMAT = 2
+# Older ones lack some of state.LATER_FIELDS. 1: version 0.1, whose random numbers came from other
+# keys. 2: up to 0.6, which drew whether a picture is mirrored.
+FORMAT = 3
 
 
 class Damaged(Exception):

@@ -248,6 +248,11 @@ def resume(
       'begun by version 0.1, which drew other random numbers: this run goes on from what was '
       'saved, but not bit for bit as that version would have'
     )
+  elif manifest['format'] < 3 and config.data.mirror:
+    log.say(
+      'saved by a version before 0.7, which drew whether a picture is mirrored: from here on each '
+      'comes both ways in an epoch, so pictures come in another order'
+    )
   before = configurations.complete(manifest['meta']['config'])
   old = build.microbatch(before, batch)
   new = build.microbatch(config, batch)
