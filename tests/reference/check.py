@@ -210,7 +210,8 @@ def only(case, keep):
 
 def _split(case):
   """{sub-case id: [(array name within it, key)]}, the shared keys, and the expected keys that
-  belong to no sub-case. What is expected under another prefix is a sub-case without a config.
+  belong to no sub-case. A prefix with nothing but expected arrays, such as filters that all
+  sub-cases have, is a sub-case without a config.
   """
   ids = list(case.get('subcases') or {'': {}})
   own, shared = {sub: [] for sub in ids}, []
@@ -222,12 +223,15 @@ def _split(case):
     else:
       shared.append(key)
   expected = [key for key in shared if case['arrays'][key]['role'] == 'expected']
-  strays = [key for key in expected if '/' not in key]
+  given = [key for key in shared if key not in expected]
+  strays = []
   for key in expected:
     sub, _, name = key.partition('/')
-    if name:
+    if not name or any(other.startswith(sub + '/') for other in given):
+      strays.append(key)
+    else:
       own.setdefault(sub, []).append((name, key))
-  return own, [key for key in shared if key not in expected], strays
+  return own, given, strays
 
 
 @contextlib.contextmanager
