@@ -100,21 +100,28 @@ def _as_stored(done, saturation):
 
 
 def _stored(sub):
-  with np.load(pathlib.Path(sub.folder, 'ada_augment.npz')) as data:
-    dtype = sub.given['x'].dtype
-    return {name: jnp.asarray(data[f'{sub.id}/{name}'], dtype) for name in STORED}
+  """What the reference drew, by name: those of STORED that the sub-case has."""
+  found = {}
+  for file in pathlib.Path(sub.folder).glob('*augment*.npz'):
+    with np.load(file) as data:
+      keys = [name for name in STORED if f'{sub.id}/{name}' in data]
+      found |= {name: jnp.asarray(data[f'{sub.id}/{name}'], sub.given['x'].dtype) for name in keys}
+  return found
 
 
 def _from_stored(stored, noise):
-  g = stored['G_inv']
-  return augment.Parameters(
-    geometry=warp.Geometry(g[:, :2, 0], g[:, :2, 1], g[:, :2, 2]),
-    colors=stored['C'][:, :3],
-    gains=stored['g'],
-    sigma=stored['sigma'][:, 0, 0, 0],
-    noise=noise,
-    cutout=(stored['cutout_center'], stored['cutout_size']),
+  """Parameters of what the vectors have."""
+  done = augment.Parameters(
+    colors=stored['C'][:, :3] if 'C' in stored else None, gains=stored.get('g')
   )
+  if 'G_inv' in stored:
+    g = stored['G_inv']
+    done = done._replace(geometry=warp.Geometry(g[:, :2, 0], g[:, :2, 1], g[:, :2, 2]))
+  if 'sigma' in stored:
+    done = done._replace(sigma=stored['sigma'][:, 0, 0, 0], noise=noise)
+  if 'cutout_size' in stored:
+    done = done._replace(cutout=(stored['cutout_center'], stored['cutout_size']))
+  return done
 
 
 def _controller(sub):
