@@ -65,8 +65,8 @@ def warp(images: jax.Array, geometry: Geometry, padding: Sequence[int] | None = 
       reference code, where they depend on the batch; None: for ever.
   """
   _, height, width, _ = images.shape
-  fine, (left, top) = _enlarge(images, padding)
-  # ---- the places that are read, in pixels of `fine`
+  phases, (left, top) = _enlarge(images, padding)
+  # ---- the places that are read, in pixels of what is twice as large
   x = (np.arange(2 * (width + 2 * MARGIN)) + 1) / 2 - MARGIN - width / 2
   y = (np.arange(2 * (height + 2 * MARGIN)) + 1) / 2 - MARGIN - height / 2
 
@@ -76,31 +76,35 @@ def warp(images: jax.Array, geometry: Geometry, padding: Sequence[int] | None = 
     return 2 * (along_x + along_y + geometry.origin[:, axis, None, None] + half + before) - 1
 
   read = _read_periodic if padding is None else _read_padded
-  result = read(fine, places(0, width / 2, left), places(1, height / 2, top))
+  result = read(phases, places(0, width / 2, left), places(1, height / 2, top))
   crop = -2 * MARGIN
   return resample.downsample2d(result, TAPS, padding=crop, flip_filter=True)
 
 
 def _enlarge(images, padding):
-  """Images [N,H,W,C] at twice the size, and the pixels (left, top) that were put before them.
+  """Images [N,H,W,C] at twice the size as phases, and the pixels (left, top) put before them.
 
-  With padding None one period of what goes on for ever, of 4W-4 by 4H-4.
+  Phases as of resample.upsample_phases, [N,2,2,h,w,C]. With padding None one period of what goes on
+  for ever: h = 2H-2, w = 2W-2.
   """
   _, height, width, _ = images.shape
   if padding is not None:
     left, right, top, bottom = padding
     padded = jnp.pad(images, ((0, 0), (top, bottom), (left, right), (0, 0)), mode='reflect')
-    return resample.upsample2d(padded, TAPS), (left, top)
+    return resample.upsample_phases(padded, TAPS), (left, top)
   # The filter reads so many pixels beyond; what is made of them goes.
   halo = MARGIN
-  after = [(halo, max(side - 2, 0) + halo) for side in (height, width)]
-  padded = jnp.pad(images, ((0, 0), *after, (0, 0)), mode='reflect')
-  return resample.upsample2d(padded, TAPS, padding=-2 * halo), (0, 0)
+  around = [(halo, max(side - 2, 0) + halo) for side in (height, width)]
+  padded = jnp.pad(images, ((0, 0), *around, (0, 0)), mode='reflect')
+  return resample.upsample_phases(padded, TAPS)[:, :, :, halo:-halo, halo:-halo], (0, 0)
 
 
-def _read_periodic(fine, x, y):
-  """What an endless repetition of `fine` [N,H,W,C] is at places x, y [N,P,Q]: [N,P,Q,C]."""
-  _, height, width, _ = fine.shape
+def _read_periodic(phases, x, y):
+  """What an endless repetition of an enlarged image is at places x, y [N,P,Q]: [N,P,Q,C].
+
+  phases: [N,2,2,h,w,C], see `_enlarge`. Places are in pixels of the enlarged image.
+  """
+  _, _, _, height, width, _ = phases.shape
 
   def neighbours(place, period):
     first = jnp.floor(place)
@@ -108,12 +112,12 @@ def _read_periodic(fine, x, y):
     part = place - first
     return ((index % period, 1 - part), ((index + 1) % period, part))
 
-  return _read(fine, neighbours(x, width), neighbours(y, height))
+  return _read(phases, neighbours(x, 2 * width), neighbours(y, 2 * height))
 
 
-def _read_padded(fine, x, y):
-  """The same with 0 around `fine`."""
-  _, height, width, _ = fine.shape
+def _read_padded(phases, x, y):
+  """The same with 0 around the enlarged image."""
+  _, _, _, height, width, _ = phases.shape
 
   def neighbours(place, size):
     first = jnp.floor(place)
@@ -124,17 +128,18 @@ def _read_padded(fine, x, y):
       for i, weight in ((index, 1 - part), (index + 1, part))
     )
 
-  return _read(fine, neighbours(x, width), neighbours(y, height))
+  return _read(phases, neighbours(x, 2 * width), neighbours(y, 2 * height))
 
 
-def _read(fine, columns, rows):
-  """Sums of weighted pixels of `fine` [N,H,W,C]; columns, rows: of ((index, weight), ...)."""
-  n, height, width, channels = fine.shape
-  pixels = fine.reshape(n, height * width, channels)
+def _read(phases, columns, rows):
+  """Sums of weighted pixels of `phases`; columns, rows: of ((index, weight), ...)."""
+  n, _, _, height, width, channels = phases.shape
+  pixels = phases.reshape(n, 4 * height * width, channels)
   total = 0
   for row, row_weight in rows:
     for column, column_weight in columns:
-      index = (row * width + column).reshape(n, -1)
+      phase = 2 * (row % 2) + column % 2
+      index = ((phase * height + row // 2) * width + column // 2).reshape(n, -1)
       read = jax.vmap(lambda x, i: x.at[i].get(mode='promise_in_bounds'))(pixels, index)
       weight = row_weight * column_weight
       total = total + read.reshape(*row.shape, channels) * weight[..., None]
