@@ -18,6 +18,7 @@ from sg2jax import build, data, losses, resample, schedule, state
 from sg2jax.models.discriminator import Discriminator
 from sg2jax.models.generator import Generator, Synthesis
 from sg2jax.models.mapping import Mapping
+from sg2jax.steps import Averages
 from tests.runs import content, finish, log, start
 from tests.test_configs import LADDER
 from tests.test_models import variables
@@ -167,7 +168,8 @@ def test_gradients_are_those_of_full_size_images(quick_compile):
 
   @jax.jit
   def all_values(small, ws, noise, native):
-    _, (_, aux) = steps._r1_loss(clock, vd['params'], (), {'reals': small, 'real_c': None})
+    averages = Averages(None, None, jnp.zeros(2))
+    _, (_, aux) = steps._r1_loss(clock, vd['params'], averages, {'reals': small, 'real_c': None})
     penalty, _ = losses.r1_penalty(judge, resample.nearest(small))
     lengths = [
       losses.path_lengths(partial(synthesize, factor), ws, y)

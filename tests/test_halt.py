@@ -17,7 +17,7 @@ from sg2jax.training.stage import TrainStage
 
 
 class Images:
-  place, shape, c_dim = 'somewhere', (16, 16, 1), 0
+  place, shape, c_dim, places = 'somewhere', (16, 16, 1), 0, range(50)
 
   def __len__(self):
     return 50
