@@ -188,6 +188,10 @@ def _check_augmentation(config):
       not config.augment.variant,
       f'augment.variant={dict(config.augment.variant)} needs augment.pipeline, such as bgc',
     )
+    _need(
+      not config.augment.p,
+      f'augment.p={config.augment.p} needs augment.pipeline, such as bgc; or set augment.p=0',
+    )
     return
   for field in dataclasses.fields(pipeline):
     value = getattr(pipeline, field.name)
@@ -201,9 +205,18 @@ def _check_augmentation(config):
     else:
       values = (value,)
     is_good = all(
-      isinstance(v, (int, float)) and 0 <= v <= most and math.isfinite(v) for v in values
+      isinstance(v, (int, float))
+      and not isinstance(v, bool)
+      and 0 <= v <= most
+      and math.isfinite(v)
+      for v in values
     )
-    _need(is_good, f'augment.variant.{field.name}={value} {rule}')
+    _need(is_good, f'augment.variant.{field.name}={" ".join(str(value).split())} {rule}')
+  _need(
+    pipeline.has(*augment.TRANSFORMS),
+    f'augment.pipeline={name} does nothing with augment.variant={dict(config.augment.variant)}: '
+    "all strengths are 0; raise one, or set augment.pipeline=''",
+  )
   _need(
     config.augment.p or config.augment.target,
     f'augment.pipeline={name} does nothing with augment.p=0 and augment.target=0; set one of them, '
