@@ -189,6 +189,33 @@ def test_parts_of_the_data_of_a_run(run, place, tmp_path):
     reals.load(net, part='holdout')
 
 
+def test_results_of_other_pictures_lie_beside_those_of_the_runs_own(run, place):
+  net = sampler.load(run)
+  training = load(place, 0.3)
+  net.config.data_hash = training.hash  # as training notes it
+  whole = load(place, 0.0)
+  assert [reals.subfolder(net, reals.load(net, part=part), '', part) for part in reals.PARTS] == [
+    '',
+    'holdout',
+    'all',
+  ]
+  assert reals.subfolder(net, training) == reals.subfolder(net, training, place, 'training') == ''
+  named = reals.subfolder(net, whole, place)
+  assert named.endswith(f'-{whole.hash[:8]}') and len(pathlib.Path(named).parts) == 1
+  # Without data.holdout all pictures are those that it was trained on.
+  net.config.data_hash = whole.hash
+  assert reals.subfolder(net, whole, '', 'all') == ''
+
+
+def test_by_default_a_part_replaces_no_result(run, quick_compile):
+  for part in ('training', 'holdout'):
+    call(evaluate, f'--checkpoint={run}', '--metrics=pixelnn0.02k', f'--part={part}')
+  step = run / 'evaluation' / f'{sampler.load(run).step:08d}'
+  aside = json.loads((step / 'holdout' / 'pixelnn0.02k.json').read_text())['data']['images']
+  trained = json.loads((step / 'pixelnn0.02k.json').read_text())['data']['images']
+  assert aside + trained == COUNT and aside < trained
+
+
 def test_copies_are_looked_for_beside_what_was_held_out(run, place, tmp_path, quick_compile):
   aside = len(load(place, 0.3).held_out)
   found = {}

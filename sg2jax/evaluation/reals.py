@@ -1,6 +1,7 @@
 """The data set that a network is measured against: that of its run, or another that fits."""
 
 import pathlib
+import re
 from typing import Any
 
 from sg2jax import build, data, paths
@@ -59,6 +60,19 @@ def load(net: Sampler, named: str = '', labels: bool = True, part: str = '') -> 
   if labels and config.c_dim:
     check_labels(net.labels, source.labels, source.place)
   return source
+
+
+def subfolder(net: Sampler, source: Any, named: str = '', part: str = '') -> str:
+  """Where results of a `load`ed source belong, below those of what the run trains on; '': there.
+
+  A part of the run's data set has its name; others have their own, and the hash that tells them
+  apart.
+  """
+  if source.hash == net.config.get('data_hash'):
+    return ''
+  if named:
+    return f'{re.sub(r"[^A-Za-z0-9.]+", "_", source.name)}-{source.hash[:8]}'
+  return '' if part in ('', 'training') else part
 
 
 def check_labels(trained: Labels, measured: Labels, place: str) -> None:

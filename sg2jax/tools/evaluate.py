@@ -5,8 +5,9 @@
 
 Takes the moving average of the weights, without truncation, and by default the data set of the run:
 of a run with data.holdout the pictures that it trains on, and --part=holdout the others.
-Writes DIR/<metric>.json with the value, its 95 % interval and all that it depends on. What needs a
-network of others (FID, KID, IS, precision and recall, PPL) wants its weights first: python -m
+Writes DIR/<metric>.json with the value, its 95 % interval and all that it depends on; without --out
+what is measured against other pictures goes to a folder of its own. What needs a network of
+others (FID, KID, IS, precision and recall, PPL) wants its weights first: python -m
 sg2jax.tools.fetch_weights says which and where. Without --metrics: swd and what the run's
 configuration names, or else pixelfd50k_full; these two need no network. All names are in
 docs/evaluation.md. Stop it any way you like: the same command goes on where it was.
@@ -43,7 +44,9 @@ def define_flags() -> None:
     "run's data.holdout kept aside.",
   )
   shared.define_weights('inception=FILE')
-  shared.define_out('evaluation', anywhere=True)
+  shared.define_out(
+    'evaluation', anywhere=True, below='[/<PART>, or name and hash of another data set]'
+  )
   shared.define_seed('Of latents, labels, noise and subsets; default: that of the run.', None)
   shared.define_batch()
 
@@ -58,7 +61,8 @@ def main(_: list[str]) -> None:
   net = processes.together(partial(sampler.load, args.checkpoint))
   if not wanted:
     wanted = defaults(net)
-  source = processes.together(partial(reals.load, net, args.data, part=args.part or ''))
+  part = args.part or ''
+  source = processes.together(partial(reals.load, net, args.data, part=part))
   processes.check_same('--data', {'hash': source.hash, 'images': len(source)})
   holdout = source.held_out
   if args.holdout:
@@ -68,7 +72,16 @@ def main(_: list[str]) -> None:
     net,
     source,
     sharding.make_mesh(),
-    processes.together(partial(shared.out_folder, net, 'evaluation', anywhere=True)),
+    processes.together(
+      # Beside the run's own results, not over them.
+      partial(
+        shared.out_folder,
+        net,
+        'evaluation',
+        anywhere=True,
+        below=reals.subfolder(net, source, args.data, part),
+      )
+    ),
     net.config.seed if args.seed is None else args.seed,
     args.batch,
     holdout,
