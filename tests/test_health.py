@@ -23,8 +23,9 @@ HEALTHY = {
   'r_v': 0.4,
   'nearest': 0.97,
   'augment_p': 1.0,
-  'r_t': 0.4,
+  'r_t': 0.55,
 }
+TARGET = 0.6  # of r_t, by augment_p
 
 
 @pytest.mark.parametrize(
@@ -35,14 +36,14 @@ HEALTHY = {
     ({'grad_norm_g': 0.0, 'logits_real': 0.0, 'logits_fake': 0.0}, 'no gradient reaches G'),
     ({'diversity': 0.02}, 'samples are alike: their standard deviation is 0.02'),
     ({'nearest': 0.2}, 'samples are copies of training pictures (nearest 0.2,'),
-    ({'augment_p': 1.0, 'r_t': 0.8}, 'augment_p is at 1, its bound, and D is still sure'),
+    ({'r_t': 0.65}, 'augment_p is at 1, its bound, and D is still sure'),
     ({'pl_length': 16.0}, 'pl_length runs away: 16, where 0.156 was usual'),
     ({'grad_norm_g_reg': 5.0}, 'grad_norm_g_reg runs away'),
     ({'grad_norm_d': 1.1e3}, 'grad_norm_d runs away'),
   ],
 )
 def test_each_trouble_is_told_in_the_tick_it_appears_in_and_when_it_comes_back(trouble, says):
-  health = Health()
+  health = Health(TARGET)
   for _ in range(LEAST):
     assert health.look(HEALTHY) == []
   bad = HEALTHY | trouble
@@ -67,6 +68,11 @@ def test_two_snapshots_in_a_row_show_that_d_memorises():
   assert line.startswith('warning: D knows its pictures by heart') and 'r_v 1.1' in line
   for remedy in ('More pictures', 'augment.pipeline', 'r1_gamma', 'freeze_layers', 'best checkp'):
     assert remedy in line
+
+
+def test_p_at_its_bound_is_a_trouble_where_it_is_to_bring_r_t_down():
+  for target, count in ((0.7, 0), (0.4, 1), (0.0, 0)):  # 0: p stays, at whatever it was put to
+    assert len(Health(target).look(HEALTHY)) == count
 
 
 def test_what_grows_slowly_or_begins_high_runs_not_away():

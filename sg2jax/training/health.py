@@ -27,7 +27,6 @@ MEMORISED = 0.6
 SNAPSHOTS = 2  # of that, as a few held-out pictures make r_v uncertain by 0.1 and more
 COPIES = 0.5  # of `nearest`: most samples are half as far from a training picture as new ones are
 BOUND = 0.999  # of augment_p, which can't rise above 1
-STILL = 0.5  # of r_t: above, D is sure of its pictures in spite of that
 FACTOR = 100.0  # of what runs away, above its median
 WINDOW = 10  # ticks of that median
 LEAST = 5  # ticks before there is one
@@ -42,7 +41,9 @@ Trouble = tuple[str, bool, str]  # its name, whether it is there, what to say of
 class Health:
   """Looks at the numbers of each tick; says of each trouble once that it came."""
 
-  def __init__(self) -> None:
+  def __init__(self, augment_target: float = 0.0) -> None:
+    """augment_target: of r_t, by augment_p; 0: that stays where it was put, which is no trouble."""
+    self._augment_target = augment_target
     self._before = {name: deque(maxlen=WINDOW) for name in RUNAWAYS}
     self._memorised = 0  # snapshots in a row
     self._known = set()  # troubles that were there when last looked at
@@ -81,13 +82,15 @@ class Health:
         f'pictures have 1). More pictures help, augment.pipeline=auto, {OTHERWISE}'
       )
       yield 'copies', metrics['nearest'] < COPIES, text
-    if {'augment_p', 'r_t'} <= metrics.keys():
+    target = self._augment_target
+    if target and {'augment_p', 'r_t'} <= metrics.keys():
+      r_t = metrics['r_t']
       text = (
-        f'augment_p is at 1, its bound, and D is still sure of its pictures (r_t '
-        f'{metrics["r_t"]:.2g}): augmentation can do no more against memorising, and may show in '
-        f'samples. More pictures help, {OTHERWISE}'
+        f'augment_p is at 1, its bound, and D is still sure of its pictures (r_t {r_t:.2g}, where '
+        f'augment.target is {target:g}): augmentation can do no more against memorising, and may '
+        f'show in samples. More pictures help, {OTHERWISE}'
       )
-      yield 'bound', metrics['augment_p'] >= BOUND and metrics['r_t'] > STILL, text
+      yield 'bound', metrics['augment_p'] >= BOUND and r_t > target, text
 
   def _of_growth(self, metrics) -> Iterator[Trouble]:
     """What is far above its median of the ticks before."""

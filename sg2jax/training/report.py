@@ -42,13 +42,20 @@ SHOWN = {
 class Report:
   """The log of one run. Failures of the file system raise WriteError."""
 
-  def __init__(self, workdir: str | os.PathLike, step: int, total_kimg: float) -> None:
+  def __init__(
+    self,
+    workdir: str | os.PathLike,
+    step: int,
+    total_kimg: float,
+    augment_target: float = 0.0,
+  ) -> None:
     """Opens the log in `workdir` and cuts it back to `step`, so that each step is logged once.
 
     Args:
       workdir: created if need be.
       step: minibatches done in the state that the run goes on from; 0 starts the log afresh.
       total_kimg: length of the run, thousands of images.
+      augment_target: config.augment.target, see Health.
     """
     self._active = jax.process_index() == 0
     self._workdir = paths.place(workdir)
@@ -56,7 +63,7 @@ class Report:
     self._log = self._workdir / 'metrics.jsonl'
     self._bar = None
     self._events = None
-    self._health = Health()
+    self._health = Health(augment_target)
     self._columns = set()  # metrics that a status line had
     records = self._cut_back(step) if self._active else []
     # Metrics that were measured later have lines of their own, which are no ticks.

@@ -118,7 +118,9 @@ def restore_and_train(
     if is_new:
       state = build.init_state(config, build.steps(config, source.c_dim, mesh), same)
     step, nimg = state_lib.clock(state)
-    log = processes.together(partial(report.Report, workdir, step, config.total_kimg))
+    log = processes.together(
+      partial(report.Report, workdir, step, config.total_kimg, config.augment.target)
+    )
     stack.enter_context(contextlib.closing(log))
     log.say(describe(config, state, source, mesh))
     for text in changes:
