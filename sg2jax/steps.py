@@ -122,7 +122,7 @@ class TrainSteps:
     # Outside of what is conditional: inside, XLA computes them again for every pixel.
     parameters = self.augment.parameters(draws, state.augment_p, img.shape[1:])
     # Of one program: at p = 0 images are left alone, and nothing is compiled anew when p moves.
-    return jax.lax.cond(state.augment_p > 0, transform, _first, img, parameters)
+    return jax.lax.cond(state.augment_p > 0, transform, _unchanged, img, parameters)
 
   def alpha(self, state: TrainState) -> jax.Array | None:
     """How far the newest resolution is faded in, [] in [0,1]; None for networks that don't grow."""
@@ -234,7 +234,8 @@ class TrainSteps:
       return self._discriminate(state, d, img, x['real_c'], draws, twice=True)
 
     penalty, logits = losses.r1_penalty(discriminate, x['reals'])
-    # as the reference does, the signs of these logits count as well
+    # As in the reference the signs of these logits count as well; where this minibatch's d has just
+    # moved p, as with augment.interval=1, at its next move, and in the reference at this one.
     averages, _ = _add_signs(averages, logits)
     # Of the image enlarged to full size, as the paper's was when growing: a pixel's gradient is
     # spread over 4^level pixels, so that the squared norm is 4^-level of this.
@@ -368,7 +369,7 @@ class TrainSteps:
     return [name for name in ORDER if intervals[name] and step % intervals[name] == 0]
 
 
-def _first(img, parameters):
+def _unchanged(img, parameters):
   del parameters
   return img
 
