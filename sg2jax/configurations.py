@@ -99,9 +99,8 @@ def spell_out(config: Config) -> dict:
   return tree
 
 
-def chosen_pipeline(config: Config, images: int) -> str:
-  """The name of config.augment.pipeline; for `auto`, what it is for a data set of `images`."""
-  name = config.augment.pipeline
+def chosen_pipeline(name: str, images: int) -> str:
+  """The name of a pipeline, '' for none; for `auto`, what it is for a data set of `images`."""
   if name == 'auto':
     return AUTO_PIPELINE if images < AUTO_IMAGES else ''
   return name
@@ -115,7 +114,7 @@ def augmentation(config: Config, images: int = 0) -> augment.Augment | None:
   Raises:
     UsageError: there is no such pipeline, transform or range.
   """
-  name = chosen_pipeline(config, images)
+  name = chosen_pipeline(config.augment.pipeline, images)
   if not name:
     return None
   if name not in augment.PIPELINES:

@@ -327,6 +327,25 @@ def test_other_pictures_are_named_with_the_ways_out(begin, tmp_path):
     begin({}, run)
 
 
+@pytest.mark.parametrize(
+  'pipeline, count, said',
+  [
+    ('auto', 9_999, None),
+    ('auto', 10_000, 'augmentation: bgc there, none here (augment.pipeline=auto: none from 10,000'),
+    ('bgc', 10_000, None),
+  ],
+)
+def test_other_pictures_may_be_too_many_to_augment(begin, tmp_path, pipeline, count, said):
+  fields = {'augment.pipeline': pipeline}
+  source = Source()
+  workdir.save_run(tmp_path, config_of(**fields).to_dict() | workdir.data_values(source))
+  (tmp_path / 'checkpoints/10').mkdir(parents=True)
+  more = Source('xyz', 'dogs', count)
+  changes = begin(fields | {'data.allow_change': True}, tmp_path, more)['changes']
+  assert changes[0].startswith('pictures: ') and len(changes) == 1 + bool(said)
+  assert not said or changes[1].startswith(said)
+
+
 def test_runs_of_version_0_1_say_what_they_know(begin, tmp_path):
   run = resumed(tmp_path)
   old = json.loads((run / 'config.json').read_text())

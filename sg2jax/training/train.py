@@ -164,7 +164,7 @@ def describe(config: Any, state: TrainState, source: Any, mesh: Mesh) -> str:
   begin = f'starting from {config.init_from or "scratch"}'
   augmentation = ''
   if config.augment.pipeline == 'auto':
-    chosen = configurations.chosen_pipeline(config, len(source)) or 'none'
+    chosen = configurations.chosen_pipeline('auto', len(source)) or 'none'
     reason = f'of {len(source)} images; none from {configurations.AUTO_IMAGES} on'
     augmentation = f'\naugmentation: {chosen} ({reason}: --config.augment.pipeline=auto)'
   if state.step:

@@ -144,7 +144,22 @@ def check_workdir(values: dict[str, Any], workdir: paths.Path, labels: Any = Non
       f'--config.data.allow_change=True goes on with these; {restart}'
     )
   lines = [f'{name}: {differ[name]}' for name in SAID if name in differ]
-  return lines + [f'pictures: {text}' for text in pictures]
+  lines += [f'pictures: {text}' for text in pictures]
+  return lines + _other_augmentation(old, new)
+
+
+def _other_augmentation(old, new):
+  """A line if augment.pipeline=auto is another for so many pictures, as a list."""
+  if 'data_images' not in old or 'data_images' not in new:
+    return []  # of before version 0.2, without augmentation
+  there, here = (
+    configurations.chosen_pipeline(x['augment.pipeline'], x['data_images']) or 'none'
+    for x in (old, new)
+  )
+  if there == here:
+    return []
+  most = f'{configurations.AUTO_IMAGES:,}'
+  return [f'augmentation: {there} there, {here} here (augment.pipeline=auto: none from {most} on)']
 
 
 def _other_pictures(old, new, workdir, labels):
