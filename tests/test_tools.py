@@ -11,11 +11,12 @@ from absl import flags
 from absl.testing import flagsaver
 import pytest
 
-from sg2jax import __main__
+from sg2jax import __main__, build, sharding
 from sg2jax.faults import UsageError
+from sg2jax.lab import bench as lab
 from sg2jax.tools import bench
 from sg2jax.tools import flags as shared
-from tests.runs import ROOT, call
+from tests.runs import ROOT, call, configuration
 
 
 def run_main(monkeypatch, *args):
@@ -104,6 +105,37 @@ def test_bench_times_the_input_alone(home, tmp_path, capsys):
     assert result['img_per_sec_warm'] > 0 and (result['img_per_sec_cold'] is not None) == is_cold
     assert (result['batch'], result['microbatch'], result['data']) == (64, 32, 'digits')
   assert 'digits, 16x16, batch 64 in rounds of 32' in capsys.readouterr().out
+
+
+def test_bench_times_what_augments(quick_compile, monkeypatch):
+  """However fast p would move, and though it begins at 0, where nothing is computed."""
+  seen = []
+
+  def interleaved(functions, rounds):
+    seen.extend(float(functions['d']()[1]['augment_p']) for _ in range(rounds))
+    return dict.fromkeys(functions, [1.0])
+
+  monkeypatch.setattr(lab, 'interleaved', interleaved)
+  config = configuration(
+    ROOT,
+    **{
+      'loss.pl_weight': 0.0,
+      'loss.r1_gamma': 0.0,
+      'augment.pipeline': 'blit',
+      'augment.interval': 1,
+      'augment.kimg': 0.01,
+    },
+  )
+  figures = lab.measure(config, 3)
+  assert seen == [0.5] * 3 and figures['augment_p'] == 0.5
+  assert ', augmented with p = 0.5\n' in lab.table(config, figures)
+  config.augment.p = 0.25
+  mesh = sharding.make_mesh()
+  shapes = build.abstract_state(config, 0, None)
+  monkeypatch.setattr(build, 'init_state', lambda *_: shapes)
+  assert lab._begin(config, mesh)[2] == 0.25
+  config.augment.update({'pipeline': '', 'p': 0.0})
+  assert lab._begin(config, mesh)[2] is None
 
 
 # ---- flags that several tools share

@@ -1,7 +1,9 @@
 """How fast a configuration trains: the four steps and synthesis, timed interleaved."""
 
 from collections.abc import Callable
+import dataclasses
 from functools import partial
+import math
 import statistics
 import time
 from typing import Any
@@ -17,14 +19,16 @@ from sg2jax import state as state_lib
 from sg2jax.models.sizes import block_sizes
 from sg2jax.planning import plan
 
+# What is timed where p moves from 0. All but 0 costs the same.
+MOVING_P = 0.5
+
 
 def measure(config: ConfigDict, rounds: int) -> dict:
   """All figures of a configuration, as JSON values: seconds, images/s, bytes, FLOP."""
   memory.keep_pages(jax.default_backend())
   mesh = sharding.make_mesh()
-  steps = build.last_steps(config, mesh)
   same = sharding.replicated(mesh)
-  state = build.init_state(config, steps, same)
+  steps, state, p = _begin(config, mesh)
   batch, ws = _random_batch(config, steps, mesh)
   key = jax.device_put(jax.random.key(0), same)
   flop = flop_per_image(config, state, steps)
@@ -69,6 +73,7 @@ def measure(config: ConfigDict, rounds: int) -> dict:
     'jax': jax.__version__,
     'resolution': list(build.resolution(config)),
     'batch': steps.stage.batch,
+    'augment_p': p,
     'compile_seconds': compile_seconds,
     'state_bytes': state_bytes,
     'temp_bytes': max(step.memory_analysis().temp_size_in_bytes for step in compiled.values()),
@@ -78,6 +83,22 @@ def measure(config: ConfigDict, rounds: int) -> dict:
     'peak_flop_per_sec': peak,
     **_rates(seconds, steps, ws.shape[1], flop['flop_lazy'], peak),
   }
+
+
+def _begin(config, mesh):
+  """(steps, state, p) of training, with the strength of the augmentation that is timed, or None.
+
+  That is augment.p, or MOVING_P if p is to move from 0, where nothing is computed.
+  """
+  steps = build.last_steps(config, mesh)
+  state = build.init_state(config, steps, sharding.replicated(mesh))
+  if steps.augment is None:
+    return steps, state, None
+  p = config.augment.p or MOVING_P
+  # However often it is timed, p stays.
+  still = dataclasses.replace(steps.moves_of_p, kimg=math.inf)
+  steps = dataclasses.replace(steps, moves_of_p=still)
+  return steps, state.replace(augment_p=jnp.full_like(state.augment_p, p)), p
 
 
 def interleaved(functions: dict[str, Callable], rounds: int) -> dict[str, list[float]]:
@@ -156,12 +177,13 @@ def table(config: ConfigDict, r: dict) -> str:
   """The figures of `measure`, for a person."""
   names = ('g', 'd', 'g_reg', 'd_reg', 'synthesis')
   times = [f'{name} {r[f"sec_{name}"] * 1e3:.1f} ms' for name in names if f'sec_{name}' in r]
+  p = '' if r['augment_p'] is None else f', augmented with p = {r["augment_p"]:g}'
   peak = r['device_peak_bytes']
   peak = f', {peak / 2**30:.1f} GiB device peak' if peak else ''
   return '\n'.join(
     [
       f'{r["devices"]} x {r["device"]}, jax {r["jax"]}, {r["resolution"][0]}x{r["resolution"][1]}, '
-      f'batch {r["batch"]}, fmap_base {config.g.fmap_base}, fmap_max {config.g.fmap_max}',
+      f'batch {r["batch"]}, fmap_base {config.g.fmap_base}, fmap_max {config.g.fmap_max}{p}',
       '  '.join(times),
       f'training {r["img_per_sec_lazy"]:.2f} images/s lazily, {r["img_per_sec_eager"]:.2f} eagerly '
       f'({r["lazy_over_eager"]:.2f}x); synthesis {r["img_per_sec_synthesis"]:.1f} images/s',
