@@ -283,6 +283,13 @@ class Augment:
     return gains
 
 
+def largest(name: str) -> int:
+  """The largest value of a field of Augment."""
+  # Turns and hues come round at 1. Of other ranges 10 is beyond all use, and pixels stay finite.
+  is_range = name.endswith(('_max', '_std', '_size'))
+  return 10 if is_range and name not in ('rotate_max', 'hue_max') else 1
+
+
 def pipeline(name: str) -> Augment:
   """The pipeline of a name in PIPELINES, its transforms at full strength."""
   return Augment(**dict.fromkeys(PIPELINES[name], 1.0))

@@ -193,25 +193,7 @@ def _check_augmentation(config):
       f'augment.p={config.augment.p} needs augment.pipeline, such as bgc; or set augment.p=0',
     )
     return
-  for field in dataclasses.fields(pipeline):
-    value = getattr(pipeline, field.name)
-    is_strength = field.name in augment.TRANSFORMS or field.name == 'imgfilter_bands'
-    rule = 'must lie in [0, 1]' if is_strength else 'must be a finite number, 0 or more'
-    most = 1 if is_strength else math.inf
-    if field.name == 'imgfilter_bands':
-      rule = 'must be 4 numbers in [0, 1]'
-      is_right = isinstance(value, tuple) and len(value) == len(augment.BANDS)
-      values = value if is_right else (None,)
-    else:
-      values = (value,)
-    is_good = all(
-      isinstance(v, (int, float))
-      and not isinstance(v, bool)
-      and 0 <= v <= most
-      and math.isfinite(v)
-      for v in values
-    )
-    _need(is_good, f'augment.variant.{field.name}={" ".join(str(value).split())} {rule}')
+  _check_transforms(pipeline)
   _need(
     pipeline.has(*augment.TRANSFORMS),
     f'augment.pipeline={name} does nothing with augment.variant={dict(config.augment.variant)}: '
@@ -233,6 +215,25 @@ def _check_augmentation(config):
     f"augment.pipeline={name} cannot augment what d.architecture=msg takes; set augment.pipeline=''"
     ', or use resnet',
   )
+
+
+def _check_transforms(pipeline):
+  """The strengths and ranges of an augment.Augment."""
+  for field in dataclasses.fields(pipeline):
+    value = getattr(pipeline, field.name)
+    most = augment.largest(field.name)
+    rule = f'must lie in [0, {most}]'
+    values = (value,)
+    if field.name == 'imgfilter_bands':
+      rule = 'must be 4 numbers in [0, 1]'
+      is_right = isinstance(value, tuple) and len(value) == len(augment.BANDS)
+      values = value if is_right else (None,)
+    elif field.name not in augment.TRANSFORMS:
+      rule += f'; {field.default:g} is usual'
+    is_good = all(
+      isinstance(v, (int, float)) and not isinstance(v, bool) and 0 <= v <= most for v in values
+    )
+    _need(is_good, f'augment.variant.{field.name}={" ".join(str(value).split())} {rule}')
 
 
 def _check_growth(config, sizes):

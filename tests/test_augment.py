@@ -2,6 +2,7 @@
 
 import dataclasses
 from functools import cache
+import math
 
 import jax
 import jax.numpy as jnp
@@ -278,7 +279,10 @@ def test_p_rises_faster_after_init_from():
     ({'augment__variant': {'rotat': 1.0}}, 'rotat is unknown; choose from xflip, rotate90'),
     ({'augment__variant': {'hue': 2.0}}, r'augment.variant.hue=2.0 must lie in \[0, 1\]'),
     ({'augment__variant': {'hue': 'no'}}, 'augment.variant.hue=no must lie in'),
-    ({'augment__variant': {'scale_std': -1.0}}, 'scale_std=-1.0 must be a finite number'),
+    ({'augment__variant': {'scale_std': -1.0}}, r'scale_std=-1.0 must lie in \[0, 10\]; 0.2 is u'),
+    ({'augment__variant': {'aniso_std': 1e300}}, r'aniso_std=1e\+300 must lie in \[0, 10\]; 0.2'),
+    ({'augment__variant': {'noise_std': math.nan}}, r'noise_std=nan must lie in \[0, 10\]; 0.1'),
+    ({'augment__variant': {'rotate_max': 1.5}}, r'rotate_max=1.5 must lie in \[0, 1\]; 1 is usual'),
     ({'augment__variant': {'hue': True}}, 'augment.variant.hue=True must lie in'),
     ({'augment__variant': {'hue': {'a': 1}}}, 'augment.variant.hue=a: 1 must lie in'),
     ({'augment__pipeline': 'noise', 'augment__variant': {'noise': 0.0}}, 'all strengths are 0'),
@@ -296,6 +300,16 @@ def test_p_rises_faster_after_init_from():
 def test_bad_fields_are_named_with_the_remedy(fields, said):
   with pytest.raises(UsageError, match=said):
     checks.check(config(**({'augment__pipeline': 'bgc'} | fields)))
+
+
+def test_images_stay_finite_at_the_largest_ranges():
+  fields = dataclasses.fields(augment.Augment)
+  most = {x.name: augment.largest(x.name) for x in fields if x.name != 'imgfilter_bands'}
+  assert most['xflip'] == most['hue_max'] == 1 and most['scale_std'] == most['cutout_size'] == 10
+  checks.check(config(augment__pipeline='bgcfnc', augment__variant=most))
+  pipe = dataclasses.replace(EVERYTHING, **most)
+  x = images(64, 8, 8, 3)
+  assert np.isfinite(apply(pipe)(x, draws(pipe, x), 1.0)).all()
 
 
 def test_growing_networks_are_augmented_at_their_size():

@@ -72,6 +72,7 @@ def test_rectangles_with_colours_and_alpha(tmp_path, monkeypatch):
     (['--set=rotate90=-1'], 'rotate90=NUMBER'),
     (['--set=flip=0'], 'choose from xflip, rotate90'),
     (['--set=hue=2'], 'hue=1'),
+    (['--set=scale_std=11'], 'scale_std=11 must lie in [0, 10]'),
     (['--out=a.jpg'], 'must end in .png'),
     (['--data='], '--data=DATA/mine'),
   ],

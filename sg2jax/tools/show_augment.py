@@ -81,8 +81,9 @@ def _changes(pairs):
     if not re.fullmatch(r'\d+(\.\d*)?|\.\d+', text):
       raise UsageError(f'--set={pair} must be {name}=NUMBER, as in {name}=0')
     changes[name] = float(text)
-    if name in augment.TRANSFORMS and changes[name] > 1:
-      raise UsageError(f'--set={pair}: a strength must lie in [0, 1], as in {name}=1')
+    most = augment.largest(name)
+    if changes[name] > most:
+      raise UsageError(f'--set={pair} must lie in [0, {most}], as in {name}={most}')
   return changes
 
 
