@@ -366,6 +366,25 @@ def test_describe_adds_kernels_and_says_what_bounds_them():
   assert tpu['cycles'] == 3000 and tpu['seconds_model'] == 2e-6 and tpu['kernels'] == 1
 
 
+def test_what_a_time_lacks_is_counted():
+  """Fusions that a TPU's compiler doesn't estimate, and loops of unknown length."""
+  v5e = Target('v5e:2x2', 'v5e')
+  said = '"estimated_cycles":"3000"'
+  text = LINES.replace('"exec_time_us":1.5', said)
+  lacks = compile_lib.describe(text, v5e)
+  assert (lacks['kernels_unestimated'], lacks['loops_unknown']) == (1, 0)
+  whole = text.replace('calls=%updated', f'calls=%updated, backend_config={{{said}}}')
+  assert compile_lib.describe(whole, v5e)['kernels_unestimated'] == 0
+  endless = compile_lib.describe(whole.replace('known_trip_count', 'x'), v5e)
+  assert endless['loops_unknown'] == 1
+  assert compile_lib.describe(LINES, Target('h100', 'h100'))['kernels_unestimated'] == 0
+  steps = {'g': told(**lacks), 'd': told(**endless)}
+  lines = list(plan._left_out({'steps': steps}))
+  assert [line.rpartition(': ')[2] for line in lines] == ['g 1', 'd 1']
+  assert all(line.startswith('warning: ') and 'a lower bound' in line for line in lines)
+  assert not list(plan._left_out({'steps': {'g': told()}}))
+
+
 def test_a_plan_says_whether_it_fits(monkeypatch):
   compiled = dict.fromkeys(('argument_bytes', 'temp_bytes'), 5)
   sent = {'all-reduce': {'count': 2, 'bytes': 9_000_000}}

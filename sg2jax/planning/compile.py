@@ -125,7 +125,8 @@ def whole(lowered: jax.stages.Lowered, target: Target) -> dict:
 
 # What `describe` says of a step.
 DESCRIBED = (
-  'flop', 'bytes', 'kernels', 'cycles', 'seconds_roofline', 'seconds_model', 'collectives'
+  'flop', 'bytes', 'kernels', 'cycles', 'seconds_roofline', 'seconds_model', 'collectives',
+  'kernels_unestimated', 'loops_unknown',
 )  # fmt: skip
 
 
@@ -236,15 +237,18 @@ def describe(text: str, target: Target) -> dict:
   seconds_roofline is a lower bound: of each kernel the larger of its bytes by the bandwidth of the
   memory and its FLOP by the peak. seconds_model is of a TPU the cycles that its compiler
   estimates; of a GPU XLA's estimate of each fusion, and the roofline of calls of cuDNN and cuBLAS,
-  of which it has none; None where XLA has no model of the GPU.
+  of which it has none; None where XLA has no model of the GPU. kernels_unestimated: fusions of a
+  TPU without an estimate, as of gathers and scatters, which count as 0 in it. loops_unknown: loops
+  of unknown length, which count as run once in all figures.
   """
   found = hlo.kernels(text)
-  counted, cycles, model = found, None, None
+  counted, cycles, model, unestimated = found, None, None, 0
   if target.data['platform'] == 'tpu':
     # All else is bookkeeping, and copies beside the fusions.
     counted = [k for k in found if k.cycles is not None]
     cycles = sum(k.times * k.cycles for k in counted)
     model = cycles / target.data['clock_hz']
+    unestimated = sum(k.times for k in found if k.cycles is None and k.op == 'fusion')
   elif target.data.get('has_cost_model'):
     estimates = ((k, k.seconds) for k in found)
     model = sum(k.times * (_roofline(k, target) if s is None else s) for k, s in estimates)
@@ -256,6 +260,8 @@ def describe(text: str, target: Target) -> dict:
     'seconds_roofline': sum(k.times * _roofline(k, target) for k in found),
     'seconds_model': model,
     'collectives': hlo.collectives(text),
+    'kernels_unestimated': unestimated,
+    'loops_unknown': hlo.loops_of_unknown_length(text),
   }
 
 

@@ -149,6 +149,20 @@ def kernels(text: str) -> list[Kernel]:
   ]
 
 
+def loops_of_unknown_length(text: str) -> int:
+  """Loops of a module of which the compiler doesn't say how often they run; counted as once."""
+  computations, _ = parse(text)
+  return sum(
+    i.op == 'while' and not _trip_count(i) for body in computations.values() for i in body.values()
+  )
+
+
+def _trip_count(loop):
+  """How often a `while` runs; 0: the compiler doesn't say."""
+  found = re.search(r'"known_trip_count":\{"n":"?(\d+)', loop.attributes)
+  return int(found[1]) if found else 0
+
+
 def _launched(computations, name, times) -> Iterator[tuple[Instruction, str, int]]:
   """(instruction, its computation, how often it runs), of all that isn't free."""
   for i in computations[name].values():
@@ -156,9 +170,8 @@ def _launched(computations, name, times) -> Iterator[tuple[Instruction, str, int
     if i.op in FREE or (i.op.endswith('-start') and i.op != 'async-start'):
       continue  # what a -start begins is counted where it is -done
     if i.op == 'while':
-      count = re.search(r'"known_trip_count":\{"n":"?(\d+)', attributes)
       body = re.search(r'body=%?([\w.\-]+)', attributes)[1]
-      yield from _launched(computations, body, times * int(count[1] if count else 1))
+      yield from _launched(computations, body, times * (_trip_count(i) or 1))
     elif i.op in ('call', 'async-start'):
       yield from _launched(computations, i.calls, times)
     elif i.op == 'conditional':

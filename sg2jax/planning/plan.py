@@ -182,6 +182,7 @@ def _summary(config, plan):
         f'{plan[f"days_{by}"]:.2f} days, {plan[f"device_hours_{by}"]:.0f} device-hours; '
         f'laziness pays {plan[f"laziness_{by}"]:.2f}x'
       )
+  yield from _left_out(plan)
   if plan['seconds_collectives']:
     yield (
       f'collectives of a minibatch: at least {plan["seconds_collectives"] * 1e3:.1f} ms, in part '
@@ -189,3 +190,18 @@ def _summary(config, plan):
     )
   for found in plan['largest'] or ():
     yield largest_lib.line(found)
+
+
+def _left_out(plan):
+  """Warnings of what times don't have in them."""
+  for field, text in (
+    (
+      'kernels_unestimated',
+      "by the compiler's own model, which has no estimate of these kernels, as of gathers and "
+      'scatters, is a lower bound',
+    ),
+    ('loops_unknown', 'is a lower bound: these loops are counted as if they ran once'),
+  ):
+    counts = [f'{name} {s[field]}' for name, s in plan['steps'].items() if s[field]]
+    if counts:
+      yield f'warning: the time {text}: {", ".join(counts)}'
