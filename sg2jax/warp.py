@@ -107,10 +107,7 @@ def _read_periodic(phases, x, y):
   _, _, _, height, width, _ = phases.shape
 
   def neighbours(place, period):
-    first = jnp.floor(place)
-    index = first.astype(jnp.int32)
-    part = place - first
-    return ((index % period, 1 - part), ((index + 1) % period, part))
+    return [(i % period, weight) for i, weight in _between(place)]
 
   return _read(phases, neighbours(x, 2 * width), neighbours(y, 2 * height))
 
@@ -120,15 +117,20 @@ def _read_padded(phases, x, y):
   _, _, _, height, width, _ = phases.shape
 
   def neighbours(place, size):
-    first = jnp.floor(place)
-    index = first.astype(jnp.int32)
-    part = place - first
-    return tuple(
+    return [
       (jnp.clip(i, 0, size - 1), jnp.where((i >= 0) & (i < size), weight, 0))
-      for i, weight in ((index, 1 - part), (index + 1, part))
-    )
+      for i, weight in _between(place)
+    ]
 
   return _read(phases, neighbours(x, 2 * width), neighbours(y, 2 * height))
+
+
+def _between(place):
+  """The two pixels that places lie between: ((index, weight), ...)."""
+  first = jnp.floor(place)
+  index = first.astype(jnp.int32)
+  part = place - first
+  return (index, 1 - part), (index + 1, part)
 
 
 def _read(phases, columns, rows):
