@@ -35,7 +35,8 @@ FLOORS = (
   ('training.loop',),
   ('training.train', 'lab'),
   ('tools',),
-  ('main', '__main__'),
+  ('view',),
+  ('main', '__main__', 'tools.view'),
 )
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 

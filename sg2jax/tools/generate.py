@@ -6,7 +6,7 @@ python -m sg2jax.tools.generate [KIND] --checkpoint=RUN --seeds=0-31 [--out=DIR]
 The same seed gives the same image, always; the weights are the moving average. KIND is
   images   (default) one image for each seed, DIR/seed0000.png ..., or all on one sheet, or both
   mix      a sheet that mixes styles: rows are --seeds, columns --cols; a picture is its row's with
-           the --styles of its column
+           the --styles of its column; --out=DIR: or each by itself, DIR/seed0000_seed0004.png ...
   sweep    a sheet of --seeds (rows) at several --psi (columns): 1 is the network as it is, 0 its
            mean image, -1 the opposite
 RUN is a workdir (its newest checkpoint) or one step of it. A psi between 0 and 1 trades variety for
@@ -44,7 +44,7 @@ def define_flags() -> None:
   shared.define_batch()
   shared.define_edit()
   flags.DEFINE_string(
-    'out', '', 'images: folder for seed0000.png ...; files of these names are replaced.'
+    'out', '', 'images, mix: folder for seed0000.png ...; files of these names are replaced.'
   )
   flags.DEFINE_string('sheet', '', 'PNG file for all images on one sheet.')
   shared.define_seeds('cols', '4-7', 'mix: seeds of the columns.')
@@ -60,11 +60,11 @@ def main(argv: list[str]) -> None:
   # ---- what is asked, before anything is loaded
   asked = flags.FLAGS
   kind = cli.choice(argv, 'KIND', KINDS, 'images')
-  if kind == 'images' and not asked.out and not asked.sheet:
+  if kind != 'sweep' and not asked.out and not asked.sheet:
     raise UsageError(
       'name a folder for images, --out=DIR, or a file for one sheet, --sheet=FILE.png'
     )
-  if kind != 'images' and asked.out:
+  if kind == 'sweep' and asked.out:
     raise UsageError(f'--out={asked.out} is for images; {kind} writes one sheet: --sheet=FILE.png')
   psis = asked.psi or (SWEEP if kind == 'sweep' else [1.0])
   if kind != 'sweep' and len(psis) > 1:
@@ -72,7 +72,7 @@ def main(argv: list[str]) -> None:
     raise UsageError(f'--psi={values}: {kind} takes one number, such as 0.7')
   out = cli.folder(asked.out, anywhere=True) if asked.out else None
   sheet = None
-  if asked.sheet or kind != 'images':
+  if asked.sheet or kind == 'sweep':
     sheet = cli.file(asked.sheet, ['.png'], 'sheet', anywhere=True)
 
   # ---- what the network makes of it
@@ -88,9 +88,12 @@ def main(argv: list[str]) -> None:
     styles = shared.ws_range(net, 'styles')
     ws, noise_seeds = mix(net, seeds, cols, styles, label, psi=psis[0], cutoff=asked.cutoff)
     pictures = sheets.render(net, ws, noise_seeds, asked.noise, batch, edit)
-    pictures[0, 0] = 255
-    names = sheets.seed_names(net, [*seeds, *cols], label)
-    sheets.write_sheet(sheet, pictures, ['', *names[: len(seeds)]], ['', *names[len(seeds) :]])
+    if out:
+      write_mixed(out, seeds, cols, pictures[1:, 1:])
+    if sheet:
+      pictures[0, 0] = 255
+      names = sheets.seed_names(net, [*seeds, *cols], label)
+      sheets.write_sheet(sheet, pictures, ['', *names[: len(seeds)]], ['', *names[len(seeds) :]])
   else:
     ws, noise_seeds = sweep(net, seeds, psis, label, asked.cutoff)
     pictures = sheets.render(net, ws, noise_seeds, asked.noise, batch, edit)
@@ -149,6 +152,17 @@ def images(
     rows = [f'seed {seed} ...' for seed in seeds[::cols]]
     below = [net.labels.name(c) for c in net.c(seeds, label)] if net.labels else []
     sheets.write_sheet(sheet, pictures, rows, below=below)
+
+
+def write_mixed(out: pathlib.Path, rows: list[int], cols: list[int], pictures: np.ndarray) -> None:
+  """Writes each mixed picture, uint8 [R,C,H,W,C], into a folder, called by its two seeds."""
+
+  def write():
+    for name, row in zip(names_of_seeds(rows), pictures):
+      for other, image in zip(names_of_seeds(cols), row):
+        files.write_atomic(out / f'{name}_{other}.png', files.png(image))
+
+  processes.agreed(write)
 
 
 # ---- sheets: ws [R,C,num_ws,w_dim], and the seed of the noise of each picture [R,C]

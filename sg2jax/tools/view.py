@@ -1,0 +1,64 @@
+"""Shows a trained network, or one in training, in the browser.
+
+python -m sg2jax.tools.view --checkpoint=RUN [--port=8080] [--host=127.0.0.1]
+
+It prints the address of a page: pictures of seeds and classes, truncation, noise, mixed styles, the
+directions that `directions` and `edit` saved in the run, a walk through seeds with its mp4; and of
+every picture its PNG, an .npz and the command line that makes it. RUN is a workdir, whose newest
+checkpoint is followed while it trains, or one step of it.
+
+It listens on this machine only. From another one, `ssh -L 8080:localhost:8080 MACHINE` brings the
+page there. With --host=0.0.0.0 whoever has the address that is printed, with its token, may look.
+--port=0 takes any free port. Nothing is asked of other hosts, and nothing is sent to them.
+"""
+
+import secrets
+import socket
+
+from absl import flags
+
+from sg2jax import cli
+from sg2jax.faults import UsageError
+from sg2jax.tools import flags as shared
+
+LOOPBACK = ('127.0.0.1', 'localhost', '::1')
+
+
+def define_flags() -> None:
+  """The command line."""
+  shared.define_checkpoint()
+  flags.DEFINE_integer('port', 8080, 'Where it listens; 0: any free one.', 0, 65535)
+  what = 'Address it listens at; another than this machine itself, and a token is asked for.'
+  flags.DEFINE_string('host', '127.0.0.1', what)
+
+
+def main(_: list[str]) -> None:
+  """Reads the network, and serves until Ctrl-C."""
+  asked = flags.FLAGS
+  # Before the network is read, which may take long.
+  listening = listen(asked.host, asked.port)
+  with listening:
+    from sg2jax.view import serve
+
+    token = '' if asked.host in LOOPBACK else secrets.token_urlsafe(24)
+    port = listening.getsockname()[1]
+    host = f'[{asked.host}]' if ':' in asked.host else asked.host
+    address = f'http://{host}:{port}/' + (f'?token={token}' if token else '')
+    serve.serve(asked.checkpoint, listening, token, f'{address}  (Ctrl-C ends it)')
+
+
+def listen(host: str, port: int) -> socket.socket:
+  """A socket that listens. Raises UsageError, naming the address, if there can't be one."""
+  try:
+    family = socket.AF_INET6 if ':' in host else socket.AF_INET
+    return socket.create_server((host, port), family=family)
+  except OSError as e:
+    raise UsageError(
+      f'cannot listen at --host={host} --port={port}: {e.strerror or e}; take another port, or '
+      '--port=0 for any that is free'
+    ) from e
+
+
+if __name__ == '__main__':
+  define_flags()
+  cli.run(main)

@@ -1,0 +1,7 @@
+"""The viewer: what is shown, as numbers; pictures of it; a page in the browser.
+
+`picture` and `session` know no browser. `page` is NiceGUI's: it keeps the state of each tab on this
+side and sends only what changes, serves all its scripts, styles and fonts itself, and has no
+telemetry. Gradio was looked at: it writes a file for each frame, which a latent walk at 20 frames a
+second fills a disk with, and its pages ask other hosts for fonts and scripts.
+"""

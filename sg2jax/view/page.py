@@ -1,0 +1,256 @@
+"""The page of a viewer, NiceGUI's: the controls of a tab, its picture, walk and downloads."""
+
+from collections.abc import Callable
+import math
+import pathlib
+import secrets
+from typing import Any
+
+from nicegui import run, ui
+
+from sg2jax.models.layers import NOISE_MODES
+from sg2jax.view import picture, recording, session
+from sg2jax.view.server import Viewer
+from sg2jax.view.session import Session
+
+HERE = pathlib.Path(__file__).parent
+FAVICON = (
+  '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 16 16"><rect width="16" height="16" rx="3" '
+  'fill="#1e2126"/><rect x="3" y="3" width="5" height="5" fill="#7fb5ff"/><rect x="8" y="8" '
+  'width="5" height="5" fill="#ffb4a2"/></svg>'
+)
+REACH = 5  # strengths on the sliders of directions
+LOOK_SECONDS = 1  # between looks at whether the run has something new
+
+
+class Page:
+  """One tab."""
+
+  def __init__(self, viewer: Viewer) -> None:
+    """Makes the session, and builds the page; to be called where NiceGUI builds one."""
+    self.viewer = viewer
+    self.session = Session()
+    self.id = secrets.token_urlsafe(16)
+    viewer.sessions[self.id] = self.session
+    self._version = viewer.version
+    client = ui.context.client
+    client.on_delete(lambda: viewer.sessions.pop(self.id, None))
+    ui.dark_mode(True)
+    ui.add_css((HERE / 'page.css').read_text())
+    ui.add_head_html(f'<script>{(HERE / "page.js").read_text()}</script>')
+    self._build()
+    ui.timer(LOOK_SECONDS, self._look)
+    client.on_connect(lambda: self.script(f'view.begin("{self.id}")'))
+
+  def script(self, code: str) -> None:
+    """Has the browser run some JavaScript."""
+    ui.run_javascript(code)
+
+  # ---- layout
+
+  def _build(self):
+    with ui.row().classes('w-full no-wrap gap-3 p-3 items-start'):
+      with ui.column().classes('pane gap-1').style('width: 350px; flex: none'):
+        self._seed()
+        self._truncation()
+        self._mixing()
+        self._walk()
+      with ui.column().classes('gap-2').style('flex: 1 1 0; min-width: 0; max-width: 720px'):
+        self.title = ui.label(self.viewer.net.title).classes('text-base')
+        ui.html(
+          '<div class="frame"><img id="shown" alt="the picture"></div>', sanitize=False
+        ).classes('w-full')
+        with ui.row().classes('w-full no-wrap items-center justify-between'):
+          self.about = ui.label('').classes('small')
+          ui.html('<div id="speed"></div>', sanitize=False)
+        self.message = ui.label('').classes('trouble')
+        ui.html('<div id="trouble"></div>', sanitize=False)
+        self._downloads()
+      with ui.column().classes('pane gap-1').style('width: 380px; flex: none'):
+        self._directions()
+    self.changed()
+
+  def _seed(self):
+    with ui.row().classes('w-full no-wrap items-center gap-1'):
+      self.seed = self._field('seed', 'Seed', '0').classes('grow')
+      ui.button(icon='chevron_left', on_click=lambda: self._step(-1)).props('flat dense')
+      ui.button(icon='chevron_right', on_click=lambda: self._step(1)).props('flat dense')
+      ui.button(icon='casino', on_click=self._random).props('flat dense').tooltip('Any seed')
+    labels = self.viewer.net.labels
+    if names := session.classes(self.viewer.net):
+      options = {'': 'drawn from the seed'} | {name: name for name in names}
+      self._select('label', 'Class', options, '')
+    elif labels:
+      self._field('label', f'Label: {labels.listing()}', '')
+
+  def _truncation(self):
+    self._slider('psi', 'psi: variety or quality', -1, 1.5, 0.01, 1.0)
+    most = self.viewer.net.num_ws
+    self._slider('cutoff', f'Cutoff: truncated ws, of {most}', 0, most, 1, most)
+    self._select('noise', 'Noise', list(NOISE_MODES), 'const')
+
+  def _mixing(self):
+    net = self.viewer.net
+    ui.label('Style mixing').classes('heading')
+    self._field('mix_seed', 'Seed that lends styles; empty: none', '')
+    last = net.num_ws - 1
+    told = ui.label().classes('small')
+
+    def tell(first, last):
+      sizes = sorted({session.resolution_of(net, k) for k in (first, last)})
+      told.set_text(f'ws {first} to {last}: layers of {" to ".join(map(str, sizes))} px')
+
+    def take(ends):
+      self.event(self.session.mix(net, ends['min'], ends['max']))
+      tell(self.session.shown.mix_first, self.session.shown.mix_last)
+
+    tell(0, last // 2)
+    self.session.mix(net, 0, last // 2)
+    slider = ui.range(
+      min=0, max=last, step=1, value={'min': 0, 'max': last // 2}, on_change=lambda e: take(e.value)
+    )
+    slider.props('snap markers').classes('px-2').mark('mix_range')
+
+  def _walk(self):
+    ui.label('Walk through seeds').classes('heading')
+    with ui.row().classes('w-full no-wrap gap-2'):
+      self._field('walk_seeds', 'Seeds', '8').classes('grow')
+      self._field('walk_seconds', 'Seconds each', '2').classes('grow')
+    with ui.row().classes('w-full no-wrap items-center gap-1'):
+      self.play = ui.button('Play', icon='play_arrow', on_click=self._play).props('dense')
+      ui.button('Record', icon='movie', on_click=self._record).props('dense flat').tooltip(
+        'The walk as an mp4 file'
+      )
+      self.progress = ui.label('').classes('small')
+
+  def _downloads(self):
+    with ui.row().classes('items-center gap-2'):
+      address = f'/picture/{self.id}'
+      ui.button('PNG', icon='download', on_click=lambda: ui.download(f'{address}.png?save=1'))
+      ui.button('npz', icon='download', on_click=lambda: ui.download(f'{address}.npz'))
+      ui.button(
+        'Copy the command', icon='content_copy', on_click=lambda: ui.clipboard.write(self.command())
+      )
+    self.line = ui.label('').classes('command')
+
+  @ui.refreshable_method
+  def _directions(self):
+    ui.label('Directions').classes('heading')
+    found = self.viewer.directions
+    if not found:
+      text = 'none yet: `sg2jax directions pca --checkpoint=...` finds some, `sg2jax edit` others'
+      ui.label(text).classes('small')
+    before = ''
+    for file, name in found:
+      if file != before:
+        ui.label('/'.join(pathlib.Path(file).parts[-3:])).classes('small')
+      before = file
+      self._direction(file, name)
+    for note in self.viewer.notes:
+      ui.label(note).classes('small')
+
+  def _direction(self, file, name):
+    with ui.row().classes('w-full no-wrap items-center gap-2'):
+      ui.label(name).classes('ellipsis').style('width: 110px').tooltip(name)
+      value = self.session.strength(file, name)
+      shown = ui.label(f'{value:g}').style('width: 36px; text-align: right')
+
+      def take(e):
+        self.event(self.session.move(self.viewer.directions, file, name, e.value))
+        shown.set_text(f'{self.session.strength(file, name):g}')
+
+      slider = ui.slider(min=-REACH, max=REACH, step=0.1, value=value, on_change=take)
+      slider.classes('grow').mark(f'direction {name}')
+      shown.move(target_index=2)
+
+  # ---- controls
+
+  def _field(self, name: str, label: str, value: str) -> ui.input:
+    def take(e: Any):
+      self.event(self.session.set(self.viewer.net, name, e.value))
+
+    field = ui.input(label, value=value, on_change=take)
+    return field.props('dense debounce=150').classes('w-full').mark(name)
+
+  def _select(self, name: str, label: str, options: Any, value: str) -> ui.select:
+    def take(e: Any):
+      self.event(self.session.set(self.viewer.net, name, e.value))
+
+    field = ui.select(options, label=label, value=value, on_change=take)
+    return field.props('dense options-dense').classes('w-full').mark(name)
+
+  def _slider(self, name, label, low, high, step, value):
+    """A slider, and beside it a field for what is typed."""
+
+    def take(e: Any):
+      self.event(self.session.set(self.viewer.net, name, e.value))
+
+    with ui.row().classes('w-full no-wrap items-end gap-2'):
+      with ui.column().classes('grow gap-0'):
+        ui.label(label).classes('small')
+        slider = ui.slider(min=low, max=high, step=step, value=value)
+        slider.on_value_change(lambda e: field.set_value(f'{e.value:g}'))
+      field = ui.input(value=f'{value:g}', on_change=take)
+      field.props('dense debounce=100').style('width: 64px').mark(name)
+
+  # ---- events
+
+  def event(self, is_good: bool) -> None:
+    """After one: shows what came of it."""
+    self.message.set_text(self.session.message)
+    if is_good:
+      self.changed()
+      self.script('view.show()')
+
+  def changed(self) -> None:
+    """Says what is shown, and how it is made."""
+    net, shown = self.viewer.net, self.session.shown
+    name = session.drawn_class(net, shown)
+    self.about.set_text(f'seed {shown.seed}' + (f', class {name}' if name else ''))
+    self.line.set_text(self.command())
+
+  def command(self) -> str:
+    """The command line for the picture."""
+    return picture.command(self.viewer.net, self.session.shown, self.viewer.path)
+
+  def _step(self, by):
+    self.seed.set_value(str((self.session.shown.seed + by) % 2**32))
+
+  def _random(self):
+    self.seed.set_value(str(secrets.randbelow(100_000)))
+
+  async def _play(self):
+    is_playing = self.play.text == 'Play'
+    self.play.set_text('Stop' if is_playing else 'Play')
+    self.play.props(f'icon={"stop" if is_playing else "play_arrow"}')
+    if is_playing:
+      self.script(f'view.play({self.session.walk_seconds})')
+      return
+    # The nearest seed stays, so that the picture is the one of the fields and of the downloads.
+    at = await ui.run_javascript('view.stop()')
+    if isinstance(at, (int, float)) and math.isfinite(at):
+      self._step(round(at) % self.session.walk_seeds)
+    self.event(True)
+
+  async def _record(self):
+    await self._in_background('recording', recording.record, self.viewer, self.session)
+
+  async def _in_background(self, what: str, function: Callable, *args: Any) -> None:
+    """Calls a function in a thread; it returns the name and the bytes of a file to be saved."""
+    self.progress.set_text(f'{what} ...')
+    try:
+      name, data = await run.io_bound(function, *args)
+      ui.download(data, name)
+      self.message.set_text('')
+    except Exception as e:
+      self.message.set_text(f'{what}: {e!s:.300}')
+    finally:
+      self.progress.set_text('')
+
+  def _look(self):
+    """Shows what the run has that it hadn't before."""
+    if self._version != self.viewer.version:
+      self._version = self.viewer.version
+      self.title.set_text(self.viewer.net.title)
+      self._directions.refresh()
+      self.event(True)

@@ -1,0 +1,56 @@
+"""Starts the server of a viewer, and ends it."""
+
+import asyncio
+import contextlib
+import socket
+
+from absl import logging
+from fastapi import FastAPI
+from nicegui import ui
+import uvicorn
+
+from sg2jax.view.page import FAVICON, Page
+from sg2jax.view.server import Guard, Viewer
+
+FOLLOW_SECONDS = 5  # between looks at the run's folder
+
+
+def serve(path: str, listening: socket.socket, token: str, hello: str) -> None:
+  """Serves a viewer of the checkpoint at a path until a signal ends it.
+
+  token: what requests need; '': nothing. hello: what is printed as soon as it answers.
+  """
+  viewer = Viewer(path)
+  app = application(viewer)
+  guarded = Guard(app, token) if token else app
+  config = uvicorn.Config(
+    guarded, log_level='warning', access_log=False, timeout_graceful_shutdown=1, ws_max_size=2**24
+  )
+  print(viewer.net.title)
+  print(hello, flush=True)
+  with contextlib.suppress(KeyboardInterrupt):
+    uvicorn.Server(config).run([listening])
+
+
+def application(viewer: Viewer) -> FastAPI:
+  """The ASGI application of a viewer."""
+
+  async def follow():
+    while True:
+      await asyncio.sleep(FOLLOW_SECONDS)
+      try:
+        await viewer.refresh()
+      except Exception:  # a disk that is away for a moment ends no viewer
+        logging.exception('the folder of the run could not be looked at')
+
+  @contextlib.asynccontextmanager
+  async def lifespan(_):
+    following = asyncio.create_task(follow())
+    yield
+    following.cancel()
+
+  app = FastAPI(lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url=None)
+  viewer.route(app)
+  ui.page('/')(lambda: Page(viewer) and None)
+  ui.run_with(app, title='sg2jax', favicon=FAVICON, show_welcome_message=False)
+  return app

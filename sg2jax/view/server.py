@@ -1,0 +1,171 @@
+"""What the tabs of a viewer share: the network, its directions, one thread for JAX; the routes.
+
+A tab asks for its next picture when the one before has arrived, so that none waits in a queue: a
+slider that moves fast skips pictures, and never lags.
+"""
+
+import asyncio
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+import contextlib
+import hmac
+from http.cookies import CookieError, SimpleCookie
+import os
+from typing import Any
+from urllib.parse import parse_qs
+
+from absl import logging
+from fastapi import FastAPI, Response
+from fastapi.responses import PlainTextResponse
+
+from sg2jax import files, paths, sampler
+from sg2jax.faults import Fault
+from sg2jax.sampler import Sampler
+from sg2jax.view import catalogue, picture
+from sg2jax.view.session import Session
+
+COOKIE = 'sg2jax_view'
+NEVER_KEPT = {'Cache-Control': 'no-store'}
+
+
+class Viewer:
+  """A network, and the sessions of those who look at it. JAX is called by one thread."""
+
+  def __init__(self, path: str) -> None:
+    """Reads the newest checkpoint at a path. Raises what `sampler.load` does."""
+    self.path = path
+    self.net: Sampler = sampler.load(path)
+    self.directions, self.notes = catalogue.find(self.net)
+    self.sessions: dict[str, Session] = {}  # by ids that only their tabs know
+    self.version = 0  # counts what `refresh` found
+    self._tried = self.net.step  # the latest step that was looked at
+    self._thread = ThreadPoolExecutor(1, 'jax')
+
+  async def work(self, function: Callable, *args: Any) -> Any:
+    """What a function returns, called in the thread of JAX."""
+    return await asyncio.wrap_future(self._thread.submit(function, *args))
+
+  def work_now(self, function: Callable, *args: Any) -> Any:
+    """As `work`, for another thread, which waits."""
+    return self._thread.submit(function, *args).result()
+
+  def _is_old(self):
+    """Whether the run has a later checkpoint than those that were tried."""
+    root = paths.place(self.path) / 'checkpoints'
+    latest = 0
+    with contextlib.suppress(Fault, OSError):
+      latest = max((int(p.name) for p in root.iterdir() if p.name.isdecimal()), default=0)
+    is_old = latest > self._tried
+    self._tried = max(latest, self._tried)
+    return is_old
+
+  async def refresh(self) -> bool:
+    """Takes the newest checkpoint, and directions that were saved since; whether any is new."""
+    loop = asyncio.get_running_loop()
+    net = self.net
+    if await loop.run_in_executor(None, self._is_old):
+      try:
+        net = await loop.run_in_executor(None, sampler.load, self.path)
+      except Fault as e:  # of a run that is saving: the next time it is whole
+        logging.warning('%s', e)
+    found, notes = await loop.run_in_executor(None, catalogue.find, net)
+    is_new = net is not self.net or found.keys() != self.directions.keys()
+    if is_new:
+      self.net, self.directions, self.notes = net, found, notes
+      self.version += 1
+      for session in self.sessions.values():
+        session.fit(net, found)
+    return is_new
+
+  def route(self, app: FastAPI) -> None:
+    """The pictures and files of sessions."""
+
+    async def made(id: str, kind: str, make: Callable, name: str = '') -> Response:
+      session = self.sessions.get(id)
+      if not session:
+        return PlainTextResponse('no such tab; load the page again', 404)
+      try:
+        data = await self.work(make, session)
+      except Fault as e:
+        return PlainTextResponse(str(e), 422, NEVER_KEPT)
+      except Exception as e:  # a picture that can't be made ends no viewer
+        logging.exception('a picture could not be made')
+        return PlainTextResponse(f'{type(e).__name__}: {e!s:.300}', 500, NEVER_KEPT)
+      headers = NEVER_KEPT
+      if name:
+        file = f'seed{session.shown.seed:04d}.{name}'
+        headers = headers | {'Content-Disposition': f'attachment; filename="{file}"'}
+      return Response(data, media_type=kind, headers=headers)
+
+    @app.get('/picture/{id}.png')
+    async def show(id: str, at: float | None = None, save: int = 0) -> Response:
+      def make(session):
+        if at is None:
+          image = picture.picture(self.net, session.shown, self.directions)
+        else:
+          image = picture.walk_frame(
+            self.net, session.shown, self.directions, at, session.walk_seeds
+          )
+        return files.png(image)
+
+      return await made(id, 'image/png', make, 'png' if save else '')
+
+    @app.get('/picture/{id}.npz')
+    async def npz(id: str) -> Response:
+      def make(session):
+        return picture.npz(self.net, session.shown, self.directions, self.path)
+
+      return await made(id, 'application/octet-stream', make, 'npz')
+
+
+class Guard:
+  """ASGI: lets through only who knows the token: by `?token=`, once, and then by a cookie."""
+
+  def __init__(self, app: Callable, token: str) -> None:
+    """app: what is guarded."""
+    self._app = app
+    self._token = token.encode()
+
+  async def __call__(self, scope: dict, receive: Callable, send: Callable) -> None:
+    """As ASGI has it."""
+    if scope['type'] not in ('http', 'websocket'):
+      await self._app(scope, receive, send)
+      return
+    headers = dict(scope['headers'])
+    asked = parse_qs(scope['query_string'].decode('latin-1')).get('token', [''])[0]
+    if self._is_right(asked):
+      await self._app(scope, receive, self._with_cookie(send))
+    elif self._is_right(_cookie(headers.get(b'cookie', b''))):
+      await self._app(scope, receive, send)
+    elif scope['type'] == 'websocket':
+      await receive()
+      await send({'type': 'websocket.close', 'code': 4403})  # before accepting: the client sees 403
+    else:
+      text = 'This viewer wants the token that is in the address it printed.\n'
+      await PlainTextResponse(text, 403)(scope, receive, send)
+
+  def _is_right(self, given):
+    return hmac.compare_digest(given.encode('utf-8', 'replace'), self._token)
+
+  def _with_cookie(self, send):
+    async def sending(message):
+      if message['type'] == 'http.response.start':
+        cookie = f'{COOKIE}={self._token.decode()}; HttpOnly; SameSite=Strict; Path=/'
+        message['headers'] = [*message.get('headers', []), (b'set-cookie', cookie.encode())]
+      await send(message)
+
+    return sending
+
+
+def _cookie(header):
+  try:
+    morsel = SimpleCookie(header.decode('latin-1')).get(COOKIE)
+  except CookieError:
+    return ''
+  return morsel.value if morsel else ''
+
+
+def without_telemetry() -> None:
+  """What libraries of the page could send or store of their own accord is switched off."""
+  # NiceGUI writes its storage, which nothing here uses, to a folder of where the user stands.
+  os.environ.setdefault('NICEGUI_STORAGE_PATH', str(paths.cache() / 'nicegui'))

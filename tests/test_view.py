@@ -1,0 +1,231 @@
+"""The viewer without a browser: pictures, their command lines, events, tokens."""
+
+import asyncio
+import dataclasses
+import random
+import shlex
+
+import numpy as np
+import pytest
+
+import sg2jax
+from sg2jax import files
+from sg2jax.edit import direction
+from sg2jax.edit.direction import Direction
+from sg2jax.faults import UsageError
+from sg2jax.models import styles as style_space
+from sg2jax.tools import generate, view
+from sg2jax.view import catalogue, picture, session
+from sg2jax.view.picture import Shown
+from sg2jax.view.server import COOKIE, Guard, Viewer
+from sg2jax.view.session import Session
+from tests.runs import call
+from tests.test_sampler import CATS, Z, make_run
+
+pytestmark = pytest.mark.usefixtures('quick_compile')
+
+
+@pytest.fixture(scope='module')
+def run(tmp_path_factory):
+  """A tiny run with named classes, and two directions, one of them in styles."""
+  run = make_run(tmp_path_factory.mktemp('viewed') / 'run')
+  (run / 'labels.json').write_text(CATS.to_json())
+  net = sg2jax.load(run)
+  channels = style_space.channels(net.generator, net.variables)['b8.conv1']
+  wide = Direction('wide', (net.hash(),), np.full((6, Z), 0.1, np.float32))
+  bold = Direction('bold', (net.hash(),), None, {'b8.conv1': np.full(channels, 0.5, np.float32)})
+  (run / 'directions' / '3').mkdir(parents=True)
+  direction.write(run / 'directions' / '3' / 'two.npz', [wide, bold])
+  return run
+
+
+@pytest.fixture(scope='module')
+def viewer(run):
+  return Viewer(str(run))
+
+
+def two(viewer):
+  return list(viewer.directions)
+
+
+# Of each control: what is shown, and the same call of the network.
+CONTROLS = {
+  'nothing': ({}, {}),
+  'seed': ({'seed': 2**32 - 1}, {'seeds': [2**32 - 1]}),
+  'class': ({'label': '0'}, {'label': 2}),  # the last class is called 0
+  'psi': ({'psi': 0.3}, {'psi': 0.3}),
+  'cutoff': ({'psi': -0.5, 'cutoff': 2}, {'psi': -0.5, 'cutoff': 2}),
+  'random': ({'noise': 'random', 'seed': 7}, {'noise': 'random', 'seeds': [7]}),
+  'none': ({'noise': 'none'}, {'noise': 'none'}),
+}
+
+
+@pytest.mark.parametrize('name', CONTROLS)
+def test_a_picture_is_that_of_the_call_and_of_the_command(viewer, tmp_path, name):
+  fields, options = CONTROLS[name]
+  shown = Shown(**fields)
+  made = picture.picture(viewer.net, shown, {})
+  np.testing.assert_array_equal(made, viewer.net(**{'seeds': [0]} | options)[0])
+  again(viewer, shown, made, tmp_path)
+
+
+def again(viewer, shown, made, folder):
+  """The command writes a file of these pixels, byte for byte that of the download."""
+  command = shlex.split(picture.command(viewer.net, shown, viewer.path))
+  assert command[1:3] == ['-m', 'sg2jax.tools.generate'] and command[-1] == '--out=pictures'
+  call(generate, *command[3:-1], f'--out={folder}')
+  (file,) = folder.iterdir()
+  assert file.read_bytes() == files.png(made)
+
+
+def test_a_mix_is_that_of_the_command(viewer, tmp_path):
+  shown = Shown(seed=3, mix_seed=8, mix_first=2, mix_last=4, psi=0.8, label='cat', noise='random')
+  net = viewer.net
+  ws = net.ws([3, 8], 0.8, label=0)
+  ws[0, 2:5] = ws[1, 2:5]
+  made = picture.picture(net, shown, {})
+  np.testing.assert_array_equal(made, net.images(ws[:1], 'random', [3])[0])
+  assert (made != net([3], 0.8, label=0, noise='random')[0]).any()
+  again(viewer, shown, made, tmp_path)
+
+
+def test_directions_are_those_of_the_call_and_of_the_command(viewer, tmp_path):
+  (file, _), _ = wide, bold = two(viewer)
+  shown = Shown(seed=4, moves=((file, 'bold', -1.5), (file, 'wide', 2.25)))
+  pairs = [(viewer.directions[bold], -1.5), (viewer.directions[wide], 2.25)]
+  made = picture.picture(viewer.net, shown, viewer.directions)
+  np.testing.assert_array_equal(made, viewer.net([4], edit=pairs)[0])
+  again(viewer, shown, made, tmp_path)
+  arrays = files.parse_npz(
+    picture.npz(viewer.net, shown, viewer.directions, viewer.path), 2**20, 'fiubU'
+  )
+  ws, offsets = direction.apply(viewer.net, pairs, viewer.net.ws([4]))
+  np.testing.assert_array_equal(arrays['ws'], ws)
+  np.testing.assert_array_equal(arrays['styles/b8.conv1'], offsets['b8.conv1'])
+  np.testing.assert_array_equal(arrays['image'], made)
+  with pytest.raises(UsageError, match='not there any more'):
+    picture.picture(viewer.net, shown, {})
+
+
+def test_a_walk_passes_the_pictures_of_its_seeds(viewer):
+  net, shown = viewer.net, Shown(seed=2**32 - 1, psi=0.7, noise='random')
+  walk = [picture.walk_frame(net, shown, {}, at, 2) for at in (0, 1, 2, 0.5)]
+  np.testing.assert_array_equal(walk[0], picture.picture(net, shown, {}))
+  np.testing.assert_array_equal(walk[1], net.images(net.ws([0], 0.7), 'random', [2**32 - 1])[0])
+  np.testing.assert_array_equal(walk[2], walk[0])
+  assert (walk[3] != walk[0]).any() and (walk[3] != walk[1]).any()
+  with pytest.raises(UsageError, match='finite'):
+    picture.walk_frame(net, shown, {}, float('inf'), 2)
+
+
+# ---- events
+
+BAD = ('', None, 'seven', '-1', -1, 1e30, '1e30', 'nan', float('nan'), float('inf'), 0.5, [], '🂡')
+GOOD = {
+  'seed': (0, '7', 2**32 - 1, ' 12 ', 3.0),
+  'label': ('', 'cat', 'dog', '1'),
+  'psi': (1, '0.7', -1, 0),
+  'cutoff': ('', 0, '6', 3.0),
+  'noise': ('const', 'random', 'none'),
+  'mix_seed': ('', '5', 0),
+  'walk_seeds': ('2', 9),
+  'walk_seconds': (0.5, '3'),
+}
+
+
+def test_random_events_never_end_it(viewer):
+  draw = random.Random(0)
+  tab = Session()
+  refused = 0
+  for _ in range(200):
+    before = dataclasses.replace(tab, message='')
+    name = draw.choice([*GOOD, 'moves', 'mix', 'nonsense'])
+    value = draw.choice([*BAD, *GOOD.get(name, (1, -2.5, '0'))])
+    if name == 'moves':
+      file, which = draw.choice([*two(viewer), ('gone.npz', 'gone')])
+      taken = tab.move(viewer.directions, file, which, value)
+    elif name == 'mix':
+      taken = tab.mix(viewer.net, value, draw.randrange(6))
+    else:
+      taken = tab.set(viewer.net, name, value)
+    refused += not taken
+    assert taken == (not tab.message)
+    assert taken or dataclasses.replace(tab, message='') == before
+    assert '\n' not in tab.message and len(tab.message) < 300
+    made = picture.picture(viewer.net, tab.shown, viewer.directions)
+    assert made.shape == (8, 16, 3)
+  assert 40 < refused < 160
+
+
+def test_what_is_refused_is_named(viewer):
+  tab = Session()
+  for name, value, said in (
+    ('seed', '-1', 'seed=-1 must be a whole number from 0 to 4294967295'),
+    ('seed', 1e30, 'seed=1e+30 must be'),
+    ('psi', 'much', 'psi=much must be a number'),
+    ('label', 'bird', 'class bird: there is no such class'),
+    ('cutoff', '7', 'cutoff=7 must be a whole number from 0 to 6'),
+  ):
+    assert not tab.set(viewer.net, name, value)
+    assert said in tab.message
+  assert tab.shown == Shown()
+  assert tab.set(viewer.net, 'seed', 5) and not tab.message
+
+
+def test_controls_name_layers_and_classes(viewer):
+  assert session.classes(viewer.net) == ['cat', 'dog', '0']
+  assert [session.resolution_of(viewer.net, k) for k in range(6)] == [4, 8, 8, 16, 16, 16]
+  assert session.drawn_class(viewer.net, Shown(label='dog')) == 'dog'
+
+
+# ---- what is shared
+
+
+def test_new_directions_are_found_and_lost_ones_let_go(run):
+  viewer = Viewer(str(run))
+  tab = viewer.sessions['a'] = Session()
+  file, _ = two(viewer)[0]
+  assert tab.move(viewer.directions, file, 'wide', 2)
+  assert not asyncio.run(viewer.refresh())
+  viewer.directions = {}  # as if it were from before
+  assert asyncio.run(viewer.refresh()) and len(viewer.directions) == 2 and tab.shown.moves
+  (run / 'edits').mkdir()
+  (run / 'edits' / 'torn.npz').write_bytes(b'PK')
+  found, notes = catalogue.find(viewer.net)
+  assert len(found) == 2 and 'torn.npz is no file of directions' in notes[0]
+  tab.fit(viewer.net, {})
+  assert not tab.shown.moves
+
+
+def ask(path='/', headers=(), kind='http'):
+  """(status or close code, headers) of a guarded application that answers 200."""
+  sent = []
+
+  async def app(scope, receive, send):
+    await send({'type': 'http.response.start', 'status': 200, 'headers': []})
+
+  async def receive():
+    return {'type': 'websocket.connect'}
+
+  async def send(message):
+    sent.append(message)
+
+  scope = {'type': kind, 'headers': headers, 'path': '/', 'query_string': path.encode()}
+  asyncio.run(Guard(app, 'right')(scope, receive, send))
+  return sent[0].get('status', sent[0].get('code')), dict(sent[0].get('headers', ()))
+
+
+def test_only_the_token_opens_it():
+  status, headers = ask('token=right')
+  assert status == 200 and headers[b'set-cookie'].startswith(f'{COOKIE}=right; HttpOnly'.encode())
+  assert ask('', [(b'cookie', f'a=b; {COOKIE}=right'.encode())])[0] == 200
+  for path in ('', 'token=', 'token=wrong', 'token=r%C3%BCck'):
+    assert ask(path)[0] == 403
+    assert ask(path, [(b'cookie', f'{COOKIE}=wrong'.encode())], 'websocket')[0] == 4403
+
+
+def test_an_address_that_is_taken_is_named():
+  with view.listen('127.0.0.1', 0) as first:
+    port = first.getsockname()[1]
+    with pytest.raises(UsageError, match=f'--port={port}: .*--port=0'):
+      view.listen('127.0.0.1', port)
