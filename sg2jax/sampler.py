@@ -352,9 +352,7 @@ def _images_step(mesh, generator, growing, noise):
 
   def step(variables, batch):
     if noise == 'random':
-      key = purpose_key(0, 'sampling')
-      keys = jax.vmap(partial(jax.random.fold_in, key))(batch['number'])
-      variables = variables | {'noise': draw_noise(variables['noise'], keys)}
+      variables = with_random_noise(variables, batch['number'])
     # In TF32 the batch would show, and images would be other ones than those that NVIDIA's code
     # makes of the same weights.
     with jax.default_matmul_precision('highest'):
@@ -364,6 +362,16 @@ def _images_step(mesh, generator, growing, noise):
       return to_uint8(made)
 
   return sharding.jit_each(step, mesh, 1)
+
+
+def with_random_noise(variables: dict, seeds: jax.Array) -> dict:
+  """Variables of a generator whose noise maps are those of noise 'random': [N,H,W,1].
+
+  seeds: uint32 [N].
+  """
+  key = purpose_key(0, 'sampling')
+  keys = jax.vmap(partial(jax.random.fold_in, key))(seeds)
+  return variables | {'noise': draw_noise(variables['noise'], keys)}
 
 
 # ---- many latents, for statistics; the pixels

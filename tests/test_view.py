@@ -2,6 +2,7 @@
 
 import asyncio
 import dataclasses
+import json
 import random
 import shlex
 
@@ -15,7 +16,7 @@ from sg2jax.edit.direction import Direction
 from sg2jax.faults import UsageError
 from sg2jax.models import styles as style_space
 from sg2jax.tools import generate, view
-from sg2jax.view import catalogue, picture, session
+from sg2jax.view import catalogue, curves, layers, picture, session
 from sg2jax.view.picture import Shown
 from sg2jax.view.server import COOKIE, Guard, Viewer
 from sg2jax.view.session import Session
@@ -116,6 +117,48 @@ def test_a_walk_passes_the_pictures_of_its_seeds(viewer):
   assert (walk[3] != walk[0]).any() and (walk[3] != walk[1]).any()
   with pytest.raises(UsageError, match='finite'):
     picture.walk_frame(net, shown, {}, float('inf'), 2)
+
+
+# ---- layers, curves
+
+
+@pytest.mark.parametrize('noise', ('const', 'random', 'none'))
+def test_parts_sum_to_the_picture(viewer, noise):
+  (file, _), _ = two(viewer)
+  shown = Shown(seed=4, noise=noise, moves=((file, 'bold', 2.0),))
+  found = layers.parts(viewer.net, shown, viewer.directions)
+  assert list(found) == ['b4', 'b8', 'b16']
+  assert sum(part.share for part in found.values()) == pytest.approx(1, abs=1e-5)
+  # 127 in each is 0; what is off by less than a shade in each part adds up. Clipped ones don't sum.
+  images = np.stack([part.image for part in found.values()]).astype(int)
+  whole = 128 + (images - 127).sum(0)
+  open = ((images > 0) & (images < 255)).all(0) & (whole > 0) & (whole < 255)
+  made = picture.picture(viewer.net, shown, viewer.directions)
+  assert open.mean() > 0.3
+  assert np.abs(whole - made)[open].max() <= 3
+
+
+def test_feature_maps_are_those_of_the_edited_picture(viewer):
+  (file, _), _ = two(viewer)
+  assert layers.names(viewer.net)[0] == 'b4.conv1' and len(layers.names(viewer.net)) == 5
+  before, after = (
+    [layers.maps(viewer.net, shown, viewer.directions, x) for x in ('b4.conv1', 'b8.conv1')]
+    for shown in (Shown(), Shown(moves=((file, 'bold', 3.0),)))
+  )
+  np.testing.assert_array_equal(before[0], after[0])  # below the layer whose styles it moves
+  assert (before[1] != after[1]).any()
+  with pytest.raises(UsageError, match='layer b9: choose from b4.conv1'):
+    layers.maps(viewer.net, Shown(), {}, 'b9')
+
+
+def test_curves(tmp_path):
+  assert curves.read(tmp_path) == {}
+  rows = [{'step': k, 'nimg': 1000 * k, 'swd': k / 2, 'loss_g': float('nan')} for k in range(2500)]
+  text = '\n'.join([*map(json.dumps, rows), '{"nimg": 1'])
+  (tmp_path / 'metrics.jsonl').write_text(text)
+  found = curves.read(tmp_path)
+  assert list(found) == ['swd'] and curves.first(list(found)) == ['swd']
+  assert 500 < len(found['swd']) <= 1000 and found['swd'][-1] == (2499, 2499 / 2)
 
 
 # ---- events

@@ -6,6 +6,7 @@ the scales and the offsets of AdaIN.
 """
 
 from collections.abc import Callable
+import contextlib
 import functools
 from typing import Any
 
@@ -80,14 +81,22 @@ def image(
   those of `Generator.image`.
   """
 
+  with changing(change):
+    return generator.apply(variables, ws, noise_mode, stage, alpha, method='image')
+
+
+def changing(
+  change: Callable[[str, jax.Array], jax.Array],
+) -> contextlib.AbstractContextManager:
+  """While it lasts, networks take other styles than theirs. change: as of `image`."""
+
   def intercept(call, args, kwargs, context):
     styles = call(*args, **kwargs)
     if context.module.name != 'affine':
       return styles
     return change('.'.join(context.module.path[-3:-1]), styles)
 
-  with nn.intercept_methods(intercept):
-    return generator.apply(variables, ws, noise_mode, stage, alpha, method='image')
+  return nn.intercept_methods(intercept)
 
 
 def add(offsets: Styles, layer: str, styles: jax.Array) -> jax.Array:

@@ -42,7 +42,9 @@ def main(_: list[str]) -> None:
 
     token = '' if asked.host in LOOPBACK else secrets.token_urlsafe(24)
     port = listening.getsockname()[1]
-    host = f'[{asked.host}]' if ':' in asked.host else asked.host
+    # Where it listens at every address, one that others can write.
+    host = socket.gethostname() if asked.host in ('0.0.0.0', '::') else asked.host
+    host = f'[{host}]' if ':' in host else host
     address = f'http://{host}:{port}/' + (f'?token={token}' if token else '')
     serve.serve(asked.checkpoint, listening, token, f'{address}  (Ctrl-C ends it)')
 

@@ -6,10 +6,11 @@ import pathlib
 import secrets
 from typing import Any
 
-from nicegui import run, ui
+from nicegui import background_tasks, run, ui
 
 from sg2jax.models.layers import NOISE_MODES
 from sg2jax.view import picture, recording, session
+from sg2jax.view.panels import CurvesPanel, LayersPanel
 from sg2jax.view.server import Viewer
 from sg2jax.view.session import Session
 
@@ -19,6 +20,7 @@ FAVICON = (
   'fill="#1e2126"/><rect x="3" y="3" width="5" height="5" fill="#7fb5ff"/><rect x="8" y="8" '
   'width="5" height="5" fill="#ffb4a2"/></svg>'
 )
+TABS = ('Directions', 'Layers', 'Training')
 REACH = 5  # strengths on the sliders of directions
 LOOK_SECONDS = 1  # between looks at whether the run has something new
 
@@ -67,8 +69,25 @@ class Page:
         ui.html('<div id="trouble"></div>', sanitize=False)
         self._downloads()
       with ui.column().classes('pane gap-1').style('width: 380px; flex: none'):
-        self._directions()
+        self._tabs()
     self.changed()
+
+  def _tabs(self):
+    async def show():
+      await self.layers.refresh()
+      await self.curves.refresh()
+
+    with ui.tabs(on_change=show).props('dense no-caps').classes('w-full') as tabs:
+      for name in TABS:
+        ui.tab(name)
+    with ui.tab_panels(tabs, value=TABS[0], animated=False, keep_alive=True) as panels:
+      panels.classes('w-full bg-transparent')
+      with ui.tab_panel(TABS[0]).classes('p-0'):
+        self._directions()
+      with ui.tab_panel(TABS[1]).classes('p-0'):
+        self.layers = LayersPanel(self.viewer, self.session, lambda: tabs.value == TABS[1])
+      with ui.tab_panel(TABS[2]).classes('p-0'):
+        self.curves = CurvesPanel(self.viewer, lambda: tabs.value == TABS[2])
 
   def _seed(self):
     with ui.row().classes('w-full no-wrap items-center gap-1'):
@@ -135,7 +154,6 @@ class Page:
 
   @ui.refreshable_method
   def _directions(self):
-    ui.label('Directions').classes('heading')
     found = self.viewer.directions
     if not found:
       text = 'none yet: `sg2jax directions pca --checkpoint=...` finds some, `sg2jax edit` others'
@@ -208,6 +226,7 @@ class Page:
     name = session.drawn_class(net, shown)
     self.about.set_text(f'seed {shown.seed}' + (f', class {name}' if name else ''))
     self.line.set_text(self.command())
+    background_tasks.create(self.layers.refresh())
 
   def command(self) -> str:
     """The command line for the picture."""

@@ -1,4 +1,4 @@
-"""What the tabs of a viewer share: the network, its directions, one thread for JAX; the routes.
+"""What the tabs of a viewer share: the network, its directions, threads for JAX; the routes.
 
 A tab asks for its next picture when the one before has arrived, so that none waits in a queue: a
 slider that moves fast skips pictures, and never lags.
@@ -29,7 +29,7 @@ NEVER_KEPT = {'Cache-Control': 'no-store'}
 
 
 class Viewer:
-  """A network, and the sessions of those who look at it. JAX is called by one thread."""
+  """A network, and the sessions of those who look at it."""
 
   def __init__(self, path: str) -> None:
     """Reads the newest checkpoint at a path. Raises what `sampler.load` does."""
@@ -39,11 +39,16 @@ class Viewer:
     self.sessions: dict[str, Session] = {}  # by ids that only their tabs know
     self.version = 0  # counts what `refresh` found
     self._tried = self.net.step  # the latest step that was looked at
-    self._thread = ThreadPoolExecutor(1, 'jax')
+    self._thread = ThreadPoolExecutor(1, 'pictures')
+    self._slow = ThreadPoolExecutor(1, 'slow')
 
   async def work(self, function: Callable, *args: Any) -> Any:
-    """What a function returns, called in the thread of JAX."""
+    """What a function returns, called in the thread that makes pictures, one after another."""
     return await asyncio.wrap_future(self._thread.submit(function, *args))
+
+  async def work_aside(self, function: Callable, *args: Any) -> Any:
+    """As `work`, in a thread for what takes seconds: pictures don't wait for it."""
+    return await asyncio.wrap_future(self._slow.submit(function, *args))
 
   def work_now(self, function: Callable, *args: Any) -> Any:
     """As `work`, for another thread, which waits."""
