@@ -128,7 +128,7 @@ class Page:
     slider = ui.range(
       min=0, max=last, step=1, value={'min': 0, 'max': last // 2}, on_change=lambda e: take(e.value)
     )
-    slider.props('snap markers').classes('px-2').mark('mix_range')
+    slider.props('snap markers').classes('px-2').props('data-testid=mix_range')
 
   def _walk(self):
     ui.label('Walk through seeds').classes('heading')
@@ -178,7 +178,7 @@ class Page:
         shown.set_text(f'{self.session.strength(file, name):g}')
 
       slider = ui.slider(min=-REACH, max=REACH, step=0.1, value=value, on_change=take)
-      slider.classes('grow').mark(f'direction {name}')
+      slider.classes('grow').props(f'data-testid="direction {name}"')
       shown.move(target_index=2)
 
   # ---- controls
@@ -188,14 +188,14 @@ class Page:
       self.event(self.session.set(self.viewer.net, name, e.value))
 
     field = ui.input(label, value=value, on_change=take)
-    return field.props('dense debounce=150').classes('w-full').mark(name)
+    return field.props('dense debounce=150').classes('w-full').props(f'data-testid={name}')
 
   def _select(self, name: str, label: str, options: Any, value: str) -> ui.select:
     def take(e: Any):
       self.event(self.session.set(self.viewer.net, name, e.value))
 
     field = ui.select(options, label=label, value=value, on_change=take)
-    return field.props('dense options-dense').classes('w-full').mark(name)
+    return field.props('dense options-dense').classes('w-full').props(f'data-testid={name}')
 
   def _slider(self, name, label, low, high, step, value):
     """A slider, and beside it a field for what is typed."""
@@ -209,7 +209,7 @@ class Page:
         slider = ui.slider(min=low, max=high, step=step, value=value)
         slider.on_value_change(lambda e: field.set_value(f'{e.value:g}'))
       field = ui.input(value=f'{value:g}', on_change=take)
-      field.props('dense debounce=100').style('width: 64px').mark(name)
+      field.props('dense debounce=100').style('width: 64px').props(f'data-testid={name}')
 
   # ---- events
 

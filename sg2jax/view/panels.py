@@ -32,9 +32,9 @@ class LayersPanel:
       pass
     ui.label('Feature maps').classes('heading')
     self._layer = ui.select(names, value=names[-1], on_change=self.refresh)
-    self._layer.props('dense options-dense').classes('w-full').mark('layer')
+    self._layer.props('dense options-dense').classes('w-full').props('data-testid=layer')
     self._maps = ui.image().classes('w-full pixels').props('no-spinner no-transition')
-    ui.label(f'grey: 0; the first {layers.MAPS} channels').classes('small')
+    ui.label(f'grey: 0; {layers.MAPS} channels at most').classes('small')
 
   async def refresh(self) -> None:
     """Shows the picture of now; while one is computed, only the last that is asked for counts."""
@@ -93,7 +93,9 @@ class CurvesPanel:
     self._found = {}
     self._drawn = None
     self._names = ui.select([], label='Metrics', multiple=True, value=[], on_change=self._draw)
-    self._names.props('dense options-dense use-chips').classes('w-full').mark('metrics')
+    self._names.props('dense options-dense use-chips').classes('w-full').props(
+      'data-testid=metrics'
+    )
     self._charts = ui.column().classes('w-full gap-0')
     self._note = ui.label('').classes('small')
     ui.timer(LOOK_SECONDS, self.refresh)

@@ -1,0 +1,247 @@
+"""The viewer as a person meets it: a server of its own, driven by headless Chromium."""
+
+import contextlib
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import imageio_ffmpeg
+import numpy as np
+import pytest
+
+import sg2jax
+from sg2jax import files
+from sg2jax.edit import direction
+from sg2jax.edit.direction import Direction
+from tests.runs import ROOT
+from tests.test_sampler import CATS, Z, make_run
+
+CHROMIUM = shutil.which('chromium') or shutil.which('chromium-browser')
+pytestmark = [
+  pytest.mark.slow,
+  pytest.mark.skipif(not CHROMIUM, reason='there is no Chromium; apt-get install chromium'),
+]
+
+
+@pytest.fixture(scope='module')
+def run(tmp_path_factory):
+  run = make_run(tmp_path_factory.mktemp('viewed') / 'run')
+  (run / 'labels.json').write_text(CATS.to_json())
+  (run / 'metrics.jsonl').write_text('{"nimg": 0, "swd": 3.0}\n{"nimg": 8, "swd": 2.0}\n')
+  (run / 'directions').mkdir()
+  wide = Direction('wide', (sg2jax.load(run).hash(),), np.full((6, Z), 0.1, np.float32))
+  direction.write(run / 'directions' / 'one.npz', [wide])
+  return run
+
+
+@pytest.fixture(scope='module')
+def net(run):
+  return sg2jax.load(run)
+
+
+@contextlib.contextmanager
+def served(run, *flags):
+  """(process, address) of a viewer; it must end well."""
+  command = [sys.executable, '-m', 'sg2jax.tools.view', f'--checkpoint={run}', '--port=0', *flags]
+  env = os.environ | {'JAX_PLATFORMS': 'cpu'}
+  process = subprocess.Popen(command, cwd=ROOT, env=env, stdout=subprocess.PIPE, text=True)
+  try:
+    address = ''
+    while not (found := re.match(r'(http://\S+)', address)):
+      address = process.stdout.readline()
+      assert address, process.wait()
+    yield process, found[1]
+    assert process.poll() is None
+  finally:
+    process.send_signal(signal.SIGINT)
+    assert process.wait(20) == 0
+
+
+@pytest.fixture(scope='module')
+def server(run):
+  with served(run) as found:
+    yield found
+
+
+@pytest.fixture(scope='module')
+def browser():
+  from playwright.sync_api import sync_playwright
+
+  with sync_playwright() as playwright:
+    browser = playwright.chromium.launch(executable_path=CHROMIUM, args=['--no-sandbox'])
+    yield browser
+    browser.close()
+
+
+@pytest.fixture
+def page(browser, server):
+  """A tab that shows its first picture; it must ask no other host, and complain of nothing."""
+  yield from tab(browser, server[1])
+
+
+def tab(browser, address):
+  context = browser.new_context(viewport={'width': 1280, 'height': 800})
+  page = context.new_page()
+  asked, said = [], []
+  page.on('request', lambda request: asked.append(request.url))
+  page.on('websocket', lambda socket: asked.append(socket.url))
+  page.on('console', lambda line: said.append(line.text) if line.type == 'error' else None)
+  page.on('pageerror', lambda error: said.append(str(error)))
+  page.goto(address)
+  page.wait_for_function('document.getElementById("shown").naturalWidth > 0')
+  yield page
+  context.close()
+  here = address.split('/')[2]
+  assert asked and any(url.startswith('ws:') for url in asked)
+  assert {url.split('/')[2] for url in asked if not url.startswith(('data:', 'blob:'))} == {here}
+  assert not said
+
+
+SHOWN = """async () => {
+  const data = await (await fetch(document.getElementById('shown').src)).arrayBuffer();
+  return Array.from(new Uint8Array(data));
+}"""
+
+
+def shows(page, image, seconds=15):
+  """Whether the file in the page becomes the PNG of an image [H,W,C], byte for byte."""
+  wanted = files.png(image)
+  end = time.monotonic() + seconds
+  found = None
+  while found != wanted and time.monotonic() < end:
+    with contextlib.suppress(Exception):  # a picture that is replaced as it is asked for
+      found = bytes(page.evaluate(SHOWN))
+    page.wait_for_timeout(20)
+  return found == wanted
+
+
+def field(page, name):
+  return page.get_by_test_id(name)
+
+
+def choose(page, name, option):
+  page.locator('label', has=field(page, name)).click()
+  page.get_by_role('option', name=option, exact=True).click()
+
+
+def test_each_control_makes_the_picture_of_the_call(page, net, run):
+  assert shows(page, net([0])[0])
+  field(page, 'seed').fill('4294967295')
+  assert shows(page, net([2**32 - 1])[0])
+  field(page, 'seed').fill('5')
+  field(page, 'psi').fill('0.4')
+  assert shows(page, net([5], 0.4)[0])
+  field(page, 'cutoff').fill('2')
+  assert shows(page, net([5], 0.4, 2)[0])
+  choose(page, 'label', 'dog')
+  assert shows(page, net([5], 0.4, 2, 1)[0])
+  choose(page, 'noise', 'random')
+  assert shows(page, net([5], 0.4, 2, 1, 'random')[0])
+  choose(page, 'noise', 'none')
+  assert shows(page, net([5], 0.4, 2, 1, 'none')[0])
+  field(page, 'mix_seed').fill('9')
+  ws = np.array(net.ws([5, 9], 0.4, 2, 1))
+  ws[0, 0:3] = ws[1, 0:3]
+  assert shows(page, net.images(ws[:1], 'none', [5])[0])
+  slider = field(page, 'direction wide').locator('[tabindex]').first
+  slider.press('ArrowRight')
+  slider.press('ArrowRight')
+  wide = direction.read(run / 'directions' / 'one.npz')
+  moved = net.images(ws[:1], 'none', [5], 1, [(wide, 0.2)])[0]
+  assert shows(page, moved)
+  with page.expect_download() as saved:
+    page.get_by_role('button', name='PNG').click()
+  assert saved.value.path().read_bytes() == files.png(moved)
+  assert saved.value.suggested_filename == 'seed0005.png'
+  with page.expect_download() as saved:
+    page.get_by_role('button', name='npz').click()
+  arrays = files.parse_npz(saved.value.path().read_bytes(), 2**20, 'fiubU')
+  np.testing.assert_array_equal(arrays['image'], moved)
+  assert '--edit=' in page.locator('.command').inner_text()
+
+
+def test_what_is_wrong_is_said_and_the_picture_stays(page, net):
+  for name, text in (('seed', '-1'), ('seed', '1e30'), ('psi', 'much'), ('cutoff', '9')):
+    field(page, name).fill(text)
+    page.get_by_text(f'{name}={text} must be').wait_for()
+    assert shows(page, net([0])[0])
+  field(page, 'seed').fill('7')
+  assert shows(page, net([7])[0])
+
+
+def test_two_tabs_are_apart(browser, server, page, net):
+  other = tab(browser, server[1])
+  second = next(other)
+  field(page, 'seed').fill('3')
+  field(second, 'seed').fill('4')
+  field(second, 'psi').fill('0.5')
+  assert shows(page, net([3])[0]) and shows(second, net([4], 0.5)[0])
+  assert list(other) == []
+
+
+def test_a_walk_plays_is_recorded_and_stops_at_a_seed(page, net, tmp_path):
+  field(page, 'walk_seeds').fill('2')
+  field(page, 'walk_seconds').fill('0.5')
+  with page.expect_download(timeout=60_000) as saved:
+    page.get_by_role('button', name='Record').click()
+  film = tmp_path / 'walk.mp4'
+  saved.value.save_as(film)
+  assert imageio_ffmpeg.count_frames_and_secs(film)[0] == 30
+  page.get_by_role('button', name='Play').click()
+  page.locator('#speed').get_by_text('frames/s').wait_for()
+  page.wait_for_timeout(2000)
+  assert int(page.locator('#speed').inner_text().split()[0]) >= 10
+  page.get_by_role('button', name='Stop').click()
+  page.wait_for_function('!view.playing && !view.busy')
+  seed = int(field(page, 'seed').input_value())
+  assert seed in (0, 1) and shows(page, net([seed])[0])
+
+
+def test_layers_and_training_are_shown(page):
+  page.get_by_role('tab', name='Layers').click()
+  page.get_by_text('16 px', exact=True).wait_for()
+  choose(page, 'layer', 'b4.conv1')
+  page.get_by_role('tab', name='Training').click()
+  page.locator('.nicegui-echart canvas').first.wait_for()
+
+
+def test_memory_does_not_grow(server, page):
+  process, address = server
+  id = page.evaluate('view.id')
+
+  def resident():
+    with open(f'/proc/{process.pid}/status') as f:
+      return int(re.search(r'VmRSS:\s+(\d+)', f.read())[1]) / 1024  # MiB
+
+  def ask(count):
+    for i in range(count):
+      answer = page.request.get(f'{address}picture/{id}.png?at={i / 7}')
+      assert answer.ok
+      answer.dispose()
+
+  ask(300)
+  before = resident()
+  ask(1000)
+  grown = resident() - before
+  print(f'{before:.1f} MiB, grown by {grown:.2f} MiB')
+  assert grown < 8
+
+
+def test_others_need_the_token(browser, run, net):
+  with served(run, '--host=0.0.0.0') as (_, address):
+    port = re.search(r':(\d+)/', address)[1]
+    token = address.partition('?token=')[2]
+    here = f'http://127.0.0.1:{port}/'
+    stranger = browser.new_context()
+    for path in ('', '?token=wrong', 'picture/x.png', '_nicegui_ws/socket.io/?EIO=4'):
+      assert stranger.request.get(here + path).status == 403
+    stranger.close()
+    pages = tab(browser, f'{here}?token={token}')
+    page = next(pages)
+    field(page, 'seed').fill('3')
+    assert shows(page, net([3])[0])
+    assert list(pages) == []
