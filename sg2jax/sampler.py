@@ -25,9 +25,8 @@ from sg2jax import build, configurations, files, inputs, paths, processes, shard
 from sg2jax.data.labels import FILE, Labels
 from sg2jax.edit import direction
 from sg2jax.faults import CheckpointError, UsageError
-from sg2jax.keys import purpose_key
 from sg2jax.models import styles as style_space
-from sg2jax.models.layers import NOISE_MODES, draw_noise
+from sg2jax.models.layers import NOISE_MODES, noise_of_seeds
 from sg2jax.models.mapping import broadcast, truncate
 from sg2jax.state import TrainState
 from sg2jax.training import checkpoint
@@ -352,7 +351,7 @@ def _images_step(mesh, generator, growing, noise):
 
   def step(variables, batch):
     if noise == 'random':
-      variables = with_random_noise(variables, batch['number'])
+      variables = variables | {'noise': noise_of_seeds(variables['noise'], batch['number'])}
     # In TF32 the batch would show, and images would be other ones than those that NVIDIA's code
     # makes of the same weights.
     with jax.default_matmul_precision('highest'):
@@ -362,16 +361,6 @@ def _images_step(mesh, generator, growing, noise):
       return to_uint8(made)
 
   return sharding.jit_each(step, mesh, 1)
-
-
-def with_random_noise(variables: dict, seeds: jax.Array) -> dict:
-  """Variables of a generator whose noise maps are those of noise 'random': [N,H,W,1].
-
-  seeds: uint32 [N].
-  """
-  key = purpose_key(0, 'sampling')
-  keys = jax.vmap(partial(jax.random.fold_in, key))(seeds)
-  return variables | {'noise': draw_noise(variables['noise'], keys)}
 
 
 # ---- many latents, for statistics; the pixels

@@ -5,6 +5,7 @@ import dataclasses
 import json
 import random
 import shlex
+import shutil
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ from sg2jax.edit.direction import Direction
 from sg2jax.faults import UsageError
 from sg2jax.models import styles as style_space
 from sg2jax.tools import generate, view
-from sg2jax.view import catalogue, curves, layers, picture, session
+from sg2jax.view import catalogue, curves, layers, picture, searches, session
 from sg2jax.view.picture import Shown
 from sg2jax.view.server import COOKIE, Guard, Viewer
 from sg2jax.view.session import Session
@@ -219,6 +220,64 @@ def test_controls_name_layers_and_classes(viewer):
   assert session.classes(viewer.net) == ['cat', 'dog', '0']
   assert [session.resolution_of(viewer.net, k) for k in range(6)] == [4, 8, 8, 16, 16, 16]
   assert session.drawn_class(viewer.net, Shown(label='dog')) == 'dog'
+
+
+# ---- searches
+
+
+def test_a_dropped_picture_is_projected_and_made_again(viewer, run, tmp_path, monkeypatch):
+  monkeypatch.setattr(searches, 'STEPS', 3)
+  tab = viewer.sessions['x'] = Session(Shown(seed=5, psi=0.5, mix_seed=3))
+  (file, _), _ = two(viewer)
+  assert tab.move(viewer.directions, file, 'bold', 2)
+  with pytest.raises(UsageError, match='broken.png: .*drop a picture'):
+    searches.projected(viewer, 'x', 'broken.png', b'PNG, but broken')
+  assert tab.shown.start is None and tab.shown.psi == 0.5
+  searches.projected(viewer, 'x', '../a cat.png', files.png(viewer.net([4])[0]))
+  shown = tab.shown
+  assert shown.start.name == 'a cat' and shown.psi == 1 and shown.mix_seed is None and tab.version
+  made = picture.picture(viewer.net, shown, viewer.directions)
+  # ---- the files that are downloaded make it again
+  monkeypatch.chdir(tmp_path)
+  (tmp_path / 'a cat.npz').write_bytes(
+    picture.npz(viewer.net, shown, viewer.directions, viewer.path)
+  )
+  again(viewer, shown, made, tmp_path / 'out')
+  # ---- its maps are those that were found
+  assert layers.maps(viewer.net, shown, viewer.directions, 'b4.conv1').any()
+  assert not tab.set(viewer.net, 'psi', 0.7) and 'psi is for seeds' in tab.message
+  with pytest.raises(UsageError, match='goes through seeds'):
+    picture.walk_frame(viewer.net, shown, {}, 0.5, 2)
+  assert tab.set(viewer.net, 'seed', 4) and tab.shown.start is None
+  del viewer.sessions['x']
+
+
+def test_texts_make_a_direction_of_the_run(viewer, run, monkeypatch):
+  (_, wide), _ = two(viewer)
+  found = viewer.directions[two(viewer)[0]].named('thin - thick')
+  asked = []
+
+  def direction_of(*args, **options):
+    asked.append(args[1:])
+    return found
+
+  monkeypatch.setattr(searches.text_directions, 'direction', direction_of)
+  tab = Session()
+  with pytest.raises(UsageError, match='say what there is'):
+    searches.of_texts(viewer, tab, 'thin', ' ')
+  assert searches.of_texts(viewer, tab, ' thin', 'thick') == 'thin - thick'
+  assert asked == [('thin', 'thick', None)]
+  later, notes = catalogue.find(viewer.net)
+  assert ('thin - thick' in [name for _, name in later]) and len(later) == 3 and not notes
+  shutil.rmtree(run / 'edits')
+
+
+@pytest.mark.parametrize(
+  'flag, said', (('--psi=0.5', '--psi is for seeds'), ('--sheet=x.png', 'a file of its own'))
+)
+def test_latents_are_taken_as_they_are(run, tmp_path, flag, said):
+  with pytest.raises(UsageError, match=said):
+    call(generate, f'--checkpoint={run}', '--latents=x.npz', f'--out={tmp_path}', flag)
 
 
 # ---- what is shared

@@ -5,6 +5,7 @@ depend on the size of gradients, and so change all weights equally fast for thei
 """
 
 from collections.abc import Sequence
+import functools
 import math
 from typing import Any
 
@@ -14,6 +15,7 @@ from jax import lax
 import jax.numpy as jnp
 
 from sg2jax import conv, folding, ops, products, resample
+from sg2jax.keys import purpose_key
 
 NOISE_MODES = ('const', 'random', 'none')
 RSQRT2 = math.sqrt(0.5)  # gain of each of two sums of equal variance, whose sum keeps it
@@ -180,6 +182,12 @@ def draw_noise(noise: Any, keys: jax.Array) -> Any:
     return [of_layer(i, x) for i, x in enumerate(leaves)]
 
   return jax.tree.unflatten(tree, jax.vmap(draw)(keys))
+
+
+def noise_of_seeds(noise: Any, seeds: jax.Array) -> Any:
+  """The noise of images of seeds, uint32 [N], with mode 'random': as `draw_noise`."""
+  key = purpose_key(0, 'sampling')
+  return draw_noise(noise, jax.vmap(functools.partial(jax.random.fold_in, key))(seeds))
 
 
 def fold_noise(

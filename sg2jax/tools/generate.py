@@ -11,7 +11,8 @@ The same seed gives the same image, always; the weights are the moving average. 
            mean image, -1 the opposite
 RUN is a workdir (its newest checkpoint) or one step of it. A psi between 0 and 1 trades variety for
 quality; --cutoff=N applies it to the N coarsest layers only. --edit=FILE:NAME:STRENGTH moves every
-image by a direction that `directions` found. docs/generate.md shows what comes out.
+image by a direction that `directions` found. images: --latents=FILE.npz makes those of the ws in a
+file, such as `project` writes, instead of --seeds. docs/generate.md shows what comes out.
 """
 
 from collections.abc import Sequence
@@ -47,6 +48,8 @@ def define_flags() -> None:
     'out', '', 'images, mix: folder for seed0000.png ...; files of these names are replaced.'
   )
   flags.DEFINE_string('sheet', '', 'PNG file for all images on one sheet.')
+  what = 'images: an .npz of ws, or a folder of them, such as `project` writes, instead of --seeds.'
+  flags.DEFINE_string('latents', '', what)
   shared.define_seeds('cols', '4-7', 'mix: seeds of the columns.')
   flags.DEFINE_string(
     'styles',
@@ -66,6 +69,8 @@ def main(argv: list[str]) -> None:
     )
   if kind == 'sweep' and asked.out:
     raise UsageError(f'--out={asked.out} is for images; {kind} writes one sheet: --sheet=FILE.png')
+  if asked.latents:
+    _check_latents(kind)
   psis = asked.psi or (SWEEP if kind == 'sweep' else [1.0])
   if kind != 'sweep' and len(psis) > 1:
     values = ','.join(f'{psi:g}' for psi in psis)
@@ -82,7 +87,9 @@ def main(argv: list[str]) -> None:
   cols = asked.cols if kind == 'mix' else []
   label = shared.labels(net, len(seeds) + len(cols))
   batch = asked.batch or net.batch
-  if kind == 'images':
+  if asked.latents:
+    of_latents(net, asked.latents, out, batch, asked.noise, edit)
+  elif kind == 'images':
     images(net, seeds, label, out, sheet, batch, asked.noise, psis[0], asked.cutoff, edit)
   elif kind == 'mix':
     styles = shared.ws_range(net, 'styles')
@@ -101,6 +108,36 @@ def main(argv: list[str]) -> None:
     sheets.write_sheet(sheet, pictures, rows, [f'psi {psi:g}' for psi in psis])
   if processes.is_first():
     print(f'wrote {" and ".join(str(path) for path in (out, sheet) if path)}')
+
+
+def _check_latents(kind):
+  """Raises UsageError for what --latents have no use for."""
+  asked = flags.FLAGS
+  if kind != 'images' or asked.sheet:
+    raise UsageError('--latents are for images, each in a file of its own: --out=DIR')
+  for name in ('seeds', 'psi', 'cutoff', 'class', 'label'):
+    if asked[name].present:
+      raise UsageError(f'--{name} is for seeds; --latents are taken as they are')
+
+
+def of_latents(
+  net: sampler.Sampler, path: str, out: pathlib.Path, batch: int, noise: str, edit: Edit
+) -> None:
+  """Images of the ws in a file, or in a folder of them, into the folder `out`."""
+  from sg2jax.tools import latents  # here, because it brings all that projects
+
+  def read():
+    # Each process by itself, as arrays aren't agreed on: they see the same files.
+    return latents.of_files(net, pathlib.Path(path).expanduser())
+
+  given = processes.together(read)
+  made = given.images(net, noise, batch, edit)
+
+  def write():
+    for name, image in zip(given.names, made):
+      files.write_atomic(out / f'{name}.png', files.png(image))
+
+  processes.agreed(write)
 
 
 def images(

@@ -113,7 +113,7 @@ def read(
     job = projections.job(net, asked.distance, settings, asked.batch, stop)
     return partial(_projected, job, items, projected)
   if asked.latents:
-    found = _of_files(net, pathlib.Path(asked.latents).expanduser())
+    found = of_files(net, pathlib.Path(asked.latents).expanduser())
   else:
     seeds = asked.seeds
     ws = net.ws(seeds, asked.psi, asked.cutoff, shared.labels(net, len(seeds)))
@@ -121,8 +121,8 @@ def read(
   return lambda: found
 
 
-def _of_files(net, path):
-  """Latents of an .npz or of a folder of them."""
+def of_files(net: Sampler, path: pathlib.Path) -> Latents:
+  """Latents of an .npz or of a folder of them. Raises UsageError, naming a file."""
   places = sorted(path.glob('*.npz')) if path.is_dir() else [path]
   if not places:
     raise UsageError(f'--latents={path} has no .npz files')

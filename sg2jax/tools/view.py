@@ -1,11 +1,13 @@
 """Shows a trained network, or one in training, in the browser.
 
 python -m sg2jax.tools.view --checkpoint=RUN [--port=8080] [--host=127.0.0.1]
+[--clip=digits]
 
 It prints the address of a page: pictures of seeds and classes, truncation, noise, mixed styles, the
-directions that `directions` and `edit` saved in the run, a walk through seeds with its mp4; and of
-every picture its PNG, an .npz and the command line that makes it. RUN is a workdir, whose newest
-checkpoint is followed while it trains, or one step of it.
+directions that `directions` and `edit` saved in the run, projections of dropped pictures, a walk
+through seeds with its mp4; and of every picture its PNG, an .npz and the command line that makes
+it. RUN is a workdir, whose newest checkpoint is followed while it trains, or one step of it. With
+--clip texts make directions, which the run keeps.
 
 It listens on this machine only. From another one, `ssh -L 8080:localhost:8080 MACHINE` brings the
 page there. With --host=0.0.0.0 whoever has the address that is printed, with its token, may look.
@@ -28,6 +30,9 @@ def define_flags() -> None:
   """The command line."""
   shared.define_checkpoint()
   flags.DEFINE_integer('port', 8080, 'Where it listens; 0: any free one.', 0, 65535)
+  what = 'For editing by text: digits, another name that `edit text` takes, or a file of weights.'
+  flags.DEFINE_string('clip', '', what)
+  shared.define_clip_activation()
   what = 'Address it listens at; another than this machine itself, and a token is asked for.'
   flags.DEFINE_string('host', '127.0.0.1', what)
 
@@ -46,7 +51,8 @@ def main(_: list[str]) -> None:
     host = socket.gethostname() if asked.host in ('0.0.0.0', '::') else asked.host
     host = f'[{host}]' if ':' in host else host
     address = f'http://{host}:{port}/' + (f'?token={token}' if token else '')
-    serve.serve(asked.checkpoint, listening, token, f'{address}  (Ctrl-C ends it)')
+    hello = f'{address}  (Ctrl-C ends it)'
+    serve.serve(asked.checkpoint, listening, token, hello, asked.clip, asked.clip_activation or '')
 
 
 def listen(host: str, port: int) -> socket.socket:

@@ -14,6 +14,7 @@ from sg2jax.edit import direction
 from sg2jax.evaluation import artifacts
 from sg2jax.faults import UsageError
 from sg2jax.models import styles as style_space
+from sg2jax.models.layers import noise_of_seeds
 from sg2jax.sampler import Sampler
 from sg2jax.view import picture
 from sg2jax.view.picture import Directions, Shown
@@ -85,7 +86,11 @@ def _given(net, shown, directions):
   )
   variables = net.variables
   if shown.noise == 'random':
-    variables = sampler.with_random_noise(variables, np.array([shown.seed], np.uint32))
+    seeds = shown.start.latents.seeds if shown.start else [shown.seed]
+    noise = noise_of_seeds(variables['noise'], np.array(seeds, np.uint32))
+    variables = variables | {'noise': noise}
+  elif shown.start and shown.noise == 'const':
+    variables = shown.start.latents.network(net, 0).variables
   elif shown.noise == 'none':
     variables = variables | {'noise': jax.tree.map(jnp.zeros_like, variables['noise'])}
   return variables, ws, offsets

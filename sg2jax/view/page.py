@@ -6,10 +6,12 @@ import pathlib
 import secrets
 from typing import Any
 
+from absl import logging
 from nicegui import background_tasks, run, ui
 
+from sg2jax.faults import Fault
 from sg2jax.models.layers import NOISE_MODES
-from sg2jax.view import picture, recording, session
+from sg2jax.view import picture, recording, searches, session
 from sg2jax.view.panels import CurvesPanel, LayersPanel
 from sg2jax.view.server import Viewer
 from sg2jax.view.session import Session
@@ -22,7 +24,7 @@ FAVICON = (
 )
 TABS = ('Directions', 'Layers', 'Training')
 REACH = 5  # strengths on the sliders of directions
-LOOK_SECONDS = 1  # between looks at whether the run has something new
+LOOK_SECONDS = 0.5  # between looks at whether the run has something new
 
 
 class Page:
@@ -35,6 +37,8 @@ class Page:
     self.id = secrets.token_urlsafe(16)
     viewer.sessions[self.id] = self.session
     self._version = viewer.version
+    self._found = 0
+    self._defaults = {}  # name of a control: [(element, value) ...]
     client = ui.context.client
     client.on_delete(lambda: viewer.sessions.pop(self.id, None))
     ui.dark_mode(True)
@@ -57,6 +61,7 @@ class Page:
         self._truncation()
         self._mixing()
         self._walk()
+        self._projection()
       with ui.column().classes('gap-2').style('flex: 1 1 0; min-width: 0; max-width: 720px'):
         self.title = ui.label(self.viewer.net.title).classes('text-base')
         ui.html(
@@ -65,6 +70,7 @@ class Page:
         with ui.row().classes('w-full no-wrap items-center justify-between'):
           self.about = ui.label('').classes('small')
           ui.html('<div id="speed"></div>', sanitize=False)
+        self.progress = ui.label('').classes('small')
         self.message = ui.label('').classes('trouble')
         ui.html('<div id="trouble"></div>', sanitize=False)
         self._downloads()
@@ -83,6 +89,7 @@ class Page:
     with ui.tab_panels(tabs, value=TABS[0], animated=False, keep_alive=True) as panels:
       panels.classes('w-full bg-transparent')
       with ui.tab_panel(TABS[0]).classes('p-0'):
+        self._texts()
         self._directions()
       with ui.tab_panel(TABS[1]).classes('p-0'):
         self.layers = LayersPanel(self.viewer, self.session, lambda: tabs.value == TABS[1])
@@ -140,7 +147,17 @@ class Page:
       ui.button('Record', icon='movie', on_click=self._record).props('dense flat').tooltip(
         'The walk as an mp4 file'
       )
-      self.progress = ui.label('').classes('small')
+
+  def _projection(self):
+    ui.label('Project a picture').classes('heading')
+    upload = ui.upload(
+      label='drop a picture here',
+      auto_upload=True,
+      max_file_size=searches.MOST_BYTES,
+      on_upload=self._project,
+      on_rejected=lambda: self._say(f'a file has {searches.MOST_BYTES:,} bytes at most'),
+    )
+    upload.classes('w-full drop').props('flat bordered data-testid=upload')
 
   def _downloads(self):
     with ui.row().classes('items-center gap-2'):
@@ -151,6 +168,22 @@ class Page:
         'Copy the command', icon='content_copy', on_click=lambda: ui.clipboard.write(self.command())
       )
     self.line = ui.label('').classes('command')
+
+  def _texts(self):
+    """Two texts that make a direction, where there is a CLIP."""
+    if not self.viewer.clip:
+      return
+    source = ui.input('From: what there is, "a thin seven"').classes('w-full')
+    target = ui.input('To: what it is to become, "a thick seven"').classes('w-full')
+
+    async def find():
+      await self._search(searches.of_texts, self.session, source.value or '', target.value or '')
+      await self.viewer.refresh()
+
+    with ui.row().classes('w-full items-center'):
+      ui.button('Find', icon='search', on_click=find).props('dense')
+    for field, name in ((source, 'source'), (target, 'target')):
+      field.props(f'dense data-testid={name}')
 
   @ui.refreshable_method
   def _directions(self):
@@ -188,6 +221,7 @@ class Page:
       self.event(self.session.set(self.viewer.net, name, e.value))
 
     field = ui.input(label, value=value, on_change=take)
+    self._defaults[name] = [(field, value)]
     return field.props('dense debounce=150').classes('w-full').props(f'data-testid={name}')
 
   def _select(self, name: str, label: str, options: Any, value: str) -> ui.select:
@@ -195,6 +229,7 @@ class Page:
       self.event(self.session.set(self.viewer.net, name, e.value))
 
     field = ui.select(options, label=label, value=value, on_change=take)
+    self._defaults[name] = [(field, value)]
     return field.props('dense options-dense').classes('w-full').props(f'data-testid={name}')
 
   def _slider(self, name, label, low, high, step, value):
@@ -210,6 +245,7 @@ class Page:
         slider.on_value_change(lambda e: field.set_value(f'{e.value:g}'))
       field = ui.input(value=f'{value:g}', on_change=take)
       field.props('dense debounce=100').style('width: 64px').props(f'data-testid={name}')
+    self._defaults[name] = [(slider, value), (field, f'{value:g}')]
 
   # ---- events
 
@@ -224,7 +260,8 @@ class Page:
     """Says what is shown, and how it is made."""
     net, shown = self.viewer.net, self.session.shown
     name = session.drawn_class(net, shown)
-    self.about.set_text(f'seed {shown.seed}' + (f', class {name}' if name else ''))
+    title = f'{shown.start.name}, projected' if shown.start else f'seed {shown.seed}'
+    self.about.set_text(title + (f', class {name}' if name else ''))
     self.line.set_text(self.command())
     background_tasks.create(self.layers.refresh())
 
@@ -240,6 +277,9 @@ class Page:
 
   async def _play(self):
     is_playing = self.play.text == 'Play'
+    if is_playing and self.session.shown.start:
+      self._say('a walk goes through seeds; choose one first')
+      return
     self.play.set_text('Stop' if is_playing else 'Play')
     self.play.props(f'icon={"stop" if is_playing else "play_arrow"}')
     if is_playing:
@@ -252,22 +292,57 @@ class Page:
     self.event(True)
 
   async def _record(self):
-    await self._in_background('recording', recording.record, self.viewer, self.session)
-
-  async def _in_background(self, what: str, function: Callable, *args: Any) -> None:
-    """Calls a function in a thread; it returns the name and the bytes of a file to be saved."""
-    self.progress.set_text(f'{what} ...')
+    if self.session.shown.start:
+      self._say('a walk goes through seeds; choose one first')
+      return
+    self.session.progress = 'recording ...'
     try:
-      name, data = await run.io_bound(function, *args)
+      name, data = await run.io_bound(recording.record, self.viewer, self.session)
       ui.download(data, name)
-      self.message.set_text('')
-    except Exception as e:
-      self.message.set_text(f'{what}: {e!s:.300}')
+      self._say('')
+    except Exception as e:  # of the encoder, the disk ...
+      self._say(f'recording: {e!s:.300}')
     finally:
-      self.progress.set_text('')
+      self.session.progress = ''
+
+  async def _project(self, e: Any):
+    e.sender.reset()
+    await self._search(searches.projected, self.id, e.file.name, await e.file.read())
+
+  async def _search(self, function: Callable, *args: Any) -> None:
+    """Calls one of `searches` in their thread; one at a time of each tab."""
+    if self.session.progress:
+      self._say('wait for what is under way')
+      return
+    self.session.progress = 'waiting for the searches of others'
+    try:
+      await self.viewer.work(function, self.viewer, *args, thread='searches')
+      self._say('')
+    except Fault as e:
+      self._say(str(e))
+    except Exception as e:  # a search that breaks ends no viewer
+      logging.exception('a search broke')
+      self._say(f'{type(e).__name__}: {e!s:.300}')
+    finally:
+      self.session.progress = ''
+
+  def _say(self, text):
+    self.session.message = text
+    self.message.set_text(text)
+
+  def _reset(self):
+    """Sets the controls that only seeds have, after something else was found."""
+    for name in session.OF_SEEDS:
+      for element, value in self._defaults.get(name, ()):
+        element.set_value(value)
 
   def _look(self):
-    """Shows what the run has that it hadn't before."""
+    """Shows what the run, or a search, has that it hadn't before."""
+    self.progress.set_text(self.session.progress)
+    if self._found != self.session.version:
+      self._found = self.session.version
+      self._reset()
+      self.event(True)
     if self._version != self.viewer.version:
       self._version = self.viewer.version
       self.title.set_text(self.viewer.net.title)

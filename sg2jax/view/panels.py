@@ -61,7 +61,7 @@ class LayersPanel:
       return found, problem, layers.maps(*given, layer)
 
     try:
-      found, problem, maps = await viewer.work_aside(compute)
+      found, problem, maps = await viewer.work(compute, thread='layers')
     except Fault as e:
       self._note.set_text(str(e))
       return

@@ -6,6 +6,7 @@ import math
 import shlex
 import sys
 
+from flax import traverse_util
 import numpy as np
 
 from sg2jax import files, inputs
@@ -15,15 +16,25 @@ from sg2jax.evaluation import ppl
 from sg2jax.faults import UsageError
 from sg2jax.sampler import Sampler
 from sg2jax.tools import generate
+from sg2jax.tools.latents import Latents
 from sg2jax.tools.pictures import names_of_seeds
 
 Directions = Mapping[tuple[str, str], Direction]  # {(file, name): ...}
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Start:
+  """What a picture begins with instead of a seed: a projection, one latent."""
+
+  name: str  # of its file, without .npz
+  latents: Latents
 
 
 @dataclasses.dataclass(frozen=True)
 class Shown:
   """All that decides about a picture, but for the network.
 
+  With a `start` there is neither label nor truncation nor mix, and the seed counts for nothing.
   A mix has the styles of ws `mix_first` to `mix_last`, counted from the coarsest, of another seed.
   """
 
@@ -38,6 +49,7 @@ class Shown:
   mix_first: int = 0
   mix_last: int = 0
   moves: tuple[tuple[str, str, float], ...] = ()  # (file, name, strength), by these two
+  start: Start | None = None
 
 
 def label_of(net: Sampler, text: str) -> inputs.LabelsLike | None:
@@ -53,6 +65,8 @@ def label_of(net: Sampler, text: str) -> inputs.LabelsLike | None:
 
 def latents(net: Sampler, shown: Shown) -> np.ndarray:
   """The ws [1,num_ws,w_dim] of a picture, before any direction."""
+  if shown.start:
+    return shown.start.latents.ws
   label = label_of(net, shown.label)
   options = {'psi': shown.psi, 'cutoff': shown.cutoff}
   if shown.mix_seed is None:
@@ -79,24 +93,39 @@ def edit_of(shown: Shown, directions: Directions) -> Edit:
 def picture(net: Sampler, shown: Shown, directions: Directions) -> np.ndarray:
   """The picture, uint8 [H,W,C]: without a mix the bytes of the same call of `net`."""
   edit = edit_of(shown, directions)
+  if shown.start:
+    return shown.start.latents.images(net, shown.noise, 1, edit)[0]
   return net.images(latents(net, shown), shown.noise, [shown.seed], 1, edit)[0]
 
 
 def npz(net: Sampler, shown: Shown, directions: Directions, path: str) -> bytes:
   """An .npz of the picture: its moved ws, offsets of styles, pixels, and the command for it.
 
-  `--latents` of tools reads it, unless a direction moves styles. path: as of `command`.
+  `--latents` of tools reads it, unless a direction moves styles. Of a Start the ws are those before
+  any direction, with the noise maps that were found: what the command reads. path: as of `command`.
   """
+  arrays = {
+    'image': picture(net, shown, directions),
+    'command': command(net, shown, path),
+    'network': net.hash(),
+  }
+  if shown.start:
+    (maps,) = shown.start.latents.noise
+    noise = traverse_util.flatten_dict({'noise': maps}, sep='/')
+    return files.npz(ws=shown.start.latents.ws, **noise, **arrays)
   ws, offsets = direction.apply(net, edit_of(shown, directions), latents(net, shown))
   styles = {f'styles/{layer}': x for layer, x in offsets.items()}
   return files.npz(
     ws=ws,
     names=names_of_seeds([shown.seed]),
-    image=picture(net, shown, directions),
-    command=command(net, shown, path),
-    network=net.hash(),
     **styles,
+    **arrays,
   )
+
+
+def name_of(shown: Shown) -> str:
+  """What files of it are called, without an ending."""
+  return shown.start.name if shown.start else names_of_seeds([shown.seed])[0]
 
 
 # ---- a walk
@@ -112,6 +141,8 @@ def walk_frame(
   """
   if not math.isfinite(at):
     raise UsageError(f'at={at} must be a finite number of seeds')
+  if shown.start:
+    raise UsageError('a walk goes through seeds; choose one first')
   at = at % count
   ends = [
     latents(net, dataclasses.replace(shown, seed=(shown.seed + number % count) % 2**32))
@@ -131,11 +162,17 @@ def checkpoint_of(net: Sampler, path: str) -> str:
 
 
 def command(net: Sampler, shown: Shown, path: str) -> str:
-  """The command line that makes the same picture as a PNG file; path: of the checkpoint."""
+  """The command line that makes the same picture as a PNG file; path: of the checkpoint.
+
+  Of a Start it reads the file that `npz` makes, where the user stands.
+  """
   kind = 'images' if shown.mix_seed is None else 'mix'
   parts = [sys.executable.rpartition('/')[2] or 'python', '-m', 'sg2jax.tools.generate', kind]
   # One at a time, as it is made here: other batches may round otherwise.
   flags = {'checkpoint': checkpoint_of(net, path), 'seeds': shown.seed, 'batch': 1}
+  if shown.start:
+    del flags['seeds']
+    flags['latents'] = f'{shown.start.name}.npz'
   if shown.mix_seed is not None:
     flags |= {'cols': shown.mix_seed, 'styles': f'{shown.mix_first}-{shown.mix_last}'}
   if shown.label:

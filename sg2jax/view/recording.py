@@ -23,6 +23,8 @@ def record(viewer: Viewer, session: Session) -> tuple[str, bytes]:
 
   def pictures():
     for i in range(frames):
+      if viewer.closing:
+        viewer.closing.leave('the walk is not recorded')
       at = i * count / frames
       yield viewer.work_now(picture.walk_frame, net, shown, directions, at, count)
 

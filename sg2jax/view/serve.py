@@ -9,18 +9,26 @@ from fastapi import FastAPI
 from nicegui import ui
 import uvicorn
 
+from sg2jax import clip as clips
 from sg2jax.view.page import FAVICON, Page
 from sg2jax.view.server import Guard, Viewer
 
 FOLLOW_SECONDS = 5  # between looks at the run's folder
 
 
-def serve(path: str, listening: socket.socket, token: str, hello: str) -> None:
+def serve(
+  path: str, listening: socket.socket, token: str, hello: str, clip: str = '', activation: str = ''
+) -> None:
   """Serves a viewer of the checkpoint at a path until a signal ends it.
 
-  token: what requests need; '': nothing. hello: what is printed as soon as it answers.
+  Args:
+    path: of the checkpoint.
+    listening: a socket that does.
+    token: what requests need; '': nothing.
+    hello: what is printed as soon as it answers.
+    clip, activation: as of clip.load; '': no texts.
   """
-  viewer = Viewer(path)
+  viewer = Viewer(path, clips.load(clip, activation) if clip else None)
   app = application(viewer)
   guarded = Guard(app, token) if token else app
   config = uvicorn.Config(
@@ -47,6 +55,7 @@ def application(viewer: Viewer) -> FastAPI:
   async def lifespan(_):
     following = asyncio.create_task(follow())
     yield
+    viewer.closing.set()
     following.cancel()
 
   app = FastAPI(lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url=None)

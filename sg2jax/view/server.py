@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 import contextlib
 import hmac
 from http.cookies import CookieError, SimpleCookie
-import os
+import threading
 from typing import Any
 from urllib.parse import parse_qs
 
@@ -19,40 +19,59 @@ from fastapi import FastAPI, Response
 from fastapi.responses import PlainTextResponse
 
 from sg2jax import files, paths, sampler
-from sg2jax.faults import Fault
+from sg2jax.clip import Clip
+from sg2jax.faults import Fault, Interrupted
 from sg2jax.sampler import Sampler
 from sg2jax.view import catalogue, picture
 from sg2jax.view.session import Session
 
 COOKIE = 'sg2jax_view'
+THREADS = ('pictures', 'layers', 'searches')
 NEVER_KEPT = {'Cache-Control': 'no-store'}
+
+
+class Closing:
+  """As a signals.Stop, for threads: true once the server ends."""
+
+  def __init__(self) -> None:
+    """It goes on."""
+    self._event = threading.Event()
+
+  def __bool__(self) -> bool:
+    return self._event.is_set()
+
+  def set(self) -> None:
+    """The server ends."""
+    self._event.set()
+
+  def leave(self, what: str) -> None:
+    """Raises Interrupted. what: was reached."""
+    raise Interrupted(f'the viewer ends; {what}')
 
 
 class Viewer:
   """A network, and the sessions of those who look at it."""
 
-  def __init__(self, path: str) -> None:
-    """Reads the newest checkpoint at a path. Raises what `sampler.load` does."""
+  def __init__(self, path: str, clip: Clip | None = None) -> None:
+    """Reads the newest checkpoint at a path. clip: of texts. Raises what `sampler.load` does."""
+    self.clip = clip
     self.path = path
     self.net: Sampler = sampler.load(path)
     self.directions, self.notes = catalogue.find(self.net)
     self.sessions: dict[str, Session] = {}  # by ids that only their tabs know
     self.version = 0  # counts what `refresh` found
     self._tried = self.net.step  # the latest step that was looked at
-    self._thread = ThreadPoolExecutor(1, 'pictures')
-    self._slow = ThreadPoolExecutor(1, 'slow')
+    self.closing = Closing()
+    # Pictures wait for nothing that takes seconds.
+    self._threads = {name: ThreadPoolExecutor(1, name) for name in THREADS}
 
-  async def work(self, function: Callable, *args: Any) -> Any:
-    """What a function returns, called in the thread that makes pictures, one after another."""
-    return await asyncio.wrap_future(self._thread.submit(function, *args))
-
-  async def work_aside(self, function: Callable, *args: Any) -> Any:
-    """As `work`, in a thread for what takes seconds: pictures don't wait for it."""
-    return await asyncio.wrap_future(self._slow.submit(function, *args))
+  async def work(self, function: Callable, *args: Any, thread: str = 'pictures') -> Any:
+    """What a function returns, called in one of THREADS, one after another."""
+    return await asyncio.wrap_future(self._threads[thread].submit(function, *args))
 
   def work_now(self, function: Callable, *args: Any) -> Any:
     """As `work`, for another thread, which waits."""
-    return self._thread.submit(function, *args).result()
+    return self._threads['pictures'].submit(function, *args).result()
 
   def _is_old(self):
     """Whether the run has a later checkpoint than those that were tried."""
@@ -98,7 +117,7 @@ class Viewer:
         return PlainTextResponse(f'{type(e).__name__}: {e!s:.300}', 500, NEVER_KEPT)
       headers = NEVER_KEPT
       if name:
-        file = f'seed{session.shown.seed:04d}.{name}'
+        file = f'{picture.name_of(session.shown)}.{name}'
         headers = headers | {'Content-Disposition': f'attachment; filename="{file}"'}
       return Response(data, media_type=kind, headers=headers)
 
@@ -168,9 +187,3 @@ def _cookie(header):
   except CookieError:
     return ''
   return morsel.value if morsel else ''
-
-
-def without_telemetry() -> None:
-  """What libraries of the page could send or store of their own accord is switched off."""
-  # NiceGUI writes its storage, which nothing here uses, to a folder of where the user stands.
-  os.environ.setdefault('NICEGUI_STORAGE_PATH', str(paths.cache() / 'nicegui'))

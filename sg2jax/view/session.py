@@ -13,6 +13,7 @@ from sg2jax.sampler import Sampler
 from sg2jax.view import picture
 from sg2jax.view.picture import Directions, Shown
 
+OF_SEEDS = ('label', 'psi', 'cutoff', 'mix_seed')  # what a projected picture has no use for
 LARGEST = 1000.0  # of psi and strengths: beyond, no picture is left
 MOST_SEEDS = 1000  # of a walk
 MOST_SECONDS = 60.0  # from seed to seed
@@ -25,6 +26,8 @@ class Session:
   shown: Shown = Shown()
   walk_seeds: int = 8
   walk_seconds: float = 2.0  # from seed to seed
+  progress: str = ''  # of a search that is under way
+  version: int = 0  # counts what was changed by others than the controls
   message: str = ''  # what was wrong with the last event; '': nothing
 
   def set(self, net: Sampler, name: str, given: Any) -> bool:
@@ -37,7 +40,11 @@ class Session:
       if name in ('walk_seeds', 'walk_seconds'):
         setattr(self, name, value)
       else:
-        self.shown = dataclasses.replace(self.shown, **{name: value})
+        if self.shown.start and name in OF_SEEDS and value != getattr(Shown, name):
+          raise UsageError(f'{name} is for seeds, and this picture was projected; choose a seed')
+        # A seed is chosen instead of what was projected.
+        leaving = {'start': None} if name == 'seed' else {}
+        self.shown = dataclasses.replace(self.shown, **{name: value} | leaving)
       self.message = ''
     except UsageError as e:
       self.message = str(e)
@@ -78,6 +85,8 @@ class Session:
     changes = {'moves': tuple(move for move in shown.moves if move[:2] in directions)}
     if shown.cutoff is not None:
       changes['cutoff'] = min(shown.cutoff, net.num_ws)
+    if shown.start and shown.start.latents.ws.shape[1] != net.num_ws:
+      changes['start'] = None
     changes['mix_first'] = min(shown.mix_first, net.num_ws - 1)
     changes['mix_last'] = min(shown.mix_last, net.num_ws - 1)
     self.shown = dataclasses.replace(shown, **changes)
@@ -91,7 +100,8 @@ def _read(net, name, given):
   if name == 'mix_seed':
     return None if empty else _whole('mixing seed', given, 0, 2**32 - 1)
   if name == 'cutoff':
-    return None if empty else _whole(name, given, 0, net.num_ws)
+    value = net.num_ws if empty else _whole(name, given, 0, net.num_ws)
+    return None if value == net.num_ws else value  # all of them
   if name == 'psi':
     return _number(name, given, -LARGEST, LARGEST)
   if name == 'walk_seeds':
@@ -150,7 +160,7 @@ def resolution_of(net: Sampler, number: int) -> int:
 
 def drawn_class(net: Sampler, shown: Shown) -> str:
   """The label of a picture by name, drawn or chosen; '' without labels."""
-  if not net.labels:
+  if not net.labels or shown.start:
     return ''
   label = picture.label_of(net, shown.label)
   given: inputs.LabelsLike | None = None if label is None else np.asarray(label)

@@ -1,0 +1,77 @@
+"""What takes a while: a dropped picture is projected, a pair of texts becomes a direction."""
+
+import hashlib
+import pathlib
+
+import numpy as np
+
+from sg2jax.data import images
+from sg2jax.edit import direction, project, text_directions
+from sg2jax.faults import UsageError
+from sg2jax.tools.latents import Latents
+from sg2jax.tools.pictures import result_names
+from sg2jax.view.picture import Shown, Start
+from sg2jax.view.server import Viewer
+from sg2jax.view.session import Session
+
+STEPS = 500  # of a projection
+SPACE = 'w+'  # what is dropped is rarely one of the network's own pictures
+MOST_BYTES = 50_000_000  # of a file
+
+
+def projected(viewer: Viewer, id: str, name: str, data: bytes) -> None:
+  """Projects a picture file, and has the tab `id` show what was found; it ends with the tab.
+
+  The distance is 'pyramid', which needs no weights. Raises: UsageError, if it is no picture; what
+  `viewer.closing` does.
+  """
+  net = viewer.net
+  session = viewer.sessions[id]
+  options = images.Options(*net.generator.synthesis.resolution, net.config.data.channels)
+  try:
+    target = images.convert(data, options)
+  except images.Unusable as e:
+    raise UsageError(f'{name:.60}: {e}; drop a picture, such as a PNG or JPEG file') from None
+  settings = project.Settings(STEPS, SPACE)
+  projector = project.Projector(net, target[None], project.distance('pyramid'), settings)
+  for step in range(STEPS):
+    if viewer.closing:
+      viewer.closing.leave(f'{name} is not projected')
+    if id not in viewer.sessions:
+      return
+    distance = float(projector.advance()[0])
+    session.progress = f'projecting: {step + 1} of {STEPS}, distance {distance:.4f}'
+  found = projector.result()
+  if not np.isfinite(found.distance).all():
+    raise UsageError(f'{name:.60}: the search was lost in numbers that are not finite')
+  noise = _first(found.noise)
+  stem = direction.name_of(result_names([pathlib.PurePath(name).name])[0]) or 'picture'
+  latents = Latents([stem], np.array(found.ws), [0], [noise])
+  moves = session.shown.moves
+  session.shown = Shown(seed=session.shown.seed, moves=moves, start=Start(stem, latents))
+  session.version += 1
+
+
+def _first(noise):
+  """Noise maps [1,H,W,1] as variables of a network have them, [H,W]."""
+  if isinstance(noise, dict):
+    return {name: _first(x) for name, x in noise.items()}
+  return np.asarray(noise)[0, ..., 0]
+
+
+def of_texts(viewer: Viewer, session: Session, source: str, target: str) -> str:
+  """Finds the direction from one text to another, and saves it below edits/ of the run: its name.
+
+  What the channels of the network do is measured the first time, which takes a minute for 32 px and
+  hours for 1024, and kept. Raises: what text_directions.direction does.
+  """
+  if not source.strip() or not target.strip():
+    raise UsageError('say what there is, such as "a thin seven", and what it is to become')
+  net = viewer.net
+  session.progress = 'measuring what channels do; the first time this takes minutes'
+  found = text_directions.direction(
+    net, source.strip(), target.strip(), viewer.clip, stop=viewer.closing
+  )
+  digest = hashlib.sha256(f'{net.hash()}\n{source}\n{target}'.encode()).hexdigest()[:12]
+  direction.write(net.workdir / 'edits' / 'viewer' / f'{digest}.npz', [found])
+  return found.name
