@@ -299,6 +299,16 @@ def test_new_directions_are_found_and_lost_ones_let_go(run):
   assert not tab.shown.moves
 
 
+def test_a_later_checkpoint_is_taken(run):
+  viewer = Viewer(str(run))
+  newest = viewer.net
+  # as if this tab had been there before it
+  viewer.net, viewer._tried = newest._replace(step=1), 1
+  tab = viewer.sessions['a'] = Session(Shown(seed=3))
+  assert asyncio.run(viewer.refresh()) and viewer.net.step == 3 and viewer.version == 1
+  assert tab.shown.seed == 3 and not asyncio.run(viewer.refresh())
+
+
 def ask(path='/', headers=(), kind='http'):
   """(status or close code, headers) of a guarded application that answers 200."""
   sent = []

@@ -209,6 +209,39 @@ def test_layers_and_training_are_shown(page):
   page.locator('.nicegui-echart canvas').first.wait_for()
 
 
+def test_a_dropped_picture_is_projected(page, net):
+  def drop(name, data):
+    file = {'name': name, 'mimeType': 'image/png', 'buffer': data}
+    page.locator('input[type=file]').set_input_files(file)
+
+  drop('broken.png', b'no picture')
+  page.get_by_text('broken.png: not an image').wait_for()
+  assert shows(page, net([0])[0])
+  drop('two.png', files.png(net([2])[0]))
+  page.get_by_text('projecting:').wait_for()
+  page.get_by_text('two, projected').wait_for(timeout=60_000)
+  field(page, 'psi').fill('0.5')
+  page.get_by_text('psi is for seeds').wait_for()
+  field(page, 'psi').fill('1')
+  field(page, 'seed').fill('6')
+  assert shows(page, net([6])[0])
+
+
+def test_a_tab_that_is_closed_is_forgotten(browser, server):
+  pages = tab(browser, server[1])
+  page = next(pages)
+  address = f'{server[1]}picture/{page.evaluate("view.id")}.png'
+  asking = browser.new_context()
+  assert asking.request.get(address).ok
+  assert asking.request.get(f'{address}?at=nan').status == 422
+  assert list(pages) == []
+  end = time.monotonic() + 20
+  while asking.request.get(address).status != 404:
+    assert time.monotonic() < end
+    time.sleep(0.5)
+  asking.close()
+
+
 def test_memory_does_not_grow(server, page):
   process, address = server
   id = page.evaluate('view.id')

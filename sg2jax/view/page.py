@@ -1,6 +1,7 @@
 """The page of a viewer, NiceGUI's: the controls of a tab, its picture, walk and downloads."""
 
 from collections.abc import Callable
+import html
 import math
 import pathlib
 import secrets
@@ -167,7 +168,7 @@ class Page:
       ui.button(
         'Copy the command', icon='content_copy', on_click=lambda: ui.clipboard.write(self.command())
       )
-    self.line = ui.label('').classes('command')
+    self.line = ui.html('', sanitize=False).classes('command')
 
   def _texts(self):
     """Two texts that make a direction, where there is a CLIP."""
@@ -201,18 +202,19 @@ class Page:
       ui.label(note).classes('small')
 
   def _direction(self, file, name):
-    with ui.row().classes('w-full no-wrap items-center gap-2'):
-      ui.label(name).classes('ellipsis').style('width: 110px').tooltip(name)
-      value = self.session.strength(file, name)
-      shown = ui.label(f'{value:g}').style('width: 36px; text-align: right')
+    with ui.column().classes('w-full gap-0'):
+      ui.label(name).classes('small').style('color: #e8e8e8')
+      with ui.row().classes('w-full no-wrap items-center gap-2'):
+        value = self.session.strength(file, name)
 
-      def take(e):
-        self.event(self.session.move(self.viewer.directions, file, name, e.value))
-        shown.set_text(f'{self.session.strength(file, name):g}')
+        def take(e):
+          self.event(self.session.move(self.viewer.directions, file, name, e.value))
+          shown.set_text(f'{self.session.strength(file, name):g}')
 
-      slider = ui.slider(min=-REACH, max=REACH, step=0.1, value=value, on_change=take)
-      slider.classes('grow').props(f'data-testid="direction {name}"')
-      shown.move(target_index=2)
+        slider = ui.slider(min=-REACH, max=REACH, step=0.1, value=value, on_change=take)
+        slider.classes('grow').props('dense')
+        slider.props['data-testid'] = f'direction {name}'  # a name may hold quotes
+        shown = ui.label(f'{value:g}').style('width: 36px; text-align: right')
 
   # ---- controls
 
@@ -262,7 +264,9 @@ class Page:
     name = session.drawn_class(net, shown)
     title = f'{shown.start.name}, projected' if shown.start else f'seed {shown.seed}'
     self.about.set_text(title + (f', class {name}' if name else ''))
-    self.line.set_text(self.command())
+    # Lines break between flags, not at their hyphens.
+    parts = html.escape(self.command()).split(' ')
+    self.line.set_content(' '.join(f'<span>{part}</span>' for part in parts))
     background_tasks.create(self.layers.refresh())
 
   def command(self) -> str:
