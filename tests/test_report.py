@@ -17,6 +17,7 @@ from tensorboard.backend.event_processing import event_accumulator
 
 from sg2jax import faults, files, grids
 from sg2jax.training import report
+from sg2jax.training.events import tag
 from tests.runs import ROOT
 
 
@@ -161,7 +162,7 @@ def test_a_grid_is_encoded_once_for_the_file_and_tensorboard(tmp_path, monkeypat
   log.close()
   events = event_accumulator.EventAccumulator(str(tmp_path / 'tensorboard'))
   events.Reload()
-  (image,) = events.Images('fakes')
+  (image,) = events.Images('pictures/fakes')
   assert [
     (tmp_path / 'images' / 'fakes_000012.png').read_bytes(),
     image.encoded_image_string,
@@ -208,14 +209,55 @@ def test_event_file_is_what_tensorboard_reads(tmp_path):
   events = event_accumulator.EventAccumulator(str(tmp_path / 'tensorboard'))
   events.Reload()
   # Steps 4 and 5 of the interrupted run are forgotten, 1 to 3 are not.
-  assert [(e.step, e.value) for e in events.Scalars('loss_g')] == [
+  assert [(e.step, e.value) for e in events.Scalars('losses/loss_g')] == [
     (1, 1.5),
     (2, 2.5),
     (3, 3.5),
     (4, 40.0),
   ]
-  (image,) = events.Images('fakes')
+  (image,) = events.Images('pictures/fakes')
   assert (image.step, image.width, image.height) == (4, 128, 64)
+
+
+def test_histograms_are_what_tensorboard_reads(tmp_path):
+  w = np.random.default_rng(0).normal(2, 3, [64, 16])
+  log = report.Report(tmp_path, 0, total_kimg=4)
+  log.histograms({'w/components': w}, 4)
+  log.histograms({'w/components': np.float32([0, 0, np.nan]), 'w/none': np.float32([np.inf])}, 5)
+  log.close()
+  events = event_accumulator.EventAccumulator(
+    str(tmp_path / 'tensorboard'), {event_accumulator.HISTOGRAMS: 0}
+  )
+  events.Reload()
+  assert events.Tags()['histograms'] == ['w/components']
+  drawn, equal = events.Histograms('w/components')
+  found = drawn.histogram_value
+  assert (drawn.step, equal.step, found.num, equal.histogram_value.num) == (4, 5, 1024, 2)
+  np.testing.assert_allclose(
+    [found.min, found.max, found.sum, found.sum_squares],
+    [w.min(), w.max(), w.sum(), np.square(w).sum()],
+  )
+  limits = np.array(found.bucket_limit)
+  below = [np.sum(w <= limit) for limit in limits]
+  np.testing.assert_array_equal(np.cumsum(found.bucket), below)
+  assert limits[-1] == w.max() and np.all(np.diff(limits) > 0)
+
+
+@pytest.mark.parametrize(
+  'name, wanted',
+  [
+    ('loss_d_real', 'losses/loss_d_real'),
+    ('contribution_b16', 'contribution/b16'),
+    ('augment_p', 'augmentation/augment_p'),
+    ('logits_real', 'logits/real'),
+    ('logits_heldout', 'memorising/logits_heldout'),
+    ('swd_16x16', 'quality/swd_16x16'),
+    ('fid50k_full', 'quality/fid50k_full'),
+    ('kimg', 'progress/kimg'),
+  ],
+)
+def test_tags_are_grouped(name, wanted):
+  assert tag(name) == wanted
 
 
 def test_training_never_loads_tensorflow(tmp_path):

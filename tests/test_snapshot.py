@@ -33,6 +33,10 @@ class Source:
 class Log:
   def __init__(self):
     self.grids = {}
+    self.distributions = {}
+
+  def histograms(self, values, step):
+    self.distributions[step] = values
 
   def images(self, name, images, step, cols):
     self.grids[name] = images, step, cols
@@ -100,12 +104,14 @@ def test_never_more_images_at_once_than_pixels_and_training_allow(fields, device
 def test_grids_have_the_images_that_fit_and_no_others_are_made(size, count, shown, latents, reals):
   config = config_of(resolution=size, batch=4)
   snap = made(config, Source((*size, 1), count))
-  snap.sample = lambda state, z, c: (np.zeros((len(z[0]), *size, 1), np.uint8), {})
+  black = lambda z: np.zeros((len(z), *size, 1), np.uint8)
+  snap.sample = lambda state, z, c: (black(z[0]), {}, z[0])
   metrics = snap.take(types.SimpleNamespace(pl_mean=np.float32(0), nimg=7000, step=3))
   # of black samples; of one real image nothing can be said
   assert metrics == ({'diversity': 0} if reals[0] > 1 else {})
   images, step, cols = snap.log.grids['fakes_000007']
   assert ((len(images), cols), step, len(snap.z)) == (shown, 3, latents)
+  assert snap.log.distributions[3]['w/components'].shape == (latents, 512)
   snap.write_reals('reals', 0)
   images, step, cols = snap.log.grids['reals']
   assert ((len(images), cols), step) == (reals, 0)
@@ -118,12 +124,23 @@ def test_more_images_for_swd_are_made_but_not_kept():
 
   def sample(state, z, c):
     made_at.append(len(z[0]))
-    return np.zeros((len(z[0]), 1024, 1024, 1), np.uint8), {}
+    return np.zeros((len(z[0]), 1024, 1024, 1), np.uint8), {}, z[0]
 
   snap.sample = sample
   metrics = snap.take(types.SimpleNamespace(pl_mean=np.float32(0), nimg=0, step=0), last=True)
   assert made_at == [4] * 20 and 'swd' in metrics
   assert len(snap.log.grids['fakes_000000'][0]) == 16
+  # of the latents that are shown
+  np.testing.assert_allclose(snap.log.distributions[0]['w/components'], snap.z[:16], rtol=1e-6)
+
+
+def test_histograms_tell_a_mapping_that_makes_one_w_of_all():
+  w = np.random.default_rng(0).normal(size=(64, 32))
+  found = snapshot.histograms(w)
+  assert found['w/components'].shape == (64, 32)
+  np.testing.assert_allclose(found['w/distance'], np.std(w, 0).mean(), rtol=0.5)
+  collapsed = snapshot.histograms(np.tile(w[:1], (64, 1)))
+  assert collapsed['w/components'].std() > 0.5 and collapsed['w/distance'].max() < 1e-6
 
 
 def largest(jaxpr):

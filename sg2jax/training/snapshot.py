@@ -52,7 +52,7 @@ class Snapshot:
     self.mesh = mesh
     self.log = log
     self.stop = stop
-    self.sample = None  # (state, z [1,N,z_dim], c [1,N,c_dim]) -> images, contributions
+    self.sample = None  # (state, z [1,N,z_dim], c [1,N,c_dim]) -> images, contributions, w
     # On a device never more images at once than in training, which its memory is known to be enough
     # for.
     micro = min(build.microbatch(config, batch) for batch in build.batches(config))
@@ -118,9 +118,10 @@ class Snapshot:
 
     metrics = {}
     try:
-      shown, fakes, shares = self._images(state, check_stop_of_all)
+      shown, fakes, shares, w = self._images(state, check_stop_of_all)
       name = f'fakes_{int(state.nimg) // 1000:06d}'
       processes.agreed(partial(self.log.images, name, shown, int(state.step), self.cols))
+      processes.agreed(partial(self.log.histograms, histograms(w), int(state.step)))
       if self.spread_of_reals:
         metrics['diversity'] = spread(data.shrink(shown, self.factor)) / self.spread_of_reals
       for name in sorted(shares[0], key=artifacts.resolution):
@@ -137,7 +138,7 @@ class Snapshot:
     return metrics
 
   def _images(self, state, check_stop):
-    """Of the latents: (images of the grid, all images small, contributions by batch)."""
+    """Of the latents: images of the grid, all small, contributions by batch, w of the grid."""
     dtype = state.pl_mean.dtype
     n = len(self.z)
     # as many: data sets may have fewer images than a grid has places
@@ -145,17 +146,20 @@ class Snapshot:
     shown = []
     small = []
     shares = []
+    ws = []
     for places, count in parts(n, self.batch):
       check_stop()
       z = self.z[places][None].astype(dtype)
       c = labels[places][None].astype(dtype)
       z, c = sharding.divide(self.mesh, (z, c))
-      images, share = jax.device_get(self.sample(state, z, c))
+      images, share, w = jax.device_get(self.sample(state, z, c))
       shares.append(share)
       images = images[:count]
-      shown.append(images[: max(0, self.shown - places[0])])
+      is_shown = slice(max(0, self.shown - places[0]))
+      shown.append(images[is_shown])
+      ws.append(w[:count][is_shown])
       small.append(data.shrink(images, self.factor))
-    return np.concatenate(shown), np.concatenate(small), shares
+    return np.concatenate(shown), np.concatenate(small), shares, np.concatenate(ws)
 
   def measure_metrics(self, state: TrainState) -> None:
     """Measures config.metrics into WORKDIR/evaluation/<step> and the log, unless a signal comes."""
@@ -190,10 +194,21 @@ def spread(images: Sequence[np.ndarray]) -> float:
   return float(np.std(images, axis=0, dtype=np.float32).mean())
 
 
-def sample_function(steps: TrainSteps) -> Callable:
-  """(state, z [1,N,z_dim], c [1,N,c_dim]) -> uint8 images [N,H,W,C], {block: its contribution}.
+def histograms(w: np.ndarray) -> dict[str, np.ndarray]:
+  """What is shown of w [N,w_dim], by tag: its components, and how far each w is from their mean.
 
-  Of networks with several torgb layers, what each contributes to the picture [S2 Fig. 8].
+  The distance is an RMS of components. It goes to 0 where the mapping makes one w of all latents,
+  of which the components alone show nothing.
+  """
+  w = w.astype(np.float32)
+  return {'w/components': w, 'w/distance': np.sqrt(np.square(w - w.mean(0)).mean(1))}
+
+
+def sample_function(steps: TrainSteps) -> Callable:
+  """(state, z [1,N,z_dim], c [1,N,c_dim]) -> what a snapshot looks at.
+
+  That is uint8 images [N,H,W,C], {block: its contribution} and w [N,w_dim]. Contributions: of
+  networks with several torgb layers, of each to the picture [S2 Fig. 8].
   """
   generator = steps.generator
   level = steps.stage.level
@@ -207,6 +222,6 @@ def sample_function(steps: TrainSteps) -> Callable:
       ws = broadcast(w, generator.synthesis.num_ws)
       images = generator.apply(variables, ws, 'const', level, steps.alpha(state), method='image')
       shares = artifacts.contribution(generator, variables, ws) if has_parts else {}
-      return to_uint8(images), shares
+      return to_uint8(images), shares, w
 
   return sample
