@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from sg2jax import faults
 
-SECONDS = 30  # that a look may take: a network disk that is gone never answers
+SECONDS = 60  # that a look may take: a network disk that is gone never answers
 GB = 1e9
 
 

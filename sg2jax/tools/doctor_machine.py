@@ -217,7 +217,10 @@ def _of_no_device(error):
     return 'pip install -U "jax>=0.10", with an accelerator "jax[cuda13]" or "jax[tpu]"'
   if 'JAX_PLATFORMS' in os.environ:
     return f'unset JAX_PLATFORMS={os.environ["JAX_PLATFORMS"]}, or install what it names'
-  return 'end the process that holds the device; JAX_PLATFORMS=cpu goes on without it'
+  return (
+    'end the process that holds the device, or ask on all hosts of a TPU slice at once; '
+    'JAX_PLATFORMS=cpu goes on without it'
+  )
 
 
 def _idle(kind, shown, said):
