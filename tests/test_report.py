@@ -209,7 +209,7 @@ def test_event_file_is_what_tensorboard_reads(tmp_path):
   events = event_accumulator.EventAccumulator(str(tmp_path / 'tensorboard'))
   events.Reload()
   # Steps 4 and 5 of the interrupted run are forgotten, 1 to 3 are not.
-  assert [(e.step, e.value) for e in events.Scalars('losses/loss_g')] == [
+  assert [(e.step, e.value) for e in events.Scalars('losses/g')] == [
     (1, 1.5),
     (2, 2.5),
     (3, 3.5),
@@ -246,13 +246,14 @@ def test_histograms_are_what_tensorboard_reads(tmp_path):
 @pytest.mark.parametrize(
   'name, wanted',
   [
-    ('loss_d_real', 'losses/loss_d_real'),
+    ('loss_d_real', 'losses/d_real'),
     ('contribution_b16', 'contribution/b16'),
-    ('augment_p', 'augmentation/augment_p'),
-    ('logits_real', 'logits/real'),
+    ('augment_p', 'augmentation/p'),
+    ('logits_real', 'logits/logits_real'),
     ('logits_heldout', 'memorising/logits_heldout'),
     ('swd_16x16', 'quality/swd_16x16'),
     ('fid50k_full', 'quality/fid50k_full'),
+    ('grad_norm_d_reg', 'gradients/d_reg'),
     ('kimg', 'progress/kimg'),
   ],
 )

@@ -1,5 +1,6 @@
 """TensorBoard's event files: numbers under tags that group them, pictures, histograms."""
 
+import math
 import os
 import pathlib
 import re
@@ -12,7 +13,7 @@ import numpy as np
 from sg2jax import paths
 from sg2jax.addresses import Address
 
-BINS = 40  # of a histogram
+BINS = 40  # of a histogram, at most
 # TensorBoard shows what comes before the / of a tag as a group, in the order of the alphabet.
 GROUPS = {
   'augmentation': 'augment_p|r_t',
@@ -24,13 +25,14 @@ GROUPS = {
   'memorising': 'logits_.*|nearest|r_v',
   'progress': 'kimg|lod',
 }
+SAID = '^(augment|contribution|grad_norm|loss)_'  # by the group
 OTHERS = 'quality'  # what compares pictures; config.metrics may name many
 
 
 def tag(name: str) -> str:
-  """Of a metric: loss_g -> losses/loss_g, contribution_b4 -> contribution/b4."""
+  """Of a metric: loss_g -> losses/g, contribution_b4 -> contribution/b4, swd -> quality/swd."""
   group = next((g for g, pattern in GROUPS.items() if re.fullmatch(pattern, name)), OTHERS)
-  return f'{group}/{name.removeprefix(f"{group}_")}'
+  return f'{group}/{re.sub(SAID, "", name)}'
 
 
 class EventFile:
@@ -110,7 +112,7 @@ class EventFile:
     values = values[np.isfinite(values)]
     if not values.size:
       return
-    counts, edges = np.histogram(values, BINS)
+    counts, edges = np.histogram(values, min(BINS, math.ceil(2 * math.sqrt(values.size))))
     histogram = self._histogram(
       min=values.min(),
       max=values.max(),
