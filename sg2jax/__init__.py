@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
   from sg2jax.sampler import Sampler
 
-__version__ = '0.7.0'
+__version__ = '0.8.0'
 
 
 def load(path: str | os.PathLike) -> 'Sampler':
