@@ -47,7 +47,7 @@ def net(run):
 def served(run, *flags):
   """(process, address) of a viewer; it must end well."""
   command = [sys.executable, '-m', 'sg2jax.tools.view', f'--checkpoint={run}', '--port=0', *flags]
-  env = os.environ | {'JAX_PLATFORMS': 'cpu'}
+  env = os.environ | {'JAX_PLATFORMS': 'cpu', 'SG2JAX_CACHE': str(run.parent / 'cache')}
   process = subprocess.Popen(command, cwd=ROOT, env=env, stdout=subprocess.PIPE, text=True)
   try:
     address = ''
@@ -133,6 +133,8 @@ def test_each_control_makes_the_picture_of_the_call(page, net, run):
   field(page, 'seed').fill('4294967295')
   assert shows(page, net([2**32 - 1])[0])
   field(page, 'seed').fill('5')
+  field(page, 'slider psi').locator('[tabindex]').first.press('ArrowLeft')
+  assert shows(page, net([5], 0.99)[0]) and field(page, 'psi').input_value() == '0.99'
   field(page, 'psi').fill('0.4')
   assert shows(page, net([5], 0.4)[0])
   field(page, 'cutoff').fill('2')
@@ -262,6 +264,23 @@ def test_memory_does_not_grow(server, page):
   grown = resident() - before
   print(f'{before:.1f} MiB, grown by {grown:.2f} MiB')
   assert grown < 8
+
+
+def test_texts_make_a_slider(browser, run, net):
+  with served(run, '--clip=digits') as (_, address):
+    pages = tab(browser, address)
+    page = next(pages)
+    page.get_by_role('button', name='Find').click()
+    page.get_by_text('say what there is').wait_for()
+    field(page, 'source').fill('a thin seven')
+    field(page, 'target').fill('a thick seven')
+    page.get_by_role('button', name='Find').click()
+    slider = field(page, 'direction a thin seven - a thick seven')
+    slider.wait_for(timeout=120_000)
+    slider.locator('[tabindex]').first.press('ArrowLeft')
+    (file,) = (run / 'edits' / 'viewer').iterdir()
+    assert shows(page, net([0], edit=direction.read(file) * -0.1)[0])
+    assert list(pages) == []
 
 
 def test_others_need_the_token(browser, run, net):

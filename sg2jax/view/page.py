@@ -235,19 +235,29 @@ class Page:
     return field.props('dense options-dense').classes('w-full').props(f'data-testid={name}')
 
   def _slider(self, name, label, low, high, step, value):
-    """A slider, and beside it a field for what is typed."""
+    """A slider, and beside it a field for what is typed; each follows the other."""
+
+    def current():
+      found = getattr(self.session.shown, name)
+      return value if found is None else found
 
     def take(e: Any):
       self.event(self.session.set(self.viewer.net, name, e.value))
+      slider.set_value(min(max(current(), low), high))
+
+    def take_slid(e: Any):
+      # What was typed already isn't written anew: 0. would become 0 before its digits come.
+      if e.value != min(max(current(), low), high):
+        field.set_value(f'{e.value:g}')
 
     with ui.row().classes('w-full no-wrap items-end gap-2'):
       with ui.column().classes('grow gap-0'):
         ui.label(label).classes('small')
-        slider = ui.slider(min=low, max=high, step=step, value=value)
-        slider.on_value_change(lambda e: field.set_value(f'{e.value:g}'))
+        slider = ui.slider(min=low, max=high, step=step, value=value, on_change=take_slid)
+        slider.props['data-testid'] = f'slider {name}'
       field = ui.input(value=f'{value:g}', on_change=take)
       field.props('dense debounce=100').style('width: 64px').props(f'data-testid={name}')
-    self._defaults[name] = [(slider, value), (field, f'{value:g}')]
+    self._defaults[name] = [(field, f'{value:g}')]
 
   # ---- events
 
