@@ -170,6 +170,7 @@ def test_a_disk_that_is_full_or_read_only(monkeypatch, tmp_path):
   monkeypatch.setattr(tempfile, 'TemporaryFile', refused)
   assert 'Read-only file system' in the(found(doctor_machine.disk, 'workdir', place), 'problem')
   assert not place.parent.exists()
+  assert 'Read-only' in the(found(doctor_machine.temporary), 'problem  temporary files')
 
 
 def test_memory_of_a_container(monkeypatch, tmp_path):

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 import pytest
+from tensorboard.backend.event_processing import event_accumulator
 
 from configs import default
 from sg2jax import build, main, sharding, state, steps
@@ -76,7 +77,30 @@ def test_run_leaves_what_scripts_rely_on(whole):
   assert sizes[0] == sizes[1]
   assert json.loads((workdir / 'config.json').read_text())['loss']['r1_gamma'] == 0.05
   assert (workdir / 'checkpoints' / str(LAST) / 'state').is_dir()
-  assert list((workdir / 'tensorboard').iterdir())
+
+
+def test_tensorboard_has_what_the_log_and_the_snapshots_have(whole):
+  workdir, _ = whole
+  at_most = {event_accumulator.HISTOGRAMS: 0, event_accumulator.IMAGES: 0}
+  events = event_accumulator.EventAccumulator(str(workdir / 'tensorboard'), at_most)
+  events.Reload()
+  lines = log(workdir)
+  for name, shown in {
+    'loss_g': 'losses/g',
+    'r_t': 'augmentation/r_t',
+    'swd': 'quality/swd',
+  }.items():
+    logged = [(line['step'], line[name]) for line in lines if name in line]
+    values = [(event.step, event.value) for event in events.Scalars(shown)]
+    assert [step for step, _ in values] == [step for step, _ in logged]
+    np.testing.assert_allclose([x for _, x in values], [x for _, x in logged], rtol=1e-6)
+  snapshots = [line['step'] for line in lines if 'swd' in line]
+  assert [event.step for event in events.Images('pictures/fakes')] == snapshots
+  found = events.Histograms('w/components')
+  assert [event.step for event in found] == snapshots
+  # 64 latents of w_dim 16 in the grid; one distance each
+  assert {event.histogram_value.num for event in found} == {64 * 16}
+  assert {event.histogram_value.num for event in events.Histograms('w/distance')} == {64}
 
 
 def events_of(folder):

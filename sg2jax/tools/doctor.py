@@ -66,12 +66,13 @@ def main(_: list[str], config: list[str] = ()) -> None:
   devices, error = doctor_machine.jax_devices()
   show('devices', doctor_machine.devices, devices, error)
   show('memory', doctor_machine.memory)
+  show('temporary files', doctor_machine.temporary)
   show('cache', doctor_machine.cache)
   show('weights', doctor_machine.weights)
   if args.workdir:
     show('workdir', doctor_run.workdir, args.workdir)
   else:
-    show('here', doctor_machine.disk, 'here', pathlib.Path.cwd())
+    show('here', doctor_machine.disk, 'here', pathlib.Path('.'))
   if args.data:
     show('data', doctor_run.data, args.data)
   if config and devices:

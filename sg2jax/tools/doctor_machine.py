@@ -168,21 +168,22 @@ def nvidia_smi() -> list[list[str]]:
 def jax_devices(seconds: float = DEVICE_SECONDS) -> tuple[list[dict], str]:
   """What JAX computes on, dict(platform, kind, bytes_limit?) each or none; and what it said."""
   env = os.environ | {'XLA_PYTHON_CLIENT_PREALLOCATE': 'false', 'TF_CPP_MIN_LOG_LEVEL': '3'}
-  with tempfile.TemporaryFile() as err, tempfile.TemporaryFile() as out:
-    process = subprocess.Popen(
-      [sys.executable, '-c', ASK], stdin=subprocess.DEVNULL, stdout=out, stderr=err, env=env
-    )
-    try:
-      process.wait(seconds)
-    except subprocess.TimeoutExpired:
-      process.kill()  # and no wait: in a driver's call it may never end
-      return [], f'no device started in {seconds:g} s'
-    out.seek(0)
-    err.seek(0)
-    said = out.read().decode(errors='replace')
-    lines = err.read().decode(errors='replace').split('\n')
+  process = subprocess.Popen(
+    [sys.executable, '-c', ASK],
+    stdin=subprocess.DEVNULL,
+    stdout=subprocess.PIPE,
+    stderr=subprocess.PIPE,
+    env=env,
+    text=True,
+    errors='replace',
+  )
+  try:
+    said, err = process.communicate(timeout=seconds)
+  except subprocess.TimeoutExpired:
+    process.kill()  # and no wait: in a driver's call it may never end
+    return [], f'no device started in {seconds:g} s'
   answer = [line for line in said.splitlines() if line.startswith('devices ')]
-  last = next((line for line in reversed(lines) if line.strip()), '')[:300]
+  last = next((line for line in reversed(err.splitlines()) if line.strip()), '')[:300]
   if process.returncode == 0 and answer:
     return json.loads(answer[-1].removeprefix('devices ')), last
   return [], last or f'Python ended with {process.returncode}'
@@ -289,6 +290,12 @@ def disk(name: str, place: pathlib.Path) -> Iterator[Finding]:
     yield note(what, 'enough for small runs; a checkpoint at 1024 px has 0.7 GB')
   else:
     yield ok(what)
+
+
+def temporary() -> Iterator[Finding]:
+  """The folder of temporary files, if it is of no use: without it little works."""
+  found = disk('temporary files', pathlib.Path(tempfile.gettempdir()))
+  yield from (finding for finding in found if finding.level == 'problem')
 
 
 def cache() -> Iterator[Finding]:
