@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import random
 import re
 import shutil
 import signal
@@ -128,7 +129,7 @@ def choose(page, name, option):
   page.get_by_role('option', name=option, exact=True).click()
 
 
-def test_each_control_makes_the_picture_of_the_call(page, net, run):
+def test_each_control_makes_the_picture_of_the_call(page, net):
   assert shows(page, net([0])[0])
   field(page, 'seed').fill('4294967295')
   assert shows(page, net([2**32 - 1])[0])
@@ -152,8 +153,7 @@ def test_each_control_makes_the_picture_of_the_call(page, net, run):
   slider = field(page, 'direction wide').locator('[tabindex]').first
   slider.press('ArrowRight')
   slider.press('ArrowRight')
-  wide = direction.read(run / 'directions' / 'one.npz')
-  moved = net.images(ws[:1], 'none', [5], 1, [(wide, 0.2)])[0]
+  moved = net.images(ws[:1], 'none', [5], 1, [(wide(net), 0.2)])[0]
   assert shows(page, moved)
   with page.expect_download() as saved:
     page.get_by_role('button', name='PNG').click()
@@ -173,6 +173,51 @@ def test_what_is_wrong_is_said_and_the_picture_stays(page, net):
     assert shows(page, net([0])[0])
   field(page, 'seed').fill('7')
   assert shows(page, net([7])[0])
+
+
+def test_random_events_in_the_page(page, net):
+  draw = random.Random(0)
+  texts = (
+    '',
+    '-1',
+    '0',
+    '1',
+    '2',
+    '0.5',
+    '1e30',
+    'nan',
+    'seven',
+    '<b>',
+    '4294967295',
+    '4294967296',
+  )
+  names = ('seed', 'psi', 'cutoff', 'mix_seed', 'walk_seeds', 'walk_seconds')
+  for _ in range(200):
+    what = draw.random()
+    if what < 0.8:
+      field(page, draw.choice(names)).fill(draw.choice(texts))
+    elif what < 0.9:
+      key = draw.choice(('ArrowLeft', 'ArrowRight', 'PageUp', 'PageDown'))
+      name = draw.choice(('slider psi', 'slider cutoff', 'direction wide', 'mix_range'))
+      field(page, name).locator('[tabindex]').first.press(key)
+    else:
+      page.get_by_role('tab', name=draw.choice(('Directions', 'Layers', 'Training'))).click()
+      page.get_by_role('tab', name='Directions').click()
+  page.get_by_role('tab', name='Directions').click()
+  page.wait_for_timeout(1000)
+  for name, text in (('seed', '3'), ('psi', '0.5'), ('cutoff', '6'), ('mix_seed', '')):
+    field(page, name).fill(' ')  # so that the last is another one, whatever there was
+    field(page, name).fill(text)
+  page.wait_for_timeout(1000)
+  command = page.locator('.command').inner_text()
+  strength = re.search(r':wide:(\S+)', command)
+  edit = [(wide(net), float(strength[1]))] if strength else None
+  assert '--seeds=3' in command and '--cols' not in command
+  assert shows(page, net([3], 0.5, edit=edit)[0])
+
+
+def wide(net):
+  return direction.read(net.workdir / 'directions' / 'one.npz')
 
 
 def test_two_tabs_are_apart(browser, server, page, net):
