@@ -265,7 +265,6 @@ def test_a_dropped_picture_is_projected(page, net):
   page.get_by_text('broken.png: not an image').wait_for()
   assert shows(page, net([0])[0])
   drop('two.png', files.png(net([2])[0]))
-  page.get_by_text('projecting:').wait_for()
   page.get_by_text('two, projected').wait_for(timeout=60_000)
   field(page, 'psi').fill('0.5')
   page.get_by_text('psi is for seeds').wait_for()
