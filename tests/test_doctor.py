@@ -114,6 +114,11 @@ def test_requirements_are_the_same_in_a_clone_and_installed(monkeypatch, tmp_pat
   'code, seconds, said',
   [
     ('raise ImportError("libfoo.so: no such file")', 60, 'ImportError: libfoo.so'),
+    (
+      'import sys; sys.exit("Traceback\\na.RuntimeError: no cuda\\nfor details set X")',
+      60,
+      'a.RuntimeError: no cuda',
+    ),
     ('import os; os._exit(11)', 60, 'Python ended with 11'),
     ('import time; time.sleep(60)', 0.2, 'no device started in 0.2 s'),
   ],
@@ -295,6 +300,8 @@ def test_a_configuration_and_what_it_needs(monkeypatch, tmp_path):
   assert 'device=gpu, but JAX sees' in the(look_at('--config.device=gpu'), 'problem')
   missing = the(look_at('--config.data.name=', f'--config.data.dir={tmp_path}/no'), 'problem')
   assert f'{tmp_path}/no' in missing
+  (line,) = found(doctor_run.configuration, ['--config=nowhere.py'], CPU, '')
+  assert 'nowhere.py' in line and line.endswith('from the folder that holds configs/')
   assert 'is not there' in the(look_at(f'--config.init_from={tmp_path}/no'), 'problem')
 
 

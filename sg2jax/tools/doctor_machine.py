@@ -183,7 +183,10 @@ def jax_devices(seconds: float = DEVICE_SECONDS) -> tuple[list[dict], str]:
     process.kill()  # and no wait: in a driver's call it may never end
     return [], f'no device started in {seconds:g} s'
   answer = [line for line in said.splitlines() if line.startswith('devices ')]
-  last = next((line for line in reversed(err.splitlines()) if line.strip()), '')[:300]
+  lines = [line for line in err.splitlines() if line.strip()]
+  # JAX's last line may be about how it shortened the traceback.
+  telling = [line for line in lines if re.match(r'[\w.]*(Error|Exception): ', line)]
+  last = (telling or lines or [''])[-1][:300]
   if process.returncode == 0 and answer:
     return json.loads(answer[-1].removeprefix('devices ')), last
   return [], last or f'Python ended with {process.returncode}'

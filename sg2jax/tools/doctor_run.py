@@ -181,7 +181,12 @@ def configuration(arguments: list[str], devices: list[dict], run: str) -> Iterat
   from sg2jax.tools import flags as shared
 
   config = shared.configuration(arguments)
-  checks.check(config)
+  try:
+    checks.check(config)
+  except OSError as e:  # ml_collections raises it as a field is asked for
+    remedy = 'name a file, and run from the folder that holds configs/'
+    yield problem(f'configuration: {e}', remedy)
+    return
   side = config.resolution
   yield ok(f'configuration: {side} px, batch {config.batch}, {config.total_kimg:g} kimg')
   if devices:
