@@ -58,10 +58,11 @@ def test_alpha_0_and_1_continue_the_stages_below_and_above(quick_compile, archit
   for stage in range(last + 1):
     whole, logits = made_and_judged(images, 1.0, stage)
     assert whole.shape == (4, resolution[0] >> stage, resolution[1] >> stage, 3) == images.shape
-    # Nothing is left of the stage below. Not to the bit: XLA fuses the two programs differently.
-    without_alpha = made_and_judged(images, None, stage)
-    assert jnp.abs(whole - without_alpha[0]).max() < 1e-5
-    assert jnp.abs(logits - without_alpha[1]).max() < 1e-5
+    # Nothing is left of the stage below. Step by step: XLA may fuse the two programs differently.
+    step_by_step = made_and_judged.__wrapped__
+    without_alpha = step_by_step(images, None, stage)
+    for with_alpha, without in zip(step_by_step(images, 1.0, stage), without_alpha):
+      np.testing.assert_array_equal(with_alpha, without)
     if stage == last:
       break
     half = resample.half(images)

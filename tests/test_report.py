@@ -390,3 +390,9 @@ def test_host_memory_is_that_of_this_process():
     for page in range(0, len(ballast), mmap.PAGESIZE):
       ballast[page] = 1
     assert 0.9 * len(ballast) < report.host_memory() - before < 1.5 * len(ballast)
+
+
+def test_a_log_is_read_without_what_is_torn(tmp_path):
+  assert report.logged(tmp_path) == []
+  (tmp_path / 'metrics.jsonl').write_text('{"step": 1}\n7\n{"step": 2}\n{"step": ')
+  assert report.logged(tmp_path) == [{'step': 1}, {'step': 2}]

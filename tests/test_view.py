@@ -6,6 +6,7 @@ import json
 import random
 import shlex
 import shutil
+import types
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from sg2jax.faults import UsageError
 from sg2jax.models import styles as style_space
 from sg2jax.tools import generate, view
 from sg2jax.view import catalogue, curves, layers, picture, searches, session
+from sg2jax.view.page import Page
 from sg2jax.view.picture import Shown
 from sg2jax.view.server import COOKIE, Guard, Viewer
 from sg2jax.view.session import Session
@@ -341,3 +343,31 @@ def test_an_address_that_is_taken_is_named():
     port = first.getsockname()[1]
     with pytest.raises(UsageError, match=f'--port={port}: .*--port=0'):
       view.listen('127.0.0.1', port)
+
+
+def test_files_of_directions_are_read_once_and_again_when_they_change(viewer, run, monkeypatch):
+  read = []
+  read_all = direction.read_all
+  monkeypatch.setattr(direction, 'read_all', lambda place: read.append(place) or read_all(place))
+  file = run / 'directions' / 'again.npz'
+  try:
+    file.write_bytes((run / 'directions' / '3' / 'two.npz').read_bytes())
+    assert (str(file), 'wide') in catalogue.find(viewer.net)[0]
+    assert (str(file), 'wide') in catalogue.find(viewer.net)[0] and read.count(file) == 1
+    one = read_all(file)[0]
+    direction.write(file, [dataclasses.replace(one, name='other')])
+    found, _ = catalogue.find(viewer.net)
+    assert (str(file), 'other') in found and (str(file), 'wide') not in found
+  finally:
+    file.unlink(missing_ok=True)
+
+
+@pytest.mark.parametrize('action', ['_record', '_search'])
+def test_a_tab_does_one_long_thing_at_a_time(action):
+  page = object.__new__(Page)
+  page.session = Session(progress='projecting: 3 of 500')
+  page.message = types.SimpleNamespace(set_text=lambda text: None)
+  page.viewer = None  # nothing of it is asked for
+  asyncio.run(getattr(page, action)(*([None] if action == '_search' else [])))
+  assert page.session.progress == 'projecting: 3 of 500'
+  assert page.session.message == 'wait for what is under way'

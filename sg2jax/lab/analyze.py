@@ -17,6 +17,7 @@ from sg2jax.files import write_atomic
 from sg2jax.lab import figures
 from sg2jax.models.generator import largest
 from sg2jax.sampler import Sampler
+from sg2jax.training import report
 
 FRAMES = 32  # on a path
 
@@ -126,13 +127,9 @@ def _percent(shares):
 
 def _logged(net, names):
   """[{'kimg', 'b4', ...}]: what training logged up to this checkpoint."""
-  log = net.workdir / 'metrics.jsonl'
-  lines = log.read_text().splitlines() if log.exists() else []
-  # One may be torn: the run was killed, and went on.
-  rows = [json.loads(line) for line in lines if line.endswith('}')]
   return [
     {'kimg': row['nimg'] / 1000} | {name: float(row[f'contribution_{name}']) for name in names}
-    for row in rows
+    for row in report.logged(net.workdir)
     if row['nimg'] <= net.nimg and f'contribution_{names[-1]}' in row
   ]
 

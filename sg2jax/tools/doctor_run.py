@@ -145,7 +145,9 @@ def data(text: str, name: str = '', labels: bool = False) -> Iterator[Finding]:
       yield ok(f'data {place}: there; each machine downloads it to its cache once')
     else:
       yield problem(
-        f'data {place}: no {records.INFO} there', 'copy a prepared data set', _data_code()
+        f'data {place}: no {records.INFO} there',
+        'copy a prepared data set',
+        faults.DatasetError.code,
       )
     return
   try:
@@ -159,10 +161,6 @@ def data(text: str, name: str = '', labels: bool = False) -> Iterator[Finding]:
   side = 'x'.join(map(str, source.shape))
   classes = f', {source.labels.listing()}' if source.labels else ''
   yield ok(f'data {source.place}: {len(source):,} images {side}{classes}, hash {source.hash[:12]}')
-
-
-def _data_code():
-  return faults.DatasetError.code
 
 
 # ---- a configuration

@@ -5,6 +5,7 @@ Only process 0 writes; every process may call. Non-finite numbers go to JSON as 
 """
 
 from collections.abc import Iterable
+import contextlib
 import json
 import math
 import os
@@ -242,6 +243,16 @@ class Report:
     if self._events is not None:
       with files.writing(self._workdir / 'tensorboard'):
         self._events.close()
+
+
+def logged(workdir: paths.Path) -> list[dict]:
+  """The lines of a run's metrics.jsonl; [] without one. What a killed run left torn is left out."""
+  log = workdir / 'metrics.jsonl'
+  rows = []
+  for line in log.read_text().splitlines() if log.exists() else ():
+    with contextlib.suppress(ValueError):
+      rows.append(json.loads(line))
+  return [row for row in rows if isinstance(row, dict)]
 
 
 # ---- memory

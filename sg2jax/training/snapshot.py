@@ -155,9 +155,9 @@ class Snapshot:
       images, share, w = jax.device_get(self.sample(state, z, c))
       shares.append(share)
       images = images[:count]
-      is_shown = slice(max(0, self.shown - places[0]))
-      shown.append(images[is_shown])
-      ws.append(w[:count][is_shown])
+      of_grid = slice(max(0, self.shown - places[0]))
+      shown.append(images[of_grid])
+      ws.append(w[:count][of_grid])
       small.append(data.shrink(images, self.factor))
     return np.concatenate(shown), np.concatenate(small), shares, np.concatenate(ws)
 

@@ -1,5 +1,6 @@
 """The directions that a run has saved, for a viewer."""
 
+import functools
 import pathlib
 
 from sg2jax.edit import direction
@@ -21,12 +22,12 @@ def find(net: Sampler) -> tuple[dict[tuple[str, str], Direction], list[str]]:
   root = net.workdir
   if not isinstance(root, pathlib.Path):
     return found, [f'directions are not looked for in {root}: viewers read them from a disk']
-  places = [place for name in FOLDERS for place in (root / name).rglob('*.npz')]
-  for place in sorted(places, key=lambda place: (-place.stat().st_mtime, place)):
+  places = [(place, place.stat()) for name in FOLDERS for place in (root / name).rglob('*.npz')]
+  for place, stat in sorted(places, key=lambda item: (-item[1].st_mtime, item[0])):
     if place.name.startswith('latents') or 'projections' in place.parts:
       continue  # latents of images, which lie beside directions
     try:
-      for one in direction.read_all(place):
+      for one in _read(place, stat.st_mtime_ns, stat.st_size):
         if misfit := one.misfit(net):
           notes.append(f'{place.relative_to(root)}: {one.name} does not fit: {misfit}')
         elif len(found) < MOST:
@@ -34,3 +35,9 @@ def find(net: Sampler) -> tuple[dict[tuple[str, str], Direction], list[str]]:
     except Fault as e:
       notes.append(str(e))
   return found, notes
+
+
+@functools.lru_cache(256)
+def _read(place, *_):
+  """The directions in a file that has not changed since: a run is looked at every few seconds."""
+  return tuple(direction.read_all(place))

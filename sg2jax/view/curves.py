@@ -1,10 +1,10 @@
 """What a run logged, as curves."""
 
-import json
 import math
 
 from sg2jax import paths
 from sg2jax.faults import Fault
+from sg2jax.training import report
 
 POINTS = 1000  # of a curve, at most: more, no page shows
 WITHOUT = ('step', 'nimg', 'time')
@@ -15,18 +15,15 @@ def read(workdir: paths.Path) -> dict[str, list[tuple[float, float]]]:
   """{metric: [(kimg, value) ...]} of metrics.jsonl; {} without one that can be read."""
   found = {}
   try:
-    lines = (workdir / 'metrics.jsonl').read_text().splitlines()
+    rows = report.logged(workdir)
   except (OSError, ValueError, Fault):
     return found
-  for line in lines:
-    try:
-      row = json.loads(line)
-      kimg = row['nimg'] / 1000
-    except (ValueError, KeyError, TypeError):
-      continue  # torn: the run was killed as it wrote it
+  for row in rows:
+    if not isinstance(row.get('nimg'), (int, float)):
+      continue
     for name, value in row.items():
       if name not in WITHOUT and isinstance(value, (int, float)) and math.isfinite(value):
-        found.setdefault(name, []).append((kimg, value))
+        found.setdefault(name, []).append((row['nimg'] / 1000, value))
   return {name: _thinned(points) for name, points in sorted(found.items())}
 
 

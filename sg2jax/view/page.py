@@ -39,7 +39,7 @@ class Page:
     viewer.sessions[self.id] = self.session
     self._version = viewer.version
     self._found = 0
-    self._defaults = {}  # name of a control: [(element, value) ...]
+    self._defaults = {}  # name of a control: (element, value)
     client = ui.context.client
     client.on_delete(lambda: viewer.sessions.pop(self.id, None))
     ui.dark_mode(True)
@@ -218,20 +218,20 @@ class Page:
 
   # ---- controls
 
-  def _field(self, name: str, label: str, value: str) -> ui.input:
-    def take(e: Any):
-      self.event(self.session.set(self.viewer.net, name, e.value))
+  def _take(self, name: str, value: Any) -> None:
+    """Takes what was given for a control."""
+    self.event(self.session.set(self.viewer.net, name, value))
 
-    field = ui.input(label, value=value, on_change=take)
-    self._defaults[name] = [(field, value)]
+  def _field(self, name: str, label: str, value: str) -> ui.input:
+    field = ui.input(label, value=value, on_change=lambda e: self._take(name, e.value))
+    self._defaults[name] = field, value
     return field.props('dense debounce=150').classes('w-full').props(f'data-testid={name}')
 
   def _select(self, name: str, label: str, options: Any, value: str) -> ui.select:
-    def take(e: Any):
-      self.event(self.session.set(self.viewer.net, name, e.value))
-
-    field = ui.select(options, label=label, value=value, on_change=take)
-    self._defaults[name] = [(field, value)]
+    field = ui.select(
+      options, label=label, value=value, on_change=lambda e: self._take(name, e.value)
+    )
+    self._defaults[name] = field, value
     return field.props('dense options-dense').classes('w-full').props(f'data-testid={name}')
 
   def _slider(self, name, label, low, high, step, value):
@@ -242,7 +242,7 @@ class Page:
       return value if found is None else found
 
     def take(e: Any):
-      self.event(self.session.set(self.viewer.net, name, e.value))
+      self._take(name, e.value)
       slider.set_value(min(max(current(), low), high))
 
     def take_slid(e: Any):
@@ -257,7 +257,7 @@ class Page:
         slider.props['data-testid'] = f'slider {name}'
       field = ui.input(value=f'{value:g}', on_change=take)
       field.props('dense debounce=100').style('width: 64px').props(f'data-testid={name}')
-    self._defaults[name] = [(field, f'{value:g}')]
+    self._defaults[name] = field, f'{value:g}'
 
   # ---- events
 
@@ -291,8 +291,7 @@ class Page:
 
   async def _play(self):
     is_playing = self.play.text == 'Play'
-    if is_playing and self.session.shown.start:
-      self._say('a walk goes through seeds; choose one first')
+    if is_playing and not self._can_walk():
       return
     self.play.set_text('Stop' if is_playing else 'Play')
     self.play.props(f'icon={"stop" if is_playing else "play_arrow"}')
@@ -305,37 +304,45 @@ class Page:
       self._step(round(at) % self.session.walk_seeds)
     self.event(True)
 
-  async def _record(self):
+  def _can_walk(self):
+    """Whether what is shown can walk; says it if not."""
     if self.session.shown.start:
-      self._say('a walk goes through seeds; choose one first')
-      return
-    self.session.progress = 'recording ...'
-    try:
+      self._say(picture.NO_WALK)
+    return not self.session.shown.start
+
+  async def _record(self):
+    async def record():
       name, data = await run.io_bound(recording.record, self.viewer, self.session)
       ui.download(data, name)
-      self._say('')
-    except Exception as e:  # of the encoder, the disk ...
-      self._say(f'recording: {e!s:.300}')
-    finally:
-      self.session.progress = ''
+
+    if self._can_walk():
+      await self._alone('recording ...', record)
 
   async def _project(self, e: Any):
     e.sender.reset()
     await self._search(searches.projected, self.id, e.file.name, await e.file.read())
 
   async def _search(self, function: Callable, *args: Any) -> None:
-    """Calls one of `searches` in their thread; one at a time of each tab."""
+    """Calls one of `searches` in their thread."""
+
+    async def search():
+      await self.viewer.work(function, self.viewer, *args, thread='searches')
+
+    await self._alone('waiting for the searches of others', search)
+
+  async def _alone(self, said: str, work: Callable) -> None:
+    """Awaits `work()`, which takes a while, one at a time of each tab. said: while it begins."""
     if self.session.progress:
       self._say('wait for what is under way')
       return
-    self.session.progress = 'waiting for the searches of others'
+    self.session.progress = said
     try:
-      await self.viewer.work(function, self.viewer, *args, thread='searches')
+      await work()
       self._say('')
     except Fault as e:
       self._say(str(e))
-    except Exception as e:  # a search that breaks ends no viewer
-      logging.exception('a search broke')
+    except Exception as e:  # of the encoder, the disk ...: it ends no viewer
+      logging.exception('what a tab asked for broke')
       self._say(f'{type(e).__name__}: {e!s:.300}')
     finally:
       self.session.progress = ''
@@ -347,7 +354,8 @@ class Page:
   def _reset(self):
     """Sets the controls that only seeds have, after something else was found."""
     for name in session.OF_SEEDS:
-      for element, value in self._defaults.get(name, ()):
+      if name in self._defaults:
+        element, value = self._defaults[name]
         element.set_value(value)
 
   def _look(self):

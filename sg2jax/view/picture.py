@@ -20,6 +20,7 @@ from sg2jax.tools.latents import Latents
 from sg2jax.tools.pictures import names_of_seeds
 
 Directions = Mapping[tuple[str, str], Direction]  # {(file, name): ...}
+NO_WALK = 'a walk goes through seeds; choose one first'  # said of what was projected
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -39,9 +40,8 @@ class Shown:
   """
 
   seed: int = 0
-  label: str = (
-    ''  # a class by name or number, components of a vector 1,0,1; '': drawn from the seed
-  )
+  # a class by name or number, components of a vector 1,0,1; '': drawn from the seed
+  label: str = ''
   psi: float = 1.0
   cutoff: int | None = None  # ws from the coarsest that are truncated; None: all
   noise: str = 'const'
@@ -142,7 +142,7 @@ def walk_frame(
   if not math.isfinite(at):
     raise UsageError(f'at={at} must be a finite number of seeds')
   if shown.start:
-    raise UsageError('a walk goes through seeds; choose one first')
+    raise UsageError(NO_WALK)
   at = at % count
   ends = [
     latents(net, dataclasses.replace(shown, seed=(shown.seed + number % count) % 2**32))

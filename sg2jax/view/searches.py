@@ -3,6 +3,7 @@
 import hashlib
 import pathlib
 
+import jax
 import numpy as np
 
 from sg2jax.data import images
@@ -44,19 +45,13 @@ def projected(viewer: Viewer, id: str, name: str, data: bytes) -> None:
   found = projector.result()
   if not np.isfinite(found.distance).all():
     raise UsageError(f'{name:.60}: the search was lost in numbers that are not finite')
-  noise = _first(found.noise)
+  # of one picture [1,H,W,1], as variables of a network have them [H,W]
+  noise = jax.tree.map(lambda maps: np.asarray(maps)[0, ..., 0], found.noise)
   stem = direction.name_of(result_names([pathlib.PurePath(name).name])[0]) or 'picture'
   latents = Latents([stem], np.array(found.ws), [0], [noise])
   moves = session.shown.moves
   session.shown = Shown(seed=session.shown.seed, moves=moves, start=Start(stem, latents))
   session.version += 1
-
-
-def _first(noise):
-  """Noise maps [1,H,W,1] as variables of a network have them, [H,W]."""
-  if isinstance(noise, dict):
-    return {name: _first(x) for name, x in noise.items()}
-  return np.asarray(noise)[0, ..., 0]
 
 
 def of_texts(viewer: Viewer, session: Session, source: str, target: str) -> str:
