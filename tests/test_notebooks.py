@@ -3,6 +3,7 @@
 import ast
 import builtins
 import importlib
+import importlib.metadata
 import json
 import os
 import re
@@ -244,6 +245,35 @@ def test_setup_on_colab_clones_once_and_mounts_drive(tmp_path):
     kernel.run(['parameters', 'setup'])
   assert text(kernel.nb, 'setup').strip().endswith(f'in {content / "sg2jax"}')
   assert (content / 'sg2jax' / 'mine').exists() and (tmp_path / 'drive' / 'MyDrive').exists()
+
+
+# In front of Python's own: sg2jax isn't installed, and pip keeps what it was asked, and fails.
+SITE = """
+from importlib import metadata
+found = list(metadata.distributions())
+metadata.distributions = lambda: [x for x in found if x.name != 'sg2jax']
+"""
+PIP = """
+import pathlib, sys
+constraints = pathlib.Path(sys.argv[-1]).read_text()
+pathlib.Path('asked').write_text(' '.join(sys.argv[1:-1]) + '\\n' + constraints)
+sys.exit(1)
+"""
+
+
+def test_setup_keeps_the_jax_of_the_runtime(tmp_path):
+  env = write_colab(tmp_path)
+  (tmp_path / 'packages' / 'sitecustomize.py').write_text(SITE)
+  (tmp_path / 'packages' / 'pip').mkdir()
+  (tmp_path / 'packages' / 'pip' / '__init__.py').write_text('')
+  (tmp_path / 'packages' / 'pip' / '__main__.py').write_text(PIP)
+  kernel = Kernel(with_parameters('quickstart'), tmp_path / 'remote')
+  with kernel.setup_kernel(env=env), pytest.raises(CellExecutionError, match='restart the runtime'):
+    kernel.run(['parameters', 'setup'])
+  asked, *kept = (tmp_path / 'remote' / 'asked').read_text().splitlines()
+  assert asked == 'install -q -r requirements.txt -c'
+  assert {f'{x}=={importlib.metadata.version(x)}' for x in ('jax', 'jaxlib')} <= set(kept)
+  assert all(line.startswith(('jax', 'libtpu')) for line in kept)
 
 
 # ---- from end to end
