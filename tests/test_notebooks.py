@@ -247,11 +247,13 @@ def test_setup_on_colab_clones_once_and_mounts_drive(tmp_path):
   assert (content / 'sg2jax' / 'mine').exists() and (tmp_path / 'drive' / 'MyDrive').exists()
 
 
-# In front of Python's own: sg2jax isn't installed, and pip keeps what it was asked, and fails.
+# In front of Python's own: sg2jax is in no environment, and pip keeps what it was asked, and fails.
 SITE = """
 from importlib import metadata
-found = list(metadata.distributions())
-metadata.distributions = lambda: [x for x in found if x.name != 'sg2jax']
+there = metadata.distributions
+metadata.distributions = lambda **where: [
+  x for x in there(**where) if x.name != 'sg2jax' or x._path.suffix == '.egg-info'
+]
 """
 PIP = """
 import pathlib, sys
@@ -267,6 +269,9 @@ def test_setup_keeps_the_jax_of_the_runtime(tmp_path):
   (tmp_path / 'packages' / 'pip').mkdir()
   (tmp_path / 'packages' / 'pip' / '__init__.py').write_text('')
   (tmp_path / 'packages' / 'pip' / '__main__.py').write_text(PIP)
+  notes = tmp_path / 'remote' / 'sg2jax.egg-info'  # of a pip that has failed
+  notes.mkdir()
+  (notes / 'PKG-INFO').write_text('Metadata-Version: 2.1\nName: sg2jax\nVersion: 1\n')
   kernel = Kernel(with_parameters('quickstart'), tmp_path / 'remote')
   with kernel.setup_kernel(env=env), pytest.raises(CellExecutionError, match='restart the runtime'):
     kernel.run(['parameters', 'setup'])
