@@ -34,7 +34,7 @@ from tests.runs import ROOT
 
 FOLDER = ROOT / 'launch' / 'colab'
 NAMES = ('quickstart', 'train_your_images', 'use_a_trained_network')
-TAKES = re.compile(r'\*\*Takes\*\*: .+; .*memory.*; .*(disk|Drive)')
+TAKES = re.compile(r'\*\*Takes\*\*: .+; .*memory.*;.*(disk|Drive)', re.S)
 DEFINES = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.Lambda)
 # Variables of single cells that are in their commands.
 EXAMPLES = {'form': 'stablehlo', 'pictures': 'picture.png', 'clone': 'there', 'constraints': 'file'}
@@ -351,8 +351,9 @@ def test_train_your_images_goes_on_in_another_runtime(tmp_path, env):
     'RUN': str(drive / 'mine'),
     'RESOLUTION': '8',
     'TOTAL_KIMG': 1000,  # it doesn't get there
+    'SNAPSHOT_KIMG': runs.TINY['snapshot_kimg'],
     'SEEDS': '0-15',
-    'SETTINGS': fields(resolution=None, total_kimg=None),
+    'SETTINGS': fields(resolution=None, total_kimg=None, snapshot_kimg=None),
   }
   notebook = with_parameters('train_your_images', **given)
   ids = [cell.id for cell in code(notebook)]
