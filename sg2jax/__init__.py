@@ -14,7 +14,7 @@ __version__ = '0.8.0'
 
 
 def load(path: str | os.PathLike) -> 'Sampler':
-  """The sampler.Sampler in a workdir (its newest checkpoint), or in one step of it.
+  """The sampler.Sampler in a workdir (its newest checkpoint), one step of it, or a bundle.
 
   Raises: CheckpointError: there is no usable checkpoint at `path`.
   """

@@ -79,6 +79,31 @@ def write_atomic(path: str | os.PathLike | Address, data: str | bytes) -> None:
       raise
 
 
+@contextlib.contextmanager
+def whole_folder(dest: pathlib.Path) -> Iterator[pathlib.Path]:
+  """A folder to fill: it is called `dest` once all is in it, and is gone otherwise.
+
+  What was at `dest` is replaced by it, or stays as it was. Raises WriteError.
+  """
+  folder = dest.with_name(f'.{dest.name}.{os.getpid()}')
+  before = dest.with_name(f'{folder.name}.before')
+  try:
+    with writing(dest):
+      yield folder
+      if not dest.is_dir():
+        os.replace(folder, dest)
+        return
+      os.replace(dest, before)  # a folder is not put in the place of one that holds something
+      try:
+        os.replace(folder, dest)
+      except OSError:
+        os.replace(before, dest)
+        raise
+  finally:
+    shutil.rmtree(folder, ignore_errors=True)
+    shutil.rmtree(before, ignore_errors=True)
+
+
 def remove_tree(folder: paths.Path) -> None:
   """Deletes a folder, or all objects below an address, as far as it can be."""
   if not isinstance(folder, Address):

@@ -21,7 +21,7 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 import numpy as np
 
-from sg2jax import build, configurations, files, inputs, paths, processes, sharding
+from sg2jax import build, bundle, configurations, files, inputs, paths, processes, sharding
 from sg2jax.data.labels import FILE, Labels
 from sg2jax.edit import direction
 from sg2jax.faults import CheckpointError, UsageError
@@ -210,7 +210,7 @@ class Sampler(NamedTuple):
 
 
 def load(path: str | os.PathLike) -> Sampler:
-  """The Sampler in a checkpoint: a workdir, whose newest counts, or one step of it.
+  """The Sampler in a checkpoint: a workdir, whose newest counts, or one step of it; or in a bundle.
 
   Raises: CheckpointError as `checkpoint.load` and `read_labels` do; UsageError for a path that
     isn't UTF-8, and an address that can't be read.
@@ -294,6 +294,8 @@ def _look_around(path, c_dim):
 def _workdir(path):
   """The workdir of a workdir, or of one step; the folder of a step that was copied elsewhere."""
   path = paths.place(path).absolute()
+  if bundle.is_there(path):  # it may lie in the folder of its run
+    return path
   return next((p for p in (path, *path.parents[:2]) if (p / 'checkpoints').is_dir()), path.parent)
 
 

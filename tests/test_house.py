@@ -25,7 +25,7 @@ FLOORS = (
   ('steps',),
   ('cli', 'locks', 'progress'),
   ('training.events', 'training.health', 'training.leaves', 'training.manifest'),
-  ('configurations', 'data', 'training.shelves', 'edit.mapper'),
+  ('bundle', 'configurations', 'data', 'training.shelves', 'edit.mapper'),
   ('build', 'training.checkpoint', 'inputs', 'training.report', 'edit.direction'),
   ('checks', 'pretrained', 'sampler'),
   ('clip',),

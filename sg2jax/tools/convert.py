@@ -20,13 +20,9 @@ generate, video, project, evaluate and training take it. It gets
 docs/interop.md has the details.
 """
 
-from collections.abc import Iterator
 import contextlib
 import hashlib
 import json
-import os
-import pathlib
-import shutil
 
 from absl import flags
 import jax
@@ -77,7 +73,7 @@ def main(_: list[str]) -> None:
       'jax': jax.__version__,
     },
   }
-  with whole(dest) as folder:
+  with files.whole_folder(dest) as folder:
     meta = {'data_hash': '', 'config': imported.config}
     with contextlib.closing(Checkpoints(folder, keep=1, meta=meta)) as checkpoints:
       checkpoints.save(TrainState(**imported.state, g_opt={}, d_opt={}))
@@ -92,18 +88,6 @@ def main(_: list[str]) -> None:
     print(f'  {name}: {text}')
   for note in imported.report['notes']:
     print(f'  {note}')
-
-
-@contextlib.contextmanager
-def whole(dest: pathlib.Path) -> Iterator[pathlib.Path]:
-  """A folder that is called `dest` once all is in it, and is gone otherwise. Raises WriteError."""
-  folder = dest.with_name(f'.{dest.name}.{os.getpid()}')
-  try:
-    with files.writing(dest):
-      yield folder
-      os.replace(folder, dest)
-  finally:
-    shutil.rmtree(folder, ignore_errors=True)
 
 
 if __name__ == '__main__':

@@ -1,6 +1,8 @@
-"""Writes a trained network to one file that others can use.
+"""Writes a trained network to one file that others can use, or to a folder to publish.
 
   python -m sg2jax.tools.export --checkpoint=RUN --dest=FILE [--format=safetensors|nvidia|stablehlo]
+  python -m sg2jax.tools.export --checkpoint=RUN --bundle=DIR --license=ID --data_license=ID
+      --author=NAME
 
   safetensors  FILE.safetensors: all weights (G, its moving average, D), noise maps and w_avg under
                our names
@@ -11,8 +13,12 @@
                docs/interop.md has the lines for it
 
 Beside it FILE.<ending>.json says what it is. `python -m sg2jax.tools.convert` reads the first two
-again. DEST may be a folder; the file is then called after the run. Nothing is overwritten.
+again. FILE may be a folder; the file is then called after the run. Nothing is overwritten.
 docs/interop.md has the details.
+
+DIR becomes a bundle, which sg2jax.load and --checkpoint take: the moving average of G as
+safetensors, configuration, labels, a model card with pictures (see tools.card), and SHA256SUMS. An
+older bundle there is replaced. docs/publishing.md has the details.
 """
 
 import hashlib
@@ -21,10 +27,11 @@ import pathlib
 
 from absl import flags
 
-from sg2jax import cli, paths, sampler
+from sg2jax import bundle, cli, paths, sampler
 from sg2jax.faults import UsageError
 from sg2jax.files import write_atomic
 from sg2jax.interop import write
+from sg2jax.tools import bundles, card
 from sg2jax.tools import flags as shared
 from sg2jax.training import checkpoint
 
@@ -35,13 +42,23 @@ def define_flags() -> None:
   """The command line."""
   shared.define_checkpoint()
   flags.DEFINE_string('dest', None, 'File to write, or a folder for it.')
-  shared.define_required('dest', 'name a file or a folder to write to')
+  flags.DEFINE_string('bundle', None, 'Instead: folder to publish.')
   flags.DEFINE_enum('format', 'safetensors', list(SUFFIXES), 'What to write.')
+  card.define_fields()
 
 
 def main(_: list[str]) -> None:
   """Reads, converts, writes."""
   args = flags.FLAGS
+  if bool(args.dest) == bool(args.bundle):
+    problem = 'goes without --bundle' if args.dest else 'is missing'
+    raise UsageError(
+      f'--dest {problem}; name a file or a folder to write to, or --bundle=DIR, a folder to publish'
+    )
+  if args.bundle:
+    folder = bundles.write(args.checkpoint, args.bundle)
+    print(f'{folder}: a bundle; {bundle.SUMS} has the hashes of its files')
+    return
   run = paths.place(args.checkpoint).absolute()
   # Before the weights are read, which may take minutes.
   path = destination(args.dest, run.name, SUFFIXES[args.format])

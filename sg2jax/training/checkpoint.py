@@ -23,7 +23,7 @@ from absl import logging
 import jax
 import numpy as np
 
-from sg2jax import paths, processes
+from sg2jax import bundle, paths, processes
 from sg2jax import state as state_lib
 from sg2jax.faults import CheckpointError, WriteError
 from sg2jax.training import leaves as leaves_lib
@@ -263,22 +263,34 @@ def opened(path: str | os.PathLike) -> Iterator[tuple[paths.Path, pathlib.Path]]
 def load(path: str | os.PathLike) -> tuple[dict, dict]:
   """State (nested dicts and lists of numpy arrays) and configuration of what `opened` opens.
 
-  Process 0 reads them; every process has to call it.
+  Or of a bundle. Process 0 reads them; every process has to call it.
 
   Raises:
-    CheckpointError: as `opened` and `configuration`.
+    CheckpointError: as `opened`, `configuration` and `bundle.read`.
   """
   read = None
 
   def look():
     nonlocal read
-    with opened(path) as (place, folder):
-      read = read_state(folder)
-      config = configuration(place)
+    published = _bundle(path)
+    if published:
+      read, config = bundle.read(published)
+    else:
+      with opened(path) as (place, folder):
+        read = read_state(folder)
+        config = configuration(place)
     return [jax.tree.map(lambda x: leaves_lib.spelled(x.dtype, x.shape), read), config]
 
   spec, config = processes.agreed(look)
   return leaves_lib.handed(read, spec), config
+
+
+def _bundle(path):
+  """The place of a bundle at a path; None: it is none."""
+  place = paths.place(path).absolute()
+  paths.check_name(place)
+  with shelves.asking(place):
+    return place if bundle.is_there(place) else None
 
 
 def configuration(step: paths.Path) -> dict:

@@ -1,0 +1,67 @@
+"""Writes a bundle: a folder to publish, see sg2jax/bundle.py for what is in it."""
+
+import json
+import pathlib
+
+from sg2jax import bundle, cli, files
+from sg2jax.faults import UsageError
+from sg2jax.tools import card, card_facts
+from sg2jax.training import checkpoint
+
+
+def write(path: str, dest: str) -> pathlib.Path:
+  """Makes the bundle of a run, with the card of the flags of `card.define_fields`; its folder.
+
+  Raises: UsageError as `destination`, `card.given` and `card.load`; CheckpointError; WriteError.
+  """
+  fields = card.given()
+  folder = destination(dest)
+  net = card.load(path)
+  state, config = checkpoint.load(path)
+  if int(state['step']) != net.step:
+    raise UsageError(f'--checkpoint={path} was written to meanwhile; run the same command again')
+  where = folder.name
+  contents = card.make(net, fields, bundle.CARD, '', folder.name, where)
+  contents[bundle.WEIGHTS] = bundle.weights(state)
+  text = json.dumps(without_places(config), indent=2, sort_keys=True) + '\n'
+  contents[bundle.CONFIG] = text.encode()
+  if net.labels:
+    contents[bundle.LABELS] = net.labels.to_json().encode()
+  with files.whole_folder(folder) as temporary:
+    for name, data in contents.items():
+      files.write_atomic(temporary / name, data)
+    files.write_atomic(temporary / bundle.SUMS, bundle.sums(contents))
+  return folder
+
+
+def destination(dest: str) -> pathlib.Path:
+  """The folder of a bundle: new, empty, or a bundle with nothing else in it, which is replaced.
+
+  Raises UsageError for any other.
+  """
+  folder = cli.folder(dest, 'bundle')
+  if not folder.is_dir() or not any(folder.iterdir()):
+    return folder
+  if not bundle.is_there(folder):
+    raise UsageError(
+      f'--bundle={dest} holds something, and is no bundle; name a folder that is empty or new'
+    )
+  ours = {*bundle.read_sums(folder), bundle.SUMS}
+  others = sorted(p.name for p in folder.iterdir() if p.name not in ours)
+  if others:
+    raise UsageError(
+      f'--bundle={dest}: {", ".join(others[:3])} is not of the bundle there, and would be lost; '
+      'move it away, or name another folder'
+    )
+  return folder
+
+
+def without_places(config: dict) -> dict:
+  """A configuration to publish: of paths on this machine, only the last name."""
+  tree = json.loads(json.dumps(config))
+  for name in card_facts.PLACES:
+    *path, last = name.split('.')
+    node = tree.get(path[0], {}) if path else tree
+    if '/' in (node.get(last) or ''):
+      node[last] = node[last].rstrip('/').split('/')[-1]
+  return tree

@@ -1,0 +1,275 @@
+"""Model cards say what the run says; bundles make the run's images, and are refused if tampered."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import yaml
+
+from sg2jax import bundle, sampler
+from sg2jax.data.labels import Labels
+from sg2jax.faults import CheckpointError, UsageError
+from sg2jax.interop import names
+from sg2jax.tools import card, card_text, export, generate
+from sg2jax.training import checkpoint
+from tests.runs import ROOT, call, random_run
+
+pytestmark = pytest.mark.usefixtures('quick_compile')
+NETWORK = {
+  'resolution': 8,
+  'g.fmap_base': 32,
+  'd.fmap_base': 32,
+  'g.z_dim': 8,
+  'g.w_dim': 8,
+  'g.mapping_layers': 1,
+  'data.channels': 1,
+  'data.dir': '/home/ada/secret/cats',
+}
+SCALES = {0: 0.1, 1: 0.1, 2: 0.5, 3: 1, 4: 0.3}
+FLAGS = ('--license=apache-2.0', '--data_license=cc-by-4.0', '--author=Ada | Lovelace')
+# As in metrics.jsonl: not finite numbers are texts; a metric has a line of its own.
+LINES = (
+  {'step': 1, 'nimg': 8, 'time': 1.0, 'sec_per_tick': 1800.0, 'loss_g': 2.0, 'loss_d': 'nan'},
+  {'step': 3, 'nimg': 24, 'time': 2.0, 'sec_per_tick': 5400.0, 'loss_g': 1.0, 'loss_d': 0.5},
+  {'step': 3, 'nimg': 24, 'time': 3.0, 'swd_4k': 9.0},
+  {'step': 9, 'nimg': 72, 'time': 4.0, 'sec_per_tick': 9e9, 'loss_g': 7.0},
+)
+DOCUMENT = {
+  'metric': 'pixelnn1k',
+  'values': {'pixelnn1k': 1.5, 'pixelnn1k_z': float('nan')},
+  'intervals_95': {'pixelnn1k': [1.25, 1.75]},
+  'intervals_cover': 'which fakes were drawn',
+  'fakes': 1000,
+  'reals': 30,
+  'data': {'name': 'my cats'},
+  'detector': {'name': 'pixels', 'standard': True},
+  'checkpoint': {'step': 3},
+  'seed': 0,
+}
+
+
+@pytest.fixture(scope='module')
+def run(tmp_path_factory):
+  """A run with all that a card tells of; tests leave it as it is."""
+  workdir = tmp_path_factory.mktemp('runs') / 'cats'
+  random_run(workdir, SCALES, **NETWORK)
+  config = json.loads((workdir / 'config.json').read_text())
+  config |= {'data_title': 'my cats', 'data_hash': 'a1b2', 'data_images': 30}
+  (workdir / 'config.json').write_text(json.dumps(config))
+  labels = Labels.of_classes(('tom', 'fritz', 'garfield'), (9, 0, 21))
+  (workdir / 'labels.json').write_text(labels.to_json())
+  (workdir / 'metrics.jsonl').write_text(''.join(json.dumps(x) + '\n' for x in LINES))
+  start = {'device': 'TPU v4', 'devices': 8, 'processes': 2, 'sg2jax': '1', 'jax': '2', 'flax': '3'}
+  start |= {'host': 'secret-host', 'command': '/home/ada/secret/python'}
+  (workdir / 'environment.json').write_text(json.dumps([start, start]))
+  folder = workdir / 'evaluation' / '00000003'
+  (folder / 'holdout').mkdir(parents=True)
+  (folder / 'pixelnn1k.json').write_text(json.dumps(DOCUMENT))
+  (folder / 'pixelnn1k.png').write_bytes(b'a picture')
+  (folder / 'holdout' / 'pixelnn1k.json').write_text(json.dumps(DOCUMENT))
+  return workdir
+
+
+@pytest.fixture(scope='module')
+def published(run, tmp_path_factory):
+  """A bundle of the run; tests leave it as it is."""
+  folder = tmp_path_factory.mktemp('published') / 'cats'
+  call(export, f'--checkpoint={run}', f'--bundle={folder}', *FLAGS)
+  return folder
+
+
+@pytest.fixture
+def copy(published, tmp_path):
+  """A bundle to spoil."""
+  return shutil.copytree(published, tmp_path / 'copy')
+
+
+def test_a_card_says_what_the_run_says(run, tmp_path, capsys):
+  file = tmp_path / 'cats.md'
+  call(card, f'--checkpoint={run}', f'--out={file}', *FLAGS)
+  assert f'{file}: the card' in capsys.readouterr().out
+  text = file.read_text()
+  _, head, body = text.split('---\n', 2)
+  meta = yaml.safe_load(head)
+  assert meta['license'] == 'apache-2.0' and meta['library_name'] == 'sg2jax'
+  assert meta['pipeline_tag'] == 'unconditional-image-generation'
+  assert meta['datasets'] == ['my-cats'] and 'class-conditional' in meta['tags']
+  results = meta['model-index'][0]['results']
+  assert len(results) == 2 and results[0]['dataset'] == {'type': 'my-cats', 'name': 'my cats'}
+  # NaN is no JSON, and no score
+  expected = [{'type': 'pixelnn', 'name': 'pixelnn1k', 'value': 1.5}]
+  assert results[0]['metrics'] == expected
+  for said in (
+    'Made by Ada \\| Lovelace',
+    '| garfield | 21 |',
+    '| fritz | 0 |',
+    '`a1b2`',
+    '| pixelnn1k | 1.5 | 1.25 to 1.75 | 1,000 | 30 of my cats |',
+    '30 of my cats (holdout)',
+    '| hours | 2 |',  # not of the tick after the checkpoint
+    '| device hours | 16 |',
+    '8 x TPU v4 in 2 processes',
+    '2 times',
+    '| `resolution` | `256` | `8` |',
+    'Network: `apache-2.0`. Pictures that it learnt from: `cc-by-4.0`.',
+  ):
+    assert said in body, said
+  assert 'secret' not in text and '`batch`' not in body  # as in the defaults
+  shown = {part.split(')')[0] for part in body.split('](cats_')[1:]}
+  kinds = ('samples', 'samples_psi07', 'curves', 'neighbours_pixelnn1k')
+  assert shown == {f'{kind}.png' for kind in kinds}
+  assert all((tmp_path / f'cats_{name}').exists() for name in shown)
+
+
+def test_a_card_of_a_run_that_nobody_trained_leaves_out_what_it_does_not_know(tmp_path):
+  run = random_run(tmp_path / 'run', SCALES, **NETWORK)
+  (run / 'import.json').write_text(json.dumps({'source': '/home/ada/ffhq.pkl', 'sha256': 'c3d4'}))
+  call(card, f'--checkpoint={run}', *FLAGS)
+  text = (run / 'card.md').read_text()
+  assert 'Imported from `ffhq.pkl` (SHA-256 `c3d4`)' in text and '/home' not in text
+  assert 'None were measured' in text and 'model-index' not in text
+  assert not any(heading in text for heading in ('## Training', '## Data', '## Nearest'))
+
+
+def test_yaml_is_read_back():
+  tree = {'a': 'no: # "x"\n', 'b': [{'c': [1.5, 2], 'd': {'e': 'ü'}}, 'f'], 'g': {'h': ['-']}}
+  assert yaml.safe_load(card_text.yaml(tree)) == tree
+
+
+@pytest.mark.parametrize(
+  'flags, said',
+  [
+    ([], '--license, --data_license, --author are missing'),
+    (FLAGS[:2], '--author is missing'),
+    (('--license=Apache 2.0', *FLAGS[1:]), 'lower case'),
+  ],
+)
+def test_licences_are_asked_for(flags, said, run, tmp_path):
+  for tool, where in ((card, '--out=@/a.md'), (export, '--bundle=@/b')):
+    with pytest.raises(UsageError, match=said):
+      call(tool, f'--checkpoint={run}', where.replace('@', str(tmp_path)), *flags)
+  assert not list(tmp_path.iterdir())
+
+
+# ---- bundles
+
+
+def test_a_bundle_is_what_it_lists(published):
+  subprocess.run(['sha256sum', '-c', '--quiet', bundle.SUMS], cwd=published, check=True)
+  listed = bundle.read_sums(published)
+  assert {*listed, bundle.SUMS} == {path.name for path in published.iterdir()}
+  text = b''.join(path.read_bytes() for path in published.iterdir())
+  assert b'secret' not in text
+  assert json.loads((published / 'config.json').read_text())['data']['dir'] == 'cats'
+
+
+def test_a_bundle_makes_the_images_of_its_run(run, published, tmp_path):
+  nets = [sampler.load(run), sampler.load(published)]
+  assert nets[0].hash() == nets[1].hash() and nets[1].workdir == published
+  for options in ({}, {'psi': 0.5, 'noise': 'random', 'label': 'garfield'}):
+    ours, theirs = (net(range(3), **options) for net in nets)
+    np.testing.assert_array_equal(ours, theirs)
+    assert ours.std() > 0
+  call(generate, f'--checkpoint={published}', '--seeds=0-1', f'--out={tmp_path}/pictures')
+  assert len(list((tmp_path / 'pictures').iterdir())) == 2
+  # what trains and converts gets a whole state, without a discriminator
+  state, _ = checkpoint.load(published)
+  assert state.keys() == set(names.FIELDS) and not state['d']
+
+
+def test_a_bundle_in_the_folder_of_its_run_is_itself(run, tmp_path):
+  other = shutil.copytree(run, tmp_path / 'run')
+  folder = other / 'bundle'
+  call(export, f'--checkpoint={other}', f'--bundle={folder}', *FLAGS)
+  assert sampler.load(folder).workdir == folder and sampler.load(other).workdir == other
+
+
+def test_the_core_loads_a_bundle(published):
+  """Without what only the extras bring: they fail to import."""
+  extras = 'matplotlib clu grain tensorflow tensorboard scipy sklearn imageio_ffmpeg nicegui'
+  code = (
+    'import sys\n'
+    f'sys.modules.update(dict.fromkeys({extras.split()!r}))\n'
+    f'import sg2jax\nprint(sg2jax.load({str(published)!r})([0]).shape)'
+  )
+  env = os.environ | {'JAX_PLATFORMS': 'cpu', 'JAX_DISABLE_MOST_OPTIMIZATIONS': '1'}
+  done = subprocess.run(
+    [sys.executable, '-c', code], cwd=ROOT, env=env, capture_output=True, text=True
+  )
+  assert '(1, 8, 8, 1)' in done.stdout, done.stderr
+
+
+@pytest.mark.parametrize(
+  'name, change, said',
+  [
+    ('generator.safetensors', lambda data: data[:-1] + bytes([data[-1] ^ 1]), 'SHA-256'),
+    ('config.json', lambda data: data.replace(b'"seed": 0', b'"seed": 1'), 'SHA-256'),
+    ('labels.json', lambda data: data.replace(b'tom', b'tim'), 'SHA-256'),
+    ('labels.json', None, 'No such file'),
+    ('generator.safetensors', None, 'No such file'),
+    ('SHA256SUMS', lambda data: data.replace(b'labels', b'others'), 'not of this bundle'),
+    ('SHA256SUMS', lambda data: data + b'what\n', 'no list of hashes'),
+    ('SHA256SUMS', lambda data: data.splitlines(True)[0], 'not that of a bundle'),
+  ],
+)
+def test_a_tampered_bundle_is_refused(name, change, said, copy):
+  file = copy / name
+  before = file.read_bytes()
+  if change:
+    file.write_bytes(change(before))
+    assert file.read_bytes() != before
+  else:
+    file.unlink()
+  with pytest.raises(CheckpointError, match=said):
+    sampler.load(copy)
+
+
+def test_the_card_may_be_edited(copy):
+  (copy / bundle.CARD).write_text('mine')
+  assert sampler.load(copy).step == 3
+
+
+def test_a_bundle_of_the_future_is_refused(run, copy, monkeypatch):
+  monkeypatch.setattr(bundle, 'FORMAT', 'sg2jax-bundle-2')
+  with pytest.raises(CheckpointError, match='update sg2jax'):
+    sampler.load(copy)
+
+
+def test_a_bundle_takes_the_place_of_a_bundle_alone(run, copy, tmp_path):
+  flags = (f'--checkpoint={run}', *FLAGS[:2], '--author=Grace Hopper')
+  call(export, *flags, f'--bundle={copy}')
+  assert 'Made by Grace Hopper' in (copy / bundle.CARD).read_text()
+  (copy / 'notes.txt').write_text('mine')
+  before = {path.name: path.read_bytes() for path in copy.iterdir()}
+  with pytest.raises(UsageError, match='notes.txt is not of the bundle'):
+    call(export, *flags, f'--bundle={copy}')
+  assert before == {path.name: path.read_bytes() for path in copy.iterdir()}
+  with pytest.raises(UsageError, match='holds something, and is no bundle'):
+    call(export, *flags, f'--bundle={run}')
+  assert [path.name for path in tmp_path.iterdir()] == ['copy']
+
+
+def test_a_bundle_that_fails_leaves_what_was_there(run, copy, tmp_path, monkeypatch):
+  before = (copy / bundle.SUMS).read_bytes()
+
+  def full(contents):
+    raise OSError(28, 'No space left on device')
+
+  monkeypatch.setattr(bundle, 'sums', full)
+  with pytest.raises(Exception, match='No space left'):
+    call(export, f'--checkpoint={run}', f'--bundle={copy}', *FLAGS)
+  assert (copy / bundle.SUMS).read_bytes() == before
+  assert [path.name for path in tmp_path.iterdir()] == ['copy']
+
+
+def test_what_there_is_no_card_of(copy, tmp_path):
+  with pytest.raises(UsageError, match='is a bundle, which has its card'):
+    call(card, f'--checkpoint={copy}', f'--out={tmp_path}/x.md', *FLAGS)
+  with pytest.raises(CheckpointError, match='no whole checkpoint'):
+    call(card, f'--checkpoint={tmp_path}/none', *FLAGS)
+  with pytest.raises(UsageError, match='goes without --bundle'):
+    call(export, f'--checkpoint={copy}', '--dest=a.npz', '--bundle=b', *FLAGS)
