@@ -6,12 +6,14 @@ import math
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import Mesh, Sharding
 import numpy as np
 
-from sg2jax import data, keys, schedule, sharding
+from sg2jax import configurations, data, keys, schedule, sharding
 from sg2jax import state as state_lib
 from sg2jax.configurations import Config, augmentation, variant
+from sg2jax.faults import CheckpointError
 from sg2jax.models.discriminator import Discriminator
 from sg2jax.models.generator import Generator, Synthesis
 from sg2jax.models.layers import RSQRT2
@@ -21,6 +23,7 @@ from sg2jax.steps import TrainSteps
 
 # Traces of more are too large for those who show them.
 MAX_PROFILED = 100
+MAX_LAYERS = 64  # of a stranger's mapping network; far above any
 FULLY_GROWN = 10**12  # nimg
 # Thousands of images in which p can rise from 0 to 1, where augment.kimg is 0 [ADA 3, 4.2].
 AUGMENT_KIMG = 500.0
@@ -153,6 +156,37 @@ def networks(config: Config, c_dim: int, fold: bool = False) -> tuple[Generator,
     fold=fold,
   )
   return Generator(mapping, synthesis), discriminator
+
+
+def check_generator(config: dict, state: dict, where: object) -> None:
+  """Raises CheckpointError if a state is not of the generator of a configuration (JSON values)."""
+  try:
+    config = configurations.complete(config)
+    layers = config.g.mapping_layers
+    if layers > MAX_LAYERS:  # they would be traced one by one
+      raise ValueError(f'{layers} layers of a mapping network; {MAX_LAYERS} are allowed')
+    generator, _ = networks(config, config.c_dim)
+    inputs = [jnp.zeros((1, size)) for size in (config.g.z_dim, config.c_dim)]
+    init = partial(generator.init, noise_mode='const')
+    made = jax.eval_shape(init, jax.random.key(0), *inputs)
+    w_avg = jax.ShapeDtypeStruct((config.g.w_dim,), np.float32)
+    wanted = _shapes({'g_ema': made['params'], 'noise': made.get('noise', {}), 'w_avg': w_avg})
+    given = _shapes({name: state[name] for name in ('g_ema', 'noise', 'w_avg')})
+    differ = [name for name in given | wanted if given.get(name) != wanted.get(name)]
+    if differ:
+      raise ValueError(f'{len(differ)} arrays are unlike it, such as {differ[0]}')
+  except Exception as e:  # whatever a configuration that is none of ours leads to
+    reason = ' '.join(f'{type(e).__name__}: {e}'.split())[:300]
+    raise CheckpointError(
+      f'{where}: its weights are not of the network that its config.json says ({reason}); get both '
+      'again from where they are from'
+    ) from e
+
+
+def _shapes(tree):
+  """{name: shape and dtype} of the arrays in a tree."""
+  leaves = jax.tree_util.tree_leaves_with_path(tree)
+  return {jax.tree_util.keystr(path): (x.shape, x.dtype) for path, x in leaves}
 
 
 def steps(

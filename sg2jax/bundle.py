@@ -12,6 +12,7 @@ only `sha256sum -c` looks at it.
 
 import hashlib
 import json
+import os
 import re
 from typing import Any
 
@@ -37,6 +38,15 @@ def is_there(path: paths.Path) -> bool:
   """Whether a path is a bundle, be it a damaged one; a run or a checkpoint is none."""
   ours = ('checkpoints', 'state', 'manifest.json')
   return (path / SUMS).exists() and not any((path / name).exists() for name in ours)
+
+
+def home(path: str | os.PathLike) -> paths.Path:
+  """The workdir of a workdir, or of one step; a bundle; the folder of a step copied elsewhere."""
+  path = paths.place(path).absolute()
+  for place in (path, *path.parents[:2]):
+    if (place / 'checkpoints').is_dir() or is_there(place):
+      return place
+  return path.parent
 
 
 # ---- writing

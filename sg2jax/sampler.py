@@ -217,11 +217,12 @@ def load(path: str | os.PathLike) -> Sampler:
   """
   path = paths.place(path)
   state, config = checkpoint.load(path)
-  workdir, labels = processes.agreed(partial(_look_around, path, config['c_dim']))
+  workdir, labels, is_bundle = processes.agreed(partial(_look_around, path, config['c_dim']))
+  if is_bundle:  # a stranger's, perhaps
+    build.check_generator(config, state, path)
   labels = Labels.from_json(labels) if labels else None
   net = from_state(paths.place(workdir), config, state, labels)
-  # once, instead of at every call
-  return net._replace(variables=jax.device_put(net.variables))
+  return net._replace(variables=jax.device_put(net.variables))  # once, not at every call
 
 
 def from_state(
@@ -268,7 +269,7 @@ def read_labels(path: str | os.PathLike, c_dim: int) -> Labels | None:
   """
   # that of a step first: it may have been copied from a run with other classes
   with files.reading(path):
-    places = [folder / FILE for folder in (paths.place(path), _workdir(path))]
+    places = [folder / FILE for folder in (paths.place(path), bundle.home(path))]
     file = next((place for place in places if place.exists()), None)
   if not c_dim or not file:
     return None
@@ -285,18 +286,11 @@ def read_labels(path: str | os.PathLike, c_dim: int) -> Labels | None:
 
 
 def _look_around(path, c_dim):
-  """The workdir and the labels of what is at a path, as JSON values."""
+  """The workdir and the labels of what is at a path, and whether it is a bundle; JSON values."""
   labels = read_labels(path, c_dim)
   with files.reading(path):
-    return str(_workdir(path)), labels.to_json() if labels else None
-
-
-def _workdir(path):
-  """The workdir of a workdir, or of one step; the folder of a step that was copied elsewhere."""
-  path = paths.place(path).absolute()
-  if bundle.is_there(path):  # it may lie in the folder of its run
-    return path
-  return next((p for p in (path, *path.parents[:2]) if (p / 'checkpoints').is_dir()), path.parent)
+    home = bundle.home(path)
+    return str(home), labels.to_json() if labels else None, bundle.is_there(home)
 
 
 # ---- batches

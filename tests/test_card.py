@@ -12,9 +12,9 @@ import yaml
 
 from sg2jax import bundle, sampler
 from sg2jax.data.labels import Labels
-from sg2jax.faults import CheckpointError, UsageError
+from sg2jax.faults import CheckpointError, UsageError, WeightsError
 from sg2jax.interop import names
-from sg2jax.tools import card, card_text, export, generate
+from sg2jax.tools import card, card_text, convert, export, generate
 from sg2jax.training import checkpoint
 from tests.runs import ROOT, call, random_run
 
@@ -29,6 +29,7 @@ NETWORK = {
   'data.channels': 1,
   'data.dir': '/home/ada/secret/cats',
 }
+LABELS = ('tom', 'fritz', 'garfield')
 SCALES = {0: 0.1, 1: 0.1, 2: 0.5, 3: 1, 4: 0.3}
 FLAGS = ('--license=apache-2.0', '--data_license=cc-by-4.0', '--author=Ada | Lovelace')
 # As in metrics.jsonl: not finite numbers are texts; a metric has a line of its own.
@@ -49,6 +50,7 @@ DOCUMENT = {
   'detector': {'name': 'pixels', 'standard': True},
   'checkpoint': {'step': 3},
   'seed': 0,
+  'median_distance': {'fakes': 1.5, 'held_out': 1.25},
 }
 
 
@@ -60,9 +62,9 @@ def run(tmp_path_factory):
   config = json.loads((workdir / 'config.json').read_text())
   config |= {'data_title': 'my cats', 'data_hash': 'a1b2', 'data_images': 30}
   (workdir / 'config.json').write_text(json.dumps(config))
-  labels = Labels.of_classes(('tom', 'fritz', 'garfield'), (9, 0, 21))
+  labels = Labels.of_classes(LABELS, (9, 0, 21))
   (workdir / 'labels.json').write_text(labels.to_json())
-  (workdir / 'metrics.jsonl').write_text(''.join(json.dumps(x) + '\n' for x in LINES))
+  (workdir / 'metrics.jsonl').write_text(''.join(json.dumps(x) + '\n' for x in LINES) + '{"st')
   start = {'device': 'TPU v4', 'devices': 8, 'processes': 2, 'sg2jax': '1', 'jax': '2', 'flax': '3'}
   start |= {'host': 'secret-host', 'command': '/home/ada/secret/python'}
   (workdir / 'environment.json').write_text(json.dumps([start, start]))
@@ -110,15 +112,18 @@ def test_a_card_says_what_the_run_says(run, tmp_path, capsys):
     '`a1b2`',
     '| pixelnn1k | 1.5 | 1.25 to 1.75 | 1,000 | 30 of my cats |',
     '30 of my cats (holdout)',
-    '| hours | 2 |',  # not of the tick after the checkpoint
-    '| device hours | 16 |',
+    '| time | 2 hours |',  # not of the tick after the checkpoint
+    '| device time | 16 hours |',
+    '1.5 for generated, 1.25 for held-out',
+    "label='tom'",
     '8 x TPU v4 in 2 processes',
     '2 times',
     '| `resolution` | `256` | `8` |',
     'Network: `apache-2.0`. Pictures that it learnt from: `cc-by-4.0`.',
   ):
     assert said in body, said
-  assert 'secret' not in text and '`batch`' not in body  # as in the defaults
+  assert 'secret' not in text and str(run.parent) not in text
+  assert '`batch`' not in body  # as in the defaults
   shown = {part.split(')')[0] for part in body.split('](cats_')[1:]}
   kinds = ('samples', 'samples_psi07', 'curves', 'neighbours_pixelnn1k')
   assert shown == {f'{kind}.png' for kind in kinds}
@@ -226,6 +231,28 @@ def test_a_tampered_bundle_is_refused(name, change, said, copy):
     file.unlink()
   with pytest.raises(CheckpointError, match=said):
     sampler.load(copy)
+
+
+@pytest.mark.parametrize(
+  'field, value', [('w_dim', 9), ('mapping_layers', 10**9), ('architecture', 'x')]
+)
+def test_a_strangers_bundle_of_another_network_is_refused(field, value, copy):
+  """Whose list of hashes is right."""
+  config = json.loads((copy / 'config.json').read_text())
+  config['g'][field] = value
+  (copy / 'config.json').write_text(json.dumps(config))
+  contents = {name: (copy / name).read_bytes() for name in bundle.read_sums(copy)}
+  (copy / bundle.SUMS).write_text(bundle.sums(contents))
+  with pytest.raises(CheckpointError, match='not of the network that its config.json says'):
+    sampler.load(copy)
+  with pytest.raises(WeightsError, match='is refused'):
+    call(convert, f'--source={copy}', f'--dest={copy.parent}/run')
+
+
+def test_a_bundle_becomes_a_run(run, published, tmp_path):
+  call(convert, f'--source={published}', f'--dest={tmp_path}/back')
+  back = sampler.load(tmp_path / 'back')
+  assert back.hash() == sampler.load(run).hash() and back.labels.names == LABELS
 
 
 def test_the_card_may_be_edited(copy):

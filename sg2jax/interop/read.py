@@ -18,9 +18,9 @@ import jax.numpy as jnp
 import numpy as np
 from safetensors import numpy as safetensors
 
-from sg2jax import build, configurations, files, resample
+from sg2jax import build, bundle, configurations, files, resample
 from sg2jax.data.labels import Labels
-from sg2jax.faults import WeightsError
+from sg2jax.faults import CheckpointError, WeightsError
 from sg2jax.interop import architecture, arguments, names, network_file, sniff
 from sg2jax.interop.network_file import Net
 from sg2jax.interop.pickle_reader import need
@@ -55,13 +55,15 @@ class Imported(NamedTuple):
 
 
 def read_network(path: str | pathlib.Path) -> Imported:
-  """The networks in a pickle or .pt of others, or in an export with its JSON; arrays in float32.
+  """The networks in a pickle or .pt of others, an export with its JSON, a bundle; all float32.
 
   Raises:
     WeightsError: it can't be read, or holds what our networks can't do; names the file and the
       thing.
   """
   path = pathlib.Path(path).expanduser().absolute()
+  if bundle.is_there(path):
+    return _of_bundle(path)
   try:
     size = path.stat().st_size
     need(size <= MAX_BYTES, f'it has {size:,} bytes, and {MAX_BYTES:,} are allowed')
@@ -88,6 +90,21 @@ def read_network(path: str | pathlib.Path) -> Imported:
     raise WeightsError(f'{path} is refused: {" ".join(reason.split())[:800]}') from e
   source = {'source': str(path), 'bytes': size, 'sha256': digest}
   return Imported(imported.config, state, source | imported.report, labels)
+
+
+def _of_bundle(path):
+  try:
+    state, config = bundle.read(path)
+    build.check_generator(config, state, path)
+    labels = path / bundle.LABELS
+    labels = Labels.from_json(labels.read_text()) if labels.exists() else None
+  except (CheckpointError, ValueError, KeyError, TypeError) as e:
+    raise WeightsError(f'{path} is refused: {e}') from e
+  report = _report('sg2jax')
+  report['initialised'] = {'(D)': f'the bundle has no D: {_SUBSTITUTES["D"]}'}
+  file = path / bundle.WEIGHTS
+  source = {'source': str(file), 'bytes': file.stat().st_size, 'sha256': files.sha256(file)}
+  return Imported(config, _complete(config, state, report), source | report, labels)
 
 
 # ---- networks of others

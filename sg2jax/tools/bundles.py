@@ -20,8 +20,7 @@ def write(path: str, dest: str) -> pathlib.Path:
   state, config = checkpoint.load(path)
   if int(state['step']) != net.step:
     raise UsageError(f'--checkpoint={path} was written to meanwhile; run the same command again')
-  where = folder.name
-  contents = card.make(net, fields, bundle.CARD, '', folder.name, where)
+  contents = card.make(net, fields, bundle.CARD, '', folder.name)
   contents[bundle.WEIGHTS] = bundle.weights(state)
   text = json.dumps(without_places(config), indent=2, sort_keys=True) + '\n'
   contents[bundle.CONFIG] = text.encode()

@@ -43,7 +43,7 @@ def define_flags() -> None:
   shared.define_checkpoint()
   define_fields()
   flags.DEFINE_string('out', '', 'File to write; default: card.md in the workdir.')
-  flags.register_validator('out', lambda path: not path or cli.file(path, ['.md']))
+  flags.register_validator('out', lambda path: not path or cli.file(path, ['.md'], anywhere=True))
 
 
 def define_fields() -> None:
@@ -61,8 +61,8 @@ def main(_: list[str]) -> None:
   args = flags.FLAGS
   fields = given()
   net = load(args.checkpoint)
-  path = cli.file(args.out or str(net.workdir / 'card.md'), ['.md'])
-  written = make(net, fields, path.name, f'{path.stem}_', path.stem, str(net.workdir))
+  path = cli.file(args.out or str(net.workdir / 'card.md'), ['.md'], anywhere=True)
+  written = make(net, fields, path.name, f'{path.stem}_', net.workdir.name)
   for name, data in written.items():
     files.write_atomic(path.parent / name, data)
   print(f'{path}: the card; beside it {", ".join(name for name in written if name != path.name)}')
@@ -101,7 +101,7 @@ def load(path: str) -> sampler.Sampler:
 
 
 def make(
-  net: sampler.Sampler, fields: Given, name: str, prefix: str, title: str, where: str
+  net: sampler.Sampler, fields: Given, name: str, prefix: str, title: str
 ) -> dict[str, bytes]:
   """A card and its pictures: {file name: content}.
 
@@ -110,12 +110,11 @@ def make(
     fields: what a person said.
     name: of the card's file.
     prefix: of its pictures' names.
-    title: what the network is called.
-    where: what `sg2jax.load` takes.
+    title: what the network is called, and its folder.
   """
   facts = card_facts.read(net)
   pictures = {f'{prefix}{stem}.png': x for stem, x in card_pictures.make(net, facts).items()}
-  text = card_text.write(net, facts, fields, title, where, {x: prefix for x in pictures})
+  text = card_text.write(net, facts, fields, title, {x: prefix for x in pictures})
   return pictures | {name: text.encode()}
 
 

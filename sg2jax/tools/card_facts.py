@@ -43,7 +43,8 @@ def read(net: Sampler) -> Facts:
   """The Facts of the run of a network. Raises UsageError: a file can't be understood."""
   folder = net.workdir
   lines = []
-  for text in _text(folder / 'metrics.jsonl').splitlines():
+  # The last line of a run in training may be torn.
+  for text in _text(folder / 'metrics.jsonl').split('\n')[:-1]:
     line = _parsed(folder / 'metrics.jsonl', text)
     if line['step'] <= net.step:
       lines.append(line)

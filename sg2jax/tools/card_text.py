@@ -31,9 +31,7 @@ ABOUT = {
 }
 
 
-def write(
-  net: Sampler, facts: Facts, fields: Any, title: str, where: str, pictures: dict[str, str]
-) -> str:
+def write(net: Sampler, facts: Facts, fields: Any, title: str, pictures: dict[str, str]) -> str:
   """The card. Arguments as of `card.make`; pictures: {file: prefix of its name}."""
   named = {
     file.removeprefix(prefix).removesuffix('.png'): file for file, prefix in pictures.items()
@@ -42,7 +40,7 @@ def write(
     f'---\n{yaml(metadata(net, facts, fields, title))}---\n\n# {_plain(title)}\n',
     _summary(net, facts, fields),
     _samples(net, named),
-    _use(net, where),
+    _use(net, title),
     _data(net, fields),
     _training(net, facts, named),
     _metrics(facts),
@@ -144,8 +142,10 @@ def _use(net, where):
   image = net([0])
   digest = hashlib.sha256(image.tobytes()).hexdigest()
   shape = ','.join(map(str, image.shape[1:]))
-  label = ", label='NAME OR NUMBER'" if net.labels and net.labels.one_hot else ''
-  chosen = f'; a class: net(seeds=range(8){label})' if label else ''
+  chosen = ''
+  if rows := card_pictures.classes(net):
+    name = net.labels.names[rows[0]] if net.labels.names else rows[0]
+    chosen = f'\nof_a_class = net(seeds=range(8), label={name!r})'
   return (
     f'## Use\n\nWith sg2jax {sg2jax.__version__} or later installed; its core is enough.\n\n'
     f'```python\nimport sg2jax\n\nnet = sg2jax.load({where!r})\n'
@@ -182,7 +182,7 @@ def _data(net, fields):
 def _training(net, facts, named):
   if not facts.lines and not facts.starts:
     return ''
-  rows = [('images shown to D', f'{net.nimg:,}'), ('minibatches', f'{net.step:,}')]
+  rows = [('images', f'{net.nimg:,}'), ('minibatches', f'{net.step:,}')]
   machines = [
     f'{start["devices"]} x {start["device"]}'
     + (f' in {start["processes"]} processes' if start['processes'] > 1 else '')
@@ -192,14 +192,14 @@ def _training(net, facts, named):
     rows.append(('devices', '; then '.join(dict.fromkeys(map(_plain, machines)))))
   spent = card_facts.hours(facts.lines)
   if spent:
-    rows.append(('hours', f'{spent:.2g}' if spent < 10 else f'{spent:,.0f}'))
+    rows.append(('time', _duration(spent)))
   if spent and len(set(machines)) == 1:
-    total = spent * facts.starts[0]['devices']
-    rows.append(('device hours', f'{total:.2g}' if total < 10 else f'{total:,.0f}'))
+    rows.append(('device time', _duration(spent * facts.starts[0]['devices'])))
   if facts.starts:
     last = facts.starts[-1]
     rows.append(('started', f'{len(facts.starts)} times' if len(facts.starts) > 1 else 'once'))
-    rows.append(('software', f'sg2jax {last["sg2jax"]}, jax {last["jax"]}, flax {last["flax"]}'))
+    packages = [f'{name} {last[name]}' for name in ('sg2jax', 'jax', 'flax') if name in last]
+    rows.append(('software', ', '.join(packages)))
     if last.get('git_commit'):
       rows.append(('commit', f'`{last["git_commit"]}`'))
   picture = f'\n![Curves of the training]({named["curves"]})\n' if 'curves' in named else ''
@@ -235,10 +235,14 @@ def _metrics(facts):
 
 def _neighbours(facts, named):
   text = ''
+  documents = {document['metric']: document for below, document in facts.evaluations if not below}
   for name in facts.pictures:
+    median = documents[name]['median_distance']
     text += (
       f'\n`{name}`: the generated pictures that are closest to the data set, each with its nearest '
-      f'one to the right.\n\n![Nearest neighbours]({named[f"neighbours_{name}"]})\n'
+      f'one to the right. Median distance to the nearest: {median["fakes"]:.3g} for generated, '
+      f'{median["held_out"]:.3g} for held-out pictures.\n\n'
+      f'![Nearest neighbours]({named[f"neighbours_{name}"]})\n'
     )
   return f'## Nearest neighbours\n{text}' if text else ''
 
@@ -277,6 +281,12 @@ def table(heads: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
 def _plain(text):
   """A text from outside on one line, of which Markdown and HTML make nothing else."""
   return re.sub(r'([\\`*_{}\[\]<>|#])', r'\\\1', ' '.join(str(text).split()))
+
+
+def _duration(hours):
+  if hours < 1:
+    return f'{60 * hours:.2g} minutes'
+  return f'{hours:.2g} hours' if hours < 10 else f'{hours:,.0f} hours'
 
 
 def _value(value):

@@ -8,6 +8,7 @@ FILE is one of
   a pickle of stylegan2-ada-pytorch, or of a StyleGAN2 from stylegan3's repository
   a .pt of rosinality's stylegan2-pytorch
   a .safetensors or .npz that `python -m sg2jax.tools.export` wrote, with its .json beside it
+  a folder that `python -m sg2jax.tools.export --bundle` wrote
 
 It is read, never run: neither TensorFlow nor PyTorch is needed, and a file can't do harm. A network
 that would make other images here is refused, with the reason. DIR must not exist yet, or be empty;

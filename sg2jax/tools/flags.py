@@ -136,7 +136,7 @@ def define_processes() -> None:
 def define_checkpoint() -> None:
   """--checkpoint, which has to be given."""
   flags.DEFINE_string(
-    'checkpoint', None, 'Workdir, whose newest checkpoint counts, or one step of it.'
+    'checkpoint', None, 'Workdir, whose newest checkpoint counts, one step of it, or a bundle.'
   )
   define_required('checkpoint', 'name a workdir, as in --checkpoint=runs/quickstart')
 
