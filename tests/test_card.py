@@ -10,12 +10,14 @@ import numpy as np
 import pytest
 import yaml
 
-from sg2jax import bundle, sampler
+from configs import default
+from sg2jax import build, bundle, sampler
+from sg2jax import state as state_lib
 from sg2jax.data.labels import Labels
 from sg2jax.faults import CheckpointError, UsageError, WeightsError
 from sg2jax.interop import names
 from sg2jax.tools import card, card_text, convert, export, generate
-from sg2jax.training import checkpoint
+from sg2jax.training import checkpoint, init_from
 from tests.runs import ROOT, call, random_run
 
 pytestmark = pytest.mark.usefixtures('quick_compile')
@@ -34,11 +36,13 @@ SCALES = {0: 0.1, 1: 0.1, 2: 0.5, 3: 1, 4: 0.3}
 FLAGS = ('--license=apache-2.0', '--data_license=cc-by-4.0', '--author=Ada | Lovelace')
 # As in metrics.jsonl: not finite numbers are texts; a metric has a line of its own.
 LINES = (
-  {'step': 1, 'nimg': 8, 'time': 1.0, 'sec_per_tick': 1800.0, 'loss_g': 2.0, 'loss_d': 'nan'},
-  {'step': 3, 'nimg': 24, 'time': 2.0, 'sec_per_tick': 5400.0, 'loss_g': 1.0, 'loss_d': 0.5},
-  {'step': 3, 'nimg': 24, 'time': 3.0, 'swd_4k': 9.0},
-  {'step': 9, 'nimg': 72, 'time': 4.0, 'sec_per_tick': 9e9, 'loss_g': 7.0},
+  {'step': 1, 'nimg': 8, 'time': 3600.0, 'sec_per_tick': 1800.0, 'loss_g': 2.0, 'loss_d': 'nan'},
+  {'step': 3, 'nimg': 24, 'time': 97200.0, 'sec_per_tick': 5400.0, 'loss_g': 1.0, 'loss_d': 0.5},
+  {'step': 3, 'nimg': 24, 'time': 97200.0, 'swd_4k': 9.0},
+  {'step': 9, 'nimg': 72, 'time': 1e6, 'sec_per_tick': 9e9, 'loss_g': 7.0},
 )
+# The second one goes on after a stop of a day.
+STARTS = ('1970-01-01T00:00:00+0000', '1970-01-02T01:00:00+0000')
 DOCUMENT = {
   'metric': 'pixelnn1k',
   'values': {'pixelnn1k': 1.5, 'pixelnn1k_z': float('nan')},
@@ -67,7 +71,7 @@ def run(tmp_path_factory):
   (workdir / 'metrics.jsonl').write_text(''.join(json.dumps(x) + '\n' for x in LINES) + '{"st')
   start = {'device': 'TPU v4', 'devices': 8, 'processes': 2, 'sg2jax': '1', 'jax': '2', 'flax': '3'}
   start |= {'host': 'secret-host', 'command': '/home/ada/secret/python'}
-  (workdir / 'environment.json').write_text(json.dumps([start, start]))
+  (workdir / 'environment.json').write_text(json.dumps([start | {'time': time} for time in STARTS]))
   folder = workdir / 'evaluation' / '00000003'
   (folder / 'holdout').mkdir(parents=True)
   (folder / 'pixelnn1k.json').write_text(json.dumps(DOCUMENT))
@@ -112,8 +116,9 @@ def test_a_card_says_what_the_run_says(run, tmp_path, capsys):
     '`a1b2`',
     '| pixelnn1k | 1.5 | 1.25 to 1.75 | 1,000 | 30 of my cats |',
     '30 of my cats (holdout)',
-    '| time | 2 hours |',  # not of the tick after the checkpoint
-    '| device time | 16 hours |',
+    '| time, without stops | 3 hours |',  # not of the tick after the checkpoint
+    '| devices x time | 24 hours |',
+    '| time in minibatches | 2 hours |',
     '1.5 for generated, 1.25 for held-out',
     "label='tom'",
     '8 x TPU v4 in 2 processes',
@@ -133,9 +138,12 @@ def test_a_card_says_what_the_run_says(run, tmp_path, capsys):
 def test_a_card_of_a_run_that_nobody_trained_leaves_out_what_it_does_not_know(tmp_path):
   run = random_run(tmp_path / 'run', SCALES, **NETWORK)
   (run / 'import.json').write_text(json.dumps({'source': '/home/ada/ffhq.pkl', 'sha256': 'c3d4'}))
+  vectors = np.float32([[0, 0.5, 1], [1, 1, 0]])
+  (run / 'labels.json').write_text(Labels.of_vectors(vectors).to_json())
   call(card, f'--checkpoint={run}', *FLAGS)
   text = (run / 'card.md').read_text()
   assert 'Imported from `ffhq.pkl` (SHA-256 `c3d4`)' in text and '/home' not in text
+  assert 'Seeds 0 to 31' in text and 'labels of 3 components' in text and 'of_a_class' not in text
   assert 'None were measured' in text and 'model-index' not in text
   assert not any(heading in text for heading in ('## Training', '## Data', '## Nearest'))
 
@@ -300,3 +308,14 @@ def test_what_there_is_no_card_of(copy, tmp_path):
     call(card, f'--checkpoint={tmp_path}/none', *FLAGS)
   with pytest.raises(UsageError, match='goes without --bundle'):
     call(export, f'--checkpoint={copy}', '--dest=a.npz', '--bundle=b', *FLAGS)
+
+
+def test_training_starts_from_a_bundle(published):
+  """Its generator fits; D begins anew."""
+  config = default.get_config()
+  config.update_from_flattened_dict(NETWORK | {'init_from': str(published)})
+  config.g.variant = {'mapping_lr_mul': 1.0}
+  origin = init_from.read(config)
+  init_from.check(config, origin, 3)
+  _, done = state_lib.transfer(build.abstract_state(config, 3), origin.state)
+  assert all(name.startswith('d.') for name in done['initialised']) and not done['unused']

@@ -1,5 +1,6 @@
 """What a card says of a run, read from its files; what isn't there is left out."""
 
+import datetime
 import json
 import math
 from typing import Any, NamedTuple
@@ -74,9 +75,27 @@ def _evaluations(folder, step):
   return found, pictures
 
 
-def hours(lines: list[dict[str, Any]]) -> float:
-  """Hours that the ticks took, snapshots and measurements within."""
-  return sum(float(line.get('sec_per_tick', 0)) for line in lines) / 3600
+def training_hours(facts: Facts) -> float:
+  """Hours of training alone: a tick is without compilation, snapshots and measurements."""
+  return sum(float(line.get('sec_per_tick', 0)) for line in facts.lines) / 3600
+
+
+def hours(facts: Facts) -> float | None:
+  """Hours from each start to the last line before the next, with all that was done in them.
+
+  None: the starts are not known.
+  """
+  if not facts.starts or not all('time' in start for start in facts.starts):
+    return None
+  begins = [datetime.datetime.fromisoformat(start['time']).timestamp() for start in facts.starts]
+  seconds = 0
+  before = begins[0]
+  for line in facts.lines:
+    # Time without a process is nobody's.
+    before = max([before, *(begin for begin in begins if begin <= line['time'])])
+    seconds += line['time'] - before
+    before = line['time']
+  return seconds / 3600
 
 
 def series(lines: list[dict[str, Any]], name: str) -> tuple[list[float], list[float]]:

@@ -63,7 +63,7 @@ def curves(facts: Facts) -> bytes | None:
   if not panels:
     return None
   rows = -(-len(panels) // 2)
-  figure = charts.blank('Training', 'thousands of images', 2.6 * rows)
+  figure = charts.blank('', 'thousands of images', 2.6 * rows)
   grid = figure.subplots(rows, 2, squeeze=False)
   for axes in grid.flat[len(panels) :]:
     axes.remove()

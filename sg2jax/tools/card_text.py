@@ -17,6 +17,10 @@ from sg2jax.tools.card_facts import Facts
 
 TASK = 'unconditional-image-generation'
 MOST_CLASSES = 40  # in the table; of more, the first
+_NN = (
+  '`farther` is how often a generated picture is farther from it than a held-out one, 0.5 where '
+  'they are alike and less for copies; `z` is that in standard deviations'
+)
 # What the values in a document of `evaluate` are, where the name alone does not say it.
 ABOUT = {
   'fid': 'Fréchet inception distance; lower is better',
@@ -26,8 +30,8 @@ ABOUT = {
   'ppl': 'perceptual path length; lower is smoother',
   'swd': 'sliced Wasserstein distance x 1000; lower is better',
   'pixelfd': 'Fréchet distance of pixels, not FID; lower is better',
-  'nn': 'nearest training pictures by VGG16',
-  'pixelnn': 'nearest training pictures by pixels, 16 px at most',
+  'nn': f'distance to the nearest training picture by VGG16; {_NN}',
+  'pixelnn': f'distance to the nearest training picture by pixels, 16 px at most; {_NN}',
 }
 
 
@@ -170,12 +174,13 @@ def _data(net, fields):
   ]
   if config.data.holdout:
     rows.append(('never trained on', f'a share of {config.data.holdout:g}'))
-  text = f'## Data\n\n{table(("data set", ""), rows)}'
+  text = f'## Data\n\n{table(("data set", "value"), rows)}'
   counts = net.labels.class_counts() if net.labels else {}
   if counts:
     shown = [(_plain(name), f'{count:,}') for name, count in list(counts.items())[:MOST_CLASSES]]
-    more = f'\n{len(counts) - len(shown):,} more classes are in `labels.json`.\n'
-    text += f'\n{table(("class", "pictures"), shown)}{more if len(counts) > len(shown) else ""}'
+    text += f'\nPictures of each class:\n\n{table(("class", "pictures"), shown)}'
+    if rest := len(counts) - len(shown):
+      text += f'\n{rest:,} more classes are in `labels.json`.\n'
   return text
 
 
@@ -190,11 +195,12 @@ def _training(net, facts, named):
   ]
   if machines:
     rows.append(('devices', '; then '.join(dict.fromkeys(map(_plain, machines)))))
-  spent = card_facts.hours(facts.lines)
+  spent = card_facts.hours(facts)
   if spent:
-    rows.append(('time', _duration(spent)))
+    rows.append(('time, without stops', _duration(spent)))
   if spent and len(set(machines)) == 1:
-    rows.append(('device time', _duration(spent * facts.starts[0]['devices'])))
+    rows.append(('devices x time', _duration(spent * facts.starts[0]['devices'])))
+  rows.append(('time in minibatches', _duration(card_facts.training_hours(facts))))
   if facts.starts:
     last = facts.starts[-1]
     rows.append(('started', f'{len(facts.starts)} times' if len(facts.starts) > 1 else 'once'))
@@ -203,7 +209,7 @@ def _training(net, facts, named):
     if last.get('git_commit'):
       rows.append(('commit', f'`{last["git_commit"]}`'))
   picture = f'\n![Curves of the training]({named["curves"]})\n' if 'curves' in named else ''
-  return f'## Training\n\n{table(("what", ""), rows)}{picture}'
+  return f'## Training\n\n{table(("training", "value"), rows)}{picture}'
 
 
 def _metrics(facts):
@@ -224,13 +230,12 @@ def _metrics(facts):
       row = (name, f'{value:.4g}', interval, fakes, against, detector, document['seed'])
       rows.append(tuple(map(str, row)))
     kind = protocols.parse(document['metric']).kind
-    notes[document['metric']] = ABOUT[kind]
+    cover = document.get('intervals_cover')
+    notes[document['metric']] = ABOUT[kind] + (f'. Interval: {cover}' if cover else '')
   heads = ('metric', 'value', '95 % interval', 'fakes', 'reals', 'detector', 'seed')
   text = '## Metrics\n\nOf the moving average of the weights, without truncation.\n\n'
   text += table(heads, rows) + '\n'
-  text += ''.join(f'- `{name}`: {note}.\n' for name, note in notes.items())
-  covers = {d['intervals_cover'] for _, d in facts.evaluations if d.get('intervals_cover')}
-  return text + ''.join(f'- Intervals cover {cover}.\n' for cover in sorted(covers))
+  return text + ''.join(f'- `{name}`: {note}.\n' for name, note in notes.items())
 
 
 def _neighbours(facts, named):
