@@ -18,7 +18,6 @@ from typing import Any
 
 from flax import traverse_util
 import numpy as np
-from safetensors import numpy as safetensors
 
 from sg2jax import paths
 from sg2jax.faults import CheckpointError
@@ -54,6 +53,8 @@ def home(path: str | os.PathLike) -> paths.Path:
 
 def weights(state: dict[str, Any]) -> bytes:
   """The file of weights of a state, as `checkpoint.load` gives it."""
+  from safetensors import numpy as safetensors  # here: who loads a run does without
+
   flat = traverse_util.flatten_dict({name: state[name] for name in FIELDS}, sep='.')
   arrays = {name: np.array(x, order='C') for name, x in flat.items()}
   return safetensors.save(arrays, {'format': FORMAT})
@@ -129,6 +130,8 @@ def _checked(path, name, listed):
 
 
 def _state(data):
+  from safetensors import numpy as safetensors  # here: who loads a run does without
+
   header = json.loads(data[8 : 8 + int.from_bytes(data[:8], 'little')])
   found = header.get('__metadata__', {}).get('format')
   if found != FORMAT:
