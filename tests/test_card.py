@@ -207,7 +207,8 @@ def test_the_core_loads_a_bundle(published):
   code = (
     'import sys\n'
     f'sys.modules.update(dict.fromkeys({extras.split()!r}))\n'
-    f'import sg2jax\nprint(sg2jax.load({str(published)!r})([0]).shape)'
+    'import sg2jax, sg2jax.tools.export\n'
+    f'print(sg2jax.load({str(published)!r})([0]).shape)'
   )
   env = os.environ | {'JAX_PLATFORMS': 'cpu', 'JAX_DISABLE_MOST_OPTIMIZATIONS': '1'}
   done = subprocess.run(

@@ -5,7 +5,6 @@ import tempfile
 
 import numpy as np
 
-from sg2jax import charts
 from sg2jax.sampler import Sampler
 from sg2jax.tools import card_facts, sheets
 from sg2jax.tools.card_facts import Facts
@@ -55,6 +54,8 @@ def _sheet(pictures, rows, cols):
 
 def curves(facts: Facts) -> bytes | None:
   """Losses and what was measured in training, by images; None without a log."""
+  from sg2jax import charts  # here: it needs matplotlib, and export of a file does without
+
   panels = [{'loss_g': 'G', 'loss_d': 'D'}]
   names = ['swd', *card_facts.measured(facts.lines), 'r_t', 'augment_p']
   panels += [{name: ''} for name in dict.fromkeys(names)]
