@@ -1,7 +1,9 @@
-"""Links between pages lead somewhere, and nothing in docs/ is without a way to it."""
+"""Links between pages lead somewhere, nothing in docs/ is without a way to it; commands parse."""
 
 import pathlib
 import re
+
+from tests import commands
 
 ROOT = pathlib.Path(__file__).parent.parent
 PAGES = ('README.md', 'CHANGELOG.md', 'CONTRIBUTING.md')
@@ -73,3 +75,46 @@ def test_a_broken_link_is_found(tmp_path):
     'page.md: other.md#no-heading',
     'page.md: gone.png',
   ]
+
+
+def wrong(page: pathlib.Path) -> list[str]:
+  """'page: command: error' of each command of ours that its tool doesn't take."""
+  bad = []
+  for command in commands.of_page(page.read_text()):
+    try:
+      commands.parse(command)
+    except Exception as e:  # a tool that isn't there, a flag, its value: all are wrong
+      bad.append(f'{page.name}: {command}: {e}')
+  return bad
+
+
+def test_commands_are_of_tools_and_flags_that_are_there(monkeypatch):
+  monkeypatch.chdir(ROOT)
+  assert [error for page in pages_of_ours() for error in wrong(page)] == []
+
+
+def test_a_wrong_command_is_found(tmp_path, monkeypatch):
+  monkeypatch.chdir(ROOT)
+  page = tmp_path / 'page.md'
+  page.write_text(
+    """
+`python -m sg2jax.tools.gone` is no block, and this one is right:
+
+```bash
+cd x && .venv/bin/python -m sg2jax.main --config=configs/quickstart.py \\
+   --config.batch=8 --workdir=x   # a comment
+sg2jax doctor --config=configs/quickstart.py
+```
+
+```
+python -m sg2jax.tools.gone --checkpoint=x
+sg2jax generate --checkpoint=x --sed=1
+sg2jax doctor --config=configs/quickstart.py --config.bach=8
+```
+"""
+  )
+  found = wrong(page)
+  assert len(commands.of_page(page.read_text())) == 5
+  assert [name in error for name, error in zip(('gone', 'sed', 'bach'), found, strict=True)] == [
+    True
+  ] * 3

@@ -2,7 +2,6 @@
 
 import ast
 import builtins
-import importlib
 import importlib.metadata
 import json
 import os
@@ -11,13 +10,10 @@ import shlex
 import shutil
 import signal
 import subprocess
-import sys
 import threading
 import time
-from unittest import mock
 import zipfile
 
-from absl.testing import flagsaver
 from IPython.core.inputtransformer2 import TransformerManager
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError, DeadKernelError
@@ -26,10 +22,9 @@ import numpy as np
 from PIL import Image
 import pytest
 
-from sg2jax import cli
 from sg2jax.faults import UsageError
 from sg2jax.tools import export
-from tests import pictures, runs
+from tests import commands, pictures, runs
 from tests.runs import ROOT
 
 FOLDER = ROOT / 'launch' / 'colab'
@@ -57,17 +52,17 @@ def tree(source):
   return ast.parse(TransformerManager().transform_cell(source))
 
 
-def commands(source):
+def shell(source):
   """What stands behind the ! of a cell."""
-  whole = source.replace('\\\n', ' ')
-  return [line.strip()[1:] for line in whole.splitlines() if line.strip().startswith('!')]
+  lines = map(str.strip, commands.joined(source).splitlines())
+  return [line[1:] for line in lines if line.startswith('!')]
 
 
 def names(source):
   """(names that a cell reads, names that it sets)."""
   nodes = [node for node in ast.walk(tree(source)) if isinstance(node, ast.Name)]
   used = {node.id for node in nodes if isinstance(node.ctx, ast.Load)}
-  used |= {name for command in commands(source) for name in re.findall(r'{(\w+)}', command)}
+  used |= {name for command in shell(source) for name in re.findall(r'{(\w+)}', command)}
   made = {node.id for node in nodes if isinstance(node.ctx, ast.Store)}
   for node in ast.walk(tree(source)):
     if isinstance(node, (ast.Import, ast.ImportFrom)):
@@ -85,17 +80,6 @@ def values(notebook):
 def filled(command, given):
   """A command as the shell gets it. Raises KeyError if it names a variable that isn't there."""
   return re.sub(r'{(\w+)}', lambda match: str(given[match[1]]), command)
-
-
-def parse(command):
-  """Reads `python -m MODULE ARGUMENTS` as the tool does, without running it; raises as it does."""
-  python, m, module, *arguments = shlex.split(command)
-  assert (python, m) == ('python', '-m')
-  tool = importlib.import_module(module)
-  argv = [module, *arguments]
-  with flagsaver.flagsaver(), mock.patch.object(sys, 'argv', argv):
-    tool.define_flags()
-    cli.parse(argv)
 
 
 def with_parameters(name, **given):
@@ -160,7 +144,7 @@ def test_cells_call_and_never_define(name):
     assert not [node for node in ast.walk(tree(cell.source)) if isinstance(node, DEFINES)], cell.id
     # A command that fails ends the cell; the findings of doctor are for reading.
     checks = cell.source.count('assert _exit_code == 0')
-    assert checks == (0 if cell.id == 'doctor' else len(commands(cell.source))), cell.id
+    assert checks == (0 if cell.id == 'doctor' else len(shell(cell.source))), cell.id
 
 
 @pytest.mark.parametrize('name', NAMES)
@@ -182,9 +166,9 @@ def test_commands_are_of_tools_and_flags_that_are_there(name, monkeypatch):
   notebook = read(name)
   given = values(notebook) | EXAMPLES
   for cell in code(notebook):
-    for command in commands(cell.source):
+    for command in shell(cell.source):
       if not command.startswith(('git clone ', 'python -m pip install ')):
-        parse(filled(command, given))
+        commands.parse(filled(command, given))
 
 
 @pytest.mark.parametrize(
@@ -199,7 +183,7 @@ def test_commands_are_of_tools_and_flags_that_are_there(name, monkeypatch):
 def test_a_wrong_command_is_found(command, error, monkeypatch):
   monkeypatch.chdir(ROOT)
   with pytest.raises(error):
-    parse(filled(command, {}))
+    commands.parse(filled(command, {}))
 
 
 def test_all_are_set_up_alike():
