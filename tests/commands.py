@@ -17,9 +17,14 @@ _BLOCK = re.compile(r'^```\w*\n(.*?)^```', re.M | re.S)
 _OURS = re.compile(r'(?:^|&& |/)(python -m sg2jax\S* .*|sg2jax [a-z_]+(?: .*)?)$')
 
 
+def blocks(text: str) -> list[str]:
+  """The blocks of code of a page."""
+  return _BLOCK.findall(text)
+
+
 def of_page(text: str) -> list[str]:
   """The commands of ours in a page's blocks of code, continued lines as one."""
-  lines = [line.strip() for block in _BLOCK.findall(text) for line in joined(block).splitlines()]
+  lines = [line.strip() for block in blocks(text) for line in joined(block).splitlines()]
   return [match[1] for match in map(_OURS.search, lines) if match]
 
 

@@ -77,6 +77,16 @@ def test_a_broken_link_is_found(tmp_path):
   ]
 
 
+def test_the_example_for_researchers_runs(monkeypatch, quick_compile):
+  monkeypatch.syspath_prepend(ROOT)
+  page = (ROOT / 'docs' / 'researcher.md').read_text()
+  (example,) = [x for x in commands.blocks(page) if 'losses.r1_penalty' in x]
+  found = {}
+  exec(example, found)
+  assert found['images'].shape == (8, 32, 32, 1) and found['logits'].shape == (8, 1)
+  assert found['penalty'].shape == (8,) and found['penalty'].min() > 0
+
+
 def wrong(page: pathlib.Path) -> list[str]:
   """'page: command: error' of each command of ours that its tool doesn't take."""
   bad = []

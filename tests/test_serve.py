@@ -1,0 +1,77 @@
+"""launch/serve.py makes the images of `sg2jax generate`, with jax and a module alone."""
+
+import ast
+import io
+import os
+import subprocess
+import sys
+from urllib.error import HTTPError
+from urllib.request import urlopen
+
+import numpy as np
+from PIL import Image
+import pytest
+
+from sg2jax import sampler
+from sg2jax.interop import write
+from tests import runs
+from tests.runs import ROOT
+
+SERVE = ROOT / 'launch' / 'serve.py'
+
+
+@pytest.fixture(scope='module')
+def net(tmp_path_factory):
+  folder = tmp_path_factory.mktemp('run')
+  fields = {'resolution': 8, 'data.channels': 3, 'g.fmap_base': 64, 'g.z_dim': 8, 'g.w_dim': 8}
+  return sampler.load(runs.random_run(folder, (0.3, 0.3, 1, 1, 1), **fields))
+
+
+@pytest.fixture(scope='module')
+def address(net, tmp_path_factory):
+  module = tmp_path_factory.mktemp('there') / 'net.stablehlo'
+  module.write_bytes(write.write_stablehlo(net)[0])
+  env = os.environ | {'JAX_PLATFORMS': 'cpu', 'JAX_DISABLE_MOST_OPTIMIZATIONS': '1'}
+  command = [sys.executable, str(SERVE), str(module), '--port=0']
+  with subprocess.Popen(command, env=env, stdout=subprocess.PIPE, text=True) as server:
+    yield server.stdout.readline().strip().partition('?')[0]
+    server.terminate()
+
+
+def test_it_imports_nothing_of_this_package():
+  nodes = ast.walk(ast.parse(SERVE.read_text()))
+  found = {
+    getattr(node, 'module', None) or node.names[0].name
+    for node in nodes
+    if isinstance(node, (ast.Import, ast.ImportFrom))
+  }
+  assert 'jax' in found and not any(name.startswith(('sg2jax', 'configs')) for name in found)
+
+
+def test_images_are_those_of_generate(net, address):
+  for seed, psi, number in ((3, 1, 0), (2**32 - 1, 0.5, 2)):
+    query = f'?seed={seed}' + (f'&psi={psi}&class={number}' if number else '')
+    with urlopen(address + query) as answer:
+      image = np.asarray(Image.open(io.BytesIO(answer.read())))
+    ours = net([seed], psi=psi, label=number)[0]
+    assert image.shape == (8, 8, 3) and image.std() > 0
+    assert np.abs(np.int32(image) - ours).max() <= 1
+
+
+@pytest.mark.parametrize(
+  'query',
+  [
+    '',
+    '?seed=',
+    '?seed=x',
+    '?seed=-1',
+    '?seed=4294967296',
+    '?seed=1&psi=nan',
+    '?seed=1&class=3',
+    '?seed=1&class=-1',
+  ],
+)
+def test_bad_queries_are_refused_and_the_next_is_answered(query, address):
+  with pytest.raises(HTTPError, match='400'):
+    urlopen(address + query)
+  assert urlopen(address + '?seed=1').status == 200
