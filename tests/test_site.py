@@ -4,17 +4,20 @@ import html.parser
 import os
 import pathlib
 import re
+import shutil
 import subprocess
 import sys
 import urllib.parse
 
 import pytest
 
+from tests import test_docs
 from website import docstrings
 
 ROOT = pathlib.Path(__file__).parent.parent
 IN_STYLE = re.compile(r'(?:url\(|@import)\s*["\']?([^"\')\s;]+)')
 ELSEWHERE = ('http:', 'https:', 'mailto:', '//')
+CHROMIUM = shutil.which('chromium') or shutil.which('chromium-browser')
 # MkDocs' command, in which nothing can be asked of another host.
 BUILD = """
 import socket
@@ -115,21 +118,48 @@ def test_a_broken_link_is_found(tmp_path):
   ]
 
 
-def test_what_pages_have_is_there_under_the_names_of_github(site):
-  start = (site / 'index.html').read_text()
-  assert 'href="newcomer.html"' in start and 'src="quickstart.png"' in start
-  assert 'what-a-run-writes' in Page(start).anchors
-  assert (
-    '200-pictures-start-from-a-trained-network'
-    in Page((site / 'small_data.html').read_text()).anchors
-  )
-  assert (site / 'files/launch/colab/quickstart.ipynb').is_file()
+def test_pages_have_the_anchors_of_github(site):
+  lacking = []
+  for page in test_docs.pages_of_ours():
+    built = site / ('index.html' if page.name == 'README.md' else f'{page.stem}.html')
+    missing = test_docs.anchors(page.read_text()) - Page(built.read_text()).anchors
+    lacking += [f'{page.name}: {anchor}' for anchor in sorted(missing)]
+  assert lacking == []
+
+
+def test_links_out_of_docs_lead_to_what_they_name(site):
+  links = [link for page in site.glob('*.html') for link in Page(page.read_text()).links]
+  assert {'index.html#start', 'CONTRIBUTING.html', 'api/use.html#sg2jax.data.labels'} <= {*links}
+  notebook = 'launch/colab/quickstart.ipynb'
+  assert f'files/{notebook}' in links
+  assert (site / 'files' / notebook).read_bytes() == (ROOT / notebook).read_bytes()
 
 
 def test_the_reference_is_of_public_names(site):
   anchors = Page((site / 'api/use.html').read_text()).anchors
   assert {'sg2jax.load', 'sg2jax.sampler.Sampler.__call__', 'sg2jax.faults.UsageError'} <= anchors
   assert not [name for name in anchors if re.search(r'[.]_(?!_call__$)', name)]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not CHROMIUM, reason='there is no Chromium; apt-get install chromium')
+def test_the_search_works_from_a_disk_and_no_other_host_is_asked(site):
+  from playwright.sync_api import sync_playwright
+
+  asked, errors = [], []
+  with sync_playwright() as playwright:
+    browser = playwright.chromium.launch(executable_path=CHROMIUM, args=['--no-sandbox'])
+    page = browser.new_page()
+    page.on('request', lambda request: asked.append(request.url))
+    page.on('pageerror', lambda error: errors.append(str(error)))
+    page.goto((site / 'api' / 'use.html').as_uri())
+    page.keyboard.press('f')
+    page.keyboard.type('modulated_conv2d')
+    page.locator('.md-search-result__link').first.click()
+    page.wait_for_url('**/api/operators.html**')
+    browser.close()
+  elsewhere = [url for url in asked if not url.startswith((site.as_uri(), 'data:', 'about:'))]
+  assert (elsewhere, errors) == ([], [])
 
 
 READ = """\

@@ -121,18 +121,23 @@ def said_of(attribute: griffe.Attribute, found: dict[int, tuple[bool, str]]) -> 
   return ' '.join(above)
 
 
-def attributes(described: griffe.Object, found: dict[int, tuple[bool, str]]) -> str:
-  """The section of fields or constants that have a comment, with values that are short; or ''."""
+def with_attributes(text: str, described: griffe.Object, found: dict[int, tuple[bool, str]]) -> str:
+  """Markdown, and in its section of attributes those with a comment or in no signature."""
   lines = []
   for name, member in described.members.items():
     if member.is_alias or not member.is_attribute or name.startswith('_') or member.docstring:
       continue
     said = said_of(member, found)
     value = '' if member.value is None else str(member.value)
-    if said:
-      shown = f'`{value}`: ' if 0 < len(value) <= 24 else ''
-      lines.append(f'  {name}: {shown}{literal(said)}')
-  return '\n'.join(['\n\nAttributes:', *lines]) if lines else ''
+    shown = f'`{value}`' if 0 < len(value) <= 24 else ''
+    # The fields of a dataclass are in its signature.
+    is_field = described.is_class and member.annotation and 'dataclass' not in described.labels
+    if said or is_field:
+      lines.append(f'  {name}: ' + ': '.join(filter(None, (shown, literal(said)))))
+  before, _, after = text.partition('Attributes:\n')
+  if not lines:
+    return text
+  return '\n'.join([before.rstrip(), '', 'Attributes:', *lines, after])
 
 
 class Docstrings(griffe.Extension):
@@ -148,7 +153,7 @@ class Docstrings(griffe.Extension):
     if described.docstring:
       text = markdown(described.docstring.value)
       if described.is_module or described.is_class:
-        text += attributes(described, found)
+        text = with_attributes(text, described, found)
       described.docstring.value = text
     for member in described.members.values():
       if not member.is_alias:

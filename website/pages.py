@@ -108,7 +108,6 @@ REFERENCE = {
     'Pictures become a data set; a data set becomes a stream of minibatches.',
     (
       'data',
-      'data.pipeline',
       'data.dataset',
       'data.digits',
       'data.holdout',
@@ -174,6 +173,9 @@ REFERENCE = {
 }
 LINK = re.compile(r'\]\(([^()\s]+)\)')
 CODE = re.compile(r'(^```.*?^```|`[^`\n]*`)', re.M | re.S)
+SHOWN_CODE = re.compile(r'<code[ >].*?</code>', re.S)
+TAG = re.compile(r'(<[^>]*>)')
+HYPHENED = re.compile(r'(?=\S*-)\S{2,}')
 ELSEWHERE = ('http://', 'https://', 'mailto:', '#')
 
 
@@ -222,6 +224,17 @@ def on_page_markdown(markdown, page, config, files):
   parts = CODE.split(markdown)
   parts[::2] = [LINK.sub(moved, part) for part in parts[::2]]
   return ''.join(parts)
+
+
+def on_page_content(html, page, config, files):
+  """Words of code with hyphens as one each, so that no line of a command ends in `--`."""
+
+  def whole(found):
+    parts = TAG.split(found[0])
+    parts[::2] = [HYPHENED.sub(r'<span class="word">\g<0></span>', part) for part in parts[::2]]
+    return ''.join(parts)
+
+  return SHOWN_CODE.sub(whole, html)
 
 
 def place(where, config, files):
