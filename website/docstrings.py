@@ -8,6 +8,7 @@ above it, which Griffe doesn't look at.
 
 import ast
 import io
+import itertools
 import re
 import textwrap
 import tokenize
@@ -16,7 +17,10 @@ import griffe
 
 SECTION = re.compile(r'(Args|Returns|Raises|Yields|Attributes):$')
 ITEM = re.compile(r'  ((?:, |\*{0,2}\w[\w.]*)+): (.*)')  # of a section: what is described, and how
+COLUMNS = re.compile(r'\S  +\S|^ {4}')  # words below each other
+NAMED = re.compile(r'\w+: ')
 HANGING = re.compile(r'[-*] |\w[\w. ,]*: ')  # what such a line begins, the indented ones below end
+RECORDS = {'NamedTuple', 'nn.Module', 'Module'}
 AS_IT_IS = re.compile(r'(`[^`\n]*`|https?://\S+)')
 MARKS = re.compile(r'[\\*\[\]#]|(?<![a-zA-Z0-9])_|_(?![a-zA-Z0-9])')
 
@@ -45,28 +49,37 @@ def fenced(lines: list[str], language: str) -> list[str]:
 
 def paragraph(lines: list[str]) -> list[str]:
   """Lines without a blank one among them and outside sections, as Markdown."""
-  text = '\n'.join(lines)
-  if is_code(textwrap.dedent(text)):
+  if is_code('\n'.join(lines)):
     return fenced(lines, 'python')
-  made = []
-  while lines:
-    end = next((i for i, line in enumerate(lines) if not line.startswith(' ')), len(lines))
-    if end:  # indented: as it stands
-      made += fenced(lines[:end], 'text')
+  if len(lines) > 1 and all(COLUMNS.search(line) for line in lines):
+    return fenced(lines, 'text')
+  made, items = [], []
+  for indented, group in itertools.groupby(lines, lambda line: line.startswith(' ')):
+    if not indented:
+      items += group
+    elif items and HANGING.match(items[-1]) and not items[-1].endswith(':'):
+      items[-1] += ' ' + ' '.join(line.strip() for line in group)
     else:
-      end = next((i for i, line in enumerate(lines[1:], 1) if line.startswith(' ')), len(lines))
-      while end < len(lines) and HANGING.match(lines[end - 1]) and not lines[end - 1].endswith(':'):
-        lines[end - 1] = f'{lines[end - 1]} {lines.pop(end).strip()}'
-        end = next((i for i, line in enumerate(lines[1:], 1) if line.startswith(' ')), len(lines))
-      for line in lines[:end]:
-        made += [''] if line.startswith('- ') else []  # or it would not be a list
-        made.append(literal(line).replace('Raises: ', '**Raises:** '))
-    lines = lines[end:]
+      made += [*listed(items), *fenced(list(group), 'text')]
+      items = []
+  return made + listed(items)
+
+
+def listed(lines: list[str]) -> list[str]:
+  """Lines as Markdown; where each begins with what it is about, or `- `, as a list."""
+  if len(lines) > 1 and all(NAMED.match(line) for line in lines):
+    lines = [f'- {line}' for line in lines]
+  made = []
+  for line in lines:
+    made += [''] if line.startswith('- ') else []  # or it would not be a list
+    made.append(literal(line).replace('Raises: ', '**Raises:** '))
   return made
 
 
 def section(lines: list[str]) -> list[str]:
   """A section: one item a name, as Griffe reads it, and after it lines that describe no name."""
+  if lines[0] in ('Returns:', 'Yields:'):  # a colon in it would be taken for the end of a type
+    return [f'**{lines[0]}**', *(literal(line.strip()) for line in lines[1:]), '']
   items, rest = [], []
   for line in lines[1:]:
     item = ITEM.fullmatch(line)
@@ -76,8 +89,6 @@ def section(lines: list[str]) -> list[str]:
       items[-1][1].append(literal(line))
     elif line:
       rest.append(literal(line.strip()))
-  if lines[0] in ('Returns:', 'Yields:'):
-    return ['', lines[0], *map(literal, lines[1:]), '']
   made = [f'  {name}: ' + '\n'.join(text) for names, text in items for name in names]
   return ['', lines[0], *made, '', *rest, '']
 
@@ -122,22 +133,34 @@ def said_of(attribute: griffe.Attribute, found: dict[int, tuple[bool, str]]) -> 
 
 
 def with_attributes(text: str, described: griffe.Object, found: dict[int, tuple[bool, str]]) -> str:
-  """Markdown, and in its section of attributes those with a comment or in no signature."""
+  """Markdown, with a section of attributes for those that have a comment."""
+  before, _, after = text.partition('Attributes:\n')
+  there = {item[1] for item in map(ITEM.match, after.splitlines()) if item}
   lines = []
   for name, member in described.members.items():
-    if member.is_alias or not member.is_attribute or name.startswith('_') or member.docstring:
+    if member.is_alias or not member.is_attribute or name.startswith('_') or name in there:
       continue
     said = said_of(member, found)
     value = '' if member.value is None else str(member.value)
-    shown = f'`{value}`' if 0 < len(value) <= 24 else ''
-    # The fields of a dataclass are in its signature.
-    is_field = described.is_class and member.annotation and 'dataclass' not in described.labels
-    if said or is_field:
-      lines.append(f'  {name}: ' + ': '.join(filter(None, (shown, literal(said)))))
-  before, _, after = text.partition('Attributes:\n')
+    if said and not member.docstring:
+      shown = f'`{value}`: ' if described.is_module and 0 < len(value) <= 24 else ''
+      lines.append(f'  {name}: {shown}{literal(said)}')
   if not lines:
     return text
   return '\n'.join([before.rstrip(), '', 'Attributes:', *lines, after])
+
+
+def add_signature(described: griffe.Class) -> None:
+  """What makes one: of named tuples and Flax's modules, too, which Griffe doesn't know."""
+  if not RECORDS & {str(base) for base in described.bases}:
+    return
+  kind = griffe.ParameterKind.positional_or_keyword
+  fields = [griffe.Parameter('self', kind=kind)]
+  for name, x in described.members.items():
+    if x.is_attribute and x.annotation and 'property' not in x.labels:
+      fields.append(griffe.Parameter(name, annotation=x.annotation, kind=kind, default=x.value))
+  made = griffe.Function('__init__', parameters=griffe.Parameters(*fields), parent=described)
+  described.set_member('__init__', made)
 
 
 class Docstrings(griffe.Extension):
@@ -152,6 +175,8 @@ class Docstrings(griffe.Extension):
       found = comments(described.filepath.read_text())
     if described.docstring:
       text = markdown(described.docstring.value)
+      if described.is_class:
+        add_signature(described)
       if described.is_module or described.is_class:
         text = with_attributes(text, described, found)
       described.docstring.value = text
