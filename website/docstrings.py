@@ -18,7 +18,7 @@ import griffe
 SECTION = re.compile(r'(Args|Returns|Raises|Yields|Attributes):$')
 ITEM = re.compile(r'  ((?:, |\*{0,2}\w[\w.]*)+): (.*)')  # of a section: what is described, and how
 COLUMNS = re.compile(r'\S  +\S|^ {4}')  # words below each other
-NAMED = re.compile(r'\w+: ')
+NAMED = re.compile(r'\w+(, \w+)*: ')  # what a line is about
 HANGING = re.compile(r'[-*] |\w[\w. ,]*: ')  # what such a line begins, the indented ones below end
 RECORDS = {'NamedTuple', 'nn.Module', 'Module'}
 AS_IT_IS = re.compile(r'(`[^`\n]*`|https?://\S+)')
@@ -113,7 +113,7 @@ def comments(source: str) -> dict[int, tuple[bool, str]]:
   """{line: (whether it is alone there, text)} of the comments of a file."""
   found = {}
   for token in tokenize.generate_tokens(io.StringIO(source).readline):
-    if token.type == tokenize.COMMENT:
+    if token.type == tokenize.COMMENT and not token.string.startswith('# fmt:'):
       alone = not token.line[: token.start[1]].strip()
       found[token.start[0]] = alone, token.string.lstrip('# ')
   return found

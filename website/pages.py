@@ -10,16 +10,14 @@ import os
 import pathlib
 import re
 
-from mkdocs.structure.files import File
+from mkdocs.config.defaults import MkDocsConfig
+from mkdocs.structure.files import File, Files
+from mkdocs.structure.pages import Page
 import reference  # beside this file, where MkDocs looks, too
 
 HERE = pathlib.Path(__file__).parent
 ROOT = HERE.parent
-PAGES = {
-  'README.md': 'index.md',
-  'CHANGELOG.md': 'CHANGELOG.md',
-  'CONTRIBUTING.md': 'CONTRIBUTING.md',
-}
+PAGES = {'README.md': 'index.md'} | {name: name for name in ('CHANGELOG.md', 'CONTRIBUTING.md')}
 ASSETS = ('iframe-worker.js', 'style.css')
 LINK = re.compile(r'\]\(([^()\s]+)\)')
 CODE = re.compile(r'(^```.*?^```|`[^`\n]*`)', re.M | re.S)
@@ -34,7 +32,7 @@ def slug(heading: str, separator: str) -> str:
   return re.sub(r'[^\w\- ]', '', heading.lower()).replace(' ', separator)
 
 
-def on_config(config):
+def on_config(config: MkDocsConfig) -> MkDocsConfig:
   """Anchors as GitHub's; the reference in the navigation, before the last group."""
   config.mdx_configs['toc']['slugify'] = slug
   pages = [{page.title: f'api/{page.name}.md'} for page in reference.PAGES]
@@ -42,7 +40,7 @@ def on_config(config):
   return config
 
 
-def on_files(files, config):
+def on_files(files: Files, config: MkDocsConfig) -> Files:
   """The files that aren't in docs/."""
   for source, page in PAGES.items():
     files.append(File.generated(config, page, abs_src_path=str(ROOT / source)))
@@ -54,7 +52,7 @@ def on_files(files, config):
   return files
 
 
-def on_page_markdown(markdown, page, config, files):
+def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
   """A page with links that lead somewhere on the site; code keeps its brackets."""
   source = {there: here for here, there in PAGES.items()}.get(page.file.src_uri)
   folder = ROOT if source else ROOT / 'docs' / os.path.dirname(page.file.src_uri)
@@ -75,7 +73,7 @@ def on_page_markdown(markdown, page, config, files):
   return ''.join(parts)
 
 
-def on_page_content(html, page, config, files):
+def on_page_content(html: str, page: Page, config: MkDocsConfig, files: Files) -> str:
   """Words of code with hyphens as one each, so that no line of a command ends in `--`."""
 
   def whole(found):
@@ -86,7 +84,7 @@ def on_page_content(html, page, config, files):
   return SHOWN_CODE.sub(whole, html)
 
 
-def place(where, config, files):
+def place(where: str, config: MkDocsConfig, files: Files) -> str:
   """Where a file of the repository is on the site, as pages at its root link to it."""
   if where in PAGES:
     return PAGES[where]
