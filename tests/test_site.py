@@ -1,6 +1,7 @@
 """The site of docs/ builds, without network and warnings; its links lead somewhere in it."""
 
-import html.parser
+import html
+from html.parser import HTMLParser
 import os
 import pathlib
 import re
@@ -28,7 +29,7 @@ cli()
 """
 
 
-class Page(html.parser.HTMLParser):
+class Page(HTMLParser):
   """What a page links to, what a browser loads for it, and its anchors."""
 
   def __init__(self, text: str):
@@ -131,6 +132,14 @@ def test_pages_have_the_anchors_of_github(site):
   assert lacking == []
 
 
+def test_commands_are_copied_as_they_are_written(site):
+  page = re.findall(r'<code[ >].*?</code>', (site / 'index.html').read_text(), flags=re.S)
+  shown = {html.unescape(re.sub(r'<[^>]*>', '', code)) for code in page}
+  blocks = re.findall(r'^```\w*\n(.*?)^```', (ROOT / 'README.md').read_text(), flags=re.M | re.S)
+  assert len(blocks) > 5
+  assert [block for block in blocks if block not in shown] == []
+
+
 def test_links_out_of_docs_lead_to_what_they_name(site):
   links = [link for page in site.glob('*.html') for link in Page(page.read_text()).links]
   assert {'index.html#start', 'CONTRIBUTING.html', 'api/use.html#sg2jax.data.labels'} <= {*links}
@@ -140,8 +149,10 @@ def test_links_out_of_docs_lead_to_what_they_name(site):
 
 
 def test_the_reference_is_of_public_names(site):
-  anchors = Page((site / 'api/use.html').read_text()).anchors
+  text = (site / 'api/use.html').read_text()
+  anchors = Page(text).anchors
   assert {'sg2jax.load', 'sg2jax.sampler.Sampler.__call__', 'sg2jax.faults.UsageError'} <= anchors
+  assert 'moving average of w, [w_dim]' in text  # a comment beside a field
   assert not [name for name in anchors if re.search(r'[.]_(?!_call__$)', name)]
 
 
@@ -175,12 +186,22 @@ Rooms:
 - a list,
   hanging
 
+x: one
+y, z: two
+  and more
+
+one    columns
+three  of text
+
 g = load('x')  # [8]
 
 Args:
   x_, y: [N,C], or *.
     More.
   **rest: z.
+
+Returns:
+  z: [N].
 
 Raises: ValueError: one; UsageError
   for two."""
@@ -196,6 +217,15 @@ bb  two
 
 - a list, hanging
 
+- x: one
+
+- y, z: two and more
+
+```text
+one    columns
+three  of text
+```
+
 ```python
 g = load('x')  # [8]
 ```
@@ -206,6 +236,9 @@ Args:
   y: \[N,C\], or \*.
     More.
   **rest: z.
+
+**Returns:**
+z: \[N\].
 
 **Raises:** ValueError: one; UsageError for two."""
 
