@@ -27,6 +27,9 @@ ADDRESSES = (
   'config.init_from',
 )
 
+# These may hold one, and nothing is read there: what is Beam's, and what people say of themselves.
+TEXTS = ('beam_options', 'author', 'license_link')
+
 # Exit codes of several processes that all have if one has them.
 TOGETHER = (faults.NonFiniteError.code, faults.Preempted.code, faults.Interrupted.code)
 
@@ -142,7 +145,7 @@ def parse(argv: list[str], values: flags.FlagValues = flags.FLAGS) -> list[str]:
     # A path library makes gs:/b of gs://b, and a folder gs: where the user stands.
     if name in ADDRESSES:
       paths.place(value, argument)
-    elif name != 'beam_options':  # what is Beam's may be an address: it is Beam that reads it
+    elif name not in TEXTS:
       paths.check_local(value, argument)
   try:
     return values(argv)

@@ -50,10 +50,10 @@ DOCUMENT = {
   'intervals_cover': 'which fakes were drawn',
   'fakes': 1000,
   'reals': 30,
-  'data': {'name': 'my cats'},
+  'data': {'name': 'my cats', 'sha256': 'a1b2'},
   'detector': {'name': 'pixels', 'standard': True},
-  'checkpoint': {'step': 3},
   'seed': 0,
+  'held_out': 'each real in turn, out of the others',
   'median_distance': {'fakes': 1.5, 'held_out': 1.25},
 }
 
@@ -74,9 +74,10 @@ def run(tmp_path_factory):
   (workdir / 'environment.json').write_text(json.dumps([start | {'time': time} for time in STARTS]))
   folder = workdir / 'evaluation' / '00000003'
   (folder / 'holdout').mkdir(parents=True)
-  (folder / 'pixelnn1k.json').write_text(json.dumps(DOCUMENT))
+  document = DOCUMENT | {'checkpoint': {'sha256': sampler.load(workdir).hash()}}
+  (folder / 'pixelnn1k.json').write_text(json.dumps(document))
   (folder / 'pixelnn1k.png').write_bytes(b'a picture')
-  (folder / 'holdout' / 'pixelnn1k.json').write_text(json.dumps(DOCUMENT))
+  (folder / 'holdout' / 'pixelnn1k.json').write_text(json.dumps(document))
   return workdir
 
 
@@ -103,12 +104,15 @@ def test_a_card_says_what_the_run_says(run, tmp_path, capsys):
   meta = yaml.safe_load(head)
   assert meta['license'] == 'apache-2.0' and meta['library_name'] == 'sg2jax'
   assert meta['pipeline_tag'] == 'unconditional-image-generation'
-  assert meta['datasets'] == ['my-cats'] and 'class-conditional' in meta['tags']
-  results = meta['model-index'][0]['results']
-  assert len(results) == 2 and results[0]['dataset'] == {'type': 'my-cats', 'name': 'my cats'}
-  # NaN is no JSON, and no score
-  expected = [{'type': 'pixelnn', 'name': 'pixelnn1k', 'value': 1.5}]
-  assert results[0]['metrics'] == expected
+  assert 'datasets' not in meta and 'class-conditional' in meta['tags']
+  metrics = [{'type': 'pixelnn', 'name': 'pixelnn1k', 'value': 1.5}]
+  data = {'type': 'my-cats', 'name': 'my cats'}
+  task = {'type': 'unconditional-image-generation'}
+  results = [
+    {'task': task, 'dataset': data, 'metrics': metrics},
+    {'task': task, 'dataset': data | {'split': 'holdout'}, 'metrics': metrics},
+  ]
+  assert meta['model-index'] == [{'name': 'cats', 'results': results}]
   for said in (
     'Made by Ada \\| Lovelace',
     '| garfield | 21 |',
@@ -119,7 +123,7 @@ def test_a_card_says_what_the_run_says(run, tmp_path, capsys):
     '| time, without stops | 3 hours |',  # not of the tick after the checkpoint
     '| devices x time | 24 hours |',
     '| time in minibatches | 2 hours |',
-    '1.5 for generated, 1.25 for held-out',
+    '1.5 for generated pictures, 1.25 for each picture of the data set, left out of it in turn.',
     "label='tom'",
     '8 x TPU v4 in 2 processes',
     '2 times',
@@ -150,7 +154,137 @@ def test_a_card_of_a_run_that_nobody_trained_leaves_out_what_it_does_not_know(tm
 
 def test_yaml_is_read_back():
   tree = {'a': 'no: # "x"\n', 'b': [{'c': [1.5, 2], 'd': {'e': 'ü'}}, 'f'], 'g': {'h': ['-']}}
+  tree |= {'nothing': [], 'empty': {}, 'smile': '\U0001f600'}
   assert yaml.safe_load(card_text.yaml(tree)) == tree
+  # which YAML doesn't allow, or UTF-8 doesn't have
+  assert yaml.safe_load(card_text.yaml({'a': 'b\x7f\ud800\u2028c'}).encode()) == {'a': 'bc'}
+
+
+@pytest.fixture
+def other(run, tmp_path):
+  """A run to spoil."""
+  return shutil.copytree(run, tmp_path / 'cats')
+
+
+def card_of(path, *flags):
+  """The text of a card."""
+  file = path.parent / 'x.md'
+  call(card, f'--checkpoint={path}', f'--out={file}', *(flags or FLAGS))
+  return file.read_text()
+
+
+EVALUATION = 'evaluation/00000003/pixelnn1k.json'
+
+
+@pytest.mark.parametrize(
+  'name, before, after',
+  [
+    (EVALUATION, '"seed": 0', '"seed": '),
+    (EVALUATION, '"seed": 0', '"seed": "x"'),
+    (EVALUATION, '"pixelnn1k": 1.5', '"pixelnn1k": null'),
+    (EVALUATION, '"pixelnn1k": 1.5', '"| <b>": 1.5'),
+    (EVALUATION, '[1.25, 1.75]', '1.25'),
+    (EVALUATION, '"metric": "pixelnn1k"', '"metric": "best"'),
+    (EVALUATION, '"checkpoint": {"sha256": "', '"checkpoint": {"sha256": "0'),
+    (EVALUATION, '"detector"', '"viewer"'),
+    ('metrics.jsonl', '"step": 1,', '"step": 1'),
+    ('metrics.jsonl', '"step": 1,', ''),
+    ('metrics.jsonl', '"loss_g": 2.0', '"loss_g": [2.0]'),
+    ('metrics.jsonl', '"time": 3600.0', '"time": "noon"'),
+    ('environment.json', '"devices": 8', '"devices": "many"'),
+    ('environment.json', '"time": "1970-01-01', '"time": "the first of'),
+  ],
+)
+def test_a_file_that_nobody_wrote_so_is_named(name, before, after, other):
+  file = other / name
+  text = file.read_text()
+  assert before in text
+  file.write_text(text.replace(before, after, 1))
+  with pytest.raises(UsageError, match=f'{name} is not as it was written .*move it away'):
+    card_of(other)
+
+
+def test_of_a_step_the_card_loads_that_step(other):
+  text = card_of(other / 'checkpoints' / '3')
+  assert "sg2jax.load('cats/checkpoints/3')" in text and '--checkpoint=cats/checkpoints/3 ' in text
+
+
+def test_labels_that_no_file_tells_are_not_made_up(other):
+  (other / 'labels.json').unlink()
+  text = card_of(other)
+  assert 'with labels of 3 components, of which nothing says what they mean' in text
+  assert 'classes' not in text and 'Pictures of each' not in text
+  call(export, f'--checkpoint={other}', f'--bundle={other.parent}/b', *FLAGS)
+  assert not (other.parent / 'b' / 'labels.json').exists()
+  ours, theirs = (sampler.load(path)([0, 1]) for path in (other, other.parent / 'b'))
+  np.testing.assert_array_equal(ours, theirs)
+
+
+def test_a_network_fine_tuned_for_a_text_says_so(other):
+  about = {'source': 'photo', 'target': 'a *sketch*', 'network': 'e5', 'clip': ['/home/ada/x.pt']}
+  config = json.loads((other / 'config.json').read_text()) | {'made_from': about}
+  (other / 'config.json').write_text(json.dumps(config))
+  for name in ('metrics.jsonl', 'environment.json'):
+    (other / name).unlink()
+  text = card_of(other)
+  assert 'in 3 steps, from "photo" to "a \\*sketch\\*" by CLIP x.pt' in text
+  assert 'after 24 images' not in text and 'the fine-tuning saw no pictures' in text
+  assert '`loss.r1_gamma`' not in text and '`g.w_dim`' in text and '/home' not in text
+  call(export, f'--checkpoint={other}', f'--bundle={other.parent}/b', *FLAGS)
+  assert '/home' not in (other.parent / 'b' / 'config.json').read_text()
+
+
+def test_what_training_began_with_is_said(other):
+  note = {'checkpoint': '/home/ada/dogs/checkpoints/5, step 5', 'copied': [1] * 9}
+  (other / 'init_from.json').write_text(json.dumps(note | {'initialised': [1, 2]}))
+  said = 'the weights of `dogs/checkpoints/5, step 5`: 9 arrays of them, and 2 drawn anew'
+  assert said in card_of(other)
+
+
+def test_a_network_that_grows_says_how_far_it_is(other):
+  config = json.loads((other / 'config.json').read_text())
+  config['grow'] = config['grow'] | {'start_res': 4, 'hold_kimg': 0.016, 'fade_kimg': 0.016}
+  (other / 'config.json').write_text(json.dumps(config))
+  shutil.rmtree(other / 'evaluation')  # of the grown one
+  said = 'It is growing: it has learnt 8 x 8 pixels so far, the last of them faded in by '
+  assert said in card_of(other)
+
+
+def test_a_licence_that_hubs_do_not_know_has_a_name_and_a_link(run, tmp_path):
+  flags = ('--license=other', *FLAGS[1:])
+  for more, said in (
+    ((), '--license_name and --license_link are missing'),
+    (('--license_name=lab-1.0',), '--license_link is missing'),
+    (('--license_name=Lab 1', '--license_link=x'), 'lower case'),
+    (('--license_name=lab-1.0', f'--license_link={tmp_path}/none'), 'cannot be read'),
+    (('--license=mit', '--license_name=lab-1.0'), 'for --license=other'),
+    (('--data_license=other',), 'says nothing'),
+    (('--data_id=my cats',), 'is no name at a hub'),
+  ):
+    with pytest.raises(UsageError, match=said):
+      call(export, f'--checkpoint={run}', f'--bundle={tmp_path}/b', *flags, *more)
+  (tmp_path / 'mine.txt').write_text('Do what you like.')
+  named = (*flags, '--license_name=lab-1.0', '--data_id=ada/cats')
+  call(
+    export,
+    f'--checkpoint={run}',
+    f'--bundle={tmp_path}/b',
+    f'--license_link={tmp_path}/mine.txt',
+    *named,
+  )
+  meta = yaml.safe_load((tmp_path / 'b' / 'README.md').read_text().split('---\n')[1])
+  found = [meta[name] for name in ('license', 'license_name', 'license_link', 'datasets')]
+  assert found == ['other', 'lab-1.0', 'LICENSE', ['ada/cats']]
+  assert meta['model-index'][0]['results'][0]['dataset']['type'] == 'ada/cats'
+  assert (tmp_path / 'b' / 'LICENSE').read_text() == 'Do what you like.'
+  assert 'LICENSE' in bundle.read_sums(tmp_path / 'b')
+  address = '--license_link=https://ada.org/lab'
+  call(card, f'--checkpoint={run}', f'--out={tmp_path}/x.md', *named, address)
+  assert '[lab-1.0](https://ada.org/lab)' in (tmp_path / 'x.md').read_text()
+  (tmp_path / 'LICENSE').write_text('of something else')
+  with pytest.raises(UsageError, match='another text'):
+    link = f'--license_link={tmp_path}/mine.txt'
+    call(card, f'--checkpoint={run}', f'--out={tmp_path}/x.md', *named, link)
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,7 @@
 import json
 import pathlib
 
-from sg2jax import bundle, cli, files
+from sg2jax import bundle, cli, files, sampler
 from sg2jax.faults import UsageError
 from sg2jax.tools import card, card_facts
 from sg2jax.training import checkpoint
@@ -16,16 +16,17 @@ def write(path: str, dest: str) -> pathlib.Path:
   """
   fields = card.given()
   folder = destination(dest)
-  net = card.load(path)
+  net, place = card.load(path)
   state, config = checkpoint.load(path)
   if int(state['step']) != net.step:
     raise UsageError(f'--checkpoint={path} was written to meanwhile; run the same command again')
-  contents = card.make(net, fields, bundle.CARD, '', folder.name)
+  contents = card.make(net, place, fields, bundle.CARD, '', folder.name, folder.name)
   contents[bundle.WEIGHTS] = bundle.weights(state)
   text = json.dumps(without_places(config), indent=2, sort_keys=True) + '\n'
   contents[bundle.CONFIG] = text.encode()
-  if net.labels:
-    contents[bundle.LABELS] = net.labels.to_json().encode()
+  # Those that a file says; what `load` assumes where none does is no fact to publish.
+  if labels := sampler.read_labels(path, net.config.c_dim):
+    contents[bundle.LABELS] = labels.to_json().encode()
   with files.whole_folder(folder) as temporary:
     for name, data in contents.items():
       files.write_atomic(temporary / name, data)
@@ -61,6 +62,9 @@ def without_places(config: dict) -> dict:
   for name in card_facts.PLACES:
     *path, last = name.split('.')
     node = tree.get(path[0], {}) if path else tree
-    if '/' in (node.get(last) or ''):
-      node[last] = node[last].rstrip('/').split('/')[-1]
+    given = node.get(last)
+    if isinstance(given, list):
+      node[last] = [card_facts.last_name(text) for text in given]
+    elif given:
+      node[last] = card_facts.last_name(given)
   return tree

@@ -2,6 +2,7 @@
 
   python -m sg2jax.tools.card --checkpoint=RUN --license=ID --data_license=ID --author=NAME
       [--out=FILE.md]
+  ... --license=other --license_name=NAME --license_link=FILE-OR-URL
 
 What it says: the data set by name, hash, counts and classes; the configuration, as far as it
 differs from --base; devices, hours and images; curves; what was measured of this checkpoint, with
@@ -26,13 +27,18 @@ from sg2jax.tools import flags as shared
 
 REQUIRED = ('license', 'data_license', 'author')
 DEFAULT_BASE = 'configs/default.py'
+LICENCE_FILES = ('LICENSE', 'LICENSE.md')  # as hubs look for them
 
 
 class Given(NamedTuple):
   """What only a person knows."""
 
   license: str
+  license_name: str  # of one that is 'other'; ''
+  license_link: str  # of the same, an address or one of LICENCE_FILES; ''
+  license_text: bytes  # of such a file
   data_license: str
+  data_id: str  # what the data set is called at the hub; '': it isn't there
   author: str
   base: Mapping  # settings of the configuration to compare with; {}: none
   base_name: str
@@ -48,9 +54,14 @@ def define_flags() -> None:
 
 def define_fields() -> None:
   """What a card asks for; `given` reads it."""
-  what = 'Card: licence of the network as hubs spell it, such as apache-2.0.'
+  what = 'Card: licence of the network as hubs spell it, such as apache-2.0, or other.'
   flags.DEFINE_string('license', None, what)
+  flags.DEFINE_string('license_name', '', 'Card: what --license=other is called: my-licence-1.0.')
+  what = 'Card: where the text of --license=other is: https://..., or a file to publish with it.'
+  flags.DEFINE_string('license_link', '', what)
   flags.DEFINE_string('data_license', None, 'Card: licence of the pictures that it learnt from.')
+  what = 'Card: name of the data set at the hub, as in ylecun/mnist, to be linked; default: none.'
+  flags.DEFINE_string('data_id', '', what)
   flags.DEFINE_string('author', None, 'Card: who made it.')
   what = f'Card: configuration to compare with; default: {DEFAULT_BASE}, if it is there.'
   flags.DEFINE_string('base', None, what)
@@ -60,12 +71,27 @@ def main(_: list[str]) -> None:
   """Checks, reads, makes pictures, writes."""
   args = flags.FLAGS
   fields = given()
-  net = load(args.checkpoint)
+  net, place = load(args.checkpoint)
   path = cli.file(args.out or str(net.workdir / 'card.md'), ['.md'], anywhere=True)
-  written = make(net, fields, path.name, f'{path.stem}_', net.workdir.name)
+  where = '/'.join(place.parts[len(net.workdir.parts) - 1 :])
+  written = make(net, place, fields, path.name, f'{path.stem}_', net.workdir.name, where)
+  _check_licence_file(path.parent, written)
   for name, data in written.items():
     files.write_atomic(path.parent / name, data)
   print(f'{path}: the card; beside it {", ".join(name for name in written if name != path.name)}')
+
+
+def _check_licence_file(folder, contents):
+  for name in LICENCE_FILES:
+    file = folder / name
+    if name in contents and file.exists() and file.read_bytes() != contents[name]:
+      raise UsageError(
+        f'{file} is there, and is another text than --license_link names; move it away, or write '
+        'the card elsewhere (--out)'
+      )
+
+
+# ---- what a person says
 
 
 def given() -> Given:
@@ -78,44 +104,106 @@ def given() -> Given:
       'holds for this network, so say it, as in --license=apache-2.0 --data_license=cc-by-4.0 '
       '--author="Ada Lovelace"'
     )
-  for name in ('license', 'data_license'):
-    if not re.fullmatch(r'[a-z0-9][a-z0-9.+-]*', args[name].value):
+  for name in ('license', 'data_license', 'license_name'):
+    value = args[name].value
+    if value and not re.fullmatch(r'[a-z0-9][a-z0-9.+-]*', value):
       raise UsageError(
-        f'--{name}={args[name].value} is not as hubs spell licences: lower case, no spaces, such '
-        'as apache-2.0, cc-by-nc-4.0, other or unknown'
+        f'--{name}={value} is not as hubs spell licences: lower case, no spaces, such as '
+        'apache-2.0, cc-by-nc-4.0, other or unknown'
       )
+  if args.data_license == 'other':
+    raise UsageError(
+      '--data_license=other says nothing; give what it is called, or unknown if nobody knows'
+    )
+  if not re.fullmatch(r'(\w[\w.-]*(/\w[\w.-]*)?)?', args.data_id, re.ASCII):
+    raise UsageError(f'--data_id={args.data_id} is no name at a hub, such as ylecun/mnist')
+  link, text = _license_link()
   base = args.base or (DEFAULT_BASE if pathlib.Path(DEFAULT_BASE).is_file() else '')
   settings = card_facts.settings(shared.configuration([f'--config={base}'])) if base else {}
-  author = ' '.join(args.author.split())
-  return Given(args.license, args.data_license, author, settings, base)
+  return Given(
+    license=args.license,
+    license_name=args.license_name,
+    license_link=link,
+    license_text=text,
+    data_license=args.data_license,
+    data_id=args.data_id,
+    author=args.author,
+    base=settings,
+    base_name=card_facts.last_name(base) if pathlib.Path(base).is_absolute() else base,
+  )
 
 
-def load(path: str) -> sampler.Sampler:
-  """The network of a run. Raises UsageError for a bundle, which has its card."""
-  place = paths.place(path).absolute()
-  if bundle.is_there(place):
+def _license_link():
+  """The link to a licence that hubs have no name of, and the text of the file that it is."""
+  args = flags.FLAGS
+  name = args.license_name
+  link = args.license_link
+  if args.license != 'other':
+    if name or link:
+      raise UsageError(
+        f'--license={args.license} goes without --license_name and --license_link: a hub knows '
+        'both; they are for --license=other'
+      )
+    return '', b''
+  missing = [f'--license_{x}' for x, value in (('name', name), ('link', link)) if not value]
+  if missing:
     raise UsageError(
-      f'--checkpoint={path} is a bundle, which has its card, {bundle.CARD}; name the run'
+      f'--license=other tells nobody what is allowed; {" and ".join(missing)} '
+      f'{"is" if len(missing) == 1 else "are"} missing, as in --license_name=my-licence-1.0 '
+      '--license_link=LICENSE (a file to publish with it, or https://...)'
     )
-  return sampler.load(path)
+  if re.fullmatch(r'https?://[^\s()<>"]+', link):
+    return link, b''
+  file = pathlib.Path(link).expanduser()
+  try:
+    text = file.read_bytes()
+    text.decode()
+  except (OSError, ValueError) as e:
+    raise UsageError(
+      f'--license_link={link} cannot be read ({e}); name a file with the text, or https://...'
+    ) from e
+  return LICENCE_FILES[file.suffix == '.md'], text
+
+
+# ---- the card
+
+
+def load(path: str) -> tuple[sampler.Sampler, paths.Path]:
+  """The network of a run, and where it is. Raises UsageError for a bundle, which has its card."""
+  place = paths.place(path).absolute()
+  with files.reading(place):
+    if bundle.is_there(place):
+      raise UsageError(
+        f'--checkpoint={path} is a bundle, which has its card, {bundle.CARD}; name the run'
+      )
+  return sampler.load(path), place
 
 
 def make(
-  net: sampler.Sampler, fields: Given, name: str, prefix: str, title: str
+  net: sampler.Sampler,
+  place: paths.Path,
+  fields: Given,
+  name: str,
+  prefix: str,
+  title: str,
+  where: str,
 ) -> dict[str, bytes]:
-  """A card and its pictures: {file name: content}.
+  """A card and what belongs beside it, pictures and the text of a licence: {file name: content}.
 
   Args:
     net: the network.
+    place: where it is.
     fields: what a person said.
     name: of the card's file.
     prefix: of its pictures' names.
-    title: what the network is called, and its folder.
+    title: what the network is called.
+    where: what `sg2jax.load` is to be given, after a download.
   """
-  facts = card_facts.read(net)
+  facts = card_facts.read(net, place)
   pictures = {f'{prefix}{stem}.png': x for stem, x in card_pictures.make(net, facts).items()}
-  text = card_text.write(net, facts, fields, title, {x: prefix for x in pictures})
-  return pictures | {name: text.encode()}
+  text = card_text.write(net, facts, fields, title, where, {x: prefix for x in pictures})
+  licence = {fields.license_link: fields.license_text} if fields.license_text else {}
+  return pictures | licence | {name: text.encode()}
 
 
 if __name__ == '__main__':

@@ -21,7 +21,7 @@ def make(net: Sampler, facts: Facts) -> dict[str, bytes]:
   pictures = {'samples': samples(net, 1.0), 'samples_psi07': samples(net, 0.7)}
   if picture := curves(facts):
     pictures['curves'] = picture
-  return pictures | {f'neighbours_{name}': png for name, png in facts.pictures.items()}
+  return pictures | {f'neighbours_{x.metric}': x.picture for x in facts.measured if x.picture}
 
 
 def classes(net: Sampler) -> list[int]:
