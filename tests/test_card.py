@@ -44,9 +44,9 @@ LINES = (
 # The second one goes on after a stop of a day.
 STARTS = ('1970-01-01T00:00:00+0000', '1970-01-02T01:00:00+0000')
 DOCUMENT = {
-  'metric': 'pixelnn1k',
-  'values': {'pixelnn1k': 1.5, 'pixelnn1k_z': float('nan')},
-  'intervals_95': {'pixelnn1k': [1.25, 1.75]},
+  'metric': 'pixelnn0.1k',
+  'values': {'pixelnn0.1k': 1.5, 'pixelnn0.1k_z': float('nan')},
+  'intervals_95': {'pixelnn0.1k': [1.25, 1.75]},
   'intervals_cover': 'which fakes were drawn',
   'fakes': 1000,
   'reals': 30,
@@ -75,9 +75,9 @@ def run(tmp_path_factory):
   folder = workdir / 'evaluation' / '00000003'
   (folder / 'holdout').mkdir(parents=True)
   document = DOCUMENT | {'checkpoint': {'sha256': sampler.load(workdir).hash()}}
-  (folder / 'pixelnn1k.json').write_text(json.dumps(document))
-  (folder / 'pixelnn1k.png').write_bytes(b'a picture')
-  (folder / 'holdout' / 'pixelnn1k.json').write_text(json.dumps(document))
+  (folder / 'pixelnn0.1k.json').write_text(json.dumps(document))
+  (folder / 'pixelnn0.1k.png').write_bytes(b'a picture')
+  (folder / 'holdout' / 'pixelnn0.1k.json').write_text(json.dumps(document))
   return workdir
 
 
@@ -105,7 +105,7 @@ def test_a_card_says_what_the_run_says(run, tmp_path, capsys):
   assert meta['license'] == 'apache-2.0' and meta['library_name'] == 'sg2jax'
   assert meta['pipeline_tag'] == 'unconditional-image-generation'
   assert 'datasets' not in meta and 'class-conditional' in meta['tags']
-  metrics = [{'type': 'pixelnn', 'name': 'pixelnn1k', 'value': 1.5}]
+  metrics = [{'type': 'pixelnn', 'name': 'pixelnn0.1k', 'value': 1.5}]
   data = {'type': 'my-cats', 'name': 'my cats'}
   task = {'type': 'unconditional-image-generation'}
   results = [
@@ -118,8 +118,8 @@ def test_a_card_says_what_the_run_says(run, tmp_path, capsys):
     '| garfield | 21 |',
     '| fritz | 0 |',
     '`a1b2`',
-    '| pixelnn1k | 1.5 | 1.25 to 1.75 | 1,000 | 30 of my cats |',
-    '30 of my cats (holdout)',
+    '| pixelnn0.1k | 1.5 | 1.25 to 1.75 | 1,000 | 30 of my cats |',
+    '| 30 of my cats |',
     '| time, without stops | 3 hours |',  # not of the tick after the checkpoint
     '| devices x time | 24 hours |',
     '| time in minibatches | 2 hours |',
@@ -134,7 +134,7 @@ def test_a_card_says_what_the_run_says(run, tmp_path, capsys):
   assert 'secret' not in text and str(run.parent) not in text
   assert '`batch`' not in body  # as in the defaults
   shown = {part.split(')')[0] for part in body.split('](cats_')[1:]}
-  kinds = ('samples', 'samples_psi07', 'curves', 'neighbours_pixelnn1k')
+  kinds = ('samples', 'samples_psi07', 'curves', 'neighbours_pixelnn0.1k')
   assert shown == {f'{kind}.png' for kind in kinds}
   assert all((tmp_path / f'cats_{name}').exists() for name in shown)
 
@@ -173,7 +173,7 @@ def card_of(path, *flags):
   return file.read_text()
 
 
-EVALUATION = 'evaluation/00000003/pixelnn1k.json'
+EVALUATION = 'evaluation/00000003/pixelnn0.1k.json'
 
 
 @pytest.mark.parametrize(
@@ -181,10 +181,10 @@ EVALUATION = 'evaluation/00000003/pixelnn1k.json'
   [
     (EVALUATION, '"seed": 0', '"seed": '),
     (EVALUATION, '"seed": 0', '"seed": "x"'),
-    (EVALUATION, '"pixelnn1k": 1.5', '"pixelnn1k": null'),
-    (EVALUATION, '"pixelnn1k": 1.5', '"| <b>": 1.5'),
+    (EVALUATION, '"pixelnn0.1k": 1.5', '"pixelnn0.1k": null'),
+    (EVALUATION, '"pixelnn0.1k": 1.5', '"| <b>": 1.5'),
     (EVALUATION, '[1.25, 1.75]', '1.25'),
-    (EVALUATION, '"metric": "pixelnn1k"', '"metric": "best"'),
+    (EVALUATION, '"metric": "pixelnn0.1k"', '"metric": "best"'),
     (EVALUATION, '"checkpoint": {"sha256": "', '"checkpoint": {"sha256": "0'),
     (EVALUATION, '"detector"', '"viewer"'),
     ('metrics.jsonl', '"step": 1,', '"step": 1'),
@@ -202,6 +202,14 @@ def test_a_file_that_nobody_wrote_so_is_named(name, before, after, other):
   file.write_text(text.replace(before, after, 1))
   with pytest.raises(UsageError, match=f'{name} is not as it was written .*move it away'):
     card_of(other)
+
+
+def test_of_augmentation_the_card_has_what_its_name_does_not_say(other):
+  config = json.loads((other / 'config.json').read_text())
+  config['augment'] |= {'pipeline': 'bgc', 'variant': {'noise': 0.5}}
+  (other / 'config.json').write_text(json.dumps(config))
+  rows = [line for line in card_of(other).splitlines() if '`augment.' in line]
+  assert len(rows) == 2 and '| `"bgc"` |' in rows[0] and rows[1].endswith('not there | `0.5` |')
 
 
 def test_of_a_step_the_card_loads_that_step(other):

@@ -5,6 +5,7 @@ import contextlib
 import datetime
 import json
 import math
+import re
 from typing import Any, NamedTuple
 
 from sg2jax import paths, sampler
@@ -94,6 +95,15 @@ def settings(config: Any) -> dict[str, Any]:
     for name, value in flat.items()
     if name not in ELSEWHERE and not name.startswith('made_from')
   }
+
+
+def of_pipeline(config: Any) -> dict[str, Any]:
+  """Those settings of augmentation that a configuration has by its pipeline's name alone."""
+  tree = config.to_dict()
+  if not tree.get('augment'):  # of an older run
+    return {}
+  tree['augment']['variant'] = {}
+  return {name: x for name, x in settings(tree).items() if name.startswith('augment.variant.')}
 
 
 def read(net: sampler.Sampler, place: paths.Path) -> Facts:
@@ -235,7 +245,7 @@ def _measured(file, below, document):
   metric = document['metric']
   kind = protocols.parse(metric).kind
   values = {name: float(value) for name, value in document['values'].items()}
-  alien = [name for name in values if not name.startswith(metric) or not name.isidentifier()]
+  alien = [x for x in values if not (x.startswith(metric) and re.fullmatch(r'[\w.]+', x))]
   if alien:
     raise ValueError(f'{alien[0]} is no value of {metric}')
   intervals = {name: (float(a), float(b)) for name, (a, b) in document['intervals_95'].items()}

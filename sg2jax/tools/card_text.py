@@ -88,9 +88,9 @@ def _results(net, facts, fields):
   """What a hub takes of metrics: by data set."""
   found = {}
   for x in facts.measured:
-    is_own = fields.data_id and x.data_hash == net.config.get('data_hash')
+    is_own = x.below in reals.PARTS or x.data_hash == net.config.get('data_hash')
     name = x.data or 'unknown'
-    data = {'type': fields.data_id if is_own else _identifier(name), 'name': name}
+    data = {'type': is_own and fields.data_id or _identifier(name), 'name': name}
     if x.below in reals.PARTS:
       data['split'] = x.below
     result = {'task': {'type': TASK}, 'dataset': data, 'metrics': []}
@@ -273,7 +273,9 @@ def _metrics(facts):
   for x in facts.measured:
     against = ''
     if x.reals:
-      against = f'{x.reals:,} of {_plain(x.data)}' + (f' ({_plain(x.below)})' if x.below else '')
+      against = f'{x.reals:,} of {_plain(x.data)}'
+      if x.below and x.below != 'holdout':  # the name tells of that
+        against += f' ({_plain(x.below)})'
     for name, value in x.values.items():
       ends = x.intervals.get(name)
       interval = f'{ends[0]:.4g} to {ends[1]:.4g}' if ends else 'none'
@@ -303,6 +305,9 @@ def _neighbours(facts, named):
 def _configuration(net, facts, fields):
   here = card_facts.settings(net.config)
   base = fields.base
+  # What follows from the name of a pipeline; without a base all is shown.
+  implied = card_facts.of_pipeline(net.config) if base else {}
+  here = {name: x for name, x in here.items() if name in base or implied.get(name) != x}
   text = '## Configuration\n\n'
   if not facts.is_trained_here:
     text += 'Of the network; what it was trained with is not known here.\n\n'
@@ -353,6 +358,8 @@ def _printable(text):
 
 
 def _duration(hours):
+  if hours < 1 / 60:
+    return f'{3600 * hours:.2g} seconds'
   if hours < 1:
     return f'{60 * hours:.2g} minutes'
   return f'{hours:.2g} hours' if hours < 10 else f'{hours:,.0f} hours'
