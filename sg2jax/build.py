@@ -6,7 +6,6 @@ import math
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from jax.sharding import Mesh, Sharding
 import numpy as np
 
@@ -166,9 +165,12 @@ def check_generator(config: dict, state: dict, where: object) -> None:
     if layers > MAX_LAYERS:  # they would be traced one by one
       raise ValueError(f'{layers} layers of a mapping network; {MAX_LAYERS} are allowed')
     generator, _ = networks(config, config.c_dim)
-    inputs = [jnp.zeros((1, size)) for size in (config.g.z_dim, config.c_dim)]
+    sizes = (config.g.z_dim, config.c_dim)  # huge ones, perhaps: nothing is allocated
+    inputs = [jax.ShapeDtypeStruct((1, size), np.float32) for size in sizes]
     init = partial(generator.init, noise_mode='const')
     made = jax.eval_shape(init, jax.random.key(0), *inputs)
+    if config.get('grow') and config.grow.start_res:
+      growth(config).stage(int(state['nimg']))
     w_avg = jax.ShapeDtypeStruct((config.g.w_dim,), np.float32)
     wanted = _shapes({'g_ema': made['params'], 'noise': made.get('noise', {}), 'w_avg': w_avg})
     given = _shapes({name: state[name] for name in ('g_ema', 'noise', 'w_avg')})

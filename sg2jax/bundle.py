@@ -19,7 +19,8 @@ from typing import Any
 from flax import traverse_util
 import numpy as np
 
-from sg2jax import paths
+from sg2jax import files, paths
+from sg2jax.addresses import Address
 from sg2jax.faults import CheckpointError
 
 WEIGHTS = 'generator.safetensors'
@@ -30,6 +31,10 @@ SUMS = 'SHA256SUMS'
 FORMAT = 'sg2jax-bundle-1'
 FIELDS = ('step', 'nimg', 'g_ema', 'noise', 'w_avg')  # of a state
 AGAIN = 'download the bundle again'
+# Of strangers' files, at most: what a machine reads into memory, and whose values it allocates.
+MAX_BYTES = {WEIGHTS: 2**34}
+MAX_OTHER_BYTES = 2**26
+MAX_C_DIM = 2**20
 _LINE = re.compile(r'([0-9a-f]{64}) [ *]([^/\\\n]+)')
 
 
@@ -78,15 +83,16 @@ def read(path: paths.Path) -> tuple[dict, dict]:
     CheckpointError: a file is missing, is not what was written, or is from the future.
   """
   listed = read_sums(path)
-  content = {name: _checked(path, name, listed) for name in (WEIGHTS, CONFIG)}
+  content = {name: checked(path, name, listed) for name in (WEIGHTS, CONFIG)}
   # One that is not listed would decide about images, too.
   if LABELS in listed or (path / LABELS).exists():
-    _checked(path, LABELS, listed)
+    checked(path, LABELS, listed)
   try:
     config = json.loads(content[CONFIG])
     state = _state(content[WEIGHTS])
-    if not isinstance(config['c_dim'], int):
-      raise ValueError(f'c_dim={config["c_dim"]!a} is no number')
+    c_dim = config['c_dim']
+    if type(c_dim) is not int or not 0 <= c_dim <= MAX_C_DIM:
+      raise ValueError(f'c_dim={c_dim!a} is no number from 0 to {MAX_C_DIM:,}')
   except CheckpointError:
     raise
   except Exception as e:  # strangers' files make safetensors, flax and json raise all sorts
@@ -99,9 +105,10 @@ def read_sums(path: paths.Path) -> dict[str, str]:
   """{name: SHA-256} of the files of a bundle. Raises CheckpointError: it is no list of one."""
   file = path / SUMS
   try:
-    lines = file.read_bytes().decode().splitlines()
+    lines = _content(path, SUMS).decode().splitlines()
   except (OSError, ValueError) as e:
-    raise CheckpointError(f'{file} cannot be read ({e}); {AGAIN}') from e
+    reason = files.reason(e) if isinstance(e, OSError) else e
+    raise CheckpointError(f'{file} cannot be read ({reason}); {AGAIN}') from e
   matches = [_LINE.fullmatch(line) for line in lines]
   if not all(matches):
     raise CheckpointError(f'{file} is no list of hashes as sha256sum writes it; {AGAIN}')
@@ -114,19 +121,35 @@ def read_sums(path: paths.Path) -> dict[str, str]:
   return listed
 
 
-def _checked(path, name, listed):
-  """The content of a file, if it has the hash that is listed."""
+def checked(path: paths.Path, name: str, listed: dict[str, str]) -> bytes:
+  """The content of a file, if it has the hash that is listed. Raises CheckpointError."""
   if name not in listed:
     raise CheckpointError(f'{path / name} is not in {SUMS}: it is not of this bundle; {AGAIN}')
   try:
-    data = (path / name).read_bytes()
-  except OSError as e:
-    raise CheckpointError(f'{path / name}: {e.strerror or e}; {AGAIN}') from e
+    data = _content(path, name)
+  except (OSError, ValueError) as e:
+    reason = files.reason(e) if isinstance(e, OSError) else e
+    raise CheckpointError(f'{path / name}: {reason}; {AGAIN}') from e
   if hashlib.sha256(data).hexdigest() != listed[name]:
     raise CheckpointError(
       f'{path / name} is not what was written (its SHA-256 is not that in {SUMS}); {AGAIN}'
     )
   return data
+
+
+def _content(path, name):
+  """Of a file; links are followed, as hubs keep their downloads behind links."""
+  file = path / name
+  if file.exists() and not file.is_file():  # a folder; a device or a pipe has no end
+    raise ValueError('it is no file')
+  most = MAX_BYTES.get(name, MAX_OTHER_BYTES)
+  if isinstance(file, Address):
+    size = (file.details() or {}).get('size', 0)  # what isn't there is said as it is read
+  else:
+    size = file.stat().st_size
+  if size > most:
+    raise ValueError(f'it has {size:,} bytes, and {most:,} are allowed')
+  return file.read_bytes()
 
 
 def _state(data):
@@ -141,4 +164,8 @@ def _state(data):
   state = {'noise': {}} | traverse_util.unflatten_dict(safetensors.load(data), sep='.')
   if state.keys() != set(FIELDS):
     raise ValueError(f'{WEIGHTS} holds {sorted(state)}, and should hold {sorted(FIELDS)}')
+  for name in ('step', 'nimg'):
+    x = state[name]
+    if not isinstance(x, np.ndarray) or x.shape or x.dtype != np.int32 or x < 0:
+      raise ValueError(f'{name} is no count')
   return state | {'g': state['g_ema'], 'd': {}, 'pl_mean': np.float32(0)}

@@ -8,16 +8,17 @@ import sys
 
 import numpy as np
 import pytest
+import safetensors.numpy
 import yaml
 
 from configs import default
-from sg2jax import build, bundle, sampler
+from sg2jax import build, bundle, paths, sampler
 from sg2jax import state as state_lib
 from sg2jax.data.labels import Labels
 from sg2jax.faults import CheckpointError, UsageError, WeightsError
 from sg2jax.interop import names
-from sg2jax.tools import card, card_text, convert, export, generate
-from sg2jax.training import checkpoint, init_from
+from sg2jax.tools import bundles, card, card_text, convert, doctor_run, export, generate
+from sg2jax.training import checkpoint, init_from, workdir
 from tests.runs import ROOT, call, random_run
 
 pytestmark = pytest.mark.usefixtures('quick_compile')
@@ -61,24 +62,24 @@ DOCUMENT = {
 @pytest.fixture(scope='module')
 def run(tmp_path_factory):
   """A run with all that a card tells of; tests leave it as it is."""
-  workdir = tmp_path_factory.mktemp('runs') / 'cats'
-  random_run(workdir, SCALES, **NETWORK)
-  config = json.loads((workdir / 'config.json').read_text())
+  home = tmp_path_factory.mktemp('runs') / 'cats'
+  random_run(home, SCALES, **NETWORK)
+  config = json.loads((home / 'config.json').read_text())
   config |= {'data_title': 'my cats', 'data_hash': 'a1b2', 'data_images': 30}
-  (workdir / 'config.json').write_text(json.dumps(config))
+  (home / 'config.json').write_text(json.dumps(config))
   labels = Labels.of_classes(LABELS, (9, 0, 21))
-  (workdir / 'labels.json').write_text(labels.to_json())
-  (workdir / 'metrics.jsonl').write_text(''.join(json.dumps(x) + '\n' for x in LINES) + '{"st')
+  (home / 'labels.json').write_text(labels.to_json())
+  (home / 'metrics.jsonl').write_text(''.join(json.dumps(x) + '\n' for x in LINES) + '{"st')
   start = {'device': 'TPU v4', 'devices': 8, 'processes': 2, 'sg2jax': '1', 'jax': '2', 'flax': '3'}
   start |= {'host': 'secret-host', 'command': '/home/ada/secret/python'}
-  (workdir / 'environment.json').write_text(json.dumps([start | {'time': time} for time in STARTS]))
-  folder = workdir / 'evaluation' / '00000003'
+  (home / 'environment.json').write_text(json.dumps([start | {'time': time} for time in STARTS]))
+  folder = home / 'evaluation' / '00000003'
   (folder / 'holdout').mkdir(parents=True)
-  document = DOCUMENT | {'checkpoint': {'sha256': sampler.load(workdir).hash()}}
+  document = DOCUMENT | {'checkpoint': {'sha256': sampler.load(home).hash()}}
   (folder / 'pixelnn0.1k.json').write_text(json.dumps(document))
   (folder / 'pixelnn0.1k.png').write_bytes(b'a picture')
   (folder / 'holdout' / 'pixelnn0.1k.json').write_text(json.dumps(document))
-  return workdir
+  return home
 
 
 @pytest.fixture(scope='module')
@@ -384,20 +385,105 @@ def test_a_tampered_bundle_is_refused(name, change, said, copy):
     sampler.load(copy)
 
 
+def list_anew(folder):
+  """What a stranger does who changes a bundle."""
+  contents = {name: (folder / name).read_bytes() for name in bundle.read_sums(folder)}
+  (folder / bundle.SUMS).write_text(bundle.sums(contents))
+
+
 @pytest.mark.parametrize(
-  'field, value', [('w_dim', 9), ('mapping_layers', 10**9), ('architecture', 'x')]
+  'part, field, value',
+  [
+    ('g', 'w_dim', 9),
+    ('g', 'z_dim', 10**13),  # inputs of 40 TB
+    ('g', 'mapping_layers', 10**9),
+    ('g', 'architecture', 'x'),
+    ('grow', 'start_res', 'x'),
+  ],
 )
-def test_a_strangers_bundle_of_another_network_is_refused(field, value, copy):
+def test_a_strangers_bundle_of_another_network_is_refused(part, field, value, copy):
   """Whose list of hashes is right."""
   config = json.loads((copy / 'config.json').read_text())
-  config['g'][field] = value
+  config[part][field] = value
   (copy / 'config.json').write_text(json.dumps(config))
-  contents = {name: (copy / name).read_bytes() for name in bundle.read_sums(copy)}
-  (copy / bundle.SUMS).write_text(bundle.sums(contents))
+  list_anew(copy)
   with pytest.raises(CheckpointError, match='not of the network that its config.json says'):
     sampler.load(copy)
   with pytest.raises(WeightsError, match='is refused'):
     call(convert, f'--source={copy}', f'--dest={copy.parent}/run')
+
+
+@pytest.mark.parametrize('c_dim', [10**12, -1, True, '3'])
+def test_a_strangers_number_of_classes_is_refused_before_labels_are_made_of_it(c_dim, copy):
+  config = json.loads((copy / 'config.json').read_text()) | {'c_dim': c_dim}
+  (copy / 'config.json').write_text(json.dumps(config))
+  list_anew(copy)
+  with pytest.raises(CheckpointError, match='is no number from 0'):
+    sampler.load(copy)
+
+
+@pytest.mark.parametrize('step', [np.int32([3, 3]), np.float32(3), np.int32(-1)])
+def test_a_strangers_step_is_refused(step, copy):
+  file = copy / bundle.WEIGHTS
+  arrays = safetensors.numpy.load(file.read_bytes()) | {'step': np.array(step)}
+  file.write_bytes(safetensors.numpy.save(arrays, {'format': bundle.FORMAT}))
+  list_anew(copy)
+  with pytest.raises(CheckpointError, match='step is no count'):
+    sampler.load(copy)
+
+
+@pytest.mark.parametrize('name', [bundle.WEIGHTS, 'config.json', 'labels.json', bundle.SUMS])
+def test_what_has_no_end_is_not_read(name, copy):
+  (copy / name).unlink()
+  (copy / name).symlink_to('/dev/zero')
+  with pytest.raises(CheckpointError, match='it is no file'):
+    sampler.load(copy)
+  (copy / name).unlink()
+  (copy / name).touch()
+  os.truncate(copy / name, 2**40)
+  with pytest.raises(CheckpointError, match='it has 1,099,511,627,776 bytes'):
+    sampler.load(copy)
+
+
+@pytest.mark.parametrize('line', ['../../etc/passwd', '/etc/passwd', 'a/../../b', '..\\\\b'])
+def test_a_list_names_files_of_its_folder_alone(line, copy):
+  with open(copy / bundle.SUMS, 'a') as f:
+    f.write(f'{"0" * 64}  {line}\n')
+  for use in (sampler.load, lambda path: bundles.destination(str(path))):
+    with pytest.raises(CheckpointError, match='no list of hashes'):
+      use(copy)
+
+
+def test_files_may_be_links_as_hubs_keep_them(copy, tmp_path):
+  (copy / bundle.WEIGHTS).rename(tmp_path / 'blob')
+  (copy / bundle.WEIGHTS).symlink_to(tmp_path / 'blob')
+  assert sampler.load(copy).step == 3
+
+
+def test_nothing_is_trained_in_a_bundle(copy):
+  before = {path.name: path.read_bytes() for path in copy.iterdir()}
+  with pytest.raises(UsageError, match='published network.*--config.init_from'):
+    workdir.check_workdir({}, copy)
+  lines = [finding.line() for finding in doctor_run.workdir(str(copy))]
+  assert 'is a bundle' in lines[-1] and f'--config.init_from={copy}' in lines[-1]
+  assert before == {path.name: path.read_bytes() for path in copy.iterdir()}
+
+
+def test_a_bundle_and_a_card_in_a_bucket(run, published, tmp_path):
+  place = paths.place('memory://cards/a')
+  for source, dest in ((published, place / 'bundle'), (run, place / 'run')):
+    for file in source.rglob('*'):
+      if file.is_file():
+        paths.place(f'{dest}/{file.relative_to(source)}').write_bytes(file.read_bytes())
+  assert sampler.load(place / 'bundle').hash() == sampler.load(run).hash()
+  text = (published / bundle.CARD).read_text()
+  call(card, f'--checkpoint={place}/run', *FLAGS)
+  assert '| 30 of my cats |' in text and '| 30 of my cats |' in (place / 'run/card.md').read_text()
+  (place / 'bundle' / bundle.WEIGHTS).unlink()
+  with pytest.raises(CheckpointError, match='download the bundle again'):
+    sampler.load(place / 'bundle')
+  with pytest.raises(UsageError, match='no memory:// address'):
+    call(export, f'--checkpoint={run}', f'--bundle={place}/b', *FLAGS)
 
 
 def test_a_bundle_becomes_a_run(run, published, tmp_path):

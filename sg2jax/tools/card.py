@@ -74,7 +74,11 @@ def main(_: list[str]) -> None:
   net, place = load(args.checkpoint)
   path = cli.file(args.out or str(net.workdir / 'card.md'), ['.md'], anywhere=True)
   where = '/'.join(place.parts[len(net.workdir.parts) - 1 :])
-  written = make(net, place, fields, path.name, f'{path.stem}_', net.workdir.name, where)
+  title = net.workdir.name
+  if title.isdigit():  # of an edit, which is called after the step of a run
+    title = '-'.join(net.workdir.parts[-3:])
+  prefix = f'{path.name.removesuffix(".md")}_'
+  written = make(net, place, fields, path.name, prefix, title, where)
   _check_licence_file(path.parent, written)
   for name, data in written.items():
     files.write_atomic(path.parent / name, data)

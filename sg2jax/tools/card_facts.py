@@ -16,8 +16,13 @@ from sg2jax.training import workdir
 
 # Of a configuration: where things lie on a machine, and what the card says elsewhere.
 PLACES = ('data.dir', 'init_from', 'profile', 'made_from.clip')
-ELSEWHERE = (*PLACES, 'c_dim', 'data_hash', 'data_images', 'data_title', 'device')
-OF_NETWORK = ('resolution', 'data.channels', 'g.')  # fields that say what a network is
+ELSEWHERE = (
+  *PLACES,
+  *('c_dim', 'data_hash', 'data_images', 'data_title', 'device'),
+  *(f'made_from.{name}' for name in ('source', 'target', 'network', 'clip_hash')),
+)
+# Fields that say what a network is, or how it was fine-tuned.
+OF_NETWORK = ('resolution', 'data.channels', 'g.', 'made_from.')
 OF_LINES = ('step', 'nimg', 'time')
 NOT_FINITE = ('nan', 'inf', '-inf')  # as metrics.jsonl spells them
 REMEDY = 'bring it back as it was written, or move it away'
@@ -90,11 +95,7 @@ class Facts(NamedTuple):
 def settings(config: Any) -> dict[str, Any]:
   """A configuration, flat, without what the card says elsewhere."""
   flat = workdir.settings(config)
-  return {
-    name: value
-    for name, value in flat.items()
-    if name not in ELSEWHERE and not name.startswith('made_from')
-  }
+  return {name: value for name, value in flat.items() if name not in ELSEWHERE}
 
 
 def of_pipeline(config: Any) -> dict[str, Any]:

@@ -310,7 +310,8 @@ def _configuration(net, facts, fields):
   here = {name: x for name, x in here.items() if name in base or implied.get(name) != x}
   text = '## Configuration\n\n'
   if not facts.is_trained_here:
-    text += 'Of the network; what it was trained with is not known here.\n\n'
+    before = 'before the fine-tuning ' if facts.made_from else ''
+    text += f'Of the network; what it was trained with {before}is not known here.\n\n'
     here = {name: x for name, x in here.items() if name.startswith(card_facts.OF_NETWORK)}
   if not base:
     rows = [(f'`{name}`', _value(value)) for name, value in sorted(here.items())]

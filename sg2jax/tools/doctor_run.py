@@ -30,6 +30,9 @@ def workdir(text: str) -> Iterator[Finding]:
   if not place.is_dir():
     yield problem(f'--workdir={text} is a file', 'name a folder')
     return
+  if (place / 'SHA256SUMS').exists() and not (place / 'checkpoints').exists():
+    yield from _bundle(place)
+    return
   yield from _lock(place)
   config = {}
   file = place / 'config.json'
@@ -42,6 +45,21 @@ def workdir(text: str) -> Iterator[Finding]:
       yield problem(f'{file} is not readable as JSON: {e}', 'restore it, or use another --workdir')
   yield from _progress(place / 'metrics.jsonl', config)
   yield from _checkpoints(place, config.get('keep', KEEP), is_disk)
+
+
+def _bundle(place):
+  """A published network instead of a run: whether its files are what was written."""
+  from sg2jax import bundle  # here: it imports packages that may be what is broken
+
+  listed = bundle.read_sums(place)
+  if not isinstance(place, Address):  # of a bucket, all files would be downloaded
+    for name in listed:
+      if name != bundle.CARD:  # it may be edited
+        bundle.checked(place, name, listed)
+  yield note(
+    f'{place} is a bundle, a published network: nothing is trained there',
+    f'another --workdir, with --config.init_from={shlex.quote(str(place))}',
+  )
 
 
 def _lock(place):

@@ -18,7 +18,7 @@ from flax import traverse_util
 import jax
 from jax.sharding import Mesh
 
-from sg2jax import __version__, build, configurations, files, paths, sampler, sharding
+from sg2jax import __version__, build, bundle, configurations, files, paths, sampler, sharding
 from sg2jax import state as state_lib
 from sg2jax.faults import UsageError
 from sg2jax.state import TrainState
@@ -108,10 +108,12 @@ def check_workdir(values: dict[str, Any], workdir: paths.Path, labels: Any = Non
   """
   path = workdir / 'config.json'
   with files.reading(workdir):
-    if not path.exists() or not checkpoint.begun(workdir):
+    is_bundle = bundle.is_there(workdir)  # whose config.json training would write over
+    if not is_bundle and not (path.exists() and checkpoint.begun(workdir)):
       return []  # nothing has been trained yet
-    text = path.read_text()
     kinds = [what for name, what in WITHOUT_STATE.items() if (workdir / name).exists()]
+    kinds += ['a published'] * is_bundle
+    text = '' if kinds else path.read_text()
   restart = (
     f'a new --workdir with --config.init_from={shlex.quote(str(workdir))} starts from its weights'
   )
