@@ -85,6 +85,7 @@ def whole_folder(dest: pathlib.Path) -> Iterator[pathlib.Path]:
 
   What was at `dest` is replaced by it, or stays as it was. Raises WriteError.
   """
+  dest = dest.resolve()  # a link stays, and what it leads to is replaced
   folder = dest.with_name(f'.{dest.name}.{os.getpid()}')
   before = dest.with_name(f'{folder.name}.before')
   try:

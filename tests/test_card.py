@@ -517,6 +517,14 @@ def test_a_bundle_takes_the_place_of_a_bundle_alone(run, copy, tmp_path):
   assert [path.name for path in tmp_path.iterdir()] == ['copy']
 
 
+def test_a_bundle_goes_where_a_link_leads(run, copy, tmp_path):
+  (tmp_path / 'link').symlink_to(copy)
+  before = copy.stat().st_ino
+  call(export, f'--checkpoint={run}', f'--bundle={tmp_path}/link', *FLAGS)
+  assert (tmp_path / 'link').is_symlink() and copy.stat().st_ino != before
+  assert sorted(path.name for path in tmp_path.iterdir()) == ['copy', 'link']
+
+
 def test_a_bundle_that_fails_leaves_what_was_there(run, copy, tmp_path, monkeypatch):
   before = (copy / bundle.SUMS).read_bytes()
 
