@@ -6,6 +6,7 @@ import importlib.metadata
 import json
 import os
 import pathlib
+import re
 import subprocess
 import sys
 import tempfile
@@ -150,6 +151,52 @@ def test_an_accelerator_that_jax_does_not_use(monkeypatch, tmp_path, driver, bui
   assert '2 x NVIDIA L4 (gpu, 18.0 GB each)' in lines[0] and 'uses the CPU' not in str(lines)
 
 
+def test_a_tpu_is_known_by_dev_or_by_pci(monkeypatch, tmp_path):
+  monkeypatch.setattr(doctor_machine, 'nvidia_smi', list)
+  monkeypatch.setattr(doctor_machine, 'PCI', f'{tmp_path}/*')
+  monkeypatch.setattr(os.path, 'exists', lambda path: False)  # a GPU's device
+  monkeypatch.delenv('JAX_PLATFORMS', raising=False)
+  devices = {'nic': ('0x1ae0', '0x020000'), 'disk': ('0x1ae0', '0x010802'), 'x': ('0x10de', '0xff')}
+  for name, (vendor, kind) in devices.items():
+    (tmp_path / name).mkdir()
+    (tmp_path / name / 'vendor').write_text(f'{vendor}\n')
+    (tmp_path / name / 'class').write_text(f'{kind}\n')
+  assert doctor_machine.accelerators() == {}
+  (tmp_path / 'x' / 'vendor').write_text('0x1ae0\n')
+  line = the(found(doctor_machine.devices, CPU, ''), 'tpu on PCI is there')
+  assert line.startswith('problem') and line.endswith('pip install "jax[tpu]"')
+
+
+@pytest.mark.parametrize(
+  'platforms, said, remedy',
+  [
+    ('cpu', 'RuntimeError: jaxlib is version 0.9.0, but', 'pip install -U "jax>=0.10" jaxlib'),
+    ('cuda', 'AssertionError', 'unset JAX_PLATFORMS .it is cuda., or .*pip install "jax.cuda13'),
+    ('tpu,cpu', 'RuntimeError: no tpu', 'or install what it names: pip install "jax.tpu.'),
+    ('', 'RuntimeError: busy', 'end the process'),
+  ],
+)
+def test_the_remedy_is_that_of_what_jax_says(platforms, said, remedy, monkeypatch):
+  monkeypatch.setenv('JAX_PLATFORMS', platforms)
+  (line,) = found(doctor_machine.devices, [], said)
+  assert re.search(f'{said}.*{remedy}', line)
+
+
+def test_where_packages_come_from(monkeypatch):
+  def missing(name):
+    raise importlib.metadata.PackageNotFoundError(name)
+
+  def imports():
+    import no_such_package_as_this
+
+    yield no_such_package_as_this
+
+  assert found(imports)[0].endswith('pip install "sg2jax[train,eval,text,video,view]"')
+  monkeypatch.setattr(importlib.metadata, 'version', missing)
+  assert found(imports)[0].endswith(f'pip install -e "{ROOT}[train,eval,text,video,view]"')
+  assert f'pip install -e "{ROOT}[video]"' in the(found(doctor_machine.packages), '[video]')
+
+
 def test_a_broken_nvidia_smi_is_none(monkeypatch, tmp_path):
   executable(tmp_path / 'nvidia-smi', 'echo "NVIDIA-SMI has failed"; exit 9')
   monkeypatch.setenv('PATH', str(tmp_path), prepend=os.pathsep)
@@ -162,18 +209,24 @@ def test_a_broken_nvidia_smi_is_none(monkeypatch, tmp_path):
 def test_a_disk_that_is_full_or_read_only(monkeypatch, tmp_path):
   place = tmp_path / 'a' / 'b'
   monkeypatch.setattr(files, 'free_bytes', lambda path: 20e9)
-  assert found(doctor_machine.disk, 'workdir', place) == [f'ok       workdir {place}: 20.0 GB free']
+  assert found(doctor_machine.disk, 'workdir', place, 'ELSEWHERE') == [
+    f'ok       workdir {place}: 20.0 GB free'
+  ]
   monkeypatch.setattr(files, 'free_bytes', lambda path: 0.5e9)
-  (full,), _ = look('it', lambda: doctor_machine.disk('workdir', place))
+  (full,), _ = look('it', lambda: doctor_machine.disk('workdir', place, 'ELSEWHERE'))
   assert (full.level, full.code) == ('problem', 5)
   monkeypatch.setattr(files, 'free_bytes', lambda path: 5e9)
-  assert found(doctor_machine.disk, 'workdir', place)[0].startswith('note')
+  assert found(doctor_machine.disk, 'workdir', place, 'ELSEWHERE')[0].startswith('note')
 
   def refused(dir):
     raise OSError(errno.EROFS, 'Read-only file system')
 
+  (tmp_path / 'file').touch()
+  line = found(doctor_machine.disk, 'cache', tmp_path / 'file' / 'x', 'export X=DIR')[0]
+  assert f'{tmp_path}/file is a file' in line and line.endswith('export X=DIR')
   monkeypatch.setattr(tempfile, 'TemporaryFile', refused)
-  assert 'Read-only file system' in the(found(doctor_machine.disk, 'workdir', place), 'problem')
+  (line,) = found(doctor_machine.disk, 'workdir', place, 'ELSEWHERE')
+  assert 'Read-only file system' in line and line.endswith('ask for the permission, or ELSEWHERE')
   assert not place.parent.exists()
   assert 'Read-only' in the(found(doctor_machine.temporary), 'problem  temporary files')
 

@@ -72,7 +72,7 @@ def main(_: list[str], config: list[str] = ()) -> None:
   if args.workdir:
     show('workdir', doctor_run.workdir, args.workdir)
   else:
-    show('here', doctor_machine.disk, 'here', pathlib.Path('.'))
+    show('here', doctor_machine.disk, 'here', pathlib.Path('.'), 'cd to another place')
   if args.data:
     show('data', doctor_run.data, args.data)
   if config and devices:

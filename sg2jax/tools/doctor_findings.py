@@ -4,6 +4,8 @@ Nothing heavy is imported here or in doctor_machine.py: what they look at may be
 """
 
 from collections.abc import Callable, Iterator
+import importlib.metadata
+import pathlib
 import threading
 from typing import NamedTuple
 
@@ -11,6 +13,7 @@ from sg2jax import faults
 
 SECONDS = 60  # that a look may take: a network disk that is gone never answers
 GB = 1e9
+EVERYTHING = 'train,eval,text,video,view'
 
 
 class Finding(NamedTuple):
@@ -48,6 +51,15 @@ def one_line(text: object) -> str:
   return said or type(text).__name__
 
 
+def install(extra: str) -> str:
+  """The command that brings the packages of an extra."""
+  try:
+    importlib.metadata.version('sg2jax')
+  except importlib.metadata.PackageNotFoundError:  # a clone, of which no index knows
+    return f'pip install -e "{pathlib.Path(__file__).parents[2]}[{extra}]"'
+  return f'pip install "sg2jax[{extra}]"'  # which asks what is installed for them
+
+
 def look(
   subject: str, function: Callable[[], Iterator[Finding]], seconds: float = SECONDS
 ) -> tuple[list[Finding], bool]:
@@ -71,9 +83,10 @@ def look(
       found.append(Finding('problem', f'{subject}: {e}', code=e.code))
     except BaseException as e:  # a broken package raises anything; also SystemExit
       # A thread must not end without a word: nothing that was looked at is no sign of health.
-      found.append(
-        problem(f'{subject}: {type(e).__name__}: {e}', 'mend what it names, or report it')
-      )
+      remedy = 'mend what it names, or report it'
+      if isinstance(e, ModuleNotFoundError) and not str(e.name).startswith('sg2jax'):
+        remedy = install(EVERYTHING)
+      found.append(problem(f'{subject}: {type(e).__name__}: {e}', remedy))
 
   thread = threading.Thread(target=run, daemon=True)
   thread.start()

@@ -1,6 +1,7 @@
 """What `doctor` looks at of the machine: packages, devices, memory, disk, cache, weights."""
 
 from collections.abc import Iterator
+import errno
 import glob
 import importlib.metadata
 import json
@@ -16,7 +17,7 @@ import tomllib
 from typing import NamedTuple
 
 from sg2jax import __version__, faults, files, paths
-from sg2jax.tools.doctor_findings import GB, Finding, note, ok, one_line, problem
+from sg2jax.tools.doctor_findings import GB, Finding, install, note, ok, one_line, problem
 
 DEVICE_SECONDS = 90  # that JAX may take to start: on TPUs it is half a minute
 # What JAX says of its devices, asked for in a process of its own: a driver may hang or crash, and
@@ -30,9 +31,12 @@ devices = [
 ]
 print('devices', json.dumps(devices))
 """
+PCI = '/sys/bus/pci/devices/*'
 LEAST_DISK = 1 * GB  # below it is a problem; with 10 times as much nothing is said
 LEAST_MEMORY = 1 * GB
+FULL = (errno.ENOSPC, errno.EDQUOT)
 LARGE_CACHE = 50 * GB
+BUILDS = {'tpu': 'tpu', 'cuda': 'cuda13', 'gpu': 'cuda13'}  # by what JAX_PLATFORMS may name
 CUDA13_DRIVER = 580  # the first that runs CUDA 13
 
 
@@ -106,7 +110,7 @@ def packages() -> Iterator[Finding]:
   for extra in dict.fromkeys(x.extra for x in needed if x.extra):
     lacks = [text for x in needed if x.extra == extra and (text := x.lacks())]
     if lacks:
-      yield note(f'extra [{extra}]: {", ".join(lacks)}', f'pip install "sg2jax[{extra}]"')
+      yield note(f'extra [{extra}]: {", ".join(lacks)}', install(extra))
     else:
       yield ok(f'extra [{extra}]')
   yield from _plugins()
@@ -142,7 +146,18 @@ def accelerators() -> dict[str, str]:
     found['gpu'] = ', '.join(sorted({name for name, *_ in smi}))
   if glob.glob('/dev/accel[0-9]*'):
     found['tpu'] = '/dev/accel*'
+  elif any(map(_is_tpu, glob.glob(PCI))):  # newer ones have /dev/vfio, as much else does
+    found['tpu'] = 'on PCI'
   return found
+
+
+def _is_tpu(device):
+  """Whether it is of Google, and neither storage nor network nor a bridge."""
+  try:
+    vendor, kind = (pathlib.Path(device, name).read_text() for name in ('vendor', 'class'))
+  except OSError:
+    return False
+  return vendor.strip() == '0x1ae0' and not kind.startswith(('0x01', '0x02', '0x06'))
 
 
 def nvidia_smi() -> list[list[str]]:
@@ -217,10 +232,12 @@ def devices(found: list[dict], said: str) -> Iterator[Finding]:
 
 
 def _of_no_device(error):
-  if 'No module named' in error or 'ImportError' in error:
-    return 'pip install -U "jax>=0.10", with an accelerator "jax[cuda13]" or "jax[tpu]"'
-  if 'JAX_PLATFORMS' in os.environ:
-    return f'unset JAX_PLATFORMS={os.environ["JAX_PLATFORMS"]}, or install what it names'
+  if 'No module named' in error or 'ImportError' in error or 'jaxlib' in error:
+    return 'pip install -U "jax>=0.10" jaxlib, with an accelerator "jax[cuda13]" or "jax[tpu]"'
+  if platforms := os.environ.get('JAX_PLATFORMS'):
+    builds = [build for kind, build in BUILDS.items() if kind in platforms.split(',')]
+    how = f': pip install "jax[{builds[0]}]"' if builds else ''
+    return f'unset JAX_PLATFORMS (it is {platforms}), or install what it names{how}'
   return (
     'end the process that holds the device, or ask on all hosts of a TPU slice at once; '
     'JAX_PLATFORMS=cpu goes on without it'
@@ -271,24 +288,31 @@ def _number(file):
     return None
 
 
-def disk(name: str, place: pathlib.Path) -> Iterator[Finding]:
-  """The room where a folder is or would be, and whether it may be written to."""
+def disk(name: str, place: pathlib.Path, elsewhere: str) -> Iterator[Finding]:
+  """The room where a folder is or would be, and whether it may be written to.
+
+  elsewhere: what takes another place.
+  """
   place = place.absolute()
+  code = faults.WriteError.code
+  there = paths.nearest(place)
+  if not there.is_dir():
+    yield problem(f'{name} {place}: {there} is a file', elsewhere, code)
+    return
   free = files.free_bytes(place)
-  what = f'{name} {place}: {free / GB:.1f} GB free'
+  room = f'{free / GB:.1f} GB' if free >= GB / 10 else f'{free / 1e6:.1f} MB'
+  what = f'{name} {place}: {room} free'
   try:
-    with tempfile.TemporaryFile(dir=paths.nearest(place)) as f:
+    with tempfile.TemporaryFile(dir=there) as f:
       f.write(b'\0' * 4096)
       f.flush()
   except OSError as e:
-    yield problem(
-      f'{name} {place} can not be written to: {e.strerror}',
-      'make room, or ask for the permission, or name another place',
-      faults.WriteError.code,
-    )
+    remedy = 'make room' if e.errno in FULL else 'ask for the permission'
+    reason = f'{name} {place} can not be written to: {e.strerror}'
+    yield problem(reason, f'{remedy}, or {elsewhere}', code)
     return
   if free < LEAST_DISK:
-    yield problem(what, 'make room', faults.WriteError.code)
+    yield problem(what, f'make room, or {elsewhere}', code)
   elif free < 10 * LEAST_DISK:
     yield note(what, 'enough for small runs; a checkpoint at 1024 px has 0.7 GB')
   else:
@@ -297,7 +321,7 @@ def disk(name: str, place: pathlib.Path) -> Iterator[Finding]:
 
 def temporary() -> Iterator[Finding]:
   """The folder of temporary files, if it is of no use: without it little works."""
-  found = disk('temporary files', pathlib.Path(tempfile.gettempdir()))
+  found = disk('temporary files', pathlib.Path(tempfile.gettempdir()), 'export TMPDIR=DIR')
   yield from (finding for finding in found if finding.level == 'problem')
 
 
@@ -313,7 +337,7 @@ def cache() -> Iterator[Finding]:
       f'export {paths.VARIABLE}=DIR',
     )
     return
-  yield from disk('cache', place)
+  yield from disk('cache', place, f'export {paths.VARIABLE}=DIR')
   parts = {}
   for part in sorted(place.iterdir()) if place.is_dir() else ():
     parts[part.name] = sum(f.stat().st_size for f in part.rglob('*') if f.is_file())

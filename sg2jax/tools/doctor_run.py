@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 import json
 import pathlib
+import re
 import shlex
 import types
 from typing import Any
@@ -22,13 +23,13 @@ def workdir(text: str) -> Iterator[Finding]:
   """The folder of a run: its lock, its configuration, its newest whole checkpoint, the room."""
   place = paths.place(text, f'--workdir={text}').absolute()
   is_disk = not isinstance(place, Address)
+  if place.exists() and not place.is_dir():
+    yield problem(f'--workdir={text} is a file', 'name a folder')
+    return
   if is_disk:
-    yield from doctor_machine.disk('workdir', place)
+    yield from doctor_machine.disk('workdir', place, 'name another --workdir')
   if not place.exists():
     yield note(f'{place} is not there yet', 'training makes it')
-    return
-  if not place.is_dir():
-    yield problem(f'--workdir={text} is a file', 'name a folder')
     return
   if (place / 'SHA256SUMS').exists() and not (place / 'checkpoints').exists():
     yield from _bundle(place)
@@ -201,7 +202,8 @@ def configuration(arguments: list[str], devices: list[dict], run: str) -> Iterat
     checks.check(config)
   except OSError as e:  # ml_collections raises it as a field is asked for
     remedy = 'name a file, and run from the folder that holds configs/'
-    yield problem(f'configuration: {e}', remedy)
+    said = re.search(r'\[Errno \d+\] (.*)', str(e))  # after how ml_collections looked for it
+    yield problem(f'configuration: {said[1] if said else e}', remedy)
     return
   side = config.resolution
   yield ok(f'configuration: {side} px, batch {config.batch}, {config.total_kimg:g} kimg')
@@ -243,6 +245,8 @@ def _own_data(config):
   ):
     yield ok('data: digits, which come with sg2jax')
   elif config.data.name == 'digits':
-    yield from doctor_machine.disk('data', pathlib.Path(config.data.dir))
+    yield from doctor_machine.disk(
+      'data', pathlib.Path(config.data.dir), 'name another --config.data.dir'
+    )
   else:
     yield from data(config.data.dir, config.data.name, config.data.labels)
