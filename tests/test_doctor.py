@@ -14,6 +14,7 @@ import threading
 
 import pytest
 
+from configs import quickstart
 from sg2jax import faults, files, pretrained
 from sg2jax.data import digits
 from sg2jax.tools import doctor, doctor_machine, doctor_run
@@ -313,6 +314,20 @@ def test_a_run_and_its_newest_whole_checkpoint(run, monkeypatch):
   assert the(found(doctor_run.workdir, str(run)), 'room for').startswith('problem')
 
 
+def test_a_run_whose_files_are_odd(run):
+  (run / 'metrics.jsonl').write_bytes(b'{"step": 1}\n\xff\xfe')
+  (run / 'config.json').write_text('{"keep": "many"}')
+  lines = found(doctor_run.workdir, str(run))
+  assert 'the next start cuts it off' in the(lines, 'torn') and the(lines, 'newest checkpoint')
+  assert '3.0 MB more for keep=3' in the(lines, 'room for')
+  (run / 'metrics.jsonl').unlink()
+  (run / 'metrics.jsonl').mkdir()
+  (run / 'config.json').unlink()
+  lines = found(doctor_run.workdir, str(run))
+  assert the(lines, 'metrics.jsonl').endswith('move it away') and the(lines, 'newest checkpoint')
+  assert the(lines, 'no config.json').startswith('problem')
+
+
 def test_a_run_that_another_process_holds(run):
   (run / '.lock').write_text('4711 on elsewhere')
   assert 'in use' not in str(found(doctor_run.workdir, str(run)))
@@ -356,6 +371,16 @@ def test_a_configuration_and_what_it_needs(monkeypatch, tmp_path):
   (line,) = found(doctor_run.configuration, ['--config=nowhere.py'], CPU, '')
   assert 'nowhere.py' in line and line.endswith('from the folder that holds configs/')
   assert 'is not there' in the(look_at(f'--config.init_from={tmp_path}/no'), 'problem')
+  (alone,) = found(doctor_run.configuration, ['--config.batch=8'], CPU, '')
+  assert alone.endswith('--config=configs/quickstart.py')
+
+
+def test_a_workdir_of_another_configuration(run):
+  there = quickstart.get_config().to_dict() | {'resolution': 64}
+  (run / 'config.json').write_text(json.dumps(there))
+  quick = [f'--config={ROOT}/configs/quickstart.py']
+  lines = found(doctor_run.configuration, quick, CPU, str(run))
+  assert 'resolution: 64 there, 32 here' in the(lines, 'problem') and 'next' not in lines[-1]
 
 
 def test_the_command_prints_a_line_each_and_exits(monkeypatch, capsys, tmp_path):

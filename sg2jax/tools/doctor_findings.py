@@ -60,6 +60,11 @@ def install(extra: str) -> str:
   return f'pip install "sg2jax[{extra}]"'  # which asks what is installed for them
 
 
+def amount(count: float) -> str:
+  """Bytes, for people."""
+  return f'{count / GB:.1f} GB' if count >= GB / 10 else f'{count / 1e6:.1f} MB'
+
+
 def look(
   subject: str, function: Callable[[], Iterator[Finding]], seconds: float = SECONDS
 ) -> tuple[list[Finding], bool]:

@@ -17,7 +17,7 @@ import tomllib
 from typing import NamedTuple
 
 from sg2jax import __version__, faults, files, paths
-from sg2jax.tools.doctor_findings import GB, Finding, install, note, ok, one_line, problem
+from sg2jax.tools.doctor_findings import GB, Finding, amount, install, note, ok, one_line, problem
 
 DEVICE_SECONDS = 90  # that JAX may take to start: on TPUs it is half a minute
 # What JAX says of its devices, asked for in a process of its own: a driver may hang or crash, and
@@ -300,8 +300,7 @@ def disk(name: str, place: pathlib.Path, elsewhere: str) -> Iterator[Finding]:
     yield problem(f'{name} {place}: {there} is a file', elsewhere, code)
     return
   free = files.free_bytes(place)
-  room = f'{free / GB:.1f} GB' if free >= GB / 10 else f'{free / 1e6:.1f} MB'
-  what = f'{name} {place}: {room} free'
+  what = f'{name} {place}: {amount(free)} free'
   try:
     with tempfile.TemporaryFile(dir=there) as f:
       f.write(b'\0' * 4096)

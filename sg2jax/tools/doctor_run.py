@@ -11,7 +11,7 @@ from typing import Any
 from sg2jax import faults, files, paths
 from sg2jax.addresses import Address
 from sg2jax.tools import doctor_machine
-from sg2jax.tools.doctor_findings import GB, Finding, note, ok, problem
+from sg2jax.tools.doctor_findings import Finding, amount, note, ok, problem
 
 KEEP = 3  # checkpoints, of a run that doesn't say
 
@@ -37,7 +37,12 @@ def workdir(text: str) -> Iterator[Finding]:
   yield from _lock(place)
   config = {}
   file = place / 'config.json'
-  if not file.exists():
+  if not file.exists() and (place / 'checkpoints').exists():
+    yield problem(
+      f'{place} has checkpoints and no config.json',
+      'bring it back: without it nobody knows what they are of',
+    )
+  elif not file.exists():
     yield note(f'{place} holds no run yet', 'training begins one')
   else:
     try:
@@ -45,7 +50,8 @@ def workdir(text: str) -> Iterator[Finding]:
     except (OSError, ValueError, TypeError) as e:
       yield problem(f'{file} is not readable as JSON: {e}', 'restore it, or use another --workdir')
   yield from _progress(place / 'metrics.jsonl', config)
-  yield from _checkpoints(place, config.get('keep', KEEP), is_disk)
+  keep = config.get('keep')
+  yield from _checkpoints(place, keep if isinstance(keep, int) else KEEP, is_disk)
 
 
 def _bundle(place):
@@ -91,10 +97,13 @@ def _progress(log, config):
   """How far the run is, by its log."""
   if not log.exists():
     return
-  lines = log.read_text().splitlines()
   try:
+    lines = log.read_bytes().splitlines()
     last = json.loads(lines[-1])
     done = last['nimg'] / 1000
+  except OSError as e:
+    yield problem(f'{log} can not be read: {e.strerror or e}', 'move it away')
+    return
   except (IndexError, ValueError, KeyError, TypeError):
     yield note(f'{log}: its last line is torn', 'the next start cuts it off')
     return
@@ -126,8 +135,8 @@ def _checkpoints(place, keep, is_disk):
     break
   code = faults.CheckpointError.code
   for text in bad:
-    where = f'the run would go on from step {step}' if size else 'bring one back'
-    yield problem(f'damaged checkpoint: {text}', f'{where}; restore it from a copy', code)
+    where = f'the run would go on from step {step}; ' if size else ''
+    yield problem(f'damaged checkpoint: {text}', f'{where}restore it from a copy', code)
   if not steps:
     yield note(f'{place} has no checkpoint', 'training saves one every snapshot_kimg')
   if size and is_disk:
@@ -138,7 +147,7 @@ def _room(place, size, keep, there):
   """A checkpoint is written before an old one goes; besides the newest, the best stays."""
   needed = max(1, keep + 2 - there) * size
   free = files.free_bytes(place)
-  what = f'room for checkpoints: {needed / GB:.2f} GB more for keep={keep}, {free / GB:.1f} GB free'
+  what = f'room for checkpoints: {amount(needed)} more for keep={keep}, {amount(free)} free'
   if free < needed:
     yield problem(what, 'make room, or --config.keep=1', faults.WriteError.code)
   else:
@@ -196,7 +205,14 @@ def configuration(arguments: list[str], devices: list[dict], run: str) -> Iterat
   from sg2jax import checks, pretrained
   from sg2jax.evaluation import protocols
   from sg2jax.tools import flags as shared
+  from sg2jax.training import workdir as workdir_lib
 
+  if not any(re.match('--?config($|=)', argument) for argument in arguments):
+    yield problem(
+      f'configuration: {arguments[0]} is a field of none',
+      'name a file, too, as in --config=configs/quickstart.py',
+    )
+    return
   config = shared.configuration(arguments)
   try:
     checks.check(config)
@@ -224,6 +240,10 @@ def configuration(arguments: list[str], devices: list[dict], run: str) -> Iterat
     yield problem(
       f'configuration: init_from={config.init_from} is not there', 'name a run or checkpoint'
     )
+  if run:
+    changes = workdir_lib.check_workdir(config.to_dict(), paths.place(run))
+    for line in changes:
+      yield note(f'configuration: {line}')
   said = shlex.join(arguments)
   yield note(
     'memory and time of its steps: known once they are compiled',
