@@ -38,7 +38,7 @@ FLAGS = ('--license=apache-2.0', '--data_license=cc-by-4.0', '--author=Ada | Lov
 # As in metrics.jsonl: not finite numbers are texts; a metric has a line of its own.
 LINES = (
   {'step': 1, 'nimg': 8, 'time': 3600.0, 'sec_per_tick': 1800.0, 'loss_g': 2.0, 'loss_d': 'nan'},
-  {'step': 3, 'nimg': 24, 'time': 97200.0, 'sec_per_tick': 5400.0, 'loss_g': 1.0, 'loss_d': 0.5},
+  {'step': 3, 'nimg': 24, 'time': 97200.0, 'sec_per_tick': 5400.0, 'loss_g': 1.0, 'r_t': 0.5},
   {'step': 3, 'nimg': 24, 'time': 97200.0, 'swd_4k': 9.0},
   {'step': 9, 'nimg': 72, 'time': 1e6, 'sec_per_tick': 9e9, 'loss_g': 7.0},
 )
@@ -127,6 +127,7 @@ def test_a_card_says_what_the_run_says(run, tmp_path, capsys):
     '1.5 for generated pictures, 1.25 for each picture of the data set, left out of it in turn.',
     "label='tom'",
     '8 x TPU v4 in 2 processes',
+    'By thousands of images. `r_t`: mean sign of',
     '2 times',
     '| `resolution` | `256` | `8` |',
     'Network: `apache-2.0`. Pictures that it learnt from: `cc-by-4.0`.',
@@ -211,6 +212,13 @@ def test_of_augmentation_the_card_has_what_its_name_does_not_say(other):
   (other / 'config.json').write_text(json.dumps(config))
   rows = [line for line in card_of(other).splitlines() if '`augment.' in line]
   assert len(rows) == 2 and '| `"bgc"` |' in rows[0] and rows[1].endswith('not there | `0.5` |')
+
+
+def test_what_is_no_base_is_named(run, tmp_path):
+  (tmp_path / 'others.py').write_text('get_config = lambda: 3')
+  for name in ('none.py', 'others.py'):
+    with pytest.raises(UsageError, match=f'--base={tmp_path}/{name} is no configuration'):
+      card_of(run, *FLAGS, f'--base={tmp_path}/{name}')
 
 
 def test_of_a_step_the_card_loads_that_step(other):

@@ -123,7 +123,6 @@ def given() -> Given:
     raise UsageError(f'--data_id={args.data_id} is no name at a hub, such as ylecun/mnist')
   link, text = _license_link()
   base = args.base or (DEFAULT_BASE if pathlib.Path(DEFAULT_BASE).is_file() else '')
-  settings = card_facts.settings(shared.configuration([f'--config={base}'])) if base else {}
   return Given(
     license=args.license,
     license_name=args.license_name,
@@ -132,9 +131,17 @@ def given() -> Given:
     data_license=args.data_license,
     data_id=args.data_id,
     author=args.author,
-    base=settings,
+    base=_settings(base) if base else {},
     base_name=card_facts.last_name(base) if pathlib.Path(base).is_absolute() else base,
   )
+
+
+def _settings(base):
+  try:
+    return card_facts.settings(shared.configuration([f'--config={base}']))
+  except Exception as e:  # ml_collections raises as fields are asked for, and files do anything
+    reason = str(e).splitlines()[-1].strip() if str(e) else type(e).__name__
+    raise UsageError(f'--base={base} is no configuration of sg2jax ({reason}); name one') from e
 
 
 def _license_link():

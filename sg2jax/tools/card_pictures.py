@@ -52,23 +52,27 @@ def _sheet(pictures, rows, cols):
     return path.read_bytes()
 
 
+def panels(facts: Facts) -> list[dict[str, str]]:
+  """{name in metrics.jsonl: what it is called there} of each picture of the curves."""
+  names = ['swd', *card_facts.measured(facts.lines), 'r_t', 'augment_p']
+  found = [{'loss_g': 'G', 'loss_d': 'D'}] + [{name: ''} for name in dict.fromkeys(names)]
+  found = [p for p in found if any(card_facts.series(facts.lines, name)[0] for name in p)]
+  return found[:PANELS]
+
+
 def curves(facts: Facts) -> bytes | None:
   """Losses and what was measured in training, by images; None without a log."""
   from sg2jax import charts  # here: it needs matplotlib, and export of a file does without
 
-  panels = [{'loss_g': 'G', 'loss_d': 'D'}]
-  names = ['swd', *card_facts.measured(facts.lines), 'r_t', 'augment_p']
-  panels += [{name: ''} for name in dict.fromkeys(names)]
-  panels = [p for p in panels if any(card_facts.series(facts.lines, name)[0] for name in p)]
-  panels = panels[:PANELS]
-  if not panels:
+  shown = panels(facts)
+  if not shown:
     return None
-  rows = -(-len(panels) // 2)
+  rows = -(-len(shown) // 2)
   figure = charts.blank('', 'thousands of images', 2.6 * rows)
   grid = figure.subplots(rows, 2, squeeze=False)
-  for axes in grid.flat[len(panels) :]:
+  for axes in grid.flat[len(shown) :]:
     axes.remove()
-  for axes, panel in zip(grid.flat, panels):
+  for axes, panel in zip(grid.flat, shown):
     first = next(iter(panel))
     axes.set_xlim(0, facts.lines[-1]['nimg'] / 1000 * 1.02)
     charts.plain(axes, 'y', 'loss' if len(panel) > 1 else TITLES.get(first, first))

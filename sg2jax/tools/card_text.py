@@ -40,6 +40,13 @@ ABOUT = {
 }
 
 
+# What a name on a curve is that nothing else on the card says.
+CURVES = {
+  'r_t': 'mean sign of what D says of real pictures, 1 where it knows them all by heart',
+  'augment_p': 'how likely each augmentation is',
+}
+
+
 def write(
   net: Sampler, facts: Facts, fields: Any, title: str, where: str, pictures: dict[str, str]
 ) -> str:
@@ -261,7 +268,12 @@ def _training(net, facts, named):
     rows.append(('software', _plain(last.packages)))
     if last.commit:
       rows.append(('commit', f'`{_code(last.commit)}`'))
-  picture = f'\n![Curves of the training]({named["curves"]})\n' if 'curves' in named else ''
+  picture = ''
+  if 'curves' in named:
+    shown = {name for panel in card_pictures.panels(facts) for name in panel}
+    said = [f' `{name}`: {what}.' for name, what in CURVES.items() if name in shown]
+    said = ''.join(['By thousands of images.', *said])
+    picture = f'\n{said}\n\n![Curves of the training]({named["curves"]})\n'
   return f'## Training\n\n{table(("training", "value"), rows)}{picture}'
 
 
