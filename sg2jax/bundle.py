@@ -4,6 +4,7 @@
   config.json            of the run, with c_dim
   labels.json            where there are labels
   README.md, *.png       the card (tools.card)
+  LICENSE                the text of a licence that hubs have no name of
   SHA256SUMS             of all of these, as `sha256sum -c` reads it
 
 What a network is made of is checked against the list each time it is read. The card may be edited:

@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -17,7 +18,16 @@ from sg2jax import state as state_lib
 from sg2jax.data.labels import Labels
 from sg2jax.faults import CheckpointError, UsageError, WeightsError
 from sg2jax.interop import names
-from sg2jax.tools import bundles, card, card_text, convert, doctor_run, export, generate
+from sg2jax.tools import (
+  bundles,
+  card,
+  card_pictures,
+  card_text,
+  convert,
+  doctor_run,
+  export,
+  generate,
+)
 from sg2jax.training import checkpoint, init_from, workdir
 from tests.runs import ROOT, call, random_run
 
@@ -116,6 +126,7 @@ def test_a_card_says_what_the_run_says(run, tmp_path, capsys):
   assert meta['model-index'] == [{'name': 'cats', 'results': results}]
   for said in (
     'Made by Ada \\| Lovelace',
+    'a row for each class of which there are pictures, with',
     '| garfield | 21 |',
     '| fritz | 0 |',
     '`a1b2`',
@@ -221,6 +232,13 @@ def test_what_is_no_base_is_named(run, tmp_path):
       card_of(run, *FLAGS, f'--base={tmp_path}/{name}')
 
 
+def test_of_many_classes_the_first_are_shown(other):
+  (other / 'labels.json').write_text(Labels.of_classes(LABELS, (9, 1, 21)).to_json())
+  assert 'a row for each class, with' in card_of(other)
+  with mock.patch.object(card_pictures, 'CLASSES', 2):
+    assert 'a row for each of the first 2 classes, with' in card_of(other)
+
+
 def test_of_a_step_the_card_loads_that_step(other):
   text = card_of(other / 'checkpoints' / '3')
   assert "sg2jax.load('cats/checkpoints/3')" in text and '--checkpoint=cats/checkpoints/3 ' in text
@@ -230,7 +248,8 @@ def test_labels_that_no_file_tells_are_not_made_up(other):
   (other / 'labels.json').unlink()
   text = card_of(other)
   assert 'with labels of 3 components, of which nothing says what they mean' in text
-  assert 'classes' not in text and 'Pictures of each' not in text
+  assert 'class' not in text.split('---')[2] and 'Pictures of each' not in text
+  assert 'a row for each component of the label,' in text
   call(export, f'--checkpoint={other}', f'--bundle={other.parent}/b', *FLAGS)
   assert not (other.parent / 'b' / 'labels.json').exists()
   ours, theirs = (sampler.load(path)([0, 1]) for path in (other, other.parent / 'b'))

@@ -57,7 +57,7 @@ def write(
   parts = [
     f'---\n{yaml(metadata(net, facts, fields, title))}---\n\n# {_plain(title)}\n',
     _summary(net, facts, fields),
-    _samples(net, named),
+    _samples(net, facts, named),
     _use(net, facts, where),
     _data(net, facts, fields),
     _training(net, facts, named),
@@ -185,15 +185,10 @@ def _origin(net, facts):
     )
 
 
-def _samples(net, named):
+def _samples(net, facts, named):
   rows = card_pictures.classes(net)
   seeds = card_pictures.COLUMNS * (1 if rows else card_pictures.ROWS)
-  each = ''
-  if rows:
-    some = (
-      f'each of the first {len(rows)} classes' if len(rows) < net.config.c_dim else 'each class'
-    )
-    each = f', a row for {some}'
+  each = f', a row for {_which_rows(net, facts, len(rows))}' if rows else ''
   return (
     f'## Samples\n\nSeeds 0 to {seeds - 1}, none chosen{each}, with the constant noise maps, at '
     f'psi 1 (no truncation):\n\n![Samples at psi 1]({named["samples"]})\n\n'
@@ -201,13 +196,22 @@ def _samples(net, named):
   )
 
 
+def _which_rows(net, facts, rows):
+  """What each row of samples shows."""
+  one, several = ('class', 'classes') if facts.labels else ('component of the label', 'components')
+  present = len(net.labels.values)
+  having = '' if present == net.config.c_dim else ' of which there are pictures'
+  return f'each of the first {rows} {several}{having}' if rows < present else f'each {one}{having}'
+
+
 def _use(net, facts, where):
   image = net([0])
   digest = hashlib.sha256(image.tobytes()).hexdigest()
   shape = ','.join(map(str, image.shape[1:]))
   chosen = ''
-  if rows := card_pictures.classes(net):
-    names = facts.labels.names if facts.labels else ()
+  rows = card_pictures.classes(net)
+  if rows and facts.labels:
+    names = facts.labels.names
     name = names[rows[0]] if names else rows[0]
     chosen = f'\nof_a_class = net(seeds=range(8), label={name!r})'
   where = _printable(where)
