@@ -1,4 +1,4 @@
-"""The viewer without a browser: pictures, their command lines, events, tokens."""
+"""The viewer without a browser: pictures, their command lines, events."""
 
 import asyncio
 import dataclasses
@@ -21,7 +21,7 @@ from sg2jax.tools import generate, view
 from sg2jax.view import catalogue, curves, layers, picture, searches, session
 from sg2jax.view.page import Page
 from sg2jax.view.picture import Shown
-from sg2jax.view.server import COOKIE, Guard, Viewer
+from sg2jax.view.server import Viewer
 from sg2jax.view.session import Session
 from tests.runs import call
 from tests.test_sampler import CATS, Z, make_run
@@ -309,33 +309,6 @@ def test_a_later_checkpoint_is_taken(run):
   tab = viewer.sessions['a'] = Session(Shown(seed=3))
   assert asyncio.run(viewer.refresh()) and viewer.net.step == 3 and viewer.version == 1
   assert tab.shown.seed == 3 and not asyncio.run(viewer.refresh())
-
-
-def ask(path='/', headers=(), kind='http'):
-  """(status or close code, headers) of a guarded application that answers 200."""
-  sent = []
-
-  async def app(scope, receive, send):
-    await send({'type': 'http.response.start', 'status': 200, 'headers': []})
-
-  async def receive():
-    return {'type': 'websocket.connect'}
-
-  async def send(message):
-    sent.append(message)
-
-  scope = {'type': kind, 'headers': headers, 'path': '/', 'query_string': path.encode()}
-  asyncio.run(Guard(app, 'right')(scope, receive, send))
-  return sent[0].get('status', sent[0].get('code')), dict(sent[0].get('headers', ()))
-
-
-def test_only_the_token_opens_it():
-  status, headers = ask('token=right')
-  assert status == 200 and headers[b'set-cookie'].startswith(f'{COOKIE}=right; HttpOnly'.encode())
-  assert ask('', [(b'cookie', f'a=b; {COOKIE}=right'.encode())])[0] == 200
-  for path in ('', 'token=', 'token=wrong', 'token=r%C3%BCck'):
-    assert ask(path)[0] == 403
-    assert ask(path, [(b'cookie', f'{COOKIE}=wrong'.encode())], 'websocket')[0] == 4403
 
 
 def test_an_address_that_is_taken_is_named():

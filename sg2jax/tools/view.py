@@ -1,7 +1,7 @@
 """Shows a trained network, or one in training, in the browser.
 
 python -m sg2jax.tools.view --checkpoint=RUN [--port=8080] [--host=127.0.0.1]
-[--clip=digits]
+[--allow_host=NAMES] [--clip=digits]
 
 It prints the address of a page: pictures of seeds and classes, truncation, noise, mixed styles, the
 directions that `directions` and `edit` saved in the run, projections of dropped pictures, a walk
@@ -9,9 +9,11 @@ through seeds with its mp4; and of every picture its PNG, an .npz and the comman
 it. RUN is a workdir, whose newest checkpoint is followed while it trains, or one step of it. With
 --clip texts make directions, which the run keeps.
 
-It listens on this machine only. From another one, `ssh -L 8080:localhost:8080 MACHINE` brings the
-page there. With --host=0.0.0.0 whoever has the address that is printed, with its token, may look.
---port=0 takes any free port. Nothing is asked of other hosts, and nothing is sent to them.
+It listens on this machine only, and answers no page of another site. From another machine,
+`ssh -L 8080:localhost:8080 MACHINE` brings the page there. With --host=0.0.0.0 whoever has the
+address that is printed, with its token, may look. Behind a proxy with a name of its own, such as
+Colab's, --allow_host=NAME lets that name in. --port=0 takes any free port. Nothing is asked of
+other hosts, and nothing is sent to them.
 """
 
 import secrets
@@ -23,8 +25,6 @@ from sg2jax import cli
 from sg2jax.faults import UsageError
 from sg2jax.tools import flags as shared
 
-LOOPBACK = ('127.0.0.1', 'localhost', '::1')
-
 
 def define_flags() -> None:
   """The command line."""
@@ -35,6 +35,10 @@ def define_flags() -> None:
   shared.define_clip_activation()
   what = 'Address it listens at; another than this machine itself, and a token is asked for.'
   flags.DEFINE_string('host', '127.0.0.1', what)
+  what = (
+    'Names besides those of this machine that it is asked under, as behind a proxy; * fits any.'
+  )
+  flags.DEFINE_list('allow_host', [], what)
 
 
 def main(_: list[str]) -> None:
@@ -43,16 +47,24 @@ def main(_: list[str]) -> None:
   # Before the network is read, which may take long.
   listening = listen(asked.host, asked.port)
   with listening:
-    from sg2jax.view import serve
+    from sg2jax.view import guard, serve
 
-    token = '' if asked.host in LOOPBACK else secrets.token_urlsafe(24)
+    token = '' if guard.is_loopback(asked.host) else secrets.token_urlsafe(24)
     port = listening.getsockname()[1]
     # Where it listens at every address, one that others can write.
     host = socket.gethostname() if asked.host in ('0.0.0.0', '::') else asked.host
     host = f'[{host}]' if ':' in host else host
     address = f'http://{host}:{port}/' + (f'?token={token}' if token else '')
     hello = f'{address}  (Ctrl-C ends it)'
-    serve.serve(asked.checkpoint, listening, token, hello, asked.clip, asked.clip_activation or '')
+    serve.serve(
+      asked.checkpoint,
+      listening,
+      hello,
+      token,
+      asked.allow_host,
+      asked.clip,
+      asked.clip_activation or '',
+    )
 
 
 def listen(host: str, port: int) -> socket.socket:

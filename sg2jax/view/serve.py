@@ -1,6 +1,7 @@
 """Starts the server of a viewer, and ends it."""
 
 import asyncio
+from collections.abc import Sequence
 import contextlib
 import socket
 
@@ -10,29 +11,38 @@ from nicegui import ui
 import uvicorn
 
 from sg2jax import clip as clips
+from sg2jax.view.guard import Guard
 from sg2jax.view.page import FAVICON, Page
-from sg2jax.view.server import Guard, Viewer
+from sg2jax.view.server import Viewer
 
 FOLLOW_SECONDS = 5  # between looks at the run's folder
 
 
 def serve(
-  path: str, listening: socket.socket, token: str, hello: str, clip: str = '', activation: str = ''
+  path: str,
+  listening: socket.socket,
+  hello: str,
+  token: str,
+  allowed: Sequence[str] = (),
+  clip: str = '',
+  activation: str = '',
 ) -> None:
   """Serves a viewer of the checkpoint at a path until a signal ends it.
 
   Args:
     path: of the checkpoint.
     listening: a socket that does.
-    token: what requests need; '': nothing.
     hello: what is printed as soon as it answers.
+    token, allowed: as of Guard.
     clip, activation: as of clip.load; '': no texts.
   """
   viewer = Viewer(path, clips.load(clip, activation) if clip else None)
-  app = application(viewer)
-  guarded = Guard(app, token) if token else app
   config = uvicorn.Config(
-    guarded, log_level='warning', access_log=False, timeout_graceful_shutdown=1, ws_max_size=2**24
+    Guard(application(viewer), token, allowed),
+    log_level='warning',
+    access_log=False,
+    timeout_graceful_shutdown=1,
+    ws_max_size=2**24,
   )
   print(viewer.net.title)
   print(hello, flush=True)

@@ -8,11 +8,8 @@ import asyncio
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 import contextlib
-import hmac
-from http.cookies import CookieError, SimpleCookie
 import threading
 from typing import Any
-from urllib.parse import parse_qs
 
 from absl import logging
 from fastapi import FastAPI, Response
@@ -25,7 +22,6 @@ from sg2jax.sampler import Sampler
 from sg2jax.view import catalogue, picture
 from sg2jax.view.session import Session
 
-COOKIE = 'sg2jax_view'
 THREADS = ('pictures', 'layers', 'searches')
 NEVER_KEPT = {'Cache-Control': 'no-store'}
 
@@ -140,50 +136,3 @@ class Viewer:
         return picture.npz(self.net, session.shown, self.directions, self.path)
 
       return await made(id, 'application/octet-stream', make, 'npz')
-
-
-class Guard:
-  """ASGI: lets through only who knows the token: by `?token=`, once, and then by a cookie."""
-
-  def __init__(self, app: Callable, token: str) -> None:
-    """app: what is guarded."""
-    self._app = app
-    self._token = token.encode()
-
-  async def __call__(self, scope: dict, receive: Callable, send: Callable) -> None:
-    """As ASGI has it."""
-    if scope['type'] not in ('http', 'websocket'):
-      await self._app(scope, receive, send)
-      return
-    headers = dict(scope['headers'])
-    asked = parse_qs(scope['query_string'].decode('latin-1')).get('token', [''])[0]
-    if self._is_right(asked):
-      await self._app(scope, receive, self._with_cookie(send))
-    elif self._is_right(_cookie(headers.get(b'cookie', b''))):
-      await self._app(scope, receive, send)
-    elif scope['type'] == 'websocket':
-      await receive()
-      await send({'type': 'websocket.close', 'code': 4403})  # before accepting: the client sees 403
-    else:
-      text = 'This viewer wants the token that is in the address it printed.\n'
-      await PlainTextResponse(text, 403)(scope, receive, send)
-
-  def _is_right(self, given):
-    return hmac.compare_digest(given.encode('utf-8', 'replace'), self._token)
-
-  def _with_cookie(self, send):
-    async def sending(message):
-      if message['type'] == 'http.response.start':
-        cookie = f'{COOKIE}={self._token.decode()}; HttpOnly; SameSite=Strict; Path=/'
-        message['headers'] = [*message.get('headers', []), (b'set-cookie', cookie.encode())]
-      await send(message)
-
-    return sending
-
-
-def _cookie(header):
-  try:
-    morsel = SimpleCookie(header.decode('latin-1')).get(COOKIE)
-  except CookieError:
-    return ''
-  return morsel.value if morsel else ''
