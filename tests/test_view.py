@@ -15,9 +15,10 @@ import sg2jax
 from sg2jax import files
 from sg2jax.edit import direction
 from sg2jax.edit.direction import Direction
-from sg2jax.faults import UsageError
+from sg2jax.faults import CheckpointError, UsageError
 from sg2jax.models import styles as style_space
 from sg2jax.tools import generate, view
+from sg2jax.training import checkpoint
 from sg2jax.view import catalogue, curves, layers, picture, searches, session
 from sg2jax.view.page import Page
 from sg2jax.view.picture import Shown
@@ -301,14 +302,41 @@ def test_new_directions_are_found_and_lost_ones_let_go(run):
   assert not tab.shown.moves
 
 
-def test_a_later_checkpoint_is_taken(run):
-  viewer = Viewer(str(run))
-  newest = viewer.net
-  # as if this tab had been there before it
-  viewer.net, viewer._tried = newest._replace(step=1), 1
+def test_the_newest_checkpoint_is_taken_also_of_a_run_that_was_begun_again(run, tmp_path):
+  place = tmp_path / 'run'
+  shutil.copytree(run, place)
+  step = place / 'checkpoints' / '3'
+  viewer = Viewer(str(place))
   tab = viewer.sessions['a'] = Session(Shown(seed=3))
-  assert asyncio.run(viewer.refresh()) and viewer.net.step == 3 and viewer.version == 1
-  assert tab.shown.seed == 3 and not asyncio.run(viewer.refresh())
+  assert not asyncio.run(viewer.refresh())
+  viewer.net = viewer.net._replace(step=5)  # as if it had come from a later one
+  shutil.rmtree(place)
+  assert not asyncio.run(viewer.refresh()) and viewer.net.step == 5 and viewer.directions
+  shutil.copytree(run, place)
+  step.touch()
+  assert asyncio.run(viewer.refresh()) and viewer.net.step == 3 and tab.shown.seed == 3
+
+
+def test_a_checkpoint_that_is_deleted_as_it_is_read_is_looked_for_again(run, tmp_path, monkeypatch):
+  place = tmp_path / 'run'
+  shutil.copytree(run, place)
+  viewer = Viewer(str(place))
+  (place / 'checkpoints' / '3').touch()
+  read = checkpoint.read_state
+
+  def deleted(folder):
+    shutil.rmtree(next((folder / 'state').iterdir()))
+    return read(folder)
+
+  with monkeypatch.context() as patch:
+    patch.setattr(checkpoint, 'read_state', deleted)
+    with pytest.raises(CheckpointError, match='checkpoints/3 could not be read: .* a newer one'):
+      sg2jax.load(place)
+    assert not asyncio.run(viewer.refresh())
+  shutil.rmtree(place)
+  shutil.copytree(run, place)
+  (place / 'checkpoints' / '3').touch()
+  assert asyncio.run(viewer.refresh())
 
 
 def test_an_address_that_is_taken_is_named():

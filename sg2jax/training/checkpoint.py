@@ -277,7 +277,7 @@ def load(path: str | os.PathLike) -> tuple[dict, dict]:
       read, config = bundle.read(published)
     else:
       with opened(path) as (place, folder):
-        read = read_state(folder)
+        read = _read_now(place, folder)
         config = configuration(place)
     return [jax.tree.map(lambda x: leaves_lib.spelled(x.dtype, x.shape), read), config]
 
@@ -323,12 +323,23 @@ def restore(path: str | os.PathLike, like: Any) -> Any:
   def look():
     nonlocal read
     with opened(path) as (place, folder):
-      read = leaves_lib.named(read_state(folder))
+      read = leaves_lib.named(_read_now(place, folder))
       spec = {name: leaves_lib.spelled(x.dtype, x.shape) for name, x in read.items()}
       return [spec, read_manifest(folder)['format'], str(place)]
 
   spec, version, place = processes.agreed(look)
   return _placed(leaves_lib.handed(read, spec), version, like, place)
+
+
+def _read_now(place, folder):
+  """The state of a checkpoint that was whole; the run may be deleting it by now."""
+  try:
+    return read_state(folder)
+  except Exception as e:  # tensorstore raises all sorts of errors for a file that is gone
+    raise CheckpointError(
+      f'{place} could not be read: {_one_line(e)}. If the run has deleted it meanwhile, the same '
+      'again finds a newer one'
+    ) from e
 
 
 def _placed(values, version, like, step):

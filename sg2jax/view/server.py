@@ -8,6 +8,7 @@ import asyncio
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 import contextlib
+import pathlib
 import threading
 from typing import Any
 
@@ -52,11 +53,11 @@ class Viewer:
     """Reads the newest checkpoint at a path. clip: of texts. Raises what `sampler.load` does."""
     self.clip = clip
     self.path = path
+    self._tried = self._newest()  # the newest checkpoint when one was read
     self.net: Sampler = sampler.load(path)
     self.directions, self.notes = catalogue.find(self.net)
     self.sessions: dict[str, Session] = {}  # by ids that only their tabs know
     self.version = 0  # counts what `refresh` found
-    self._tried = self.net.step  # the latest step that was looked at
     self.closing = Closing()
     # Pictures wait for nothing that takes seconds.
     self._threads = {name: ThreadPoolExecutor(1, name) for name in THREADS}
@@ -69,24 +70,31 @@ class Viewer:
     """As `work`, for another thread, which waits."""
     return self._threads['pictures'].submit(function, *args).result()
 
-  def _is_old(self):
-    """Whether the run has a later checkpoint than those that were tried."""
+  def _newest(self):
+    """What tells the newest checkpoint from others; None where there is none to follow."""
     root = paths.place(self.path) / 'checkpoints'
-    latest = 0
     with contextlib.suppress(Fault, OSError):
-      latest = max((int(p.name) for p in root.iterdir() if p.name.isdecimal()), default=0)
-    is_old = latest > self._tried
-    self._tried = max(latest, self._tried)
-    return is_old
+      steps = [p for p in root.iterdir() if p.name.isdecimal()]
+      if steps:
+        newest = max(steps, key=lambda p: int(p.name))
+        # A run that was begun again may have come to the same step.
+        made = newest.stat().st_mtime_ns if isinstance(newest, pathlib.Path) else 0
+        return int(newest.name), made
+    return None
 
   async def refresh(self) -> bool:
     """Takes the newest checkpoint, and directions that were saved since; whether any is new."""
     loop = asyncio.get_running_loop()
     net = self.net
-    if await loop.run_in_executor(None, self._is_old):
+    # Of a disk that is away, or a run that was deleted, what was read stays.
+    if not await loop.run_in_executor(None, net.workdir.exists):
+      return False
+    newest = await loop.run_in_executor(None, self._newest)
+    if newest and newest != self._tried:
       try:
         net = await loop.run_in_executor(None, sampler.load, self.path)
-      except Fault as e:  # of a run that is saving: the next time it is whole
+        self._tried = newest
+      except Fault as e:  # deleted as it was read, or the disk is away: the next look finds another
         logging.warning('%s', e)
     found, notes = await loop.run_in_executor(None, catalogue.find, net)
     is_new = net is not self.net or found.keys() != self.directions.keys()
