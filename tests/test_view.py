@@ -7,7 +7,9 @@ import random
 import shlex
 import shutil
 import types
+from urllib.parse import unquote
 
+from fastapi import FastAPI
 import numpy as np
 import pytest
 
@@ -233,12 +235,14 @@ def test_a_dropped_picture_is_projected_and_made_again(viewer, run, tmp_path, mo
   tab = viewer.sessions['x'] = Session(Shown(seed=5, psi=0.5, mix_seed=3))
   (file, _), _ = two(viewer)
   assert tab.move(viewer.directions, file, 'bold', 2)
-  with pytest.raises(UsageError, match='broken.png: .*drop a picture'):
+  with pytest.raises(UsageError, match='broken.png: .*drop a PNG'):
     searches.projected(viewer, 'x', 'broken.png', b'PNG, but broken')
   assert tab.shown.start is None and tab.shown.psi == 0.5
   searches.projected(viewer, 'x', '../a cat.png', files.png(viewer.net([4])[0]))
   shown = tab.shown
   assert shown.start.name == 'a cat' and shown.psi == 1 and shown.mix_seed is None and tab.version
+  searches.projected(viewer, 'x', 'small.png', files.png(viewer.net([4])[0, :3, :3]))
+  assert tab.shown.start.name == 'small'
   made = picture.picture(viewer.net, shown, viewer.directions)
   # ---- the files that are downloaded make it again
   monkeypatch.chdir(tmp_path)
@@ -253,6 +257,35 @@ def test_a_dropped_picture_is_projected_and_made_again(viewer, run, tmp_path, mo
     picture.walk_frame(viewer.net, shown, {}, 0.5, 2)
   assert tab.set(viewer.net, 'seed', 4) and tab.shown.start is None
   del viewer.sessions['x']
+
+
+@pytest.mark.parametrize(
+  'name, stem',
+  (
+    ('a cat.v2.png', 'a cat.v2'),
+    ('C:\\photos\\Zoë.JPG', 'Zoë'),
+    ('../"a" <b>;$(x)🂡:%20.png', 'a_ _b_(x)_20'),
+    ('--flag=1.png', 'flag_1'),
+    ('.png', 'png'),
+    ('...', 'picture'),
+    ('x' * 300, 'x' * 60),
+  ),
+)
+def test_names_of_dropped_pictures_are_those_of_files(viewer, name, stem):
+  assert searches.stem_of(name) == stem
+  start = picture.Start(stem, None)
+  tab = viewer.sessions['x'] = Session(Shown(start=start))
+  try:
+    app = FastAPI()
+    viewer.route(app)
+    (npz,) = (route for route in app.routes if route.path.endswith('.npz'))
+    with pytest.MonkeyPatch.context() as patch:
+      patch.setattr(picture, 'npz', lambda *args: b'')
+      sent = asyncio.run(npz.endpoint('x')).headers['content-disposition']
+  finally:
+    del viewer.sessions['x']
+  assert unquote(sent) == f"attachment; filename*=UTF-8''{stem}.npz"
+  assert f'--latents={stem}.npz' in shlex.split(picture.command(viewer.net, tab.shown, viewer.path))
 
 
 def test_texts_make_a_direction_of_the_run(viewer, run, monkeypatch):

@@ -2,6 +2,8 @@
 
 import hashlib
 import pathlib
+import re
+import unicodedata
 
 import jax
 import numpy as np
@@ -10,7 +12,6 @@ from sg2jax.data import images
 from sg2jax.edit import direction, project, text_directions
 from sg2jax.faults import UsageError
 from sg2jax.tools.latents import Latents
-from sg2jax.tools.pictures import result_names
 from sg2jax.view.picture import Shown, Start
 from sg2jax.view.server import Viewer
 from sg2jax.view.session import Session
@@ -28,11 +29,18 @@ def projected(viewer: Viewer, id: str, name: str, data: bytes) -> None:
   """
   net = viewer.net
   session = viewer.sessions[id]
-  options = images.Options(*net.generator.synthesis.resolution, net.config.data.channels)
+  # What is found is to look like the picture: one that is too small to learn from will do.
+  options = images.Options(
+    *net.generator.synthesis.resolution,
+    net.config.data.channels,
+    allow_upscale=True,
+    animation='first',
+  )
   try:
     target = images.convert(data, options)
   except images.Unusable as e:
-    raise UsageError(f'{name:.60}: {e}; drop a picture, such as a PNG or JPEG file') from None
+    reason = str(e).partition('; `')[0]  # what `prepare` could do helps nobody here
+    raise UsageError(f'{name:.60}: {reason}; drop a PNG or JPEG file') from None
   settings = project.Settings(STEPS, SPACE)
   projector = project.Projector(net, target[None], project.distance('pyramid'), settings)
   for step in range(STEPS):
@@ -47,11 +55,19 @@ def projected(viewer: Viewer, id: str, name: str, data: bytes) -> None:
     raise UsageError(f'{name:.60}: the search was lost in numbers that are not finite')
   # of one picture [1,H,W,1], as variables of a network have them [H,W]
   noise = jax.tree.map(lambda maps: np.asarray(maps)[0, ..., 0], found.noise)
-  stem = direction.name_of(result_names([pathlib.PurePath(name).name])[0]) or 'picture'
+  stem = stem_of(name)
   latents = Latents([stem], np.array(found.ws), [0], [noise])
   moves = session.shown.moves
   session.shown = Shown(seed=session.shown.seed, moves=moves, start=Start(stem, latents))
   session.version += 1
+
+
+def stem_of(name: str) -> str:
+  """What files of a dropped picture are called: its name, where browsers and shells leave it so."""
+  stem = pathlib.PurePath(name.replace('\\', '/')).stem
+  tame = re.sub(r'[^\w .()+-]+', '_', unicodedata.normalize('NFC', stem))
+  # A stem is not to look like a flag, or a hidden file, nor to be longer than files' names may be.
+  return tame.strip(' ._-')[:60].strip(' ._-') or 'picture'
 
 
 def of_texts(viewer: Viewer, session: Session, source: str, target: str) -> str:

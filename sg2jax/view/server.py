@@ -11,6 +11,7 @@ import contextlib
 import pathlib
 import threading
 from typing import Any
+from urllib.parse import quote
 
 from absl import logging
 from fastapi import FastAPI, Response
@@ -121,8 +122,8 @@ class Viewer:
         return PlainTextResponse(f'{type(e).__name__}: {e!s:.300}', 500, NEVER_KEPT)
       headers = NEVER_KEPT
       if name:
-        file = f'{picture.name_of(session.shown)}.{name}'
-        headers = headers | {'Content-Disposition': f'attachment; filename="{file}"'}
+        file = quote(f'{picture.name_of(session.shown)}.{name}')
+        headers = headers | {'Content-Disposition': f"attachment; filename*=UTF-8''{file}"}
       return Response(data, media_type=kind, headers=headers)
 
     @app.get('/picture/{id}.png')
