@@ -17,11 +17,11 @@ import sg2jax
 from sg2jax import files
 from sg2jax.edit import direction
 from sg2jax.edit.direction import Direction
-from sg2jax.faults import CheckpointError, UsageError
+from sg2jax.faults import CheckpointError, Interrupted, UsageError
 from sg2jax.models import styles as style_space
 from sg2jax.tools import generate, view
 from sg2jax.training import checkpoint
-from sg2jax.view import catalogue, curves, layers, picture, searches, session
+from sg2jax.view import catalogue, curves, layers, picture, recording, searches, session
 from sg2jax.view.page import Page
 from sg2jax.view.picture import Shown
 from sg2jax.view.server import Viewer
@@ -288,6 +288,41 @@ def test_names_of_dropped_pictures_are_those_of_files(viewer, name, stem):
   assert f'--latents={stem}.npz' in shlex.split(picture.command(viewer.net, tab.shown, viewer.path))
 
 
+@pytest.mark.parametrize('what', ('the tab was closed', 'the viewer ends'))
+def test_work_ends_with_its_tab_and_with_the_server(viewer, monkeypatch, what):
+  tab = Session(walk_seeds=2, walk_seconds=1.0)
+  sessions = {'x': tab}
+  monkeypatch.setattr(viewer, 'sessions', sessions)
+  made = []
+
+  def leave(*args):
+    if made:
+      sessions.clear()
+      viewer.is_closing = what == 'the viewer ends'
+    made.append(tab.progress)
+    return np.zeros((8, 16, 3), np.uint8)
+
+  monkeypatch.setattr(viewer, 'is_closing', False)
+  monkeypatch.setattr(picture, 'walk_frame', leave)
+  with pytest.raises(Interrupted, match=f'{what}; the walk is not recorded'):
+    recording.record(viewer, 'x')
+  assert made == ['recording: 1 of 60 pictures', 'recording: 2 of 60 pictures']
+  with pytest.raises(Interrupted, match=f'{what}; nothing was searched for'):
+    searches.projected(viewer, 'x', 'a.png', b'')
+  sessions['x'] = tab
+  monkeypatch.setattr(viewer, 'is_closing', False)
+
+  def direction_of(*args, stop):
+    assert not stop
+    leave()
+    assert stop
+    stop.leave('7 of 9 channels are measured')
+
+  monkeypatch.setattr(searches.text_directions, 'direction', direction_of)
+  with pytest.raises(Interrupted, match=f'{what}; 7 of 9'):
+    searches.of_texts(viewer, 'x', 'thin', 'thick')
+
+
 def test_texts_make_a_direction_of_the_run(viewer, run, monkeypatch):
   (_, wide), _ = two(viewer)
   found = viewer.directions[two(viewer)[0]].named('thin - thick')
@@ -298,10 +333,10 @@ def test_texts_make_a_direction_of_the_run(viewer, run, monkeypatch):
     return found
 
   monkeypatch.setattr(searches.text_directions, 'direction', direction_of)
-  tab = Session()
+  monkeypatch.setitem(viewer.sessions, 'x', Session())
   with pytest.raises(UsageError, match='say what there is'):
-    searches.of_texts(viewer, tab, 'thin', ' ')
-  assert searches.of_texts(viewer, tab, ' thin', 'thick') == 'thin - thick'
+    searches.of_texts(viewer, 'x', 'thin', ' ')
+  assert searches.of_texts(viewer, 'x', ' thin', 'thick') == 'thin - thick'
   assert asked == [('thin', 'thick', None)]
   later, notes = catalogue.find(viewer.net)
   assert ('thin - thick' in [name for _, name in later]) and len(later) == 3 and not notes

@@ -10,7 +10,7 @@ from typing import Any
 from absl import logging
 from nicegui import background_tasks, run, ui
 
-from sg2jax.faults import Fault
+from sg2jax.faults import Fault, Interrupted
 from sg2jax.models.layers import NOISE_MODES
 from sg2jax.view import picture, recording, searches, session
 from sg2jax.view.panels import CurvesPanel, LayersPanel
@@ -178,7 +178,7 @@ class Page:
     target = ui.input('To: what it is to become, "a thick seven"').classes('w-full')
 
     async def find():
-      await self._search(searches.of_texts, self.session, source.value or '', target.value or '')
+      await self._search(searches.of_texts, self.id, source.value or '', target.value or '')
       await self.viewer.refresh()
 
     with ui.row().classes('w-full items-center'):
@@ -312,7 +312,7 @@ class Page:
 
   async def _record(self):
     async def record():
-      name, data = await run.io_bound(recording.record, self.viewer, self.session)
+      name, data = await run.io_bound(recording.record, self.viewer, self.id)
       ui.download(data, name)
 
     if self._can_walk():
@@ -339,6 +339,8 @@ class Page:
     try:
       await work()
       self._say('')
+    except Interrupted as e:  # nobody is there to be told
+      logging.info('%s', e)
     except Fault as e:
       self._say(str(e))
     except Exception as e:  # of the encoder, the disk ...: it ends no viewer

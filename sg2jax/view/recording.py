@@ -5,26 +5,29 @@ import tempfile
 
 from sg2jax.tools import videos
 from sg2jax.view import picture
-from sg2jax.view.server import Viewer
-from sg2jax.view.session import Session
+from sg2jax.view.server import Leaving, Viewer
 
 FPS = 30
 MOST_FRAMES = 30_000
 
 
-def record(viewer: Viewer, session: Session) -> tuple[str, bytes]:
-  """The name and the bytes of an mp4 of a session's walk, once around.
+def record(viewer: Viewer, id: str) -> tuple[str, bytes]:
+  """The name and the bytes of an mp4 of the walk of the tab `id`, once around.
 
-  The thread of JAX makes frame after frame, and pictures of the tabs between them.
+  The thread of JAX makes frame after frame, and pictures of the tabs between them. Raises:
+  Interrupted, if the tab is closed or the server ends.
   """
+  session = viewer.sessions[id]
+  leaving = Leaving(viewer, id)
   net, shown, directions = viewer.net, session.shown, viewer.directions
   count = session.walk_seeds
   frames = min(MOST_FRAMES, max(2, round(count * session.walk_seconds * FPS)))
 
   def pictures():
     for i in range(frames):
-      if viewer.closing:
-        viewer.closing.leave('the walk is not recorded')
+      if leaving:
+        leaving.leave('the walk is not recorded')
+      session.progress = f'recording: {i + 1} of {frames} pictures'
       at = i * count / frames
       yield viewer.work_now(picture.walk_frame, net, shown, directions, at, count)
 

@@ -16,6 +16,8 @@ from sg2jax.view.page import FAVICON, Page
 from sg2jax.view.server import Viewer
 
 FOLLOW_SECONDS = 5  # between looks at the run's folder
+# A tab that was cut off for longer, by a network or as its machine slept, begins anew.
+RECONNECT_SECONDS = 60
 
 
 def serve(
@@ -65,11 +67,12 @@ def application(viewer: Viewer) -> FastAPI:
   async def lifespan(_):
     following = asyncio.create_task(follow())
     yield
-    viewer.closing.set()
+    viewer.is_closing = True
     following.cancel()
 
   app = FastAPI(lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url=None)
   viewer.route(app)
-  ui.page('/')(lambda: Page(viewer) and None)
+  # Of the page, and not of ui.run_with: that would ask browsers for signs of life less often.
+  ui.page('/', reconnect_timeout=RECONNECT_SECONDS)(lambda: Page(viewer) and None)
   ui.run_with(app, title='sg2jax', favicon=FAVICON, show_welcome_message=False)
   return app

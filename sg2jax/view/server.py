@@ -9,7 +9,6 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 import contextlib
 import pathlib
-import threading
 from typing import Any
 from urllib.parse import quote
 
@@ -28,23 +27,22 @@ THREADS = ('pictures', 'layers', 'searches')
 NEVER_KEPT = {'Cache-Control': 'no-store'}
 
 
-class Closing:
-  """As a signals.Stop, for threads: true once the server ends."""
+class Leaving:
+  """As a signals.Stop, for work of a tab in a thread: true once the tab is gone, or the server."""
 
-  def __init__(self) -> None:
-    """It goes on."""
-    self._event = threading.Event()
+  def __init__(self, viewer: 'Viewer', id: str) -> None:
+    """id: of the tab's session."""
+    self._viewer = viewer
+    self._id = id
 
   def __bool__(self) -> bool:
-    return self._event.is_set()
-
-  def set(self) -> None:
-    """The server ends."""
-    self._event.set()
+    return self._viewer.is_closing or self._id not in self._viewer.sessions
 
   def leave(self, what: str) -> None:
     """Raises Interrupted. what: was reached."""
-    raise Interrupted(f'the viewer ends; {what}')
+    raise Interrupted(
+      f'{"the viewer ends" if self._viewer.is_closing else "the tab was closed"}; {what}'
+    )
 
 
 class Viewer:
@@ -59,7 +57,7 @@ class Viewer:
     self.directions, self.notes = catalogue.find(self.net)
     self.sessions: dict[str, Session] = {}  # by ids that only their tabs know
     self.version = 0  # counts what `refresh` found
-    self.closing = Closing()
+    self.is_closing = False
     # Pictures wait for nothing that takes seconds.
     self._threads = {name: ThreadPoolExecutor(1, name) for name in THREADS}
 
