@@ -1,6 +1,8 @@
 """The viewer as a person meets it: a server of its own, driven by headless Chromium."""
 
 import contextlib
+import http.client
+import http.server
 import os
 import random
 import re
@@ -8,6 +10,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import imageio_ffmpeg
@@ -18,6 +21,7 @@ import sg2jax
 from sg2jax import files
 from sg2jax.edit import direction
 from sg2jax.edit.direction import Direction
+from sg2jax.view.serve import RECONNECT_SECONDS
 from tests.runs import ROOT
 from tests.test_sampler import CATS, Z, make_run
 
@@ -72,8 +76,10 @@ def server(run):
 def browser():
   from playwright.sync_api import sync_playwright
 
+  # Names that were made to mean this machine, by whoever owns them.
+  names = '--host-resolver-rules=MAP *.example 127.0.0.1, MAP *.colab.dev 127.0.0.1'
   with sync_playwright() as playwright:
-    browser = playwright.chromium.launch(executable_path=CHROMIUM, args=['--no-sandbox'])
+    browser = playwright.chromium.launch(executable_path=CHROMIUM, args=['--no-sandbox', names])
     yield browser
     browser.close()
 
@@ -281,7 +287,7 @@ def test_a_tab_that_is_closed_is_forgotten(browser, server):
   assert asking.request.get(address).ok
   assert asking.request.get(f'{address}?at=nan').status == 422
   assert list(pages) == []
-  end = time.monotonic() + 20
+  end = time.monotonic() + RECONNECT_SECONDS + 20
   while asking.request.get(address).status != 404:
     assert time.monotonic() < end
     time.sleep(0.5)
@@ -341,3 +347,145 @@ def test_others_need_the_token(browser, run, net):
     field(page, 'seed').fill('3')
     assert shows(page, net([3])[0])
     assert list(pages) == []
+
+
+# ---- windows, networks
+
+
+NAME = """x => {
+  const copy = x.cloneNode(true);
+  copy.querySelectorAll('i').forEach(icon => icon.remove());
+  const labels = [...(x.labels || [])].map(y => y.innerText).join('');
+  return x.ariaLabel || copy.textContent || labels;
+}"""
+
+
+@pytest.mark.parametrize('width, height', ((1300, 820), (800, 900), (390, 844)))
+def test_nothing_is_cut_off_and_the_picture_stays_in_view(browser, server, net, width, height):
+  context = browser.new_context(viewport={'width': width, 'height': height})
+  page = context.new_page()
+  page.goto(server[1])
+  assert shows(page, net([0])[0])
+  assert page.evaluate('document.documentElement.scrollWidth') == width
+  slider = field(page, 'direction wide')
+  slider.scroll_into_view_if_needed()
+  frame = page.locator('.frame').bounding_box()
+  assert min(frame['width'], frame['height']) > 300
+  assert frame['y'] > -20 and frame['y'] + frame['height'] < height
+  # ---- each control says what it is to who can't see it
+  for role in ('button', 'slider', 'textbox', 'combobox'):
+    for control in page.get_by_role(role).all():
+      assert control.evaluate(NAME).strip(), control.evaluate('x => x.outerHTML')
+  context.close()
+
+
+def test_a_tab_that_was_cut_off_goes_on(browser, server, net):
+  context = browser.new_context()
+  page = context.new_page()
+  page.goto(server[1])
+  field(page, 'seed').fill('77')
+  assert shows(page, net([77])[0])
+  context.set_offline(True)
+  page.wait_for_timeout(7000)
+  context.set_offline(False)
+  page.wait_for_function('window.socket.connected')
+  assert field(page, 'seed').input_value() == '77'
+  field(page, 'psi').fill('0.5')
+  assert shows(page, net([77], 0.5)[0])
+  context.close()
+
+
+@contextlib.contextmanager
+def answering(handler):
+  """The port of an HTTP server of this process."""
+  server = http.server.ThreadingHTTPServer(('127.0.0.1', 0), handler)
+  threading.Thread(target=server.serve_forever, daemon=True).start()
+  try:
+    yield server.server_port
+  finally:
+    server.shutdown()
+    server.server_close()
+
+
+ASKED = """async (port) => {
+  const path = '/_nicegui_ws/socket.io/?EIO=4&transport=';
+  const socket = new WebSocket(`ws://localhost:${port}${path}websocket`);
+  const opened = new Promise(done => {
+    socket.onopen = () => done(1);
+    socket.onerror = () => done(0);
+  });
+  const asked = path => fetch(`http://localhost:${port}${path}`).then(x => x.text()).catch(_ => '');
+  return [await opened, await asked('/'), await asked(path + 'polling')];
+}"""
+
+
+def test_other_sites_get_nothing(browser, server):
+  class Stranger(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):  # noqa: N802, as http.server calls it
+      self.send_response(200)
+      self.end_headers()
+
+    def log_message(self, *_): ...
+
+  port = int(re.search(r':(\d+)/', server[1])[1])
+  context = browser.new_context()
+  page = context.new_page()
+  with answering(Stranger) as other:
+    for site in (f'http://evil.example:{other}', f'http://localhost:{other}'):
+      page.goto(site)
+      assert page.evaluate(ASKED, port) == [0, '', '']
+  page.goto(f'http://localhost:{port}')  # the same, as a page of its own
+  opened, text, polled = page.evaluate(ASKED, port)
+  assert opened and '<html' in text and '"sid"' in polled
+  # ---- a name that means this machine by now
+  answer = page.goto(f'http://evil.example:{port}')
+  assert answer.status == 403 and 'does not go by the name' in answer.text()
+  context.close()
+
+
+def test_it_works_behind_a_proxy_without_websockets(browser, run, net):
+  """As Colab's: a name of its own, and no websockets (googlecolab/colabtools issue 2529)."""
+  with served(run, '--allow_host=*.colab.dev') as (_, address):
+    target = address.split('/')[2]
+
+    class Proxy(http.server.BaseHTTPRequestHandler):
+      refused = 0
+
+      def forward(self):
+        if 'upgrade' in self.headers.get('Connection', '').lower():
+          Proxy.refused += 1
+          self.send_error(500)
+          return
+        data = self.rfile.read(int(self.headers.get('Content-Length', 0)))
+        asking = http.client.HTTPConnection(target)
+        asking.request(self.command, self.path, data, dict(self.headers))
+        answer = asking.getresponse()
+        body = answer.read()
+        self.send_response(answer.status)
+        for name, value in answer.getheaders():
+          if name.lower() not in ('content-length', 'transfer-encoding', 'connection'):
+            self.send_header(name, value)
+        self.send_header('Content-Length', str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+        asking.close()
+
+      do_GET = do_POST = forward  # noqa: N815, as http.server calls them
+
+      def log_message(self, *_): ...
+
+    with answering(Proxy) as port:
+      context = browser.new_context()
+      page = context.new_page()
+      page.goto(f'http://8080-abc.colab.dev:{port}/')
+      assert shows(page, net([0])[0])
+      field(page, 'seed').fill('3')
+      assert shows(page, net([3])[0])
+      file = {'name': 'no.png', 'mimeType': 'image/png', 'buffer': b'no picture'}
+      page.locator('input[type=file]').set_input_files(file)
+      page.get_by_text('no.png: not an image').wait_for()
+      with page.expect_download() as saved:
+        page.get_by_role('button', name='PNG').click()
+      assert saved.value.path().read_bytes() == files.png(net([3])[0])
+      assert Proxy.refused
+      context.close()

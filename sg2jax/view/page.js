@@ -4,7 +4,13 @@ const view = {
   id: '', version: 0, busy: false, wanted: null, playing: false, frames: 0, since: 0, at: 0,
   url: null,
 
-  begin(id) { this.id = id; this.show(); },
+  begin(id) {
+    this.id = id;
+    // Quasar's have no names for who can't see them.
+    const choosing = document.querySelectorAll('.drop .q-btn, .drop input');
+    for (const element of choosing) element.ariaLabel = 'Choose a picture to project';
+    this.show();
+  },
   show() { this.wanted = `v=${++this.version}`; this.next(); },
 
   play(seconds) {

@@ -5,6 +5,7 @@ import html
 import math
 import pathlib
 import secrets
+import shlex
 from typing import Any
 
 from absl import logging
@@ -38,6 +39,7 @@ class Page:
     self.id = secrets.token_urlsafe(16)
     viewer.sessions[self.id] = self.session
     self._version = viewer.version
+    self._built_for = session.controls(viewer.net)
     self._found = 0
     self._defaults = {}  # name of a control: (element, value)
     client = ui.context.client
@@ -56,26 +58,24 @@ class Page:
   # ---- layout
 
   def _build(self):
-    with ui.row().classes('w-full no-wrap gap-3 p-3 items-start'):
-      with ui.column().classes('pane gap-1').style('width: 350px; flex: none'):
+    with ui.element('main').classes('all'):
+      with ui.column().classes('pane controls gap-1'):
         self._seed()
         self._truncation()
         self._mixing()
         self._walk()
         self._projection()
-      with ui.column().classes('gap-2').style('flex: 1 1 0; min-width: 0; max-width: 720px'):
+      with ui.element().classes('shows'):
         self.title = ui.label(self.viewer.net.title).classes('text-base')
-        ui.html(
-          '<div class="frame"><img id="shown" alt="the picture"></div>', sanitize=False
-        ).classes('w-full')
+        ui.html('<div class="frame"><img id="shown" alt="the picture"></div>', sanitize=False)
         with ui.row().classes('w-full no-wrap items-center justify-between'):
           self.about = ui.label('').classes('small')
           ui.html('<div id="speed"></div>', sanitize=False)
         self.progress = ui.label('').classes('small')
-        self.message = ui.label('').classes('trouble')
-        ui.html('<div id="trouble"></div>', sanitize=False)
+        self.message = ui.label('').classes('trouble').props('role=alert')
+        ui.html('<div id="trouble" role="alert"></div>', sanitize=False)
         self._downloads()
-      with ui.column().classes('pane gap-1').style('width: 380px; flex: none'):
+      with ui.column().classes('pane tabs gap-1'):
         self._tabs()
     self.changed()
 
@@ -100,9 +100,13 @@ class Page:
   def _seed(self):
     with ui.row().classes('w-full no-wrap items-center gap-1'):
       self.seed = self._field('seed', 'Seed', '0').classes('grow')
-      ui.button(icon='chevron_left', on_click=lambda: self._step(-1)).props('flat dense')
-      ui.button(icon='chevron_right', on_click=lambda: self._step(1)).props('flat dense')
-      ui.button(icon='casino', on_click=self._random).props('flat dense').tooltip('Any seed')
+      for icon, said, click in (
+        ('chevron_left', 'Seed before', lambda: self._step(-1)),
+        ('chevron_right', 'Next seed', lambda: self._step(1)),
+        ('casino', 'Any seed', self._random),
+      ):
+        button = ui.button(icon=icon, on_click=click).props('flat dense').tooltip(said)
+        button.props['aria-label'] = said
     labels = self.viewer.net.labels
     if names := session.classes(self.viewer.net):
       options = {'': 'drawn from the seed'} | {name: name for name in names}
@@ -111,9 +115,11 @@ class Page:
       self._field('label', f'Label: {labels.listing()}', '')
 
   def _truncation(self):
-    self._slider('psi', 'psi: variety or quality', -1, 1.5, 0.01, 1.0)
+    said = 'Truncation psi: 1 varied, 0 the mean'
+    self._slider('psi', said, -1, 1.5, 0.01, 1.0)
     most = self.viewer.net.num_ws
-    self._slider('cutoff', f'Cutoff: truncated ws, of {most}', 0, most, 1, most)
+    said = f'Cutoff: psi acts on so many coarse ws, of {most}'
+    self._slider('cutoff', said, 0, most, 1, most)
     self._select('noise', 'Noise', list(NOISE_MODES), 'const')
 
   def _mixing(self):
@@ -137,6 +143,7 @@ class Page:
       min=0, max=last, step=1, value={'min': 0, 'max': last // 2}, on_change=lambda e: take(e.value)
     )
     slider.props('snap markers').classes('px-2').props('data-testid=mix_range')
+    slider.props['aria-label'] = 'ws that are mixed'
 
   def _walk(self):
     ui.label('Walk through seeds').classes('heading')
@@ -152,7 +159,7 @@ class Page:
   def _projection(self):
     ui.label('Project a picture').classes('heading')
     upload = ui.upload(
-      label='drop a picture here',
+      label='Drop a picture here, or choose one with +',
       auto_upload=True,
       max_file_size=searches.MOST_BYTES,
       on_upload=self._project,
@@ -190,8 +197,8 @@ class Page:
   def _directions(self):
     found = self.viewer.directions
     if not found:
-      text = 'none yet: `sg2jax directions pca --checkpoint=...` finds some, `sg2jax edit` others'
-      ui.label(text).classes('small')
+      command = shlex.join(['sg2jax', 'directions', 'pca', f'--checkpoint={self.viewer.path}'])
+      ui.label(f'None yet. This finds some: {command}').classes('small')
     before = ''
     for file, name in found:
       if file != before:
@@ -214,6 +221,7 @@ class Page:
         slider = ui.slider(min=-REACH, max=REACH, step=0.1, value=value, on_change=take)
         slider.classes('grow').props('dense')
         slider.props['data-testid'] = f'direction {name}'  # a name may hold quotes
+        slider.props['aria-label'] = f'strength of {name}'
         shown = ui.label(f'{value:g}').style('width: 36px; text-align: right')
 
   # ---- controls
@@ -251,12 +259,14 @@ class Page:
         field.set_value(f'{e.value:g}')
 
     with ui.row().classes('w-full no-wrap items-end gap-2'):
-      with ui.column().classes('grow gap-0'):
+      with ui.column().classes('grow gap-0 pr-2'):
         ui.label(label).classes('small')
         slider = ui.slider(min=low, max=high, step=step, value=value, on_change=take_slid)
         slider.props['data-testid'] = f'slider {name}'
+        slider.props['aria-label'] = label
       field = ui.input(value=f'{value:g}', on_change=take)
       field.props('dense debounce=100').style('width: 64px').props(f'data-testid={name}')
+      field.props['aria-label'] = label
     self._defaults[name] = field, f'{value:g}'
 
   # ---- events
@@ -369,6 +379,9 @@ class Page:
       self.event(True)
     if self._version != self.viewer.version:
       self._version = self.viewer.version
+      if session.controls(self.viewer.net) != self._built_for:  # another network came in its place
+        ui.navigate.reload()
+        return
       self.title.set_text(self.viewer.net.title)
       self._directions.refresh()
       self.event(True)

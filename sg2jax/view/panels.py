@@ -50,7 +50,12 @@ class LayersPanel:
       self._busy = False
 
   async def _show(self):
-    viewer, shown, layer = self._viewer, self._session.shown, self._layer.value
+    viewer, shown = self._viewer, self._session.shown
+    names = layers.names(viewer.net)
+    if names != self._layer.options:  # it has grown, or another one came in its place
+      before = self._layer.value
+      self._layer.set_options(names, value=before if before in names else names[-1])
+    layer = self._layer.value
 
     def compute():
       given = viewer.net, shown, viewer.directions
@@ -110,7 +115,11 @@ class CurvesPanel:
     chosen = self._names.value or curves.first(list(found))
     self._found = found
     self._names.set_options(list(found), value=[name for name in chosen if name in found])
-    self._note.set_text('' if found else 'the run has no metrics.jsonl')
+    self._note.set_text(
+      'Left to right: thousands of real images shown'
+      if found
+      else 'The run has no metrics.jsonl yet'
+    )
     self._draw()
 
   def _draw(self):

@@ -17,7 +17,7 @@ from sg2jax.view.server import Viewer
 
 FOLLOW_SECONDS = 5  # between looks at the run's folder
 # A tab that was cut off for longer, by a network or as its machine slept, begins anew.
-RECONNECT_SECONDS = 60
+RECONNECT_SECONDS = 30
 
 
 def serve(

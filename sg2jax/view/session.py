@@ -144,6 +144,12 @@ def _whole(name, given, low, high):
 # ---- what controls offer
 
 
+def controls(net: Sampler) -> tuple:
+  """What decides which controls there are, and their ranges."""
+  label = net.labels.listing() if net.labels else ''
+  return net.num_ws, net.generator.synthesis.resolution, classes(net), label
+
+
 def classes(net: Sampler) -> list[str]:
   """Names or numbers of the classes of a network; [] where there are none."""
   return list(net.labels.class_counts()) if net.labels else []
