@@ -22,7 +22,7 @@ from sg2jax import files
 from sg2jax.edit import direction
 from sg2jax.edit.direction import Direction
 from sg2jax.view.serve import RECONNECT_SECONDS
-from tests.runs import ROOT
+from tests.runs import ROOT, random_run
 from tests.test_sampler import CATS, Z, make_run
 
 CHROMIUM = shutil.which('chromium') or shutil.which('chromium-browser')
@@ -347,6 +347,35 @@ def test_others_need_the_token(browser, run, net):
     field(page, 'seed').fill('3')
     assert shows(page, net([3])[0])
     assert list(pages) == []
+
+
+def test_another_network_in_its_place_is_shown(browser, run, net, tmp_path):
+  place = tmp_path / 'run'
+  shutil.copytree(run, place)
+  with served(place) as (_, address):
+    page = browser.new_page()
+    page.goto(address)
+    assert shows(page, net([0])[0])
+    page.get_by_role('tab', name='Layers').click()
+    page.get_by_text('b16.conv1').wait_for()
+    choose(page, 'label', 'dog')
+    # ---- as a run that grows: it has fewer layers for a while
+    shutil.rmtree(place)
+    grow = {'grow.start_res': 8, 'grow.hold_kimg': 4.0, 'grow.fade_kimg': 2.0, 'grow.repeats': 1}
+    architectures = {'g.architecture': 'revised', 'd.architecture': 'revised'}
+    small = {'g.fmap_base': 64, 'g.z_dim': Z, 'g.w_dim': Z, 'g.mapping_layers': 2}
+    scales = (0.3, 0.3, 1, 1, 1)
+    random_run(place, scales, resolution=(8, 16), **small, **grow, **architectures)
+    (place / 'labels.json').write_text(CATS.to_json())
+    other = sg2jax.load(place)
+    assert shows(page, other([0], label='dog')[0])
+    page.get_by_text('b8.conv1').wait_for()
+    # ---- and one without classes, of another size
+    shutil.rmtree(place)
+    random_run(place, scales, resolution=(8, 8), **small)
+    page.wait_for_function('document.getElementById("shown").naturalWidth == 8')
+    assert shows(page, sg2jax.load(place)([0])[0])
+    page.close()
 
 
 # ---- windows, networks
