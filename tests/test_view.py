@@ -14,12 +14,12 @@ import numpy as np
 import pytest
 
 import sg2jax
-from sg2jax import files
+from sg2jax import files, paths
 from sg2jax.edit import direction
 from sg2jax.edit.direction import Direction
 from sg2jax.faults import CheckpointError, Interrupted, UsageError
 from sg2jax.models import styles as style_space
-from sg2jax.tools import generate, view
+from sg2jax.tools import generate, video, view
 from sg2jax.training import checkpoint
 from sg2jax.view import catalogue, curves, layers, picture, recording, searches, session
 from sg2jax.view.page import Page
@@ -125,6 +125,21 @@ def test_a_walk_passes_the_pictures_of_its_seeds(viewer):
     picture.walk_frame(net, shown, {}, float('inf'), 2)
 
 
+def test_a_walk_on_the_sphere_is_that_of_video(viewer):
+  net = viewer.net
+  options = {'psi': 0.7, 'cutoff': 4, 'label': 'cat'}
+  seeds = np.array([[[5, 6, 7]]])
+  film = list(video.frames(net, seeds, 6, 'z', noise='random', **options))
+  shown = Shown(seed=5, noise='random', **options)
+  walk = [picture.walk_frame(net, shown, {}, at / 2, 3, 'z') for at in range(6)]
+  assert np.abs(np.stack(walk).astype(int) - np.stack(film)).max() <= 1
+  straight = picture.walk_frame(net, shown, {}, 0.5, 3)
+  assert (straight != walk[1]).any()
+  mixed = dataclasses.replace(shown, mix_seed=9, mix_first=0, mix_last=5)
+  at = [picture.walk_frame(net, mixed, {}, at, 3, 'z') for at in (0, 0.5)]
+  np.testing.assert_array_equal(*at)  # all of it is lent, and stays
+
+
 # ---- layers, curves
 
 
@@ -179,6 +194,7 @@ GOOD = {
   'mix_seed': ('', '5', 0),
   'walk_seeds': ('2', 9),
   'walk_seconds': (0.5, '3'),
+  'walk_space': ('w', 'z'),
 }
 
 
@@ -368,6 +384,23 @@ def test_new_directions_are_found_and_lost_ones_let_go(run):
   assert len(found) == 2 and 'torn.npz is no file of directions' in notes[0]
   tab.fit(viewer.net, {})
   assert not tab.shown.moves
+
+
+def test_directions_in_a_bucket_are_found(viewer):
+  place = paths.place('memory://viewed/run')
+  net = viewer.net._replace(workdir=place)
+  assert catalogue.find(net) == ({}, [])
+  ((file, _), one), *_ = viewer.directions.items()
+  direction.write(place / 'directions' / '3' / 'one.npz', [one])
+  direction.write(place / 'edits' / 'viewer' / 'two.npz', [one.named('thin - thick')])
+  (place / 'edits' / 'projections' / 'a.npz').write_bytes(b'latents')
+  (place / 'edits' / 'torn.npz').write_bytes(b'PK')
+  found, notes = catalogue.find(net)
+  assert list(found) == [
+    ('memory://viewed/run/directions/3/one.npz', one.name),
+    ('memory://viewed/run/edits/viewer/two.npz', 'thin - thick'),
+  ]
+  assert len(notes) == 1 and 'torn.npz' in notes[0]
 
 
 def test_the_newest_checkpoint_is_taken_also_of_a_run_that_was_begun_again(run, tmp_path):

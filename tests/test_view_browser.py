@@ -244,6 +244,7 @@ def test_a_walk_plays_is_recorded_and_stops_at_a_seed(page, net, tmp_path):
   film = tmp_path / 'walk.mp4'
   saved.value.save_as(film)
   assert imageio_ffmpeg.count_frames_and_secs(film)[0] == 30
+  choose(page, 'walk_space', 'on the sphere, in z')
   page.get_by_role('button', name='Play').click()
   page.locator('#speed').get_by_text('frames/s').wait_for()
   page.wait_for_timeout(2000)

@@ -1,8 +1,8 @@
 """The directions that a run has saved, for a viewer."""
 
 import functools
-import pathlib
 
+from sg2jax.addresses import Address
 from sg2jax.edit import direction
 from sg2jax.edit.direction import Direction
 from sg2jax.faults import Fault
@@ -20,16 +20,14 @@ def find(net: Sampler) -> tuple[dict[tuple[str, str], Direction], list[str]]:
   found = {}
   notes = []
   root = net.workdir
-  if not isinstance(root, pathlib.Path):
-    return found, [f'directions are not looked for in {root}: viewers read them from a disk']
-  places = [(place, place.stat()) for name in FOLDERS for place in (root / name).rglob('*.npz')]
-  for place, stat in sorted(places, key=lambda item: (-item[1].st_mtime, item[0])):
-    if place.name.startswith('latents') or 'projections' in place.parts:
+  for place, stamp in _files(root):
+    inside = str(place).removeprefix(f'{root}/')
+    if place.name.startswith('latents') or 'projections' in inside.split('/'):
       continue  # latents of images, which lie beside directions
     try:
-      for one in _read(place, stat.st_mtime_ns, stat.st_size):
+      for one in _read(place, stamp):
         if misfit := one.misfit(net):
-          notes.append(f'{place.relative_to(root)}: {one.name} does not fit: {misfit}')
+          notes.append(f'{inside}: {one.name} does not fit: {misfit}')
         elif len(found) < MOST:
           found[str(place), one.name] = one
     except Fault as e:
@@ -37,7 +35,22 @@ def find(net: Sampler) -> tuple[dict[tuple[str, str], Direction], list[str]]:
   return found, notes
 
 
+def _files(root):
+  """[(place, what is another once the file is)] of .npz files below FOLDERS, newest first."""
+  if isinstance(root, Address):
+    # Stores name times in ways of their own. Folders are named by steps.
+    files = [
+      (root / folder / name, repr(details))
+      for folder in FOLDERS
+      for name, details in sorted((root / folder).objects().items(), reverse=True)
+    ]
+    return [(place, stamp) for place, stamp in files if place.suffix == '.npz']
+  places = [(place, place.stat()) for name in FOLDERS for place in (root / name).rglob('*.npz')]
+  places.sort(key=lambda item: (-item[1].st_mtime, item[0]))
+  return [(place, f'{stat.st_mtime_ns} {stat.st_size}') for place, stat in places]
+
+
 @functools.lru_cache(256)
-def _read(place, *_):
+def _read(place, _):
   """The directions in a file that has not changed since: a run is looked at every few seconds."""
   return tuple(direction.read_all(place))

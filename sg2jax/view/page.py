@@ -150,6 +150,8 @@ class Page:
     with ui.row().classes('w-full no-wrap gap-2'):
       self._field('walk_seeds', 'Seeds', '8').classes('grow')
       self._field('walk_seconds', 'Seconds each', '2').classes('grow')
+    ways = {'w': 'straight on, in w', 'z': 'on the sphere, in z'}
+    self._select('walk_space', 'Way', ways, 'w')
     with ui.row().classes('w-full no-wrap items-center gap-1'):
       self.play = ui.button('Play', icon='play_arrow', on_click=self._play).props('dense')
       ui.button('Record', icon='movie', on_click=self._record).props('dense flat').tooltip(

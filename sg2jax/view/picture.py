@@ -15,7 +15,7 @@ from sg2jax.edit.direction import Direction, Edit
 from sg2jax.evaluation import ppl
 from sg2jax.faults import UsageError
 from sg2jax.sampler import Sampler
-from sg2jax.tools import generate
+from sg2jax.tools import generate, video
 from sg2jax.tools.latents import Latents
 from sg2jax.tools.pictures import names_of_seeds
 
@@ -132,23 +132,36 @@ def name_of(shown: Shown) -> str:
 
 
 def walk_frame(
-  net: Sampler, shown: Shown, directions: Directions, at: float, count: int
+  net: Sampler, shown: Shown, directions: Directions, at: float, count: int, space: str = 'w'
 ) -> np.ndarray:
   """The picture at a place of a walk through `count` seeds and back to the first: uint8 [H,W,C].
 
-  It goes straight from the ws of one seed to those of the next; where `at` is whole, seed number
-  `at` of the walk, and its picture as `picture` makes it. Random noise stays that of the first.
+  In w it goes straight from the ws of one seed to those of the next, in z on the sphere, labels
+  blended, as `video` does; where `at` is whole, seed number `at` of the walk, and its picture as
+  `picture` makes it. Random noise stays that of the first.
   """
   if not math.isfinite(at):
     raise UsageError(f'at={at} must be a finite number of seeds')
   if shown.start:
     raise UsageError(NO_WALK)
   at = at % count
+  t = np.array([at % 1], np.float32)
   ends = [
-    latents(net, dataclasses.replace(shown, seed=(shown.seed + number % count) % 2**32))
+    dataclasses.replace(shown, seed=(shown.seed + number % count) % 2**32)
     for number in (int(at), int(at) + 1)
   ]
-  ws = ppl.lerp(*ends, np.array([at % 1], np.float32))
+  ws = latents(net, ends[0])
+  if space == 'w':
+    ws = ppl.lerp(ws, latents(net, ends[1]), t)
+  elif t:
+    seeds = [end.seed for end in ends]
+    z, c = net.z(seeds), net.c(seeds, label_of(net, shown.label))
+    w = net.map(video.arc(z[:1], z[1:], t), ppl.lerp(c[:1], c[1:], t))
+    between = np.array(net.truncate(w, shown.psi, shown.cutoff))
+    if shown.mix_seed is not None:
+      lent = slice(shown.mix_first, shown.mix_last + 1)
+      between[:, lent] = ws[:, lent]
+    ws = between
   return net.images(ws, shown.noise, [shown.seed], 1, edit_of(shown, directions))[0]
 
 

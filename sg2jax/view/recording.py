@@ -20,7 +20,7 @@ def record(viewer: Viewer, id: str) -> tuple[str, bytes]:
   session = viewer.sessions[id]
   leaving = Leaving(viewer, id)
   net, shown, directions = viewer.net, session.shown, viewer.directions
-  count = session.walk_seeds
+  count, space = session.walk_seeds, session.walk_space
   frames = min(MOST_FRAMES, max(2, round(count * session.walk_seconds * FPS)))
 
   def pictures():
@@ -29,7 +29,7 @@ def record(viewer: Viewer, id: str) -> tuple[str, bytes]:
         leaving.leave('the walk is not recorded')
       session.progress = f'recording: {i + 1} of {frames} pictures'
       at = i * count / frames
-      yield viewer.work_now(picture.walk_frame, net, shown, directions, at, count)
+      yield viewer.work_now(picture.walk_frame, net, shown, directions, at, count, space)
 
   with tempfile.TemporaryDirectory() as folder:
     path = pathlib.Path(folder) / 'walk.mp4'

@@ -130,9 +130,8 @@ class Viewer:
         if at is None:
           image = picture.picture(self.net, session.shown, self.directions)
         else:
-          image = picture.walk_frame(
-            self.net, session.shown, self.directions, at, session.walk_seeds
-          )
+          walk = at, session.walk_seeds, session.walk_space
+          image = picture.walk_frame(self.net, session.shown, self.directions, *walk)
         return files.png(image)
 
       return await made(id, 'image/png', make, 'png' if save else '')

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from sg2jax import inputs
+from sg2jax.evaluation import ppl
 from sg2jax.faults import UsageError
 from sg2jax.models.layers import NOISE_MODES
 from sg2jax.sampler import Sampler
@@ -14,6 +15,8 @@ from sg2jax.view import picture
 from sg2jax.view.picture import Directions, Shown
 
 OF_SEEDS = ('label', 'psi', 'cutoff', 'mix_seed')  # what a projected picture has no use for
+OF_WALKS = ('walk_seeds', 'walk_seconds', 'walk_space')
+CHOICES = {'noise': NOISE_MODES, 'walk_space': ppl.SPACES}
 LARGEST = 1000.0  # of psi and strengths: beyond, no picture is left
 MOST_SEEDS = 1000  # of a walk
 MOST_SECONDS = 60.0  # from seed to seed
@@ -26,6 +29,7 @@ class Session:
   shown: Shown = Shown()
   walk_seeds: int = 8
   walk_seconds: float = 2.0  # from seed to seed
+  walk_space: str = 'w'  # w: straight; z: on the sphere
   progress: str = ''  # of a search that is under way
   version: int = 0  # counts what was changed by others than the controls
   message: str = ''  # what was wrong with the last event; '': nothing
@@ -37,7 +41,7 @@ class Session:
     """
     try:
       value = _read(net, name, given)
-      if name in ('walk_seeds', 'walk_seconds'):
+      if name in OF_WALKS:
         setattr(self, name, value)
       else:
         if self.shown.start and name in OF_SEEDS and value != getattr(Shown, name):
@@ -108,9 +112,9 @@ def _read(net, name, given):
     return _whole('seeds of the walk', given, 2, MOST_SEEDS)
   if name == 'walk_seconds':
     return _number('seconds of the walk', given, 0.1, MOST_SECONDS)
-  if name == 'noise':
-    if given not in NOISE_MODES:
-      raise UsageError(f'noise={given!s:.40} is unknown; choose from {", ".join(NOISE_MODES)}')
+  if name in CHOICES:
+    if given not in CHOICES[name]:
+      raise UsageError(f'{name}={given!s:.40} is unknown; choose from {", ".join(CHOICES[name])}')
     return given
   if name == 'label':
     text = '' if empty else str(given).strip()
