@@ -49,6 +49,17 @@ def test_it_answers_to_names_of_this_machine_and_pages_of_its_own(name):
       assert ask('', {'host': host, 'origin': origin}, kind)[0] == refused
 
 
+def test_pages_of_others_may_link_to_it_and_load_nothing():
+  host = {'host': 'localhost:8080'}
+  for site in ('cross-site', 'same-site'):
+    for mode, status in (('navigate', 200), ('no-cors', 403), ('cors', 403)):
+      assert ask('', host | {'sec-fetch-site': site, 'sec-fetch-mode': mode})[0] == status
+  framed = host | {'sec-fetch-site': 'cross-site', 'sec-fetch-mode': 'no-cors'}
+  assert ask('', framed, allowed=['*.colab.dev'])[0] == 200
+  for site in ('same-origin', 'none'):
+    assert ask('', host | {'sec-fetch-site': site, 'sec-fetch-mode': 'no-cors'})[0] == 200
+
+
 def test_a_name_that_was_made_to_mean_this_machine_is_refused():
   names = (
     'evil.example:8080',

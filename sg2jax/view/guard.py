@@ -69,7 +69,12 @@ class Guard:
         f'This viewer does not go by the name {_name(host)!r:.80}: open the address it printed, or '
         f'start it with --allow_host={_name(host):.80}'
       )
-    # Browsers tell it of whatever a page sends, and of websockets.
+    # What a page may send without saying where it comes from; a link on it, or a frame, may be. A
+    # proxy's own pages may be other sites to it.
+    strange = headers.get(b'sec-fetch-site') in ('cross-site', 'same-site') and not self._allowed
+    if strange and headers.get(b'sec-fetch-mode') != 'navigate':
+      return 'A page of another site asked for this.'
+    # Browsers tell it of whatever else a page sends, and of websockets.
     origin = headers.get(b'origin')
     if origin is not None and not self._is_own(origin, host):
       return (
