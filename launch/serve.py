@@ -82,9 +82,17 @@ def main() -> None:
     network = Network(args.module)
   except OSError as e:
     parser.error(f'{args.module}: {e.strerror}; name a file of `sg2jax export --format=stablehlo`')
+  except Exception as e:  # of a file that is torn, or another, flatbuffers and JAX raise all sorts
+    parser.error(
+      f'{args.module} is no module of `sg2jax export --format=stablehlo`, or not whole '
+      f'({type(e).__name__}: {" ".join(str(e).split())[:100]}); copy it again'
+    )
   network.png(0, 1, 0)  # compiles, before the first request has to wait for it
   handler = type('HandlerOfNetwork', (Handler,), {'network': network})
-  server = ThreadingHTTPServer((args.host, args.port), handler)
+  try:
+    server = ThreadingHTTPServer((args.host, args.port), handler)
+  except OSError as e:
+    parser.error(f'--host={args.host} --port={args.port}: {e.strerror}; name others')
   print(f'http://{args.host}:{server.server_port}/?seed=0', flush=True)
   try:
     server.serve_forever()

@@ -75,3 +75,20 @@ def test_bad_queries_are_refused_and_the_next_is_answered(query, address):
   with pytest.raises(HTTPError, match='400'):
     urlopen(address + query)
   assert urlopen(address + '?seed=1').status == 200
+
+
+def test_what_cannot_be_served_is_said_in_a_line(net, address, tmp_path):
+  module = tmp_path / 'net.stablehlo'
+  module.write_bytes(write.write_stablehlo(net)[0])
+  torn = tmp_path / 'torn.stablehlo'
+  torn.write_bytes(module.read_bytes()[:1000])
+  port = address.rpartition(':')[2].strip('/')
+  env = os.environ | {'JAX_PLATFORMS': 'cpu', 'JAX_DISABLE_MOST_OPTIMIZATIONS': '1'}
+  for given, said in (
+    ([tmp_path / 'gone'], 'No such file'),
+    ([torn], 'copy it again'),
+    ([module, f'--port={port}'], 'name others'),
+  ):
+    ended = subprocess.run([sys.executable, SERVE, *given], env=env, capture_output=True, text=True)
+    assert ended.returncode == 2 and 'Traceback' not in ended.stderr
+    assert said in ended.stderr.splitlines()[-1]

@@ -255,7 +255,7 @@ def opened(path: str | os.PathLike) -> Iterator[tuple[paths.Path, pathlib.Path]]
     if step is None:
       raise CheckpointError(
         '; '.join([f'no whole checkpoint at {path} or {root}/<step>', *bad])
-        + '. Give a workdir or one step of it'
+        + '. Give a workdir, one step of it, or a bundle'
       )
     yield root / str(step), folder
 
