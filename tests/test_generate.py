@@ -480,7 +480,7 @@ def test_a_video_is_edited_or_goes_through_strengths(net, run, edits, tmp_path):
     ('one.npz:', 'must be FILE:STRENGTH'),
     ('one.npz:bend:much', 'must be FILE:STRENGTH'),
     ('one.npz:bend:nan', 'must be FILE:STRENGTH'),
-    ('one.npz:1..', 'must be FILE:STRENGTH'),
+    ('one.npz:1..', 'must be FILE:STRENGTH.* a range with both ends'),
     ('one.npz:-3..3', 'a range of strengths is for a video'),
     ('two.npz:3', 'two.npz holds 2 directions; name one of fold, paint'),
     ('two.npz:smile:3', 'no direction smile; choose from fold, paint'),
@@ -500,7 +500,7 @@ def test_edits_that_cannot_be_are_told_before_anything_is_made(run, edits, tmp_p
   args = [f'--checkpoint={run}', f'--out={tmp_path}/x.gif']
   with pytest.raises(UsageError, match='--seeds are 8; .* a range of strengths, .* give 4, or an'):
     call(video, *args, '--grid=2x2', f'--edit={path}:-3..3')
-  with pytest.raises(UsageError, match='2 or more'):
+  with pytest.raises(UsageError, match='2 or more, or an --edit with a range'):
     call(video, *args, '--seeds=1', f'--edit={path}:3')
   path.write_bytes(b'x')
   with pytest.raises(CheckpointError, match='one.npz is no file of directions'):

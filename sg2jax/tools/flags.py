@@ -336,7 +336,10 @@ def _edit(text: str) -> _Edit:
   except ValueError:
     path = ''
   if not path:
-    raise ValueError('must be FILE:STRENGTH or FILE:NAME:STRENGTH, as in pca.npz:pca1:3')
+    raise ValueError(
+      'must be FILE:STRENGTH or FILE:NAME:STRENGTH, as in pca.npz:pca1:3; in a video a strength '
+      'may be a range with both ends, -3..3'
+    )
   return found
 
 

@@ -67,7 +67,7 @@ def main(_: list[str]) -> None:
   if not through_strengths and (len(asked.seeds) % cells or len(asked.seeds) < 2 * cells):
     raise UsageError(
       f'--seeds are {len(asked.seeds)}; a grid of {rows}x{cols} needs a multiple of {cells}, '
-      f'{2 * cells} or more'
+      f'{2 * cells} or more, or an --edit with a range of strengths, as -3..3'
     )
   seeds = np.reshape(asked.seeds, (rows, cols, -1))
   stops = 2 if through_strengths else seeds.shape[2]
