@@ -234,7 +234,7 @@ ROWS = [
   (generate, '--checkpoint=@/newer --out=@/new', 6, 'newer/checkpoints/3', 'update sg2jax'),
   (evaluate, '--checkpoint=@/newer', 6, 'newer/checkpoints/3', 'update sg2jax'),
   (export, '--checkpoint=@/newer --dest=@/new/', 6, 'newer/checkpoints/3', 'update sg2jax'),
-  (generate, '--checkpoint=@/empty --out=@/new', 6, '@/empty', 'workdir or one step'),
+  (generate, '--checkpoint=@/empty --out=@/new', 6, '@/empty', 'workdir, one step'),
   (generate, '--checkpoint=@/run --out=@/file', 2, '@/file', 'name a folder'),
   (generate, '--checkpoint=@/run --sheet=@/file/x.png', 2, '@/file', 'name a folder'),
   (evaluate, '--checkpoint=@/run --out=@/file', 2, '@/file', 'name a folder'),

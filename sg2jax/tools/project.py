@@ -46,7 +46,7 @@ def main(_: list[str]) -> None:
     return
   factor = np.median([d['distance_start'] / max(d['distance'], 1e-12) for d in documents])
   print(
-    f'{job.net.title}: {len(documents)} projected; {job.about["distance"]} fell to 1/{factor:.3g} '
+    f'{job.net.title}: {len(documents)} projected; {job.about["distance"]} fell to 1/{float(f"{factor:.3g}"):g} '
     f'(median); results in {out}/'
   )
 
