@@ -45,8 +45,9 @@ def main(_: list[str]) -> None:
   if not processes.is_first():
     return
   factor = np.median([d['distance_start'] / max(d['distance'], 1e-12) for d in documents])
+  factor = float(f'{factor:.3g}')  # 3 digits, as 2370 rather than 2.37e+03
   print(
-    f'{job.net.title}: {len(documents)} projected; {job.about["distance"]} fell to 1/{float(f"{factor:.3g}"):g} '
+    f'{job.net.title}: {len(documents)} projected; {job.about["distance"]} fell to 1/{factor:g} '
     f'(median); results in {out}/'
   )
 
