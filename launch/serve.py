@@ -5,13 +5,15 @@
 
 GET /?seed=3&psi=0.7&class=7 answers with the PNG that `sg2jax generate` makes of that seed, class
 and psi; psi is 1 and class 0 unless they are given. It needs this file and the module, and nothing
-of sg2jax. One image at a time is computed; put in front of it what your service needs: TLS,
-identities, limits.
+of sg2jax; with MODULE.json beside it, which `export` writes, a damaged module is refused. One image
+at a time is computed; put in front of it what your service needs: TLS, identities, limits.
 """
 
 import argparse
+import hashlib
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import io
+import json
 import pathlib
 import sys
 import threading
@@ -22,12 +24,20 @@ from jax import export
 import numpy as np
 from PIL import Image
 
+VALUES = {'seed': int, 'psi': float, 'class': int}  # of a query
+
 
 class Network:
   """A module that makes images."""
 
   def __init__(self, path: str):
-    module = export.deserialize(bytearray(pathlib.Path(path).read_bytes()))
+    data = pathlib.Path(path).read_bytes()
+    about = pathlib.Path(f'{path}.json')
+    if (
+      about.exists() and json.loads(about.read_text())['sha256'] != hashlib.sha256(data).hexdigest()
+    ):
+      raise ValueError(f'its SHA-256 is not that in {about.name}')
+    module = export.deserialize(bytearray(data))
     self._generate = jax.jit(module.call)  # compiled once for each number of images
     z, *c, _ = module.in_avals
     self._z_dim = z.shape[1]
@@ -51,16 +61,23 @@ class Network:
 
 
 class Handler(BaseHTTPRequestHandler):
-  """Answers GET by images of `network`, which a subclass has."""
+  """Answers GET and HEAD by images of `network`, which a subclass has."""
 
   network: Network
+  timeout = 30  # seconds; who says nothing for longer is not waited for
 
   def do_GET(self) -> None:
-    """A picture; 400 for what is missing, no number, or out of range."""
+    """A picture; 404: another path; 400: a value that is missing, unknown, or out of range."""
+    url = urlsplit(self.path)
+    if url.path != '/':
+      self.send_error(404)
+      return
     try:
-      asked = dict(parse_qsl(urlsplit(self.path).query))
-      seed, psi, number = (asked['seed'], asked.get('psi', '1'), asked.get('class', '0'))
-      body = self.network.png(int(seed), float(psi), int(number))
+      asked = dict(parse_qsl(url.query, keep_blank_values=True))
+      if unknown := asked.keys() - VALUES:
+        raise ValueError(f'{", ".join(sorted(unknown))} unknown; choose from {", ".join(VALUES)}')
+      values = {name: VALUES[name](text) for name, text in asked.items()}
+      body = self.network.png(values['seed'], values.get('psi', 1.0), values.get('class', 0))
     except (KeyError, ValueError) as e:
       self.send_error(400, explain=f'{type(e).__name__}: {e}')
       return
@@ -68,7 +85,19 @@ class Handler(BaseHTTPRequestHandler):
     self.send_header('Content-Type', 'image/png')
     self.send_header('Content-Length', str(len(body)))
     self.end_headers()
-    self.wfile.write(body)
+    if self.command != 'HEAD':
+      self.wfile.write(body)
+
+  do_HEAD = do_GET
+
+
+class Server(ThreadingHTTPServer):
+  """One that doesn't mind who leaves before the answer."""
+
+  def handle_error(self, request: object, client_address: object) -> None:
+    """Prints the traceback of all other errors."""
+    if not isinstance(sys.exc_info()[1], ConnectionError):
+      super().handle_error(request, client_address)
 
 
 def main() -> None:
@@ -90,9 +119,9 @@ def main() -> None:
   network.png(0, 1, 0)  # compiles, before the first request has to wait for it
   handler = type('HandlerOfNetwork', (Handler,), {'network': network})
   try:
-    server = ThreadingHTTPServer((args.host, args.port), handler)
-  except OSError as e:
-    parser.error(f'--host={args.host} --port={args.port}: {e.strerror}; name others')
+    server = Server((args.host, args.port), handler)
+  except (OSError, OverflowError) as e:
+    parser.error(f'--host={args.host} --port={args.port}: {e}; name others')
   print(f'http://{args.host}:{server.server_port}/?seed=0', flush=True)
   try:
     server.serve_forever()

@@ -88,7 +88,9 @@ def except_hook(
     shown = faults.Interrupted('interrupted; files that were written are whole')
   # Installed with pip, the package brings only what `sg2jax.load` needs.
   if isinstance(error, ModuleNotFoundError) and not str(error.name).startswith('sg2jax'):
-    shown = faults.UsageError(f'{error}; pip install "sg2jax[train,eval,video,view]" brings all')
+    shown = faults.UsageError(
+      f'{error}; pip install "sg2jax[train,eval,text,video,view]" brings all'
+    )
   if not isinstance(shown, faults.Fault):
     sys.__excepthook__(kind, error, trace)
     _end_job('leave', 1, True)

@@ -11,10 +11,16 @@ Seeds = int | Iterable[int]
 LabelsLike = str | float | Sequence | np.ndarray  # of images, as people give them
 
 
+def is_number(value: object, kinds: str = 'iuf') -> bool:
+  """Whether this is one number, of Python, NumPy or JAX; kinds: of dtypes, 'iu' for whole ones."""
+  return np.ndim(value) == 0 and np.asarray(value).dtype.kind in kinds
+
+
 def check_seeds(seeds: Seeds) -> list[int]:
   """Seeds, or one, as a list. Raises UsageError for none, or another than integers in [0, 2^32)."""
-  seeds = list(seeds) if hasattr(seeds, '__iter__') else [seeds]
-  if not seeds or not all(0 <= s < 2**32 and s == int(s) for s in seeds):
+  is_one = isinstance(seeds, str) or not hasattr(seeds, '__iter__')
+  seeds = [seeds] if is_one else list(seeds)
+  if not seeds or not all(is_number(s) and 0 <= s < 2**32 and s == int(s) for s in seeds):
     raise UsageError(f'seeds={seeds} must be whole numbers in [0, 2^32), one for each image')
   return [int(s) for s in seeds]
 

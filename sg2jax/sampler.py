@@ -171,7 +171,8 @@ class Sampler(NamedTuple):
 
   def truncate(self, w: np.ndarray, psi: float = 1.0, cutoff: int | None = None) -> np.ndarray:
     """w [N,w_dim] -> ws, truncated: float32 [N,num_ws,w_dim]. Arguments as of a call."""
-    if not abs(psi) <= 1e6:  # NaN isn't, either; beyond, float32 has no digits left for w
+    # NaN isn't, either; beyond, float32 has no digits left for w
+    if not (inputs.is_number(psi) and abs(psi) <= 1e6):
       raise UsageError(f'psi={psi} must be a number such as 0.7, within +-1e6')
     if cutoff is not None and cutoff not in range(self.num_ws + 1):
       raise UsageError(f'cutoff={cutoff} must be a number of ws, from 0 to {self.num_ws}')
@@ -195,14 +196,17 @@ class Sampler(NamedTuple):
     if noise not in NOISE_MODES:
       raise UsageError(f'noise={noise} is unknown; choose from {", ".join(NOISE_MODES)}')
     w_dim = self.generator.mapping.w_dim
-    if np.shape(ws) != (len(ws) or 1, self.num_ws, w_dim):
+    ws = np.asarray(ws)
+    if ws.shape[1:] != (self.num_ws, w_dim) or not len(ws):
       raise UsageError(
-        f'ws of shape {list(np.shape(ws))}: this network takes [1 or more,{self.num_ws},{w_dim}]'
+        f'ws of shape {list(ws.shape)}: this network takes [1 or more,{self.num_ws},{w_dim}]'
       )
+    if not np.isfinite(ws).all():
+      raise UsageError('ws must be finite numbers, and some are NaN or infinite')
     ws, offsets = direction.apply(self, edit, ws)
     step = _images_step(sharding.make_mesh(), self.generator, tuple(self.growing.items()), noise)
     number = np.arange(len(ws)) if seeds is None else np.asarray(seeds)
-    arrays = {'ws': np.asarray(ws), 'number': number.astype(np.uint32)} | offsets
+    arrays = {'ws': ws, 'number': number.astype(np.uint32)} | offsets
     return _in_batches(step, self.variables, arrays, self.batch if batch is None else batch)
 
 
@@ -313,8 +317,8 @@ def parts(n: int, size: int) -> Iterator[tuple[np.ndarray, int]]:
 
 def _in_batches(step, variables, arrays, batch):
   """A step of `sharding.jit_each` over arrays {name: [N,...]}, in batches of one size: [N,...]."""
-  if batch < 1:
-    raise UsageError(f'batch={batch} must be 1 or more')
+  if not inputs.is_number(batch, 'iu') or batch < 1:
+    raise UsageError(f'batch={batch} must be a whole number, 1 or more')
   mesh = sharding.make_mesh()
   n = len(next(iter(arrays.values())))
   size = -(-min(batch, n) // mesh.size) * mesh.size  # every device has as many

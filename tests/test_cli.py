@@ -221,7 +221,7 @@ def test_errors_that_a_user_can_mend_are_a_line_and_an_exit_code(capsys, monkeyp
   assert ends(capsys, faults.WriteError('full')) == (5, 'full\n')
   assert ends(capsys, KeyboardInterrupt())[0] == 130
   code, said = ends(capsys, ModuleNotFoundError("No module named 'x'", name='x'))
-  assert (code, said[:55]) == (2, "No module named 'x'; pip install \"sg2jax[train,eval,vid")
+  assert (code, said[:55]) == (2, "No module named 'x'; pip install \"sg2jax[train,eval,tex")
   # a fault of ours keeps its traceback
   cli.except_hook(KeyError, KeyError('x'), None)
   cli.except_hook(ModuleNotFoundError, ModuleNotFoundError('x', name='sg2jax.x'), None)

@@ -155,7 +155,7 @@ def test_amounts_are_each_images_own_and_0_is_no_edit_to_the_last_bit(net, both)
   found = net(seeds, batch=4, edit=[*halves, (bend, np.array(amounts))])
   for i, amount in enumerate(amounts):
     assert close(found[i], net([seeds[i]] * 4, batch=4, edit=(bend + paint) * amount)[0])
-  for amounts in ([1, 2], [[1]] * 5, float('nan'), [0, 1, 2, 3, float('inf')]):
+  for amounts in ([1, 2], [[1]] * 5, float('nan'), [0, 1, 2, 3, float('inf')], 'much'):
     with pytest.raises(UsageError, match='amounts of bend: .* 5 images'):
       net(seeds, edit=[(bend, amounts)])
 

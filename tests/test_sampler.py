@@ -97,6 +97,17 @@ def test_truncation(net):
     ({'seeds': [2**32]}, '4294967296'),
     ({'seeds': [0.5]}, '0.5'),
     ({'seeds': [float('nan')]}, 'nan'),
+    ({'seeds': ['a']}, r"seeds=\['a'\]"),
+    ({'seeds': '3'}, r"seeds=\['3'\]"),
+    ({'seeds': None}, 'None'),
+    ({'seeds': [[0]]}, r'\[\[0\]\]'),
+    ({'psi': 'a'}, 'psi=a'),
+    ({'psi': None}, 'psi=None'),
+    ({'psi': [0.5]}, r'psi=\[0.5\]'),
+    ({'edit': 'x'}, 'edit=x must be a Direction'),
+    ({'edit': [1]}, r'edit=\[1\] must be a Direction'),
+    ({'batch': 'x'}, 'batch=x'),
+    ({'batch': 1.5}, 'batch=1.5'),
     ({'psi': float('nan')}, 'psi=nan'),
     ({'psi': 1e39}, '1e.39'),
     ({'cutoff': 2.5}, 'cutoff=2.5'),
@@ -124,6 +135,8 @@ def test_ws_of_another_network_are_refused(net):
   for shape in ((1, 5, Z), (1, 6, Z + 1), (6, Z), (0, 6, Z)):
     with pytest.raises(UsageError, match=r'takes \[1 or more,6,12\]'):
       net.images(np.zeros(shape, np.float32))
+  with pytest.raises(UsageError, match='finite'):
+    net.images(np.full((1, 6, Z), np.nan, np.float32))
 
 
 def test_parts_cover_everything_once_at_one_size():

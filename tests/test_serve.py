@@ -1,12 +1,14 @@
 """launch/serve.py makes the images of `sg2jax generate`, with jax and a module alone."""
 
 import ast
+import hashlib
 import io
+import json
 import os
 import subprocess
 import sys
 from urllib.error import HTTPError
-from urllib.request import urlopen
+from urllib.request import Request, urlopen
 
 import numpy as np
 from PIL import Image
@@ -69,6 +71,8 @@ def test_images_are_those_of_generate(net, address):
     '?seed=1&psi=nan',
     '?seed=1&class=3',
     '?seed=1&class=-1',
+    '?seed=1&psi=',
+    '?seed=1&psy=0.5',
   ],
 )
 def test_bad_queries_are_refused_and_the_next_is_answered(query, address):
@@ -77,16 +81,30 @@ def test_bad_queries_are_refused_and_the_next_is_answered(query, address):
   assert urlopen(address + '?seed=1').status == 200
 
 
+def test_other_paths_and_heads(address):
+  with pytest.raises(HTTPError, match='404'):
+    urlopen(address + 'favicon.ico')
+  with urlopen(Request(address + '?seed=1', method='HEAD')) as answer:
+    assert answer.status == 200 and answer.read() == b''
+    assert int(answer.headers['Content-Length']) > 0
+
+
 def test_what_cannot_be_served_is_said_in_a_line(net, address, tmp_path):
   module = tmp_path / 'net.stablehlo'
   module.write_bytes(write.write_stablehlo(net)[0])
   torn = tmp_path / 'torn.stablehlo'
   torn.write_bytes(module.read_bytes()[:1000])
+  flipped = tmp_path / 'flipped.stablehlo'
+  flipped.write_bytes(module.read_bytes()[:-1] + b'x')
+  digest = hashlib.sha256(module.read_bytes()).hexdigest()
+  (tmp_path / 'flipped.stablehlo.json').write_text(json.dumps({'sha256': digest}))
   port = address.rpartition(':')[2].strip('/')
   env = os.environ | {'JAX_PLATFORMS': 'cpu', 'JAX_DISABLE_MOST_OPTIMIZATIONS': '1'}
   for given, said in (
     ([tmp_path / 'gone'], 'No such file'),
     ([torn], 'copy it again'),
+    ([flipped], 'its SHA-256 is not that in flipped.stablehlo.json'),
+    ([module, '--port=99999'], 'name others'),
     ([module, f'--port={port}'], 'name others'),
   ):
     ended = subprocess.run([sys.executable, SERVE, *given], env=env, capture_output=True, text=True)

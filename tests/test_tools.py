@@ -74,7 +74,7 @@ def test_a_missing_package_is_named(monkeypatch, capsys):
     sys.excepthook(e.type, e.value, e.tb)
   err = capsys.readouterr().err
   assert end.value.code == 2 and err.startswith('video: import of imageio_ffmpeg')
-  assert 'pip install "sg2jax[train,eval,video,view]"' in err
+  assert 'pip install "sg2jax[train,eval,text,video,view]"' in err
 
 
 def test_configurations_find_each_other_from_where_the_user_stands(monkeypatch, tmp_path):

@@ -174,10 +174,18 @@ def apply(net: Any, edit: Edit | None, ws: np.ndarray) -> tuple[np.ndarray, dict
   """
   if edit is None:
     return ws, {}
+  asked = [(edit, 1)] if isinstance(edit, Direction) else list(edit)
+  if not all(_is_pair(x) for x in asked):
+    raise UsageError(
+      f'edit={edit!s:.60} must be a Direction, or several: [(Direction, amounts) ...]'
+    )
   pairs = []
-  for direction, amounts in [(edit, 1)] if isinstance(edit, Direction) else edit:
+  for direction, amounts in asked:
     direction.check(net)
-    given = np.asarray(amounts, np.float32)
+    try:
+      given = np.asarray(amounts, np.float32)
+    except (TypeError, ValueError):  # text, or rows of unlike lengths
+      given = np.float32(np.nan)
     if given.shape not in ((), (len(ws),)) or not np.isfinite(given).all():
       raise UsageError(
         f'amounts of {direction.name}: {amounts!s:.60} must be a finite number, or one for each of '
@@ -185,6 +193,10 @@ def apply(net: Any, edit: Edit | None, ws: np.ndarray) -> tuple[np.ndarray, dict
       )
     pairs.append((direction, np.broadcast_to(given, len(ws))))
   return _move(net, ws, pairs)
+
+
+def _is_pair(x):
+  return isinstance(x, Sequence) and len(x) == 2 and isinstance(x[0], Direction)
 
 
 def _move(net, ws, pairs):
