@@ -386,6 +386,23 @@ def test_new_directions_are_found_and_lost_ones_let_go(run):
   assert not tab.shown.moves
 
 
+def test_a_file_that_is_written_again_moves_as_it_says_now(run):
+  """`directions` writes another class's directions to the same file, under the same names."""
+  first = catalogue.find(sg2jax.load(run))[0]
+  wide = next(one for (_, name), one in first.items() if name == 'wide')
+  file = run / 'directions' / 'again.npz'
+  direction.write(file, [wide.named('mine')])
+  viewer = Viewer(str(run))
+  shown = Shown(seed=4, moves=((str(file), 'mine', 1.0),))
+  before = picture.picture(viewer.net, shown, viewer.directions)
+  direction.write(file, [(3 * wide).named('mine')])
+  assert asyncio.run(viewer.refresh()) and not asyncio.run(viewer.refresh())
+  made = picture.picture(viewer.net, shown, viewer.directions)
+  np.testing.assert_array_equal(made, viewer.net([4], edit=wide * 3)[0])
+  assert (made != before).any()
+  file.unlink()
+
+
 def test_directions_in_a_bucket_are_found(viewer):
   place = paths.place('memory://viewed/run')
   net = viewer.net._replace(workdir=place)

@@ -21,6 +21,8 @@ def find(net: Sampler) -> tuple[dict[tuple[str, str], Direction], list[str]]:
   notes = []
   root = net.workdir
   for place, stamp in _files(root):
+    if len(found) == MOST:
+      break  # files beyond would be read for nothing, at every look
     inside = str(place).removeprefix(f'{root}/')
     if place.name.startswith('latents') or 'projections' in inside.split('/'):
       continue  # latents of images, which lie beside directions
@@ -28,7 +30,7 @@ def find(net: Sampler) -> tuple[dict[tuple[str, str], Direction], list[str]]:
       for one in _read(place, stamp):
         if misfit := one.misfit(net):
           notes.append(f'{inside}: {one.name} does not fit: {misfit}')
-        elif len(found) < MOST:
+        elif len(found) < MOST:  # one file may hold more
           found[str(place), one.name] = one
     except Fault as e:
       notes.append(str(e))

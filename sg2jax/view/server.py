@@ -45,6 +45,11 @@ class Leaving:
     )
 
 
+def _differ(found, before):
+  """Whether directions are others: a file that was not written again gives the same objects."""
+  return found.keys() != before.keys() or any(x is not before[key] for key, x in found.items())
+
+
 class Viewer:
   """A network, and the sessions of those who look at it."""
 
@@ -96,7 +101,7 @@ class Viewer:
       except Fault as e:  # deleted as it was read, or the disk is away: the next look finds another
         logging.warning('%s', e)
     found, notes = await loop.run_in_executor(None, catalogue.find, net)
-    is_new = net is not self.net or found.keys() != self.directions.keys()
+    is_new = net is not self.net or _differ(found, self.directions)
     if is_new:
       self.net, self.directions, self.notes = net, found, notes
       self.version += 1
