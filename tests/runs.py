@@ -35,6 +35,16 @@ TINY = dict(
     'metrics': (),
   },
 )
+# Of `random_run`: a network that is quick to compile.
+SMALL = {
+  'resolution': 8,
+  'g.fmap_base': 32,
+  'd.fmap_base': 32,
+  'g.z_dim': 8,
+  'g.w_dim': 8,
+  'g.mapping_layers': 1,
+  'data.channels': 1,
+}
 MAIN = 'from sg2jax import cli, main\nmain.define_flags()\ncli.run(main.main)'
 LAST = 24  # total_kimg / batch
 

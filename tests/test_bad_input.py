@@ -30,20 +30,11 @@ from sg2jax.tools import (
   video,
 )
 from sg2jax.training import checkpoint
-from tests.runs import ROOT, TINY, call, random_run, xla_flags
+from tests.runs import ROOT, SMALL, TINY, call, random_run, xla_flags
 from tests.test_checkpoint import rewrite
 
 SECONDS = 5
-NETWORK = {
-  'resolution': 8,
-  'batch': 4,
-  'g.fmap_base': 32,
-  'd.fmap_base': 32,
-  'g.z_dim': 8,
-  'g.w_dim': 8,
-  'g.mapping_layers': 1,
-  'data.channels': 1,
-}
+NETWORK = SMALL | {'batch': 4}
 
 
 @pytest.fixture(scope='module')

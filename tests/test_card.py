@@ -7,6 +7,8 @@ import subprocess
 import sys
 from unittest import mock
 
+from absl import flags
+from absl.testing import flagsaver
 import numpy as np
 import pytest
 import safetensors.numpy
@@ -29,19 +31,10 @@ from sg2jax.tools import (
   generate,
 )
 from sg2jax.training import checkpoint, init_from, workdir
-from tests.runs import ROOT, call, random_run
+from tests.runs import ROOT, SMALL, call, random_run
 
 pytestmark = pytest.mark.usefixtures('quick_compile')
-NETWORK = {
-  'resolution': 8,
-  'g.fmap_base': 32,
-  'd.fmap_base': 32,
-  'g.z_dim': 8,
-  'g.w_dim': 8,
-  'g.mapping_layers': 1,
-  'data.channels': 1,
-  'data.dir': '/home/ada/secret/cats',
-}
+NETWORK = SMALL | {'data.dir': '/home/ada/secret/cats'}
 LABELS = ('tom', 'fritz', 'garfield')
 SCALES = {0: 0.1, 1: 0.1, 2: 0.5, 3: 1, 4: 0.3}
 FLAGS = ('--license=apache-2.0', '--data_license=cc-by-4.0', '--author=Ada | Lovelace')
@@ -583,3 +576,10 @@ def test_training_starts_from_a_bundle(published):
   init_from.check(config, origin, 3)
   _, done = state_lib.transfer(build.abstract_state(config, 3), origin.state)
   assert all(name.startswith('d.') for name in done['initialised']) and not done['unused']
+
+
+def test_help_of_export_lists_what_a_card_asks_for():
+  with flagsaver.flagsaver():
+    export.define_flags()
+    listed = {flag.name for flag in flags.FLAGS.get_key_flags_for_module(export)}
+  assert {*card.REQUIRED, 'license_name', 'license_link', 'data_id', 'base', 'bundle'} <= listed

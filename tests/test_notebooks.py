@@ -297,7 +297,6 @@ def run_with_a_restart(notebook, half, env):
     kernel.run(ids)
 
 
-@pytest.mark.slow
 def test_quickstart(tmp_path, env):
   settings = fields(metrics_kimg=100, swd_images=32)
   given = {'RUN': str(tmp_path / 'a run'), 'SEEDS': '0-15', 'SETTINGS': settings}

@@ -45,6 +45,7 @@ def define_flags() -> None:
   flags.DEFINE_string('bundle', None, 'Instead: folder to publish.')
   flags.DEFINE_enum('format', 'safetensors', list(SUFFIXES), 'What to write.')
   card.define_fields()
+  flags.adopt_module_key_flags(card)  # so that --help lists them
 
 
 def main(_: list[str]) -> None:
