@@ -248,7 +248,7 @@ def test_a_walk_plays_is_recorded_and_stops_at_a_seed(page, net, tmp_path):
   page.get_by_role('button', name='Play').click()
   page.locator('#speed').get_by_text('frames/s').wait_for()
   page.wait_for_timeout(2000)
-  assert int(page.locator('#speed').inner_text().split()[0]) >= 10
+  assert int(page.locator('#speed').inner_text().split()[0]) >= 20
   page.get_by_role('button', name='Stop').click()
   page.wait_for_function('!view.playing && !view.busy')
   seed = int(field(page, 'seed').input_value())

@@ -313,7 +313,7 @@ def disk(name: str, place: pathlib.Path, elsewhere: str) -> Iterator[Finding]:
   if free < LEAST_DISK:
     yield problem(what, f'make room, or {elsewhere}', code)
   elif free < 10 * LEAST_DISK:
-    yield note(what, 'enough for small runs; a checkpoint at 1024 px has 0.7 GB')
+    yield note(what, 'enough for small runs; a checkpoint at 1024 px has 0.8 GB')
   else:
     yield ok(what)
 

@@ -31,7 +31,7 @@ def workdir(text: str) -> Iterator[Finding]:
   if not place.exists():
     yield note(f'{place} is not there yet', 'training makes it')
     return
-  if (place / 'SHA256SUMS').exists() and not (place / 'checkpoints').exists():
+  if _is_bundle(place):
     yield from _bundle(place)
     return
   yield from _lock(place)
@@ -52,6 +52,15 @@ def workdir(text: str) -> Iterator[Finding]:
   yield from _progress(place / 'metrics.jsonl', config)
   keep = config.get('keep')
   yield from _checkpoints(place, keep if isinstance(keep, int) else KEEP, is_disk)
+
+
+def _is_bundle(place):
+  """As `bundle.is_there`, whose module is imported only where there may be one."""
+  if not (place / 'SHA256SUMS').exists():
+    return False
+  from sg2jax import bundle  # here: it imports packages that may be what is broken
+
+  return bundle.is_there(place)
 
 
 def _bundle(place):
