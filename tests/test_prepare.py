@@ -233,18 +233,25 @@ if os.fork() == 0:  # undisturbed, by a process of its own: a fork must find no 
   os._exit(0)
 assert os.wait()[1] == 0
 took = time.monotonic() - begin
+there = dest + '/' + '.building'
+def shards_there():
+  return len([x for x in os.listdir(there) if x.endswith('.json')]) if os.path.exists(there) else -1
+
 random.seed(0)
 killed, status = 0, -1
 while status:
+  before = shards_there()
   if (child := os.fork()) == 0:
     build(dest)
     os._exit(0)
-  time.sleep(random.random() * took / 2 if killed < 12 else 60 * took)
-  os.kill(child, signal.SIGKILL)
+  if killed < 12:  # by its progress, too: the first run may have been slower than this one
+    until = time.monotonic() + random.random() * took / 2
+    while time.monotonic() < until and shards_there() < before + 3:
+      time.sleep(0.002)
+    os.kill(child, signal.SIGKILL)
   status = os.waitpid(child, 0)[1]
   killed += status != 0
-  there = dest + '/' + '.building'
-  print(len([x for x in os.listdir(there) if x.endswith('.json')]) if os.path.exists(there) else -1)
+  print(shards_there())
 print('killed', killed)
 """
 
