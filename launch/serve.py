@@ -67,13 +67,16 @@ class Handler(BaseHTTPRequestHandler):
   timeout = 30  # seconds; who says nothing for longer is not waited for
 
   def do_GET(self) -> None:
-    """A picture; 404: another path; 400: a value that is missing, unknown, or out of range."""
+    """A picture; 404: another path; 400: a value that is missing, unknown, double, or too large."""
     url = urlsplit(self.path)
     if url.path != '/':
       self.send_error(404)
       return
     try:
-      asked = dict(parse_qsl(url.query, keep_blank_values=True))
+      pairs = parse_qsl(url.query, keep_blank_values=True)
+      asked = dict(pairs)
+      if len(asked) < len(pairs):
+        raise ValueError('a name is given twice')
       if unknown := asked.keys() - VALUES:
         raise ValueError(f'{", ".join(sorted(unknown))} unknown; choose from {", ".join(VALUES)}')
       values = {name: VALUES[name](text) for name, text in asked.items()}

@@ -1,7 +1,9 @@
 """Model cards say what the run says; bundles make the run's images, and are refused if tampered."""
 
+import contextlib
 import json
 import os
+import pty
 import shutil
 import subprocess
 import sys
@@ -282,7 +284,7 @@ def test_a_network_that_grows_says_how_far_it_is(other):
 def test_a_licence_that_hubs_do_not_know_has_a_name_and_a_link(run, tmp_path):
   flags = ('--license=other', *FLAGS[1:])
   for more, said in (
-    ((), '--license_name and --license_link are missing'),
+    ((), '--license_name, --license_link are missing'),
     (('--license_name=lab-1.0',), '--license_link is missing'),
     (('--license_name=Lab 1', '--license_link=x'), 'lower case'),
     (('--license_name=lab-1.0', f'--license_link={tmp_path}/none'), 'cannot be read'),
@@ -311,7 +313,7 @@ def test_a_licence_that_hubs_do_not_know_has_a_name_and_a_link(run, tmp_path):
   call(card, f'--checkpoint={run}', f'--out={tmp_path}/x.md', *named, address)
   assert '[lab-1.0](https://ada.org/lab)' in (tmp_path / 'x.md').read_text()
   (tmp_path / 'LICENSE').write_text('of something else')
-  with pytest.raises(UsageError, match='another text'):
+  with pytest.raises(UsageError, match='LICENSE is there, and not as a card'):
     link = f'--license_link={tmp_path}/mine.txt'
     call(card, f'--checkpoint={run}', f'--out={tmp_path}/x.md', *named, link)
 
@@ -331,7 +333,79 @@ def test_licences_are_asked_for(flags, said, run, tmp_path):
   assert not list(tmp_path.iterdir())
 
 
+@contextlib.contextmanager
+def terminal(typed):
+  """A person who types this; yields a function of what they have seen."""
+  here, there = pty.openpty()
+  os.write(here, typed.encode())
+  with (
+    open(there) as keys,
+    open(os.dup(there), 'w') as screen,
+    mock.patch.multiple(sys, stdin=keys, stdout=screen),
+  ):
+    yield lambda: os.read(here, 10**6).decode()
+  os.close(here)
+
+
+def test_at_a_terminal_a_person_is_asked(run, tmp_path):
+  typed = 'Apache 2.0\n\nother\nother\ncc-by-4.0\nAda\nlab-1.0\nhttps://ada.org/lab\n'
+  with terminal(typed) as seen:
+    call(card, f'--checkpoint={run}', f'--out={tmp_path}/a.md', '--data_id=ada/cats')
+    text = seen()
+  assert text.count('Licence of the network') == 3 and 'lower case, no spaces' in text
+  assert text.count('Licence of the pictures') == 2 and text.count('Who made it') == 1
+  written = (tmp_path / 'a.md').read_text()
+  assert 'Made by Ada.' in written and '[lab-1.0](https://ada.org/lab)' in written
+  end = '\x04'
+  with terminal(f'mit\n{end}'), pytest.raises(UsageError, match='--data_license is missing'):
+    call(card, f'--checkpoint={run}', f'--out={tmp_path}/b.md', '--author=Ada')
+  assert not (tmp_path / 'b.md').exists()
+
+
+def test_a_card_that_was_edited_and_files_of_others_stay(other, tmp_path):
+  file = tmp_path / 'README.md'
+  make = lambda: call(card, f'--checkpoint={other}', f'--out={file}', *FLAGS)
+  file.write_text('# My project\n')
+  with pytest.raises(UsageError, match='README.md is there, and not as a card'):
+    make()
+  assert file.read_text() == '# My project\n'
+  file.unlink()
+  picture = tmp_path / 'README_samples.png'
+  picture.write_bytes(b'mine')
+  with pytest.raises(UsageError, match='README_samples.png is there'):
+    make()
+  picture.unlink()
+  make()
+  (other / 'metrics.jsonl').unlink()
+  before = file.read_text()
+  make()
+  after = file.read_text()
+  assert '![Curves' in before and '![Curves' not in after
+  file.write_text(after.replace('# README', '# Cats').replace('Made by', 'Drawn by'))
+  with pytest.raises(UsageError, match='README.md is there, and not as a card'):
+    make()
+  assert 'Drawn by' in file.read_text()
+
+
 # ---- bundles
+
+
+def test_flags_that_say_nothing_are_refused(run, tmp_path):
+  for given, said in (
+    ((f'--dest={tmp_path}/x', '--license=mit'), '--license says nothing of what --dest writes'),
+    ((f'--bundle={tmp_path}/x', *FLAGS, '--format=nvidia'), '--format says nothing'),
+  ):
+    with pytest.raises(UsageError, match=said):
+      call(export, f'--checkpoint={run}', *given)
+
+
+def test_a_bundle_whose_card_was_edited_is_not_replaced(run, copy):
+  (copy / 'README.md').write_text((copy / 'README.md').read_text() + 'Thanks to Tom.\n')
+  with pytest.raises(UsageError, match='README.md was edited'):
+    call(export, f'--checkpoint={run}', f'--bundle={copy}', *FLAGS)
+  (copy / 'README.md').unlink()
+  call(export, f'--checkpoint={run}', f'--bundle={copy}', *FLAGS)
+  assert (copy / 'README.md').exists()
 
 
 def test_a_bundle_is_what_it_lists(published):
@@ -582,4 +656,4 @@ def test_help_of_export_lists_what_a_card_asks_for():
   with flagsaver.flagsaver():
     export.define_flags()
     listed = {flag.name for flag in flags.FLAGS.get_key_flags_for_module(export)}
-  assert {*card.REQUIRED, 'license_name', 'license_link', 'data_id', 'base', 'bundle'} <= listed
+  assert {*card.FIELDS, 'bundle'} <= listed

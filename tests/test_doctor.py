@@ -319,7 +319,7 @@ def test_a_run_whose_files_are_odd(run):
   (run / 'config.json').write_text('{"keep": "many"}')
   lines = found(doctor_run.workdir, str(run))
   assert 'the next start cuts it off' in the(lines, 'torn') and the(lines, 'newest checkpoint')
-  assert '3.0 MB more for keep=3' in the(lines, 'room for')
+  assert '2.0 MB more for keep=2' in the(lines, 'room for')
   (run / 'metrics.jsonl').unlink()
   (run / 'metrics.jsonl').mkdir()
   (run / 'config.json').unlink()
@@ -381,6 +381,16 @@ def test_a_workdir_of_another_configuration(run):
   quick = [f'--config={ROOT}/configs/quickstart.py']
   lines = found(doctor_run.configuration, quick, CPU, str(run))
   assert 'resolution: 64 there, 32 here' in the(lines, 'problem') and 'next' not in lines[-1]
+
+
+def test_after_a_run_that_is_finished_comes_what_uses_it(run):
+  config = quickstart.get_config()
+  (run / 'config.json').write_text(json.dumps(config.to_dict()))
+  for images, said in ((1000, 'sg2jax train'), (1000 * config.total_kimg, 'generate, evaluate')):
+    (run / 'metrics.jsonl').write_text(json.dumps({'step': 9, 'nimg': images}) + '\n')
+    quick = [f'--config={ROOT}/configs/quickstart.py']
+    line = the(found(doctor_run.configuration, quick, CPU, str(run)), 'next')
+    assert said in line and str(run) in line
 
 
 def test_the_command_prints_a_line_each_and_exits(monkeypatch, capsys, tmp_path):

@@ -12,6 +12,8 @@ import signal
 import subprocess
 import threading
 import time
+import urllib.error
+import urllib.request
 import zipfile
 
 from IPython.core.inputtransformer2 import TransformerManager
@@ -197,8 +199,11 @@ def write_colab(home):
   """Stand-ins of Colab's package, whose Drive is a folder, and of the repository -> environment."""
   package = home / 'packages' / 'google' / 'colab'
   package.mkdir(parents=True)
-  for name in ('__init__.py', 'output.py'):  # JAX asks for the second where it sees the first
-    (package / name).write_text('')
+  (package / '__init__.py').write_text('')
+  # JAX asks for this module, too, where it sees the package.
+  (package / 'output.py').write_text(
+    'def serve_kernel_port_as_iframe(port, height):\n  print("port", port, "shown")\n'
+  )
   mount = 'import os\n\ndef mount(path):\n  os.makedirs(path + "/MyDrive", exist_ok=True)\n'
   (package / 'drive.py').write_text(mount)
   remote = home / 'remote'
@@ -391,3 +396,39 @@ def test_use_a_trained_network(tmp_path, env, home):
   assert len(json.loads((out / 'projected' / 'projections.json').read_text())) > 0
   before = np.asarray(Image.open(out / 'edited' / 'before' / 'seed0000.png'))
   assert before.shape == (8, 8)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('is_colab', (False, True))
+def test_the_viewer_of_a_notebook(is_colab, tmp_path, env):
+  env |= write_colab(tmp_path) if is_colab else {}
+  run = runs.random_run(tmp_path / 'run', (0.3, 0.3, 1, 1, 1), **runs.SMALL)
+  given = {'RUN': str(run), 'OUT': str(tmp_path / 'out'), 'DRIVE': str(tmp_path / 'drive')}
+  kernel = Kernel(with_parameters('use_a_trained_network', **given))
+  ended = nbformat.v4.new_code_cell('viewer.terminate()\nviewer.wait()')
+  with kernel.setup_kernel(env=env):
+    kernel.run(['parameters', 'setup', 'view'])
+    before = address_shown(kernel.nb)
+    assert answers(before)
+    kernel.run(['view'])
+    assert answers(address_shown(kernel.nb)) and not answers(before)
+    kernel.execute_cell(ended, 0)
+  assert not answers(address_shown(kernel.nb))
+  # ---- one that can't start says why
+  given['RUN'] = str(tmp_path / 'gone')
+  kernel = Kernel(with_parameters('use_a_trained_network', **given))
+  with kernel.setup_kernel(env=env), pytest.raises(CellExecutionError, match='gone'):
+    kernel.run(['parameters', 'setup', 'view'])
+
+
+def address_shown(notebook):
+  """Of the viewer: what the cell prints, or the port that Colab was asked to show."""
+  found = re.fullmatch(r'(http://127.0.0.1:\d+/)|port (\d+) shown', text(notebook, 'view').strip())
+  return found[1] or f'http://127.0.0.1:{found[2]}/'
+
+
+def answers(address):
+  try:
+    return 'sg2jax' in urllib.request.urlopen(address).read().decode()
+  except urllib.error.URLError:
+    return False

@@ -73,6 +73,7 @@ def test_images_are_those_of_generate(net, address):
     '?seed=1&class=-1',
     '?seed=1&psi=',
     '?seed=1&psy=0.5',
+    '?seed=1&seed=2',
   ],
 )
 def test_bad_queries_are_refused_and_the_next_is_answered(query, address):

@@ -1,5 +1,6 @@
 """Writes a bundle: a folder to publish, see sg2jax/bundle.py for what is in it."""
 
+import hashlib
 import json
 import pathlib
 
@@ -46,13 +47,21 @@ def destination(dest: str) -> pathlib.Path:
     raise UsageError(
       f'--bundle={dest} holds something, and is no bundle; name a folder that is empty or new'
     )
-  ours = {*bundle.read_sums(folder), bundle.SUMS}
+  listed = bundle.read_sums(folder)
+  ours = {*listed, bundle.SUMS}
   others = sorted(p.name for p in folder.iterdir() if p.name not in ours)
   if others:
     raise UsageError(
       f'--bundle={dest}: {", ".join(others[:3])} is not of the bundle there, and would be lost; '
       'move it away, or name another folder'
     )
+  if (folder / bundle.CARD).exists():
+    digest = hashlib.sha256((folder / bundle.CARD).read_bytes()).hexdigest()
+    if digest != listed.get(bundle.CARD):
+      raise UsageError(
+        f'--bundle={dest}: {bundle.CARD} was edited since, and that would be lost; move it away, '
+        'or name another folder'
+      )
   return folder
 
 

@@ -8,14 +8,17 @@ What it says: the data set by name, hash, counts and classes; the configuration,
 differs from --base; devices, hours and images; curves; what was measured of this checkpoint, with
 intervals and protocol (measure first: python -m sg2jax.tools.evaluate); samples of seeds 0 and up,
 none chosen; nearest neighbours, if nn10k or pixelnn10k was measured; how to load the network.
-Nobody but you knows the licences: they have to be given. Pictures are written beside FILE and
-called after it. `python -m sg2jax.tools.export --bundle=DIR` writes a folder to publish, with its
-card. docs/publishing.md has the details.
+Nobody but you knows the licences and the author: at a terminal you are asked for what the command
+doesn't say. Pictures are written beside FILE and called after it. A card is replaced unless it was
+edited. `python -m sg2jax.tools.export --bundle=DIR` writes a folder to publish, with its card.
+docs/publishing.md has the details.
 """
 
 from collections.abc import Mapping
+import hashlib
 import pathlib
 import re
+import sys
 from typing import NamedTuple
 
 from absl import flags
@@ -25,9 +28,18 @@ from sg2jax.faults import UsageError
 from sg2jax.tools import card_facts, card_pictures, card_text
 from sg2jax.tools import flags as shared
 
-REQUIRED = ('license', 'data_license', 'author')
+# What is asked for at a terminal; the last two only of a licence that is 'other'.
+QUESTIONS = {
+  'license': 'Licence of the network, as hubs spell it (apache-2.0, cc-by-nc-4.0, other, unknown)',
+  'data_license': 'Licence of the pictures that it learnt from, spelt so, too',
+  'author': 'Who made it',
+  'license_name': 'What that other licence is called (my-licence-1.0)',
+  'license_link': 'Where its text is (a file to publish with the network, or https://...)',
+}
+FIELDS = (*QUESTIONS, 'data_id', 'base')  # flags of `define_fields`
 DEFAULT_BASE = 'configs/default.py'
 LICENCE_FILES = ('LICENSE', 'LICENSE.md')  # as hubs look for them
+MARK = '<!-- A card of sg2jax; SHA-256 of the text above: {} -->\n'
 
 
 class Given(NamedTuple):
@@ -55,16 +67,16 @@ def define_flags() -> None:
 def define_fields() -> None:
   """What a card asks for; `given` reads it."""
   what = 'Card: licence of the network as hubs spell it, such as apache-2.0, or other.'
-  flags.DEFINE_string('license', None, what)
+  flags.DEFINE_string('license', '', what)
   flags.DEFINE_string('license_name', '', 'Card: what --license=other is called: my-licence-1.0.')
   what = 'Card: where the text of --license=other is: https://..., or a file to publish with it.'
   flags.DEFINE_string('license_link', '', what)
-  flags.DEFINE_string('data_license', None, 'Card: licence of the pictures that it learnt from.')
+  flags.DEFINE_string('data_license', '', 'Card: licence of the pictures that it learnt from.')
   what = 'Card: name of the data set at the hub, as in ylecun/mnist, to be linked; default: none.'
   flags.DEFINE_string('data_id', '', what)
-  flags.DEFINE_string('author', None, 'Card: who made it.')
+  flags.DEFINE_string('author', '', 'Card: who made it.')
   what = f'Card: configuration to compare with; default: {DEFAULT_BASE}, if it is there.'
-  flags.DEFINE_string('base', None, what)
+  flags.DEFINE_string('base', '', what)
 
 
 def main(_: list[str]) -> None:
@@ -79,20 +91,29 @@ def main(_: list[str]) -> None:
     title = '-'.join(net.workdir.parts[-3:])
   prefix = f'{path.name.removesuffix(".md")}_'
   written = make(net, place, fields, path.name, prefix, title, where)
-  _check_licence_file(path.parent, written)
+  _check_replaced(path, written)
   for name, data in written.items():
     files.write_atomic(path.parent / name, data)
   print(f'{path}: the card; beside it {", ".join(name for name in written if name != path.name)}')
 
 
-def _check_licence_file(folder, contents):
-  for name in LICENCE_FILES:
-    file = folder / name
-    if name in contents and file.exists() and file.read_bytes() != contents[name]:
+def _check_replaced(path, written):
+  """Only a card that nobody edited, and its pictures, may be replaced."""
+  old = path.read_bytes().decode(errors='replace') if path.exists() else ''
+  above = old[: old.rfind('<!--')]
+  ours = {path.name, *re.findall(r'\]\((.+\.png)\)', old)} if old == _marked(above) else set()
+  for name, data in written.items():
+    file = path.parent / name
+    if name not in ours and file.exists() and file.read_bytes() != data:
       raise UsageError(
-        f'{file} is there, and is another text than --license_link names; move it away, or write '
-        'the card elsewhere (--out)'
+        f'{file} is there, and not as a card of sg2jax was written; move it away, or write the '
+        'card elsewhere (--out)'
       )
+
+
+def _marked(text):
+  """With a last line that tells whether it was edited since."""
+  return text + MARK.format(hashlib.sha256(text.encode()).hexdigest())
 
 
 # ---- what a person says
@@ -101,39 +122,77 @@ def _check_licence_file(folder, contents):
 def given() -> Given:
   """What `define_fields` defines. Raises UsageError, naming all that is missing."""
   args = flags.FLAGS
-  missing = [f'--{name}' for name in REQUIRED if not (args[name].value or '').strip()]
-  if missing:
-    raise UsageError(
-      f'{", ".join(missing)} {"is" if len(missing) == 1 else "are"} missing; only you know what '
-      'holds for this network, so say it, as in --license=apache-2.0 --data_license=cc-by-4.0 '
-      '--author="Ada Lovelace"'
-    )
-  for name in ('license', 'data_license', 'license_name'):
-    value = args[name].value
-    if value and not re.fullmatch(r'[a-z0-9][a-z0-9.+-]*', value):
-      raise UsageError(
-        f'--{name}={value} is not as hubs spell licences: lower case, no spaces, such as '
-        'apache-2.0, cc-by-nc-4.0, other or unknown'
-      )
-  if args.data_license == 'other':
-    raise UsageError(
-      '--data_license=other says nothing; give what it is called, or unknown if nobody knows'
-    )
+  said = {name: args[name].value.strip() for name in QUESTIONS}
+  if sys.stdin.isatty() and sys.stdout.isatty():
+    _ask(said)
+  for name, value in said.items():
+    _check_field(name, value)
+  _check_none_missing(said)
   if not re.fullmatch(r'(\w[\w.-]*(/\w[\w.-]*)?)?', args.data_id, re.ASCII):
     raise UsageError(f'--data_id={args.data_id} is no name at a hub, such as ylecun/mnist')
-  link, text = _license_link()
+  link, text = _license_link(said)
   base = args.base or (DEFAULT_BASE if pathlib.Path(DEFAULT_BASE).is_file() else '')
   return Given(
-    license=args.license,
-    license_name=args.license_name,
+    license=said['license'],
+    license_name=said['license_name'],
     license_link=link,
     license_text=text,
-    data_license=args.data_license,
+    data_license=said['data_license'],
     data_id=args.data_id,
-    author=args.author,
+    author=said['author'],
     base=_settings(base) if base else {},
     base_name=card_facts.last_name(base) if pathlib.Path(base).is_absolute() else base,
   )
+
+
+def _missing(said):
+  """Fields that have to be filled, and aren't."""
+  needed = QUESTIONS if said['license'] == 'other' else ('license', 'data_license', 'author')
+  return [name for name in needed if not said[name]]
+
+
+def _ask(said):
+  """Fills what is missing by what a person types; an end of the input leaves it missing."""
+  while names := _missing(said):
+    try:
+      value = input(f'{QUESTIONS[names[0]]}: ').strip()
+      _check_field(names[0], value)
+    except EOFError:
+      return
+    except UsageError as e:
+      print(e)
+      continue
+    said[names[0]] = value
+
+
+def _check_none_missing(said):
+  names = _missing(said)
+  if not names:
+    return
+  example = (
+    '--license_name=my-licence-1.0 --license_link=LICENSE (a file to publish with it, or '
+    'https://...)'
+    if said['license'] == 'other'
+    else '--license=apache-2.0 --data_license=cc-by-4.0 --author="Ada Lovelace"'
+  )
+  raise UsageError(
+    f'{", ".join(f"--{name}" for name in names)} {"is" if len(names) == 1 else "are"} missing; '
+    f'only you know what holds for this network, so say it, as in {example}'
+  )
+
+
+def _check_field(name, value):
+  """Raises UsageError: a value that hubs would refuse."""
+  is_licence = name in ('license', 'data_license', 'license_name')
+  if is_licence and value and not re.fullmatch(r'[a-z0-9][a-z0-9.+-]*', value):
+    raise UsageError(
+      f'--{name}={value} is not as hubs spell licences: lower case, no spaces, such as '
+      'apache-2.0, cc-by-nc-4.0, other or unknown'
+    )
+  if name == 'data_license' and value == 'other':
+    raise UsageError(
+      '--data_license=other says nothing; give what it is called, or unknown if nobody knows'
+    )
 
 
 def _settings(base):
@@ -144,25 +203,16 @@ def _settings(base):
     raise UsageError(f'--base={base} is no configuration of sg2jax ({reason}); name one') from e
 
 
-def _license_link():
+def _license_link(said):
   """The link to a licence that hubs have no name of, and the text of the file that it is."""
-  args = flags.FLAGS
-  name = args.license_name
-  link = args.license_link
-  if args.license != 'other':
-    if name or link:
+  link = said['license_link']
+  if said['license'] != 'other':
+    if said['license_name'] or link:
       raise UsageError(
-        f'--license={args.license} goes without --license_name and --license_link: a hub knows '
+        f'--license={said["license"]} goes without --license_name and --license_link: a hub knows '
         'both; they are for --license=other'
       )
     return '', b''
-  missing = [f'--license_{x}' for x, value in (('name', name), ('link', link)) if not value]
-  if missing:
-    raise UsageError(
-      f'--license=other tells nobody what is allowed; {" and ".join(missing)} '
-      f'{"is" if len(missing) == 1 else "are"} missing, as in --license_name=my-licence-1.0 '
-      '--license_link=LICENSE (a file to publish with it, or https://...)'
-    )
   if re.fullmatch(r'https?://[^\s()<>"]+', link):
     return link, b''
   file = pathlib.Path(link).expanduser()
@@ -214,7 +264,7 @@ def make(
   pictures = {f'{prefix}{stem}.png': x for stem, x in card_pictures.make(net, facts).items()}
   text = card_text.write(net, facts, fields, title, where, {x: prefix for x in pictures})
   licence = {fields.license_link: fields.license_text} if fields.license_text else {}
-  return pictures | licence | {name: text.encode()}
+  return pictures | licence | {name: _marked(text).encode()}
 
 
 if __name__ == '__main__':

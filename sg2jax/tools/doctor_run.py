@@ -13,7 +13,7 @@ from sg2jax.addresses import Address
 from sg2jax.tools import doctor_machine
 from sg2jax.tools.doctor_findings import Finding, amount, note, ok, problem
 
-KEEP = 3  # checkpoints, of a run that doesn't say
+KEEP = 2  # checkpoints, of a run that doesn't say; as in configs/default.py
 
 
 # ---- a run
@@ -107,9 +107,7 @@ def _progress(log, config):
   if not log.exists():
     return
   try:
-    lines = log.read_bytes().splitlines()
-    last = json.loads(lines[-1])
-    done = last['nimg'] / 1000
+    done = _kimg(log)
   except OSError as e:
     yield problem(f'{log} can not be read: {e.strerror or e}', 'move it away')
     return
@@ -117,6 +115,19 @@ def _progress(log, config):
     yield note(f'{log}: its last line is torn', 'the next start cuts it off')
     return
   yield ok(f'run: {done:.1f} of {config.get("total_kimg", "?")} kimg')
+
+
+def _kimg(log):
+  """Thousands of images by the last line of a log."""
+  return json.loads(log.read_bytes().splitlines()[-1])['nimg'] / 1000
+
+
+def _is_finished(run, total_kimg):
+  """Whether a run is there, and has nothing left to do."""
+  try:
+    return _kimg(paths.place(run) / 'metrics.jsonl') >= total_kimg
+  except (OSError, IndexError, ValueError, KeyError, TypeError):  # as `_progress` has said
+    return False
 
 
 def _checkpoints(place, keep, is_disk):
@@ -253,6 +264,11 @@ def configuration(arguments: list[str], devices: list[dict], run: str) -> Iterat
     changes = workdir_lib.check_workdir(config.to_dict(), paths.place(run))
     for line in changes:
       yield note(f'configuration: {line}')
+  if run and _is_finished(run, config.total_kimg):
+    tools = f'sg2jax generate, evaluate or view --checkpoint={shlex.quote(run)}'
+    more = f'sg2jax train with --config.total_kimg above {config.total_kimg:g}'
+    yield note('next: this run is finished', f'{tools}; to go on: {more}')
+    return
   said = shlex.join(arguments)
   yield note(
     'memory and time of its steps: known once they are compiled',

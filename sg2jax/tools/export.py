@@ -2,7 +2,7 @@
 
   python -m sg2jax.tools.export --checkpoint=RUN --dest=FILE [--format=safetensors|nvidia|stablehlo]
   python -m sg2jax.tools.export --checkpoint=RUN --bundle=DIR --license=ID --data_license=ID
-      --author=NAME
+      --author=NAME [more fields of the card: see tools.card]
 
   safetensors  FILE.safetensors: all weights (G, its moving average, D), noise maps and w_avg under
                our names
@@ -56,6 +56,10 @@ def main(_: list[str]) -> None:
     raise UsageError(
       f'--dest {problem}; name a file or a folder to write to, or --bundle=DIR, a folder to publish'
     )
+  names, other = (('format',), 'bundle') if args.bundle else (card.FIELDS, 'dest')
+  for name in names:
+    if args[name].present:
+      raise UsageError(f'--{name} says nothing of what --{other} writes; leave it away')
   if args.bundle:
     folder = bundles.write(args.checkpoint, args.bundle)
     print(f'{folder}: a bundle; {bundle.SUMS} has the hashes of its files')
