@@ -50,10 +50,13 @@ def net(run):
 
 @contextlib.contextmanager
 def served(run, *flags):
-  """(process, address) of a viewer; it must end well."""
+  """(process, address) of a viewer; it must end well, and nothing may break in it."""
   command = [sys.executable, '-m', 'sg2jax.tools.view', f'--checkpoint={run}', '--port=0', *flags]
   env = os.environ | {'JAX_PLATFORMS': 'cpu', 'SG2JAX_CACHE': str(run.parent / 'cache')}
-  process = subprocess.Popen(command, cwd=ROOT, env=env, stdout=subprocess.PIPE, text=True)
+  log = open(run.parent / 'viewer.log', 'w+')
+  process = subprocess.Popen(
+    command, cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=log, text=True
+  )
   try:
     address = ''
     while not (found := re.match(r'(http://\S+)', address)):
@@ -64,6 +67,10 @@ def served(run, *flags):
   finally:
     process.send_signal(signal.SIGINT)
     assert process.wait(20) == 0
+    log.seek(0)
+    text = log.read()
+    log.close()
+    assert 'Traceback' not in text, text
 
 
 @pytest.fixture(scope='module')
@@ -181,35 +188,61 @@ def test_what_is_wrong_is_said_and_the_picture_stays(page, net):
   assert shows(page, net([7])[0])
 
 
+TEXTS = ('', '-1', '0', '1', '2', '0.5', '1e30', 'nan', 'seven', '<b>', '4294967295', '4294967296')
+FIELDS = ('seed', 'psi', 'cutoff', 'mix_seed', 'walk_seeds', 'walk_seconds')
+SLIDERS = ('slider psi', 'slider cutoff', 'direction wide', 'mix_range')
+KEYS = ('ArrowLeft', 'ArrowRight', 'PageUp', 'PageDown')
+OPTIONS = {
+  'label': ('drawn from the seed', *CATS.names),
+  'noise': ('const', 'random', 'none'),
+  'walk_space': ('straight on, in w', 'on the sphere, in z'),
+}
+BUTTONS = ('Seed before', 'Next seed', 'Any seed', 'PNG', 'npz', 'Copy the command', 'Record')
+
+
+def act(page, draw, pictures):
+  """One thing that a person may do, drawn."""
+  kinds = {'fill': 8, 'slide': 3, 'choose': 3, 'press': 3, 'walk': 2, 'drop': 1, 'turn': 1}
+  kind = draw.choices(list(kinds), kinds.values())[0]
+  if kind == 'fill':
+    field(page, draw.choice(FIELDS)).fill(draw.choice(TEXTS))
+  elif kind == 'slide':
+    slider = field(page, draw.choice(SLIDERS))
+    slider.locator('[tabindex]').first.press(draw.choice(KEYS))
+  elif kind == 'choose':
+    name = draw.choice(list(OPTIONS))
+    choose(page, name, draw.choice(OPTIONS[name]))
+  elif kind == 'press':
+    page.get_by_role('button', name=draw.choice(BUTTONS), exact=True).click()
+  elif kind == 'walk':
+    page.get_by_role('button', name=re.compile('^(Play|Stop)$')).click()
+  elif kind == 'drop':
+    page.locator('input[type=file]').set_input_files(draw.choice(pictures))
+  else:
+    for name in (draw.choice(('Layers', 'Training')), 'Directions'):
+      page.get_by_role('tab', name=name).click()
+      # NiceGUI's tabs change once the server says so, and a click before that is lost.
+      page.get_by_role('tab', name=name, selected=True).wait_for()
+
+
 def test_random_events_in_the_page(page, net):
-  draw = random.Random(0)
-  texts = (
-    '',
-    '-1',
-    '0',
-    '1',
-    '2',
-    '0.5',
-    '1e30',
-    'nan',
-    'seven',
-    '<b>',
-    '4294967295',
-    '4294967296',
-  )
-  names = ('seed', 'psi', 'cutoff', 'mix_seed', 'walk_seeds', 'walk_seconds')
+  draw = random.Random(1)
+  file = lambda name, data: {'name': name, 'mimeType': 'image/png', 'buffer': data}
+  pictures = [file('no.png', b'no picture'), file('two.png', files.png(net([2])[0]))]
+  page.context.grant_permissions(['clipboard-write'])
   for _ in range(200):
-    what = draw.random()
-    if what < 0.8:
-      field(page, draw.choice(names)).fill(draw.choice(texts))
-    elif what < 0.9:
-      key = draw.choice(('ArrowLeft', 'ArrowRight', 'PageUp', 'PageDown'))
-      name = draw.choice(('slider psi', 'slider cutoff', 'direction wide', 'mix_range'))
-      field(page, name).locator('[tabindex]').first.press(key)
-    else:
-      page.get_by_role('tab', name=draw.choice(('Directions', 'Layers', 'Training'))).click()
-      page.get_by_role('tab', name='Directions').click()
-  page.get_by_role('tab', name='Directions').click()
+    act(page, draw, pictures)
+    said = ' '.join(page.locator('.trouble').all_inner_texts())
+    assert not re.search(r'\w(Error|Exception)\b', said), said
+  # ---- what is under way ends, and each control then does what it says
+  stop = page.get_by_role('button', name='Stop')
+  if stop.count():
+    stop.click()
+  page.get_by_text(re.compile('^(recording|projecting|waiting)')).wait_for(
+    state='hidden', timeout=120_000
+  )
+  for name, options in OPTIONS.items():
+    choose(page, name, options[0])
   page.wait_for_timeout(1000)
   for name, text in (('seed', '3'), ('psi', '0.5'), ('cutoff', '6'), ('mix_seed', '')):
     field(page, name).fill(' ')  # so that the last is another one, whatever there was
@@ -278,6 +311,13 @@ def test_a_dropped_picture_is_projected(page, net):
   field(page, 'psi').fill('1')
   field(page, 'seed').fill('6')
   assert shows(page, net([6])[0])
+  # ---- while a walk plays, which then ends
+  page.get_by_role('button', name='Play').click()
+  drop('three.png', files.png(net([3])[0]))
+  page.get_by_text('three, projected').wait_for(timeout=60_000)
+  page.get_by_role('button', name='Play').wait_for()
+  page.wait_for_function('!view.playing && !view.busy')
+  page.get_by_text('three, projected').wait_for()
 
 
 def test_a_tab_that_is_closed_is_forgotten(browser, server):

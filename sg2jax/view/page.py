@@ -305,8 +305,7 @@ class Page:
     is_playing = self.play.text == 'Play'
     if is_playing and not self._can_walk():
       return
-    self.play.set_text('Stop' if is_playing else 'Play')
-    self.play.props(f'icon={"stop" if is_playing else "play_arrow"}')
+    self._show_playing(is_playing)
     if is_playing:
       self.script(f'view.play({self.session.walk_seconds})')
       return
@@ -315,6 +314,10 @@ class Page:
     if isinstance(at, (int, float)) and math.isfinite(at):
       self._step(round(at) % self.session.walk_seeds)
     self.event(True)
+
+  def _show_playing(self, is_playing):
+    self.play.set_text('Stop' if is_playing else 'Play')
+    self.play.props(f'icon={"stop" if is_playing else "play_arrow"}')
 
   def _can_walk(self):
     """Whether what is shown can walk; says it if not."""
@@ -377,6 +380,9 @@ class Page:
     self.progress.set_text(self.session.progress)
     if self._found != self.session.version:
       self._found = self.session.version
+      if self.session.shown.start:  # a walk that was playing is over
+        self.script('view.stop()')
+        self._show_playing(False)
       self._reset()
       self.event(True)
     if self._version != self.viewer.version:

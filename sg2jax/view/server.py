@@ -132,7 +132,8 @@ class Viewer:
     @app.get('/picture/{id}.png')
     async def show(id: str, at: float | None = None, save: int = 0) -> Response:
       def make(session):
-        if at is None:
+        # While a walk plays, a projection may come to its end.
+        if at is None or session.shown.start:
           image = picture.picture(self.net, session.shown, self.directions)
         else:
           walk = at, session.walk_seeds, session.walk_space
