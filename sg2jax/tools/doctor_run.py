@@ -264,17 +264,21 @@ def configuration(arguments: list[str], devices: list[dict], run: str) -> Iterat
     changes = workdir_lib.check_workdir(config.to_dict(), paths.place(run))
     for line in changes:
       yield note(f'configuration: {line}')
-  if run and _is_finished(run, config.total_kimg):
+  yield from _next(shlex.join(arguments), config.total_kimg, run)
+
+
+def _next(arguments, total_kimg, run):
+  """What to do now."""
+  if run and _is_finished(run, total_kimg):
     tools = f'sg2jax generate, evaluate or view --checkpoint={shlex.quote(run)}'
-    more = f'sg2jax train with --config.total_kimg above {config.total_kimg:g}'
+    more = f'sg2jax train with --config.total_kimg above {total_kimg:g}'
     yield note('next: this run is finished', f'{tools}; to go on: {more}')
     return
-  said = shlex.join(arguments)
   yield note(
     'memory and time of its steps: known once they are compiled',
-    f'sg2jax plan {said} --device=local',
+    f'sg2jax plan {arguments} --device=local',
   )
-  yield note('next', f'sg2jax train {said} --workdir={shlex.quote(run or "DIR")}')
+  yield note('next', f'sg2jax train {arguments} --workdir={shlex.quote(run or "DIR")}')
 
 
 def _weights(protocols: Any, metric: str):
