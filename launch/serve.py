@@ -25,6 +25,7 @@ import numpy as np
 from PIL import Image
 
 VALUES = {'seed': int, 'psi': float, 'class': int}  # of a query
+DEFAULTS = {'psi': 1.0, 'class': 0}
 
 
 class Network:
@@ -50,6 +51,8 @@ class Network:
       raise ValueError(f'psi={psi} is not in [-2, 2]')
     if not 0 <= number < max(self._c_dim, 1):
       raise ValueError(f'class={number} is not in [0, {max(self._c_dim, 1)})')
+    if not 0 <= seed < 2**32:
+      raise ValueError(f'seed={seed} is not in [0, 2^32)')
     z = np.random.RandomState(seed).randn(1, self._z_dim)
     c = [np.eye(self._c_dim)[[number]]] if self._c_dim else []
     with self._lock:
@@ -60,6 +63,23 @@ class Network:
     return file.getvalue()
 
 
+def read(query: str) -> dict[str, int | float]:
+  """The VALUES of a query. Raises ValueError, which names what is wrong."""
+  found = {}
+  for name, text in parse_qsl(query, keep_blank_values=True):
+    if name not in VALUES:
+      raise ValueError(f'{name} is unknown; choose from {", ".join(VALUES)}')
+    if name in found:
+      raise ValueError(f'{name} is given twice')
+    try:
+      found[name] = VALUES[name](text)
+    except ValueError:
+      raise ValueError(f'{name}={text} is no {VALUES[name].__name__}') from None
+  if 'seed' not in found:
+    raise ValueError('seed is missing')
+  return DEFAULTS | found
+
+
 class Handler(BaseHTTPRequestHandler):
   """Answers GET and HEAD by images of `network`, which a subclass has."""
 
@@ -67,22 +87,16 @@ class Handler(BaseHTTPRequestHandler):
   timeout = 30  # seconds; who says nothing for longer is not waited for
 
   def do_GET(self) -> None:
-    """A picture; 404: another path; 400: a value that is missing, unknown, double, or too large."""
+    """A picture; 404: another path; 400: a query that `read` or the network refuses."""
     url = urlsplit(self.path)
     if url.path != '/':
       self.send_error(404)
       return
     try:
-      pairs = parse_qsl(url.query, keep_blank_values=True)
-      asked = dict(pairs)
-      if len(asked) < len(pairs):
-        raise ValueError('a name is given twice')
-      if unknown := asked.keys() - VALUES:
-        raise ValueError(f'{", ".join(sorted(unknown))} unknown; choose from {", ".join(VALUES)}')
-      values = {name: VALUES[name](text) for name, text in asked.items()}
-      body = self.network.png(values['seed'], values.get('psi', 1.0), values.get('class', 0))
-    except (KeyError, ValueError) as e:
-      self.send_error(400, explain=f'{type(e).__name__}: {e}')
+      values = read(url.query)
+      body = self.network.png(values['seed'], values['psi'], values['class'])
+    except ValueError as e:
+      self.send_error(400, explain=str(e))
       return
     self.send_response(200)
     self.send_header('Content-Type', 'image/png')

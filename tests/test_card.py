@@ -1,6 +1,7 @@
 """Model cards say what the run says; bundles make the run's images, and are refused if tampered."""
 
 import contextlib
+import io
 import json
 import os
 import pty
@@ -25,6 +26,7 @@ from sg2jax.interop import names
 from sg2jax.tools import (
   bundles,
   card,
+  card_fields,
   card_pictures,
   card_text,
   convert,
@@ -284,10 +286,10 @@ def test_a_network_that_grows_says_how_far_it_is(other):
 def test_a_licence_that_hubs_do_not_know_has_a_name_and_a_link(run, tmp_path):
   flags = ('--license=other', *FLAGS[1:])
   for more, said in (
-    ((), '--license_name, --license_link are missing'),
+    ((), '--license_name, --license_link are missing.*as in --license_name=my'),
     (('--license_name=lab-1.0',), '--license_link is missing'),
     (('--license_name=Lab 1', '--license_link=x'), 'lower case'),
-    (('--license_name=lab-1.0', f'--license_link={tmp_path}/none'), 'cannot be read'),
+    (('--license_name=lab-1.0', f'--license_link={tmp_path}/none'), 'none cannot be read'),
     (('--license=mit', '--license_name=lab-1.0'), 'for --license=other'),
     (('--data_license=other',), 'says nothing'),
     (('--data_id=my cats',), 'is no name at a hub'),
@@ -313,7 +315,7 @@ def test_a_licence_that_hubs_do_not_know_has_a_name_and_a_link(run, tmp_path):
   call(card, f'--checkpoint={run}', f'--out={tmp_path}/x.md', *named, address)
   assert '[lab-1.0](https://ada.org/lab)' in (tmp_path / 'x.md').read_text()
   (tmp_path / 'LICENSE').write_text('of something else')
-  with pytest.raises(UsageError, match='LICENSE is there, and not as a card'):
+  with pytest.raises(UsageError, match='holds LICENSE, which no card has written'):
     link = f'--license_link={tmp_path}/mine.txt'
     call(card, f'--checkpoint={run}', f'--out={tmp_path}/x.md', *named, link)
 
@@ -326,7 +328,8 @@ def test_a_licence_that_hubs_do_not_know_has_a_name_and_a_link(run, tmp_path):
     (('--license=Apache 2.0', *FLAGS[1:]), 'lower case'),
   ],
 )
-def test_licences_are_asked_for(flags, said, run, tmp_path):
+def test_licences_are_asked_for(flags, said, run, tmp_path, monkeypatch):
+  monkeypatch.setattr(sys, 'stdin', io.StringIO())  # no terminal, wherever the tests are run
   for tool, where in ((card, '--out=@/a.md'), (export, '--bundle=@/b')):
     with pytest.raises(UsageError, match=said):
       call(tool, f'--checkpoint={run}', where.replace('@', str(tmp_path)), *flags)
@@ -347,17 +350,23 @@ def terminal(typed):
   os.close(here)
 
 
-def test_at_a_terminal_a_person_is_asked(run, tmp_path):
-  typed = 'Apache 2.0\n\nother\nother\ncc-by-4.0\nAda\nlab-1.0\nhttps://ada.org/lab\n'
-  with terminal(typed) as seen:
+def test_at_a_terminal_a_person_is_asked(run, tmp_path, monkeypatch):
+  monkeypatch.delenv('JPY_PARENT_PID', raising=False)
+  answers = ('Apache 2.0', '', 'other', 'other', 'cc-by-4.0', 'Ada', 'lab-1.0', 'none.txt')
+  with terminal('\n'.join([*answers, 'https://ada.org/lab', ''])) as seen:
     call(card, f'--checkpoint={run}', f'--out={tmp_path}/a.md', '--data_id=ada/cats')
     text = seen()
   assert text.count('Licence of the network') == 3 and 'lower case, no spaces' in text
   assert text.count('Licence of the pictures') == 2 and text.count('Who made it') == 1
+  assert 'none.txt cannot be read' in text and text.count('Where its text is') == 2
   written = (tmp_path / 'a.md').read_text()
   assert 'Made by Ada.' in written and '[lab-1.0](https://ada.org/lab)' in written
   end = '\x04'
   with terminal(f'mit\n{end}'), pytest.raises(UsageError, match='--data_license is missing'):
+    call(card, f'--checkpoint={run}', f'--out={tmp_path}/b.md', '--author=Ada')
+  # ---- and not in a notebook, whose commands see a terminal that nobody types at
+  monkeypatch.setenv('JPY_PARENT_PID', '1')
+  with terminal(''), pytest.raises(UsageError, match='--license, --data_license are missing'):
     call(card, f'--checkpoint={run}', f'--out={tmp_path}/b.md', '--author=Ada')
   assert not (tmp_path / 'b.md').exists()
 
@@ -366,23 +375,28 @@ def test_a_card_that_was_edited_and_files_of_others_stay(other, tmp_path):
   file = tmp_path / 'README.md'
   make = lambda: call(card, f'--checkpoint={other}', f'--out={file}', *FLAGS)
   file.write_text('# My project\n')
-  with pytest.raises(UsageError, match='README.md is there, and not as a card'):
+  with pytest.raises(UsageError, match='README.md is no card of sg2jax, or was edited'):
     make()
   assert file.read_text() == '# My project\n'
   file.unlink()
   picture = tmp_path / 'README_samples.png'
   picture.write_bytes(b'mine')
-  with pytest.raises(UsageError, match='README_samples.png is there'):
+  with pytest.raises(UsageError, match='holds README_samples.png, which no card has written'):
     make()
   picture.unlink()
   make()
+  drawn = picture.read_bytes()
+  picture.write_bytes(b'mine')
+  with pytest.raises(UsageError, match='as may be one of its pictures'):
+    make()
+  picture.write_bytes(drawn)
   (other / 'metrics.jsonl').unlink()
   before = file.read_text()
   make()
   after = file.read_text()
   assert '![Curves' in before and '![Curves' not in after
   file.write_text(after.replace('# README', '# Cats').replace('Made by', 'Drawn by'))
-  with pytest.raises(UsageError, match='README.md is there, and not as a card'):
+  with pytest.raises(UsageError, match='README.md is no card of sg2jax, or was edited'):
     make()
   assert 'Drawn by' in file.read_text()
 
@@ -401,7 +415,8 @@ def test_flags_that_say_nothing_are_refused(run, tmp_path):
 
 def test_a_bundle_whose_card_was_edited_is_not_replaced(run, copy):
   (copy / 'README.md').write_text((copy / 'README.md').read_text() + 'Thanks to Tom.\n')
-  with pytest.raises(UsageError, match='README.md was edited'):
+  list_anew(copy)
+  with pytest.raises(UsageError, match='README.md is no card of sg2jax, or was edited'):
     call(export, f'--checkpoint={run}', f'--bundle={copy}', *FLAGS)
   (copy / 'README.md').unlink()
   call(export, f'--checkpoint={run}', f'--bundle={copy}', *FLAGS)
@@ -656,4 +671,4 @@ def test_help_of_export_lists_what_a_card_asks_for():
   with flagsaver.flagsaver():
     export.define_flags()
     listed = {flag.name for flag in flags.FLAGS.get_key_flags_for_module(export)}
-  assert {*card.FIELDS, 'bundle'} <= listed
+  assert {*card_fields.FIELDS, 'bundle'} <= listed

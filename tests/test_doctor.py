@@ -14,7 +14,7 @@ import threading
 
 import pytest
 
-from configs import quickstart
+from configs import default, quickstart
 from sg2jax import faults, files, pretrained
 from sg2jax.data import digits
 from sg2jax.tools import doctor, doctor_machine, doctor_run
@@ -386,11 +386,21 @@ def test_a_workdir_of_another_configuration(run):
 def test_after_a_run_that_is_finished_comes_what_uses_it(run):
   config = quickstart.get_config()
   (run / 'config.json').write_text(json.dumps(config.to_dict()))
-  for images, said in ((1000, 'sg2jax train'), (1000 * config.total_kimg, 'generate, evaluate')):
-    (run / 'metrics.jsonl').write_text(json.dumps({'step': 9, 'nimg': images}) + '\n')
-    quick = [f'--config={ROOT}/configs/quickstart.py']
+  quick = [f'--config={ROOT}/configs/quickstart.py']
+  images = 1000 * config.total_kimg
+  for step, nimg, is_finished in (
+    (5, 1000, False),
+    (9, images, False),  # its checkpoint isn't there: it was killed before, or is damaged
+    (5, images, True),
+  ):
+    (run / 'metrics.jsonl').write_text(json.dumps({'step': step, 'nimg': nimg}) + '\n{"st')
     line = the(found(doctor_run.configuration, quick, CPU, str(run)), 'next')
-    assert said in line and str(run) in line
+    assert ('generate, evaluate' in line) == is_finished
+    assert f'sg2jax train {quick[0]} --workdir={run}' in line
+
+
+def test_a_run_that_does_not_say_keeps_what_the_default_does():
+  assert default.get_config().keep == doctor_run.KEEP
 
 
 def test_the_command_prints_a_line_each_and_exits(monkeypatch, capsys, tmp_path):

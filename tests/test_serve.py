@@ -61,24 +61,25 @@ def test_images_are_those_of_generate(net, address):
 
 
 @pytest.mark.parametrize(
-  'query',
+  'query, said',
   [
-    '',
-    '?seed=',
-    '?seed=x',
-    '?seed=-1',
-    '?seed=4294967296',
-    '?seed=1&psi=nan',
-    '?seed=1&class=3',
-    '?seed=1&class=-1',
-    '?seed=1&psi=',
-    '?seed=1&psy=0.5',
-    '?seed=1&seed=2',
+    ('', 'seed is missing'),
+    ('?seed=', 'seed= is no int'),
+    ('?seed=x', 'seed=x is no int'),
+    ('?seed=-1', 'seed=-1 is not in [0, 2^32)'),
+    ('?seed=4294967296', 'seed=4294967296 is not in'),
+    ('?seed=1&psi=nan', 'psi=nan is not in [-2, 2]'),
+    ('?seed=1&class=3', 'class=3 is not in [0, 3)'),
+    ('?seed=1&class=-1', 'class=-1 is not in'),
+    ('?seed=1&psi=', 'psi= is no float'),
+    ('?seed=1&psy=0.5', 'psy is unknown'),
+    ('?seed=1&seed=2', 'seed is given twice'),
   ],
 )
-def test_bad_queries_are_refused_and_the_next_is_answered(query, address):
-  with pytest.raises(HTTPError, match='400'):
+def test_bad_queries_are_refused_and_the_next_is_answered(query, said, address):
+  with pytest.raises(HTTPError, match='400') as e:
     urlopen(address + query)
+  assert said in e.value.read().decode()
   assert urlopen(address + '?seed=1').status == 200
 
 

@@ -203,7 +203,7 @@ def test_random_events_never_end_it(viewer):
   tab = Session()
   refused = 0
   for _ in range(200):
-    before = dataclasses.replace(tab, message='')
+    before = dataclasses.replace(tab, troubles={})
     name = draw.choice([*GOOD, 'moves', 'mix', 'nonsense'])
     value = draw.choice([*BAD, *GOOD.get(name, (1, -2.5, '0'))])
     if name == 'moves':
@@ -214,8 +214,7 @@ def test_random_events_never_end_it(viewer):
     else:
       taken = tab.set(viewer.net, name, value)
     refused += not taken
-    assert taken == (not tab.message)
-    assert taken or dataclasses.replace(tab, message='') == before
+    assert taken or (tab.message and dataclasses.replace(tab, troubles={}) == before)
     assert '\n' not in tab.message and len(tab.message) < 300
     made = picture.picture(viewer.net, tab.shown, viewer.directions)
     assert made.shape == (8, 16, 3)
@@ -234,6 +233,10 @@ def test_what_is_refused_is_named(viewer):
     assert not tab.set(viewer.net, name, value)
     assert said in tab.message
   assert tab.shown == Shown()
+  # ---- for as long as it stands there
+  assert tab.set(viewer.net, 'cutoff', 2) and 'class bird' in tab.message
+  assert tab.set(viewer.net, 'label', '') and tab.set(viewer.net, 'psi', 1)
+  assert not tab.say('the search was lost') and 'seed=1e+30' not in tab.message
   assert tab.set(viewer.net, 'seed', 5) and not tab.message
 
 
@@ -271,6 +274,7 @@ def test_a_dropped_picture_is_projected_and_made_again(viewer, run, tmp_path, mo
   assert not tab.set(viewer.net, 'psi', 0.7) and 'psi is for seeds' in tab.message
   with pytest.raises(UsageError, match='goes through seeds'):
     picture.walk_frame(viewer.net, shown, {}, 0.5, 2)
+  assert tab.set(viewer.net, 'seed', '') and tab.shown.start
   assert tab.set(viewer.net, 'seed', 4) and tab.shown.start is None
   del viewer.sessions['x']
 
@@ -466,19 +470,48 @@ def test_an_address_that_is_taken_is_named():
 
 def test_files_of_directions_are_read_once_and_again_when_they_change(viewer, run, monkeypatch):
   read = []
+  known = {}
   read_all = direction.read_all
   monkeypatch.setattr(direction, 'read_all', lambda place: read.append(place) or read_all(place))
   file = run / 'directions' / 'again.npz'
   try:
     file.write_bytes((run / 'directions' / '3' / 'two.npz').read_bytes())
-    assert (str(file), 'wide') in catalogue.find(viewer.net)[0]
-    assert (str(file), 'wide') in catalogue.find(viewer.net)[0] and read.count(file) == 1
+    assert (str(file), 'wide') in catalogue.find(viewer.net, known)[0]
+    assert (str(file), 'wide') in catalogue.find(viewer.net, known)[0] and read.count(file) == 1
     one = read_all(file)[0]
     direction.write(file, [dataclasses.replace(one, name='other')])
-    found, _ = catalogue.find(viewer.net)
+    found, _ = catalogue.find(viewer.net, known)
     assert (str(file), 'other') in found and (str(file), 'wide') not in found
   finally:
     file.unlink(missing_ok=True)
+
+
+def test_of_many_files_the_newest_are_sliders_and_the_rest_is_said(run):
+  found, notes = catalogue.find(sg2jax.load(run))
+  one = next(iter(found.values()))
+  folder = run / 'directions' / 'many'
+  folder.mkdir()
+  try:
+    for i in range(300):
+      (folder / f'{i}.npz').write_bytes(b'no directions')
+    direction.write(folder / 'long.npz', [one.named(f'number {i}') for i in range(100)])
+    viewer = Viewer(str(run))
+    assert len(viewer.directions) == catalogue.MOST == 64
+    assert 'Only 64 directions are shown' in viewer.notes[-1]
+    assert not asyncio.run(viewer.refresh())
+    (folder / 'long.npz').unlink()
+    assert asyncio.run(viewer.refresh()) and not asyncio.run(viewer.refresh())
+    assert len(viewer.directions) == 2 and len(viewer.notes) == catalogue.MOST_NOTES + 1
+    assert viewer.notes[-1] == f'{292 + len(notes)} more can not be used'
+  finally:
+    shutil.rmtree(folder)
+
+
+def test_a_walk_that_is_too_long_is_not_recorded(viewer):
+  viewer.sessions['x'] = Session(walk_seeds=1000, walk_seconds=60.0)
+  with pytest.raises(UsageError, match='1000 seeds of 60 seconds are 1,800,000 pictures'):
+    recording.record(viewer, 'x')
+  del viewer.sessions['x']
 
 
 @pytest.mark.parametrize('action', ['_record', '_search'])

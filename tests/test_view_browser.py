@@ -1,5 +1,6 @@
 """The viewer as a person meets it: a server of its own, driven by headless Chromium."""
 
+import base64
 import contextlib
 import http.client
 import http.server
@@ -10,6 +11,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 
@@ -21,6 +23,8 @@ import sg2jax
 from sg2jax import files
 from sg2jax.edit import direction
 from sg2jax.edit.direction import Direction
+from sg2jax.view import layers
+from sg2jax.view.picture import Shown
 from sg2jax.view.serve import RECONNECT_SECONDS
 from tests.runs import ROOT, random_run
 from tests.test_sampler import CATS, Z, make_run
@@ -53,7 +57,7 @@ def served(run, *flags):
   """(process, address) of a viewer; it must end well, and nothing may break in it."""
   command = [sys.executable, '-m', 'sg2jax.tools.view', f'--checkpoint={run}', '--port=0', *flags]
   env = os.environ | {'JAX_PLATFORMS': 'cpu', 'SG2JAX_CACHE': str(run.parent / 'cache')}
-  log = open(run.parent / 'viewer.log', 'w+')
+  log = tempfile.TemporaryFile('w+', dir=run.parent)
   process = subprocess.Popen(
     command, cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=log, text=True
   )
@@ -146,6 +150,12 @@ def test_each_control_makes_the_picture_of_the_call(page, net):
   assert shows(page, net([0])[0])
   field(page, 'seed').fill('4294967295')
   assert shows(page, net([2**32 - 1])[0])
+  for name, seed in (('Next seed', 0), ('Seed before', 2**32 - 1)):
+    page.get_by_role('button', name=name).click()
+    assert shows(page, net([seed])[0])
+  page.get_by_role('button', name='Any seed').click()
+  page.wait_for_function(f'document.querySelector("[data-testid=seed]").value != {2**32 - 1}')
+  assert shows(page, net([int(field(page, 'seed').input_value())])[0])
   field(page, 'seed').fill('5')
   field(page, 'slider psi').locator('[tabindex]').first.press('ArrowLeft')
   assert shows(page, net([5], 0.99)[0]) and field(page, 'psi').input_value() == '0.99'
@@ -160,8 +170,10 @@ def test_each_control_makes_the_picture_of_the_call(page, net):
   choose(page, 'noise', 'none')
   assert shows(page, net([5], 0.4, 2, 1, 'none')[0])
   field(page, 'mix_seed').fill('9')
+  page.get_by_role('slider', name='Min').press('ArrowRight')
+  page.get_by_role('slider', name='Max').press('ArrowRight')
   ws = np.array(net.ws([5, 9], 0.4, 2, 1))
-  ws[0, 0:3] = ws[1, 0:3]
+  ws[0, 1:4] = ws[1, 1:4]
   assert shows(page, net.images(ws[:1], 'none', [5])[0])
   slider = field(page, 'direction wide').locator('[tabindex]').first
   slider.press('ArrowRight')
@@ -232,7 +244,7 @@ def test_random_events_in_the_page(page, net):
   page.context.grant_permissions(['clipboard-write'])
   for _ in range(200):
     act(page, draw, pictures)
-    said = ' '.join(page.locator('.trouble').all_inner_texts())
+    said = ' '.join(page.locator('.trouble, #trouble').all_inner_texts())
     assert not re.search(r'\w(Error|Exception)\b', said), said
   # ---- what is under way ends, and each control then does what it says
   stop = page.get_by_role('button', name='Stop')
@@ -269,7 +281,7 @@ def test_two_tabs_are_apart(browser, server, page, net):
   assert list(other) == []
 
 
-def test_a_walk_plays_is_recorded_and_stops_at_a_seed(page, net, tmp_path):
+def test_a_walk_plays_is_recorded_and_stops_at_a_seed(page, server, net, tmp_path):
   field(page, 'walk_seeds').fill('2')
   field(page, 'walk_seconds').fill('0.5')
   with page.expect_download(timeout=60_000) as saved:
@@ -277,21 +289,32 @@ def test_a_walk_plays_is_recorded_and_stops_at_a_seed(page, net, tmp_path):
   film = tmp_path / 'walk.mp4'
   saved.value.save_as(film)
   assert imageio_ffmpeg.count_frames_and_secs(film)[0] == 30
+  # ---- a frame on its way
+  address = f'{server[1]}picture/{page.evaluate("view.id")}.png?at=0.25'
+  ws = np.array(net.ws([0, 1]))
+  between = net.images(ws[:1] + np.float32(0.25) * (ws[1:] - ws[:1]), 'const', [0])[0]
+  assert page.request.get(address).body() == files.png(between)
   choose(page, 'walk_space', 'on the sphere, in z')
+  assert page.request.get(address).body() != files.png(between)
   page.get_by_role('button', name='Play').click()
   page.locator('#speed').get_by_text('frames/s').wait_for()
   page.wait_for_timeout(2000)
   assert int(page.locator('#speed').inner_text().split()[0]) >= 20
   page.get_by_role('button', name='Stop').click()
   page.wait_for_function('!view.playing && !view.busy')
+  assert page.locator('#speed').inner_text() == ''
   seed = int(field(page, 'seed').input_value())
   assert seed in (0, 1) and shows(page, net([seed])[0])
 
 
-def test_layers_and_training_are_shown(page):
+def test_layers_and_training_are_shown(page, net):
+  field(page, 'seed').fill('3')
   page.get_by_role('tab', name='Layers').click()
   page.get_by_text('16 px', exact=True).wait_for()
   choose(page, 'layer', 'b4.conv1')
+  maps = layers.maps(net, Shown(seed=3), {}, 'b4.conv1')
+  source = 'data:image/png;base64,' + base64.b64encode(files.png(maps)).decode()
+  page.locator(f'img[src="{source}"]').wait_for()
   page.get_by_role('tab', name='Training').click()
   page.locator('.nicegui-echart canvas').first.wait_for()
 
@@ -308,9 +331,16 @@ def test_a_dropped_picture_is_projected(page, net):
   page.get_by_text('two, projected').wait_for(timeout=60_000)
   field(page, 'psi').fill('0.5')
   page.get_by_text('psi is for seeds').wait_for()
-  field(page, 'psi').fill('1')
-  field(page, 'seed').fill('6')
-  assert shows(page, net([6])[0])
+  choose(page, 'label', 'dog')
+  page.get_by_text('label is for seeds').wait_for()
+  # ---- the fields are those of the picture again once a seed is shown, be it the one before
+  field(page, 'seed').fill('0')
+  assert shows(page, net([0])[0])
+  page.get_by_text('is for seeds').wait_for(state='hidden')
+  assert field(page, 'psi').input_value() == '1'
+  field(page, 'cutoff').fill('5')
+  field(page, 'psi').fill('0.3')
+  assert shows(page, net([0], 0.3, 5)[0])
   # ---- while a walk plays, which then ends
   page.get_by_role('button', name='Play').click()
   drop('three.png', files.png(net([3])[0]))

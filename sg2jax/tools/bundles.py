@@ -1,23 +1,23 @@
 """Writes a bundle: a folder to publish, see sg2jax/bundle.py for what is in it."""
 
-import hashlib
 import json
 import pathlib
 
 from sg2jax import bundle, cli, files, sampler
 from sg2jax.faults import UsageError
-from sg2jax.tools import card, card_facts
+from sg2jax.tools import card, card_facts, card_fields
 from sg2jax.training import checkpoint
 
 
 def write(path: str, dest: str) -> pathlib.Path:
-  """Makes the bundle of a run, with the card of the flags of `card.define_fields`; its folder.
+  """Makes the bundle of a run, with the card of the flags of `card_fields.define`; its folder.
 
-  Raises: UsageError as `destination`, `card.given` and `card.load`; CheckpointError; WriteError.
+  Raises: UsageError as `destination`, `card.load` and `card_fields.given`; CheckpointError;
+  WriteError.
   """
-  fields = card.given()
   folder = destination(dest)
   net, place = card.load(path)
+  fields = card_fields.given()
   state, config = checkpoint.load(path)
   if int(state['step']) != net.step:
     raise UsageError(f'--checkpoint={path} was written to meanwhile; run the same command again')
@@ -36,7 +36,8 @@ def write(path: str, dest: str) -> pathlib.Path:
 
 
 def destination(dest: str) -> pathlib.Path:
-  """The folder of a bundle: new, empty, or a bundle with nothing else in it, which is replaced.
+  """The folder of a bundle: new, empty, or a bundle with nothing else in it and a card that
+  nobody edited, which is replaced.
 
   Raises UsageError for any other.
   """
@@ -47,21 +48,14 @@ def destination(dest: str) -> pathlib.Path:
     raise UsageError(
       f'--bundle={dest} holds something, and is no bundle; name a folder that is empty or new'
     )
-  listed = bundle.read_sums(folder)
-  ours = {*listed, bundle.SUMS}
+  ours = {*bundle.read_sums(folder), bundle.SUMS}
   others = sorted(p.name for p in folder.iterdir() if p.name not in ours)
   if others:
     raise UsageError(
       f'--bundle={dest}: {", ".join(others[:3])} is not of the bundle there, and would be lost; '
       'move it away, or name another folder'
     )
-  if (folder / bundle.CARD).exists():
-    digest = hashlib.sha256((folder / bundle.CARD).read_bytes()).hexdigest()
-    if digest != listed.get(bundle.CARD):
-      raise UsageError(
-        f'--bundle={dest}: {bundle.CARD} was edited since, and that would be lost; move it away, '
-        'or name another folder'
-      )
+  card.check_untouched(folder / bundle.CARD)
   return folder
 
 

@@ -123,36 +123,52 @@ def _kimg(log):
 
 
 def _is_finished(run, total_kimg):
-  """Whether a run is there, and has nothing left to do."""
-  try:
-    return _kimg(paths.place(run) / 'metrics.jsonl') >= total_kimg
-  except (OSError, IndexError, ValueError, KeyError, TypeError):  # as `_progress` has said
+  """Whether the newest whole checkpoint of a run is its last."""
+  step, _, _ = _newest(run)
+  log = run / 'metrics.jsonl'
+  if not step or not log.exists():
     return False
+  for line in log.read_bytes().splitlines():
+    try:
+      found = json.loads(line)
+      if found['step'] == step and found['nimg'] >= 1000 * total_kimg:
+        return True
+    except (ValueError, KeyError, TypeError):  # as `_progress` has said
+      continue
+  return False
+
+
+def _newest(place):
+  """(step, bytes) of the newest whole checkpoint, 0 if there is none; what is wrong with others."""
+  from sg2jax.training import manifest, shelves
+
+  shelf = shelves.of(place / 'checkpoints')
+  bad = []
+  for step in reversed(shelf.steps()):
+    try:
+      if isinstance(place, Address):
+        found = shelf.manifest(str(step))  # of a bucket, all files would be downloaded
+      else:
+        found = manifest.verify(shelf.root / str(step))
+    except manifest.Damaged as e:
+      bad.append(str(e))
+      continue
+    return step, sum(size for size, _ in found['files'].values()), bad
+  return 0, 0, bad
 
 
 def _checkpoints(place, keep, is_disk):
   """The newest whole checkpoint, what is damaged, the room for the next ones."""
-  from sg2jax.training import manifest, shelves
+  from sg2jax.training import shelves
 
   shelf = shelves.of(place / 'checkpoints')
   steps = shelf.steps()
   for step in shelf.set_aside_before():
     yield note(f'checkpoint {step} was damaged, and is set aside', 'delete it once it is examined')
-  size = 0
-  bad = []
-  for step in reversed(steps):
-    try:
-      if is_disk:
-        found = manifest.verify(shelf.root / str(step))
-      else:
-        found = shelf.manifest(str(step))  # of a bucket, all files would be downloaded
-    except manifest.Damaged as e:
-      bad.append(str(e))
-      continue
-    size = sum(size for size, _ in found['files'].values())
+  step, size, bad = _newest(place)
+  if size:
     compared = 'whole' if is_disk else 'its files are not compared'
     yield ok(f'newest checkpoint: step {step}, {size / 1e6:,.1f} MB, {compared}')
-    break
   code = faults.CheckpointError.code
   for text in bad:
     where = f'the run would go on from step {step}; ' if size else ''
@@ -269,16 +285,17 @@ def configuration(arguments: list[str], devices: list[dict], run: str) -> Iterat
 
 def _next(arguments, total_kimg, run):
   """What to do now."""
-  if run and _is_finished(run, total_kimg):
+  train = f'sg2jax train {arguments} --workdir={shlex.quote(run or "DIR")}'
+  if run and _is_finished(paths.place(run), total_kimg):
     tools = f'sg2jax generate, evaluate or view --checkpoint={shlex.quote(run)}'
-    more = f'sg2jax train with --config.total_kimg above {total_kimg:g}'
+    more = f'{train} --config.total_kimg={2 * total_kimg:g}'
     yield note('next: this run is finished', f'{tools}; to go on: {more}')
     return
   yield note(
     'memory and time of its steps: known once they are compiled',
     f'sg2jax plan {arguments} --device=local',
   )
-  yield note('next', f'sg2jax train {arguments} --workdir={shlex.quote(run or "DIR")}')
+  yield note('next', train)
 
 
 def _weights(protocols: Any, metric: str):

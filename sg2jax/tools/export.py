@@ -18,7 +18,7 @@ docs/interop.md has the details.
 
 DIR becomes a bundle, which sg2jax.load and --checkpoint take: the moving average of G as
 safetensors, configuration, labels, a model card with pictures (see tools.card), and SHA256SUMS. An
-older bundle there is replaced. docs/publishing.md has the details.
+older bundle there is replaced, unless its card was edited. docs/publishing.md has the details.
 """
 
 import hashlib
@@ -31,7 +31,7 @@ from sg2jax import bundle, cli, paths, sampler
 from sg2jax.faults import UsageError
 from sg2jax.files import write_atomic
 from sg2jax.interop import write
-from sg2jax.tools import bundles, card
+from sg2jax.tools import bundles, card_fields
 from sg2jax.tools import flags as shared
 from sg2jax.training import checkpoint
 
@@ -44,8 +44,8 @@ def define_flags() -> None:
   flags.DEFINE_string('dest', None, 'File to write, or a folder for it.')
   flags.DEFINE_string('bundle', None, 'Instead: folder to publish.')
   flags.DEFINE_enum('format', 'safetensors', list(SUFFIXES), 'What to write.')
-  card.define_fields()
-  flags.adopt_module_key_flags(card)  # so that --help lists them
+  card_fields.define()
+  flags.adopt_module_key_flags(card_fields)  # so that --help lists them
 
 
 def main(_: list[str]) -> None:
@@ -56,7 +56,7 @@ def main(_: list[str]) -> None:
     raise UsageError(
       f'--dest {problem}; name a file or a folder to write to, or --bundle=DIR, a folder to publish'
     )
-  names, other = (('format',), 'bundle') if args.bundle else (card.FIELDS, 'dest')
+  names, other = (('format',), 'bundle') if args.bundle else (card_fields.FIELDS, 'dest')
   for name in names:
     if args[name].present:
       raise UsageError(f'--{name} says nothing of what --{other} writes; leave it away')

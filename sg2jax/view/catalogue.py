@@ -1,7 +1,5 @@
 """The directions that a run has saved, for a viewer."""
 
-import functools
-
 from sg2jax.addresses import Address
 from sg2jax.edit import direction
 from sg2jax.edit.direction import Direction
@@ -10,30 +8,51 @@ from sg2jax.sampler import Sampler
 
 FOLDERS = ('directions', 'edits')  # of a workdir: what `directions` and `edit` write
 MOST = 64  # sliders; more can't be used, and take long to draw
+MOST_NOTES = 8  # lines on what can't be used
 
 
-def find(net: Sampler) -> tuple[dict[tuple[str, str], Direction], list[str]]:
+def find(
+  net: Sampler, known: dict | None = None
+) -> tuple[dict[tuple[str, str], Direction], list[str]]:
   """The directions below a run's FOLDERS that fit a network, and why others can't be used.
+
+  Args:
+    net: the network.
+    known: what the look before has read, by file and time: a run is looked at every few seconds.
+      Becomes that of this look. Files that weren't written again give the same objects.
 
   Returns: {(file, name): Direction}, newest files first, MOST at most; lines for people.
   """
   found = {}
   notes = []
+  before = {} if known is None else dict(known)
+  read = {} if known is None else known
+  read.clear()
+  is_full = False
   root = net.workdir
   for place, stamp in _files(root):
-    if len(found) == MOST:
-      break  # files beyond would be read for nothing, at every look
     inside = str(place).removeprefix(f'{root}/')
     if place.name.startswith('latents') or 'projections' in inside.split('/'):
       continue  # latents of images, which lie beside directions
-    try:
-      for one in _read(place, stamp):
-        if misfit := one.misfit(net):
-          notes.append(f'{inside}: {one.name} does not fit: {misfit}')
-        elif len(found) < MOST:  # one file may hold more
-          found[str(place), one.name] = one
-    except Fault as e:
-      notes.append(str(e))
+    if len(found) == MOST:
+      is_full = True
+      break  # files beyond would be read for nothing, at every look
+    directions = before[place, stamp] if (place, stamp) in before else _read(place)
+    read[place, stamp] = directions
+    if isinstance(directions, Fault):
+      notes.append(str(directions))
+      continue
+    for one in directions:
+      if misfit := one.misfit(net):
+        notes.append(f'{inside}: {one.name} does not fit: {misfit}')
+      elif len(found) < MOST:  # one file may hold more
+        found[str(place), one.name] = one
+      else:
+        is_full = True
+  if len(notes) > MOST_NOTES:
+    notes[MOST_NOTES:] = [f'{len(notes) - MOST_NOTES:,} more can not be used']
+  if is_full:
+    notes.append(f'Only {MOST} directions are shown, of the newest files')
   return found, notes
 
 
@@ -52,7 +71,9 @@ def _files(root):
   return [(place, f'{stat.st_mtime_ns} {stat.st_size}') for place, stat in places]
 
 
-@functools.lru_cache(256)
-def _read(place, _):
-  """The directions in a file that has not changed since: a run is looked at every few seconds."""
-  return tuple(direction.read_all(place))
+def _read(place):
+  """The directions in a file, or the Fault that it is."""
+  try:
+    return tuple(direction.read_all(place))
+  except Fault as e:
+    return e

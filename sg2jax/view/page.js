@@ -21,7 +21,13 @@ const view = {
     if (!this.playing) { this.playing = true; this.next(); }
   },
   // Where the walk was, in seeds from its first.
-  stop() { const at = this.at; this.at = 0; this.playing = false; return at; },
+  stop() {
+    const at = this.at;
+    this.at = 0;
+    this.playing = false;
+    document.getElementById('speed').textContent = '';
+    return at;
+  },
 
   async next() {
     if (this.busy) return;
@@ -53,7 +59,8 @@ const view = {
       trouble.textContent = '';
     } catch (error) {
       trouble.textContent = error.message;
-      this.playing = false;
+      if (this.playing) emitEvent('walk_broke');
+      this.stop();
     }
     this.frames += 1;
     const passed = performance.now() - this.since;

@@ -49,6 +49,7 @@ class Page:
     ui.add_head_html(f'<script>{(HERE / "page.js").read_text()}</script>')
     self._build()
     ui.timer(LOOK_SECONDS, self._look)
+    ui.on('walk_broke', lambda: self._show_playing(False))
     client.on_connect(lambda: self.script(f'view.begin("{self.id}")'))
 
   def script(self, code: str) -> None:
@@ -103,7 +104,7 @@ class Page:
       for icon, said, click in (
         ('chevron_left', 'Seed before', lambda: self._step(-1)),
         ('chevron_right', 'Next seed', lambda: self._step(1)),
-        ('casino', 'Any seed', self._random),
+        ('casino', 'Any seed', lambda: self._step(secrets.randbelow(100_000))),
       ):
         button = ui.button(icon=icon, on_click=click).props('flat dense').tooltip(said)
         button.props['aria-label'] = said
@@ -230,7 +231,11 @@ class Page:
 
   def _take(self, name: str, value: Any) -> None:
     """Takes what was given for a control."""
-    self.event(self.session.set(self.viewer.net, name, value))
+    was_projected = self.session.shown.start
+    is_taken = self.session.set(self.viewer.net, name, value)
+    if was_projected and not self.session.shown.start:
+      self._reset()  # what was typed meanwhile, and refused, isn't what is shown
+    self.event(is_taken)
 
   def _field(self, name: str, label: str, value: str) -> ui.input:
     field = ui.input(label, value=value, on_change=lambda e: self._take(name, e.value))
@@ -298,9 +303,6 @@ class Page:
   def _step(self, by):
     self.seed.set_value(str((self.session.shown.seed + by) % 2**32))
 
-  def _random(self):
-    self.seed.set_value(str(secrets.randbelow(100_000)))
-
   async def _play(self):
     is_playing = self.play.text == 'Play'
     if is_playing and not self._can_walk():
@@ -365,8 +367,8 @@ class Page:
       self.session.progress = ''
 
   def _say(self, text):
-    self.session.message = text
-    self.message.set_text(text)
+    self.session.say(text)
+    self.message.set_text(self.session.message)
 
   def _reset(self):
     """Sets the controls that only seeds have, after something else was found."""
@@ -383,6 +385,7 @@ class Page:
       if self.session.shown.start:  # a walk that was playing is over
         self.script('view.stop()')
         self._show_playing(False)
+        self.seed.set_value('')
       self._reset()
       self.event(True)
     if self._version != self.viewer.version:

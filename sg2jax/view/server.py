@@ -59,7 +59,8 @@ class Viewer:
     self.path = path
     self._tried = self._newest()  # the newest checkpoint when one was read
     self.net: Sampler = sampler.load(path)
-    self.directions, self.notes = catalogue.find(self.net)
+    self._known = {}
+    self.directions, self.notes = catalogue.find(self.net, self._known)
     self.sessions: dict[str, Session] = {}  # by ids that only their tabs know
     self.version = 0  # counts what `refresh` found
     self.is_closing = False
@@ -100,7 +101,7 @@ class Viewer:
         self._tried = newest
       except Fault as e:  # deleted as it was read, or the disk is away: the next look finds another
         logging.warning('%s', e)
-    found, notes = await loop.run_in_executor(None, catalogue.find, net)
+    found, notes = await loop.run_in_executor(None, catalogue.find, net, self._known)
     is_new = net is not self.net or _differ(found, self.directions)
     if is_new:
       self.net, self.directions, self.notes = net, found, notes
@@ -116,8 +117,9 @@ class Viewer:
       session = self.sessions.get(id)
       if not session:
         return PlainTextResponse('no such tab; load the page again', 404)
+      shown = session.shown  # which may be another one by the time that this one is made
       try:
-        data = await self.work(make, session)
+        data = await self.work(make, session, shown)
       except Fault as e:
         return PlainTextResponse(str(e), 422, NEVER_KEPT)
       except Exception as e:  # a picture that can't be made ends no viewer
@@ -125,26 +127,26 @@ class Viewer:
         return PlainTextResponse(f'{type(e).__name__}: {e!s:.300}', 500, NEVER_KEPT)
       headers = NEVER_KEPT
       if name:
-        file = quote(f'{picture.name_of(session.shown)}.{name}')
+        file = quote(f'{picture.name_of(shown)}.{name}')
         headers = headers | {'Content-Disposition': f"attachment; filename*=UTF-8''{file}"}
       return Response(data, media_type=kind, headers=headers)
 
     @app.get('/picture/{id}.png')
     async def show(id: str, at: float | None = None, save: int = 0) -> Response:
-      def make(session):
+      def make(session, shown):
         # While a walk plays, a projection may come to its end.
-        if at is None or session.shown.start:
-          image = picture.picture(self.net, session.shown, self.directions)
+        if at is None or shown.start:
+          image = picture.picture(self.net, shown, self.directions)
         else:
           walk = at, session.walk_seeds, session.walk_space
-          image = picture.walk_frame(self.net, session.shown, self.directions, *walk)
+          image = picture.walk_frame(self.net, shown, self.directions, *walk)
         return files.png(image)
 
       return await made(id, 'image/png', make, 'png' if save else '')
 
     @app.get('/picture/{id}.npz')
     async def npz(id: str) -> Response:
-      def make(session):
-        return picture.npz(self.net, session.shown, self.directions, self.path)
+      def make(_, shown):
+        return picture.npz(self.net, shown, self.directions, self.path)
 
       return await made(id, 'application/octet-stream', make, 'npz')

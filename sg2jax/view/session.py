@@ -32,13 +32,29 @@ class Session:
   walk_space: str = 'w'  # w: straight; z: on the sphere
   progress: str = ''  # of a search that is under way
   version: int = 0  # counts what was changed by others than the controls
-  message: str = ''  # what was wrong with the last event; '': nothing
+  # What stands in a control and can't be taken, by control; '': of the last search or recording.
+  troubles: dict[str, str] = dataclasses.field(default_factory=dict)
+
+  @property
+  def message(self) -> str:
+    """The newest of `troubles`; '': none."""
+    return next(reversed(self.troubles.values()), '')
+
+  def say(self, text: str, name: str = '') -> bool:
+    """Notes what is wrong with a control, or by '' that nothing is any more; whether it is so."""
+    self.troubles.pop('', None)
+    self.troubles.pop(name, None)
+    if text:
+      self.troubles[name] = text
+    return not text
 
   def set(self, net: Sampler, name: str, given: Any) -> bool:
     """Takes what was given for a control; if it can't be, all stays, and `message` says why.
 
-    name: a field of Shown but `moves`, or one of this class.
+    name: a field of Shown but `moves`, or one of this class. Returns whether it was taken.
     """
+    if name == 'seed' and self.shown.start and not str(given or '').strip():
+      return self.say('', name)  # as the field is while what was projected is shown
     try:
       value = _read(net, name, given)
       if name in OF_WALKS:
@@ -49,35 +65,33 @@ class Session:
         # A seed is chosen instead of what was projected.
         leaving = {'start': None} if name == 'seed' else {}
         self.shown = dataclasses.replace(self.shown, **{name: value} | leaving)
-      self.message = ''
     except UsageError as e:
-      self.message = str(e)
-    return not self.message
+      return self.say(str(e), name)
+    return self.say('', name)
 
   def move(self, directions: Directions, file: str, name: str, strength: Any) -> bool:
     """As `set`, of the strength of a direction."""
+    control = f'{file}:{name}'
     try:
       if (file, name) not in directions:
         raise UsageError(f'the direction {name} of {file} is not there any more')
       value = _number(name, strength, -LARGEST, LARGEST)
-      others = tuple(move for move in self.shown.moves if move[:2] != (file, name))
-      moves = sorted((*others, (file, name, value)) if value else others)
-      self.shown = dataclasses.replace(self.shown, moves=tuple(moves))
-      self.message = ''
     except UsageError as e:
-      self.message = str(e)
-    return not self.message
+      return self.say(str(e), control)
+    others = tuple(move for move in self.shown.moves if move[:2] != (file, name))
+    moves = sorted((*others, (file, name, value)) if value else others)
+    self.shown = dataclasses.replace(self.shown, moves=tuple(moves))
+    return self.say('', control)
 
   def mix(self, net: Sampler, first: Any, last: Any) -> bool:
     """As `set`, of both ends of the ws that are mixed."""
     # The far end first would be refused where the near one has yet to follow.
     try:
       ends = sorted(_whole('styles', x, 0, net.num_ws - 1) for x in (first, last))
-      self.shown = dataclasses.replace(self.shown, mix_first=ends[0], mix_last=ends[1])
-      self.message = ''
     except UsageError as e:
-      self.message = str(e)
-    return not self.message
+      return self.say(str(e), 'styles')
+    self.shown = dataclasses.replace(self.shown, mix_first=ends[0], mix_last=ends[1])
+    return self.say('', 'styles')
 
   def strength(self, file: str, name: str) -> float:
     """Of a direction; 0 if it isn't used."""
