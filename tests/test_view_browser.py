@@ -20,7 +20,7 @@ import numpy as np
 import pytest
 
 import sg2jax
-from sg2jax import files
+from sg2jax import files, grids
 from sg2jax.edit import direction
 from sg2jax.edit.direction import Direction
 from sg2jax.view import layers
@@ -170,8 +170,8 @@ def test_each_control_makes_the_picture_of_the_call(page, net):
   choose(page, 'noise', 'none')
   assert shows(page, net([5], 0.4, 2, 1, 'none')[0])
   field(page, 'mix_seed').fill('9')
-  page.get_by_role('slider', name='Min').press('ArrowRight')
-  page.get_by_role('slider', name='Max').press('ArrowRight')
+  for handle in (1, 0):
+    field(page, 'mix_range').locator('[tabindex]').nth(handle).press('ArrowRight')
   ws = np.array(net.ws([5, 9], 0.4, 2, 1))
   ws[0, 1:4] = ws[1, 1:4]
   assert shows(page, net.images(ws[:1], 'none', [5])[0])
@@ -313,8 +313,9 @@ def test_layers_and_training_are_shown(page, net):
   page.get_by_text('16 px', exact=True).wait_for()
   choose(page, 'layer', 'b4.conv1')
   maps = layers.maps(net, Shown(seed=3), {}, 'b4.conv1')
-  source = 'data:image/png;base64,' + base64.b64encode(files.png(maps)).decode()
-  page.locator(f'img[src="{source}"]').wait_for()
+  data = files.png(grids.readable_grid(maps[None], 1))
+  source = 'data:image/png;base64,' + base64.b64encode(data).decode()
+  page.locator(f'img[src="{source}"]').wait_for(state='attached')
   page.get_by_role('tab', name='Training').click()
   page.locator('.nicegui-echart canvas').first.wait_for()
 
