@@ -8,7 +8,7 @@
   SHA256SUMS             of all of these, as `sha256sum -c` reads it
 
 What a network is made of is checked against the list each time it is read. The card may be edited:
-only `sha256sum -c` looks at it.
+only `sha256sum -c` looks at it, and who would replace it.
 """
 
 import hashlib
