@@ -13,7 +13,6 @@ import argparse
 import hashlib
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import io
-import json
 import pathlib
 import sys
 import threading
@@ -34,9 +33,7 @@ class Network:
   def __init__(self, path: str):
     data = pathlib.Path(path).read_bytes()
     about = pathlib.Path(f'{path}.json')
-    if (
-      about.exists() and json.loads(about.read_text())['sha256'] != hashlib.sha256(data).hexdigest()
-    ):
+    if about.exists() and hashlib.sha256(data).hexdigest() not in about.read_text():
       raise ValueError(f'its SHA-256 is not that in {about.name}')
     module = export.deserialize(bytearray(data))
     self._generate = jax.jit(module.call)  # compiled once for each number of images
@@ -88,11 +85,11 @@ class Handler(BaseHTTPRequestHandler):
 
   def do_GET(self) -> None:
     """A picture; 404: another path; 400: a query that `read` or the network refuses."""
-    url = urlsplit(self.path)
-    if url.path != '/':
-      self.send_error(404)
-      return
     try:
+      url = urlsplit(self.path)
+      if url.path != '/':
+        self.send_error(404)
+        return
       values = read(url.query)
       body = self.network.png(values['seed'], values['psi'], values['class'])
     except ValueError as e:
@@ -109,7 +106,9 @@ class Handler(BaseHTTPRequestHandler):
 
 
 class Server(ThreadingHTTPServer):
-  """One that doesn't mind who leaves before the answer."""
+  """One that doesn't mind who leaves before the answer, nor if many come at once."""
+
+  request_queue_size = 256
 
   def handle_error(self, request: object, client_address: object) -> None:
     """Prints the traceback of all other errors."""

@@ -158,6 +158,8 @@ def _state(data):
 
   header = json.loads(data[8 : 8 + int.from_bytes(data[:8], 'little')])
   found = header.get('__metadata__', {}).get('format')
+  if found is None:
+    raise ValueError(f'{WEIGHTS} says of no format that it is in')
   if found != FORMAT:
     raise CheckpointError(
       f'{WEIGHTS} has format {found!a}; this code reads {FORMAT}: update sg2jax'
@@ -165,6 +167,9 @@ def _state(data):
   state = {'noise': {}} | traverse_util.unflatten_dict(safetensors.load(data), sep='.')
   if state.keys() != set(FIELDS):
     raise ValueError(f'{WEIGHTS} holds {sorted(state)}, and should hold {sorted(FIELDS)}')
+  for path, x in traverse_util.flatten_dict(state, sep='.').items():
+    if not np.isfinite(x).all():
+      raise ValueError(f'{path} has numbers that are not finite')
   for name in ('step', 'nimg'):
     x = state[name]
     if not isinstance(x, np.ndarray) or x.shape or x.dtype != np.int32 or x < 0:

@@ -6,6 +6,7 @@ import pathlib
 import re
 import signal
 import sys
+import threading
 from types import TracebackType
 
 from absl import app, flags, logging
@@ -44,6 +45,7 @@ def run(main: Callable[[list[str]], None], positional: int = 0) -> None:
     positional: how many of these there may be.
   """
   sys.excepthook = except_hook
+  sys.unraisablehook = _unraisable_hook
   # What a terminal can't show is escaped: a name never ends the work.
   for stream in filter(None, (sys.stdout, sys.stderr)):  # None: it is closed
     stream.reconfigure(errors='backslashreplace')
@@ -73,6 +75,17 @@ def run(main: Callable[[list[str]], None], positional: int = 0) -> None:
     _end_job('part')
 
   app.run(checked, flags_parser=parse)
+
+
+def _unraisable_hook(dropped):
+  """A signal comes again whose exception Python dropped: JAX has a callback of the collector."""
+  numbers = {KeyboardInterrupt: signal.SIGINT, SystemExit: signal.SIGTERM}
+  if dropped.exc_type not in numbers:
+    sys.__unraisablehook__(dropped)
+    return
+  again = threading.Timer(0.05, os.kill, (os.getpid(), numbers[dropped.exc_type]))
+  again.daemon = True
+  again.start()
 
 
 def except_hook(

@@ -94,15 +94,17 @@ def whole_folder(dest: pathlib.Path) -> Iterator[pathlib.Path]:
       if not dest.is_dir():
         os.replace(folder, dest)
         return
-      os.replace(dest, before)  # a folder is not put in the place of one that holds something
       try:
+        os.replace(dest, before)  # a folder is not put in the place of one that holds something
         os.replace(folder, dest)
-      except OSError:
-        os.replace(before, dest)
+      except BaseException:  # a signal, too
+        if before.is_dir() and not dest.exists():
+          os.replace(before, dest)
         raise
   finally:
     shutil.rmtree(folder, ignore_errors=True)
-    shutil.rmtree(before, ignore_errors=True)
+    if dest.exists():
+      shutil.rmtree(before, ignore_errors=True)
 
 
 def remove_tree(folder: paths.Path) -> None:

@@ -18,7 +18,7 @@ import safetensors.numpy
 import yaml
 
 from configs import default
-from sg2jax import build, bundle, paths, sampler
+from sg2jax import build, bundle, files, paths, sampler
 from sg2jax import state as state_lib
 from sg2jax.data.labels import Labels
 from sg2jax.faults import CheckpointError, UsageError, WeightsError
@@ -387,7 +387,7 @@ def test_a_card_that_was_edited_and_files_of_others_stay(other, tmp_path):
   make()
   drawn = picture.read_bytes()
   picture.write_bytes(b'mine')
-  with pytest.raises(UsageError, match='as may be one of its pictures'):
+  with pytest.raises(UsageError, match='as may be a picture or the licence'):
     make()
   picture.write_bytes(drawn)
   (other / 'metrics.jsonl').unlink()
@@ -419,6 +419,11 @@ def test_a_bundle_whose_card_was_edited_is_not_replaced(run, copy):
   with pytest.raises(UsageError, match='README.md is no card of sg2jax, or was edited'):
     call(export, f'--checkpoint={run}', f'--bundle={copy}', *FLAGS)
   (copy / 'README.md').unlink()
+  drawn = (copy / 'samples.png').read_bytes()
+  (copy / 'samples.png').write_bytes(b'mine')
+  with pytest.raises(UsageError, match='samples.png was changed'):
+    call(export, f'--checkpoint={run}', f'--bundle={copy}', *FLAGS)
+  (copy / 'samples.png').write_bytes(drawn)
   call(export, f'--checkpoint={run}', f'--bundle={copy}', *FLAGS)
   assert (copy / 'README.md').exists()
 
@@ -541,6 +546,22 @@ def test_a_strangers_step_is_refused(step, copy):
     sampler.load(copy)
 
 
+@pytest.mark.parametrize('name', ['w_avg', 'noise.'])
+def test_a_strangers_numbers_are_finite(name, copy):
+  file = copy / bundle.WEIGHTS
+  arrays = safetensors.numpy.load(file.read_bytes())
+  name = next(key for key in arrays if key.startswith(name))
+  arrays[name] = np.full_like(arrays[name], np.nan)
+  file.write_bytes(safetensors.numpy.save(arrays, {'format': bundle.FORMAT}))
+  list_anew(copy)
+  with pytest.raises(CheckpointError, match=f'{name} has numbers that are not finite'):
+    sampler.load(copy)
+  file.write_bytes(safetensors.numpy.save(arrays))
+  list_anew(copy)
+  with pytest.raises(CheckpointError, match='says of no format that it is in.*download'):
+    sampler.load(copy)
+
+
 @pytest.mark.parametrize('name', [bundle.WEIGHTS, 'config.json', 'labels.json', bundle.SUMS])
 def test_what_has_no_end_is_not_read(name, copy):
   (copy / name).unlink()
@@ -626,6 +647,83 @@ def test_a_bundle_takes_the_place_of_a_bundle_alone(run, copy, tmp_path):
   assert [path.name for path in tmp_path.iterdir()] == ['copy']
 
 
+def test_what_a_renewed_list_names_besides_stays(run, copy):
+  """A publisher who adds a file lists it, too."""
+  (copy / 'notes.txt').write_text('mine')
+  with open(copy / bundle.SUMS, 'a') as f:
+    f.write(f'{"0" * 64}  notes.txt\n')
+  with pytest.raises(UsageError, match='notes.txt is not of the bundle'):
+    bundles.destination(str(copy))
+  (copy / 'notes.txt').unlink()
+  (copy / 'config.json').write_text('{}')
+  with pytest.raises(UsageError, match='config.json was changed'):
+    bundles.destination(str(copy))
+  (copy / 'config.json').unlink()
+  assert bundles.destination(str(copy)) == copy
+  (copy / 'config.json').mkdir()
+  with pytest.raises(UsageError, match='config.json is not of the bundle'):
+    bundles.destination(str(copy))
+
+
+def test_what_comes_while_the_pictures_are_made_stays(run, copy, monkeypatch):
+  def sums(contents):
+    (copy / 'thesis.txt').write_text('months of work')
+    return ''
+
+  monkeypatch.setattr(bundle, 'sums', sums)
+  with pytest.raises(UsageError, match='thesis.txt is not of the bundle'):
+    call(export, f'--checkpoint={run}', f'--bundle={copy}', *FLAGS)
+  assert (copy / 'thesis.txt').exists() and sampler.load(copy).step == 3
+
+
+def test_no_bundle_takes_the_place_of_where_one_stands_or_of_a_mount(copy, monkeypatch):
+  monkeypatch.chdir(copy)
+  for place in ('.', '..'):
+    with pytest.raises(UsageError, match='is where you stand'):
+      bundles.destination(place)
+  with pytest.raises(UsageError, match='is a mount'):
+    bundles.destination('/proc')
+
+
+@pytest.mark.parametrize(
+  'make, said',
+  [
+    (lambda file: file.symlink_to('/dev/zero'), 'it is no file'),
+    (os.mkfifo, 'it is no file'),
+    (lambda file: file.touch(), 'it has 0 bytes'),
+    (lambda file: (file.touch(), os.truncate(file, 2**30)), 'it has 1,073,741,824 bytes'),
+    (lambda file: file.write_bytes(b'\xff'), 'can.t decode'),
+  ],
+)
+def test_a_licence_is_a_text(make, said, run, tmp_path):
+  make(tmp_path / 'mine')
+  of_other = ('--license=other', '--license_name=x', f'--license_link={tmp_path}/mine')
+  with pytest.raises(UsageError, match=said):
+    call(card, f'--checkpoint={run}', f'--out={tmp_path}/x.md', *of_other, *FLAGS[1:])
+
+
+def test_what_is_no_file_is_not_waited_for(run, tmp_path):
+  os.mkfifo(tmp_path / 'x.md')
+  with pytest.raises(UsageError, match='x.md is there, and no file'):
+    call(card, f'--checkpoint={run}', f'--out={tmp_path}/x.md', *FLAGS)
+  (tmp_path / 'y_curves.png').mkdir()
+  with pytest.raises(UsageError, match='holds y_curves.png'):
+    call(card, f'--checkpoint={run}', f'--out={tmp_path}/y.md', *FLAGS)
+  with pytest.raises(UsageError, match='is no text in UTF-8'):
+    call(card, f'--checkpoint={run}', f'--out={tmp_path}/z.md', *FLAGS[:2], '--author=J\udcf6rg')
+
+
+def test_a_licence_of_ours_is_replaced(run, tmp_path):
+  of_other = ('--license=other', '--license_name=x', f'--license_link={tmp_path}/mine')
+  for text in ('Do this.', 'Do that.'):
+    (tmp_path / 'mine').write_text(text)
+    call(card, f'--checkpoint={run}', f'--out={tmp_path}/x.md', *of_other, *FLAGS[1:])
+    assert (tmp_path / 'LICENSE').read_text() == text
+  (tmp_path / 'LICENSE').write_text('Do nothing.')
+  with pytest.raises(UsageError, match='or the licence beside it'):
+    call(card, f'--checkpoint={run}', f'--out={tmp_path}/x.md', *of_other, *FLAGS[1:])
+
+
 def test_a_bundle_goes_where_a_link_leads(run, copy, tmp_path):
   (tmp_path / 'link').symlink_to(copy)
   before = copy.stat().st_ino
@@ -645,6 +743,20 @@ def test_a_bundle_that_fails_leaves_what_was_there(run, copy, tmp_path, monkeypa
     call(export, f'--checkpoint={run}', f'--bundle={copy}', *FLAGS)
   assert (copy / bundle.SUMS).read_bytes() == before
   assert [path.name for path in tmp_path.iterdir()] == ['copy']
+
+
+def test_a_signal_between_both_renames_leaves_what_was_there(copy, monkeypatch):
+  def replace(source, dest):
+    rename(source, dest)
+    if str(dest).endswith('.before'):
+      raise KeyboardInterrupt
+
+  rename = os.replace
+  monkeypatch.setattr(os, 'replace', replace)
+  with pytest.raises(KeyboardInterrupt), files.whole_folder(copy) as folder:
+    folder.mkdir()
+  assert sampler.load(copy).step == 3
+  assert [path.name for path in copy.parent.iterdir()] == ['copy']
 
 
 def test_what_there_is_no_card_of(copy, tmp_path):

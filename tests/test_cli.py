@@ -24,8 +24,14 @@ flags.DEFINE_string('out', '', '')
 def main(argv):
   print('out', flags.FLAGS.out, jax.config.jax_compilation_cache_dir)
   if len(argv) > 1:
-    import os, signal
-    os.kill(os.getpid(), signal.SIGTERM)
+    import gc, os, signal, time
+    kill = lambda *_: gc.callbacks.clear() or os.kill(os.getpid(), signal.SIGTERM)
+    if argv[1] == 'end':
+      kill()
+    gc.callbacks.append(kill)  # Python drops what is raised there
+    gc.collect()
+    time.sleep(20)
+    print('not ended')
 cli.run(main, positional=1)
 """
 
@@ -183,6 +189,7 @@ def test_a_tool_by_itself(tool, tmp_path):
   code, out, err = tool(f'--unknown={name}', **cache)
   assert (code, out, len(err.splitlines())) == (2, '', 1) and err.startswith('tool: Unknown')
   assert tool('end', **cache)[0] == 143
+  assert tool('drop', **cache)[::2] == (143, '')
   assert 'unexpected argument' in tool('end', 'more', **cache)[2]
 
 

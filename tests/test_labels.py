@@ -363,3 +363,29 @@ def test_one_hot_labels_of_many_classes_take_no_square(tmp_path):
   many = labels.Labels.of_classes((), np.eye(1, 100_000, 7, dtype=int)[0])
   again = labels.Labels.from_json(many.to_json())
   assert many.c_dim == again.c_dim == 100_000 and again.values.argmax() == 7
+
+
+@pytest.mark.parametrize(
+  'name, value',
+  [
+    ('counts', [0, 3]),
+    ('counts', [-1, 3]),
+    ('values', [-1, 1]),
+    ('values', [0.5, 1]),
+    ('values', [1, 1]),
+    ('values', [0, 3]),
+    ('names', [1, 2, 3]),
+    ('one_hot', False),
+  ],
+)
+def test_labels_that_nobody_wrote_are_refused(name, value):
+  fields = json.loads(labels.Labels.of_classes(('a', 'b', 'c'), (2, 3, 0)).to_json())
+  assert labels.Labels.from_json(json.dumps(fields)).c_dim == 3
+  with pytest.raises((ValueError, TypeError)):
+    labels.Labels.from_json(json.dumps(fields | {name: value}))
+
+
+def test_of_nothing_there_are_no_labels():
+  fields = {'names': [], 'one_hot': True, 'c_dim': 2, 'values': [], 'counts': []}
+  with pytest.raises(ValueError):
+    labels.Labels.from_json(json.dumps(fields))

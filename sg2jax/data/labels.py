@@ -122,14 +122,23 @@ class Labels(NamedTuple):
     """What `to_json` wrote. Raises ValueError, KeyError or TypeError for anything else."""
     fields = json.loads(text)
     if fields['one_hot']:
-      values = _one_hot(np.array(fields['values'], np.int64), fields['c_dim'])
+      classes = np.array(fields['values'])
+      if classes.dtype.kind not in 'iu' or not np.all((classes >= 0) & (classes < fields['c_dim'])):
+        raise ValueError('classes are whole numbers below c_dim')
+      values = _one_hot(classes, fields['c_dim'])
     else:
       values = np.array(fields['values'], np.float32)
     if values.shape != (len(fields['counts']), fields['c_dim']):
       raise ValueError('as many counts as labels, of one length')
     if len(fields['names']) not in (0, fields['c_dim']):
       raise ValueError('as many names as classes')
+    if not all(isinstance(name, str) for name in fields['names']):
+      raise TypeError('names are texts')
     counts = np.array(fields['counts'], np.int64)
+    if not counts.size or counts.min() < 1:
+      raise ValueError('each label has one image at least')
+    if not np.isfinite(values).all() or len(np.unique(values, axis=0)) < len(values):
+      raise ValueError('labels are finite, and each is there once')
     return cls(tuple(fields['names']), fields['one_hot'], values, counts)
 
 

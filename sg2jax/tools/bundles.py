@@ -1,12 +1,20 @@
 """Writes a bundle: a folder to publish, see sg2jax/bundle.py for what is in it."""
 
+import contextlib
 import json
 import pathlib
+import re
 
 from sg2jax import bundle, cli, files, sampler
 from sg2jax.faults import UsageError
 from sg2jax.tools import card, card_facts, card_fields
 from sg2jax.training import checkpoint
+
+# Of the files of a bundle, see bundle.py.
+_NAMES = re.compile(
+  '|'.join(map(re.escape, (bundle.WEIGHTS, bundle.CONFIG, bundle.LABELS, bundle.CARD)))
+  + r'|(samples(_psi07)?|curves|neighbours_[\w.]+)\.png|LICENSE(\.md)?'
+)
 
 
 def write(path: str, dest: str) -> pathlib.Path:
@@ -32,6 +40,7 @@ def write(path: str, dest: str) -> pathlib.Path:
     for name, data in contents.items():
       files.write_atomic(temporary / name, data)
     files.write_atomic(temporary / bundle.SUMS, bundle.sums(contents))
+    destination(dest)  # once more: the pictures may have taken minutes
   return folder
 
 
@@ -42,20 +51,34 @@ def destination(dest: str) -> pathlib.Path:
   Raises UsageError for any other.
   """
   folder = cli.folder(dest, 'bundle')
+  here = pathlib.Path.cwd()
+  if folder.resolve() in (here, *here.parents):
+    raise UsageError(f'--bundle={dest} is where you stand; name a folder in it')
+  if folder.is_mount():
+    raise UsageError(f'--bundle={dest} is a mount, which nothing can replace; name a folder in it')
   if not folder.is_dir() or not any(folder.iterdir()):
     return folder
   if not bundle.is_there(folder):
     raise UsageError(
       f'--bundle={dest} holds something, and is no bundle; name a folder that is empty or new'
     )
-  ours = {*bundle.read_sums(folder), bundle.SUMS}
-  others = sorted(p.name for p in folder.iterdir() if p.name not in ours)
+  listed = bundle.read_sums(folder)
+  # A list that was written anew may name files of others, too.
+  ours = {name for name in listed if _NAMES.fullmatch(name)} | {bundle.SUMS}
+  others = sorted(p.name for p in folder.iterdir() if p.name not in ours or not p.is_file())
   if others:
     raise UsageError(
       f'--bundle={dest}: {", ".join(others[:3])} is not of the bundle there, and would be lost; '
       'move it away, or name another folder'
     )
   card.check_untouched(folder / bundle.CARD)
+  for name in sorted(ours - {bundle.CARD, bundle.SUMS}):
+    with contextlib.suppress(FileNotFoundError):
+      if files.sha256(folder / name) != listed[name]:
+        raise UsageError(
+          f'--bundle={dest}: {name} was changed since it was written, and would be lost; move it '
+          'away, or name another folder'
+        )
   return folder
 
 

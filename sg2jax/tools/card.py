@@ -24,7 +24,7 @@ from sg2jax.faults import UsageError
 from sg2jax.tools import card_facts, card_fields, card_pictures, card_text
 from sg2jax.tools import flags as shared
 
-MARK = '<!-- A card of sg2jax; SHA-256 of it, up to here, and of its pictures: {} -->\n'
+MARK = '<!-- A card of sg2jax; SHA-256 of it, up to here, and of its files: {} -->\n'
 
 
 def define_flags() -> None:
@@ -58,28 +58,30 @@ def main(_: list[str]) -> None:
 
 
 def check_untouched(path: paths.Path) -> None:
-  """Raises UsageError if there is a file that isn't a card as it was written, pictures included."""
+  """Raises UsageError if there is a file that isn't a card as it was written, with its files."""
   if not path.exists():
     return
+  if not path.is_file():  # a pipe would be waited for
+    raise UsageError(f'{path} is there, and no file; move it away, or name another place')
   text = path.read_bytes().decode(errors='replace')
-  beside = {name: path.parent / name for name in _pictures(text)}
-  pictures = {name: file.read_bytes() for name, file in beside.items() if file.exists()}
-  if text != _marked(text[: text.rfind('<!--')], pictures):
+  there = {name: path.parent / name for name in _beside(text)}
+  contents = {name: file.read_bytes() for name, file in there.items() if file.is_file()}
+  if text != _marked(text[: text.rfind('<!--')], contents):
     raise UsageError(
-      f'{path} is no card of sg2jax, or was edited since it was written, as may be one of its '
-      'pictures, and would be lost; move it away, or name another place'
+      f'{path} is no card of sg2jax, or was edited since it was written, as may be a picture or '
+      'the licence beside it, and would be lost; move it away, or name another place'
     )
 
 
 def _check_others(path, written):
   """Beside it, what no card has written stays as it is."""
   old = path.read_bytes().decode(errors='replace') if path.exists() else ''
+  ours = {path.name, *_beside(old)}
+  files_there = {name: path.parent / name for name in written if name not in ours}
   others = [
     name
-    for name, data in written.items()
-    if name not in (path.name, *_pictures(old))
-    and (path.parent / name).exists()
-    and (path.parent / name).read_bytes() != data
+    for name, file in files_there.items()
+    if file.exists() and not (file.is_file() and file.read_bytes() == written[name])
   ]
   if others:
     raise UsageError(
@@ -88,14 +90,15 @@ def _check_others(path, written):
     )
 
 
-def _pictures(text):
-  """Names of the files that a card shows."""
-  return re.findall(r'\]\(([^/\n]+?\.png)\)', text)
+def _beside(text):
+  """Names of the files that a card brings: pictures, the text of a licence."""
+  pictures = re.findall(r'\]\(([^/\n]+?\.png)\)', text)
+  return pictures + re.findall(r'^license_link: "(LICENSE(?:\.md)?)"$', text, re.M)
 
 
-def _marked(text, pictures):
-  """With a last line that tells whether it, or one of its pictures {name: bytes}, was changed."""
-  parts = [text.encode(), *(pictures.get(name, b'') for name in _pictures(text))]
+def _marked(text, contents):
+  """With a last line that tells whether it, or one of its files {name: bytes}, was changed."""
+  parts = [text.encode(), *(contents.get(name, b'') for name in _beside(text))]
   return text + MARK.format(hashlib.sha256(b''.join(parts)).hexdigest())
 
 
@@ -137,7 +140,8 @@ def make(
   pictures = {f'{prefix}{stem}.png': x for stem, x in card_pictures.make(net, facts).items()}
   text = card_text.write(net, facts, fields, title, where, {x: prefix for x in pictures})
   licence = {fields.license_link: fields.license_text} if fields.license_text else {}
-  return pictures | licence | {name: _marked(text, pictures).encode()}
+  others = pictures | licence
+  return others | {name: _marked(text, others).encode()}
 
 
 if __name__ == '__main__':

@@ -14,6 +14,7 @@ from sg2jax.tools import card_facts
 from sg2jax.tools import flags as shared
 
 DEFAULT_BASE = 'configs/default.py'
+MAX_BYTES = 2**20  # of the text of a licence
 LICENCE_FILES = ('LICENSE', 'LICENSE.md')  # as hubs look for them
 
 
@@ -147,6 +148,10 @@ def _check_whole(said):
 
 def _problem(name, value):
   """What is wrong with a value of a field; '': nothing."""
+  try:
+    value.encode()
+  except UnicodeEncodeError:
+    return 'is no text in UTF-8'
   if name in ('license', 'data_license', 'license_name'):
     example = ASKED[name] if name in ASKED else ASKED_OF_OTHER[name]
     if not re.fullmatch(r'[a-z0-9][a-z0-9.+-]*', value):
@@ -173,6 +178,10 @@ def _text_of_licence(link):
     return link, b''
   file = pathlib.Path(link).expanduser()
   try:
+    if file.exists() and not file.is_file():  # a device or a pipe has no end
+      raise ValueError('it is no file')
+    if file.exists() and not 0 < file.stat().st_size <= MAX_BYTES:
+      raise ValueError(f'it has {file.stat().st_size:,} bytes')
     text = file.read_bytes()
     text.decode()
   except (OSError, ValueError) as e:

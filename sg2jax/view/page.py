@@ -329,8 +329,9 @@ class Page:
 
   async def _record(self):
     async def record():
-      name, data = await run.io_bound(recording.record, self.viewer, self.id)
-      ui.download(data, name)
+      found = await run.io_bound(recording.record, self.viewer, self.id)
+      if found:  # None: the server ends
+        ui.download(found[1], found[0])
 
     if self._can_walk():
       await self._alone('recording ...', record)
@@ -353,6 +354,7 @@ class Page:
       self._say('wait for what is under way')
       return
     self.session.progress = said
+    self._say('')
     try:
       await work()
       self._say('')

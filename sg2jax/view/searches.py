@@ -28,6 +28,7 @@ def projected(viewer: Viewer, id: str, name: str, data: bytes) -> None:
   """
   net = viewer.net
   session, leaving = _of_tab(viewer, id)
+  session.progress = 'projecting: compiling'
   # What is found is to look like the picture: one that is too small to learn from will do.
   options = images.Options(
     *net.generator.synthesis.resolution,
