@@ -197,7 +197,8 @@ def load(name: str, activation: str = '') -> Clip:
     path = pathlib.Path(name).expanduser()
   if not path.exists() or path.is_dir():
     what = 'is a folder' if path.is_dir() else 'is missing'
-    raise WeightsError(f'{path} {what}; name a file, or one of {", ".join(NAMES)}')
+    # Every tool that takes a CLIP calls it --clip.
+    raise WeightsError(f'--clip={name} {what}; name a file, or one of {", ".join(NAMES)}')
   arrays, digest = pretrained.load_file(path)
   told = _told(path, arrays)
   if 'activation' not in told:

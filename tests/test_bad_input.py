@@ -13,12 +13,15 @@ from PIL import Image
 import pytest
 
 from sg2jax import cli, main
+from sg2jax.lab import text_study
 from sg2jax.tools import (
+  adversarial,
   analyze,
   attribute,
   bench,
   convert,
   directions,
+  edit,
   evaluate,
   export,
   fetch_weights,
@@ -28,6 +31,7 @@ from sg2jax.tools import (
   prepare,
   project,
   video,
+  view,
 )
 from sg2jax.training import checkpoint
 from tests.runs import ROOT, SMALL, TINY, call, random_run, xla_flags
@@ -282,6 +286,23 @@ ROWS = [
   (video, '--checkpoint=@/run --out=@/new.gif --seeds=-1', 2, 'seeds=-1', 'as in 0-31'),
   (attribute, '--checkpoint=@/run --reals=@/pictures --own=x', 2, 'own=x', 'as in 0-31'),
   (evaluate, '--checkpoint=@/run --seed=-1', 2, '--seed=-1', 'range'),
+  # ---- CLIP
+  *[
+    (
+      tool,
+      f'{words} --clip=clip-vit-b-23',
+      7,
+      '--clip=clip-vit-b-23',
+      'name a file, or one of digits',
+    )
+    for tool, words in (
+      (edit, 'text --checkpoint=@/run --source=six --target=seven --out=@/new'),
+      (edit, 'nada --checkpoint=@/run --source=seven --target=six --out=@/new'),
+      (adversarial, '--checkpoint=@/run --classifier=digits --texts=six=>seven --out=@/new'),
+      (text_study, '--checkpoint=@/run --out=@/new'),
+      (view, '--checkpoint=@/run --port=0'),
+    )
+  ],
   # ---- devices
   *[
     (main, f'--config.device={device}', 2, f'device={device}', 'pip install "jax[cuda13]"')

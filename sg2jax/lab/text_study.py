@@ -90,9 +90,9 @@ def main(_: list[str]) -> None:
   if not seeds:
     raise UsageError(f'--seeds={asked.seeds} has no seeds: give the smaller number first')
   began = time.monotonic()
-  judge = train_judge()
-  net = sampler.load(asked.checkpoint)
   clip = clips.load(asked.clip)
+  net = sampler.load(asked.checkpoint)
+  judge = train_judge()
   rows, pictures = study(net, clip, judge.see, seeds)
   document = {
     'checkpoint': net.hash(),

@@ -207,9 +207,10 @@ def read_job(net: sampler.Sampler, stop: Stop) -> searches.Job:
   asked = flags.FLAGS
   height, width = net.generator.synthesis.resolution
   shape = (height, width, net.config.data.channels)
+  # Before a classifier is trained, which takes seconds.
+  clip = clips.load(asked.clip, asked.clip_activation or '') if asked.clip else None
   classifier = classifiers.load(asked.classifier, shape)
   names = names_of(net, classifier)
-  clip = clips.load(asked.clip, asked.clip_activation or '') if asked.clip else None
   judge = read_judge(classifier, clip, names, shape)
   distance = project.distance(asked.distance)
   if asked.distance == 'lpips':
