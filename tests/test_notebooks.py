@@ -60,6 +60,35 @@ def shell(source):
   return [line[1:] for line in lines if line.startswith('!')]
 
 
+def listed(source):
+  """The commands of ours that a cell makes as lists, for subprocess, with all that it may add."""
+  nodes = list(ast.walk(tree(source)))
+  called = {id(x.value): ast.unparse(x.targets[0]) for x in nodes if isinstance(x, ast.Assign)}
+  added = [(ast.unparse(x.target), x.value) for x in nodes if isinstance(x, ast.AugAssign)]
+  found = []
+  for node in nodes:
+    if isinstance(node, ast.List) and any(word.startswith('sg2jax.') for word in words(node)):
+      more = [value for name, value in added if name == called.get(id(node))]
+      found.append([word for part in (node, *more) for word in words(part)])
+  # A flag that is added in another way would be looked at by nobody.
+  texts = [x.value for x in nodes if isinstance(x, ast.Constant) and isinstance(x.value, str)]
+  flags = [text for text in texts if text.startswith('--')]
+  assert len(flags) == sum(word.startswith('--') for command in found for word in command), flags
+  return list(map(shlex.join, found))
+
+
+def words(node):
+  """The words in the list of a command, {NAME} for what they are filled with; '' for others."""
+  for word in node.elts:
+    match word:
+      case ast.Constant(value=str(text)):
+        yield text
+      case ast.JoinedStr():
+        yield ast.unparse(word)[2:-1]
+      case _:
+        yield 'python' if ast.unparse(word) == 'sys.executable' else ''
+
+
 def names(source):
   """(names that a cell reads, names that it sets)."""
   nodes = [node for node in ast.walk(tree(source)) if isinstance(node, ast.Name)]
@@ -168,7 +197,7 @@ def test_commands_are_of_tools_and_flags_that_are_there(name, monkeypatch):
   notebook = read(name)
   given = values(notebook) | EXAMPLES
   for cell in code(notebook):
-    for command in shell(cell.source):
+    for command in shell(cell.source) + listed(cell.source):
       if not command.startswith(('git clone ', 'python -m pip install ')):
         commands.parse(filled(command, given))
 
@@ -186,6 +215,32 @@ def test_a_wrong_command_is_found(command, error, monkeypatch):
   monkeypatch.chdir(ROOT)
   with pytest.raises(error):
     commands.parse(filled(command, {}))
+
+
+VIEW = "command = [sys.executable, '-m', 'sg2jax.tools.view', f'--checkpoint={RUN}', '--port=0']\n"
+
+
+@pytest.mark.parametrize(
+  'source, flag',
+  [
+    (VIEW.replace('port', 'prot'), 'prot'),
+    (VIEW + "if CLIP:\n  command += [f'--clop={CLIP}']", 'clop'),
+    ("subprocess.run([sys.executable, '-m', 'sg2jax.tools.video', '--sed=1'])", 'sed'),
+  ],
+)
+def test_a_wrong_flag_in_a_list_is_found(source, flag, monkeypatch):
+  monkeypatch.chdir(ROOT)
+  given = {'RUN': 'a run', 'CLIP': 'digits'}
+  (command,) = listed(source)
+  with pytest.raises(UsageError, match=f"'{flag}'"):
+    commands.parse(filled(command, given))
+  (right,) = listed(VIEW)
+  commands.parse(filled(right, given))
+
+
+def test_a_flag_that_no_list_of_a_command_has_is_found():
+  with pytest.raises(AssertionError, match='--clip=digits'):
+    listed(VIEW + "command.append('--clip=digits')")
 
 
 def test_all_are_set_up_alike():
@@ -391,7 +446,7 @@ def test_use_a_trained_network(tmp_path, env, home):
   }
   notebook = with_parameters('use_a_trained_network', **given)
   run_with_a_restart(notebook, 'mix', env)
-  for id in ('import', 'generate', 'python', 'mix', 'project', 'edit', 'stablehlo'):
+  for id in ('import', 'generate', 'python', 'mix', 'project', 'directions', 'edit', 'stablehlo'):
     assert shown(notebook, id) == ['image/png'], id
   assert len(json.loads((out / 'projected' / 'projections.json').read_text())) > 0
   before = np.asarray(Image.open(out / 'edited' / 'before' / 'seed0000.png'))
@@ -399,21 +454,23 @@ def test_use_a_trained_network(tmp_path, env, home):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('is_colab', (False, True))
-def test_the_viewer_of_a_notebook(is_colab, tmp_path, env):
+@pytest.mark.parametrize('is_colab, clip', ((False, 'digits'), (True, '')))
+def test_the_viewer_of_a_notebook(is_colab, clip, tmp_path, env):
   env |= write_colab(tmp_path) if is_colab else {}
   run = runs.random_run(tmp_path / 'run', (0.3, 0.3, 1, 1, 1), **runs.SMALL)
   given = {'RUN': str(run), 'OUT': str(tmp_path / 'out'), 'DRIVE': str(tmp_path / 'drive')}
+  given['CLIP'] = clip
   kernel = Kernel(with_parameters('use_a_trained_network', **given))
   ended = nbformat.v4.new_code_cell('viewer.terminate()\nviewer.wait()')
   with kernel.setup_kernel(env=env):
-    kernel.run(['parameters', 'setup', 'view'])
+    kernel.run(['parameters', 'setup', 'directions', 'view'])
     before = address_shown(kernel.nb)
-    assert answers(before)
+    page = answer(before)
+    assert 'sefa0' in page and ('a thick seven' in page) == bool(clip)
     kernel.run(['view'])
-    assert answers(address_shown(kernel.nb)) and not answers(before)
+    assert 'sg2jax' in answer(address_shown(kernel.nb)) and not answer(before)
     kernel.execute_cell(ended, 0)
-  assert not answers(address_shown(kernel.nb))
+  assert not answer(address_shown(kernel.nb))
   # ---- one that can't start says why
   given['RUN'] = str(tmp_path / 'gone')
   kernel = Kernel(with_parameters('use_a_trained_network', **given))
@@ -427,8 +484,9 @@ def address_shown(notebook):
   return found[1] or f'http://127.0.0.1:{found[2]}/'
 
 
-def answers(address):
+def answer(address):
+  """The page at an address; '': nothing listens there."""
   try:
-    return 'sg2jax' in urllib.request.urlopen(address).read().decode()
+    return urllib.request.urlopen(address).read().decode()
   except urllib.error.URLError:
-    return False
+    return ''
