@@ -1,5 +1,6 @@
 """Links between pages lead somewhere, nothing in docs/ is without a way to it; commands parse."""
 
+import ast
 import pathlib
 import re
 
@@ -137,3 +138,44 @@ sg2jax doctor --config=configs/quickstart.py --config.bach=8
   assert len(commands.of_page(page.read_text())) == 5
   assert len(found) == 3
   assert all(name in error for name, error in zip(('gone', 'sed', 'bach'), found))
+
+
+# ---- messages that troubleshooting.md quotes
+
+TABLES = re.compile(r'^\| (?!symptom|-)(.*?) \|', re.M)
+
+
+def said_by_us() -> str:
+  """All texts in the package, a line each; what is filled in is '...'."""
+  texts = []
+  for path in sorted((ROOT / 'sg2jax').rglob('*.py')):
+    for node in ast.walk(ast.parse(path.read_text())):
+      match node:
+        case ast.Constant(value=str(text)):
+          texts.append(text)
+        case ast.JoinedStr():
+          parts = [x.value if isinstance(x, ast.Constant) else '...' for x in node.values]
+          texts.append(''.join(parts))
+  return '\n'.join(texts)
+
+
+def quotes(page: str) -> list[str]:
+  """What the first columns of a page's tables quote."""
+  return [quote for cell in TABLES.findall(page) for quote in re.findall(r'`(.+?)`', cell)]
+
+
+def not_said(page: str, said: str) -> list[str]:
+  """The quotes of a page that aren't in any text of ours; '...' in them is whatever is there."""
+  # `warning: ` stands before texts that are elsewhere.
+  asked = {quote: quote.removeprefix('warning: ').split('...') for quote in quotes(page)}
+  forms = {quote: '.*'.join(map(re.escape, parts)) for quote, parts in asked.items()}
+  return [quote for quote, form in forms.items() if not re.search(form, said)]
+
+
+def test_messages_that_are_quoted_are_those_that_are_printed():
+  page = (ROOT / 'docs/troubleshooting.md').read_text()
+  assert len(quotes(page)) > 40
+  said = said_by_us()
+  assert not_said(page, said) == []
+  wrong = '| exit 3, `empty file`, `is a folder; ... takes` | x |'
+  assert not_said(wrong, said) == ['is a folder; ... takes']
