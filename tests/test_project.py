@@ -296,6 +296,13 @@ def test_names_of_results_are_unlike(given, want):
   assert pictures_tool.result_names(given) == want
 
 
+def test_of_pictures_that_are_too_small_the_size_is_said(net, tmp_path):
+  Image.fromarray(np.zeros((2, 2), np.uint8)).save(tmp_path / 'a.png')
+  with pytest.raises(DatasetError, match='a.png: too small.*give PNG or JPEG files of') as e:
+    pictures_tool.read_items(str(tmp_path / 'a.png'), net, tmp_path / 'out')
+  assert 'prepare' not in str(e.value)
+
+
 def test_pictures_of_one_name_are_all_taken(net, pictures, tmp_path):
   image = Image.open(pictures / 'p1.png').convert('RGB')
   folder = tmp_path / 'clash'

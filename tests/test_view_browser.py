@@ -235,6 +235,8 @@ def act(page, draw, pictures):
       page.get_by_role('tab', name=name).click()
       # NiceGUI's tabs change once the server says so, and a click before that is lost.
       page.get_by_role('tab', name=name, selected=True).wait_for()
+      if name == 'Layers':
+        choose(page, 'layer', draw.choice(('b4.conv1', 'b8.conv0', 'b16.conv1')))
 
 
 def test_random_events_in_the_page(page, net):

@@ -33,6 +33,10 @@ Image.MAX_IMAGE_PIXELS = None
 class Unusable(Exception):
   """A picture that can't be used; `str()` is the reason, for the report."""
 
+  def reason(self) -> str:
+    """It without what `prepare` could do, for who doesn't prepare a data set."""
+    return str(self).partition('; `')[0]
+
 
 @dataclasses.dataclass(frozen=True)
 class Options:

@@ -63,12 +63,17 @@ def read_items(
     try:
       image = images.convert((root / name).read_bytes(), options)
       items.append(Item(name.replace('/', '_'), str(root / name), image))
-    except (images.Unusable, OSError) as e:
-      unusable[name] = getattr(e, 'strerror', None) or e
+    except images.Unusable as e:
+      unusable[name] = e.reason()
+    except OSError as e:
+      unusable[name] = e.strerror or e
   lines = [f'{name}: {reason}' for name, reason in unusable.items()]
   if not items:
     reasons = '; '.join(lines[:3]) or 'it is empty'
-    raise DatasetError(f'{path} has no picture that can be projected: {reasons}')
+    raise DatasetError(
+      f'{path} has no picture that can be projected: {reasons}; give PNG or JPEG files of '
+      f'{options.width}x{options.height} or more'
+    )
   for line in lines:
     print(f'left out: {line}', file=sys.stderr)
   items.sort(key=lambda item: item.source)

@@ -39,8 +39,7 @@ def projected(viewer: Viewer, id: str, name: str, data: bytes) -> None:
   try:
     target = images.convert(data, options)
   except images.Unusable as e:
-    reason = str(e).partition('; `')[0]  # what `prepare` could do helps nobody here
-    raise UsageError(f'{name:.60}: {reason}; drop a PNG or JPEG file') from None
+    raise UsageError(f'{name:.60}: {e.reason()}; drop a PNG or JPEG file') from None
   settings = project.Settings(STEPS, SPACE)
   projector = project.Projector(net, target[None], project.distance('pyramid'), settings)
   for step in range(STEPS):
