@@ -326,13 +326,13 @@ def test_labels_come_along(name, tmp_path):
   assert copy.labels.names == labels.names and copy.labels.counts.tolist() == [9, 1]
   np.testing.assert_array_equal(copy.c(range(50)), sampler.load(workdir).c(range(50)))
   beside = tmp_path / f'{name}.json'
-  for old, new in (
-    ('"c_dim": 3, "values": [0, 2]', '"c_dim": 3, "values": [0, 7]'),
-    ('"one_hot": true, ', ''),
+  for old, new, said in (
+    ('"c_dim": 3, "values": [0, 2]', '"c_dim": 3, "values": [0, 7]', 'are whole numbers below'),
+    ('"one_hot": true, ', '', 'is malformed'),
   ):
     assert old in (text := json.dumps(json.loads(beside.read_text())))
     (tmp_path / f'{name}.json').write_text(text.replace(old, new, 1))
-    with pytest.raises(WeightsError, match='is malformed'):
+    with pytest.raises(WeightsError, match=said):
       tool(convert, source=tmp_path / name, dest=tmp_path / 'other')
     beside.write_text(text)
   assert not (tmp_path / 'other').exists()
