@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Sequence
 import contextlib
+import logging as python_logging
 import socket
 
 from absl import logging
@@ -46,10 +47,16 @@ def serve(
     timeout_graceful_shutdown=1,
     ws_max_size=2**24,
   )
+  # What still waits as the server ends is cancelled, which is no fault.
+  python_logging.getLogger('uvicorn.error').addFilter(_is_no_cancelling)
   print(viewer.net.title)
   print(hello, flush=True)
   with contextlib.suppress(KeyboardInterrupt):
     uvicorn.Server(config).run([listening])
+
+
+def _is_no_cancelling(record):
+  return not (record.exc_info and isinstance(record.exc_info[1], asyncio.CancelledError))
 
 
 def application(viewer: Viewer) -> FastAPI:
@@ -70,7 +77,14 @@ def application(viewer: Viewer) -> FastAPI:
     viewer.is_closing = True
     following.cancel()
 
-  app = FastAPI(lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url=None)
+  app = FastAPI(
+    lifespan=lifespan,
+    docs_url=None,
+    redoc_url=None,
+    openapi_url=None,
+    # Whatever OpenTelemetry is told by the environment: nothing is measured of who looks.
+    telemetry=dict.fromkeys(('tracing', 'metrics', 'logs', 'auto_configure'), False),
+  )
   viewer.route(app)
   # Of the page, and not of ui.run_with: that would ask browsers for signs of life less often.
   ui.page('/', reconnect_timeout=RECONNECT_SECONDS)(lambda: Page(viewer) and None)
