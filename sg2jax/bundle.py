@@ -58,11 +58,20 @@ def home(path: str | os.PathLike) -> paths.Path:
 
 
 def weights(state: dict[str, Any]) -> bytes:
-  """The file of weights of a state, as `checkpoint.load` gives it."""
+  """The file of weights of a state, as `checkpoint.load` gives it.
+
+  Raises CheckpointError: `read` would refuse it.
+  """
   from safetensors import numpy as safetensors  # here: who loads a run does without
 
   flat = traverse_util.flatten_dict({name: state[name] for name in FIELDS}, sep='.')
   arrays = {name: np.array(x, order='C') for name, x in flat.items()}
+  for name, x in arrays.items():
+    if not np.isfinite(x).all():
+      raise CheckpointError(
+        f'{name} has numbers that are not finite: this network has diverged; name an earlier '
+        'checkpoint, RUN/checkpoints/STEP'
+      )
   return safetensors.save(arrays, {'format': FORMAT})
 
 

@@ -1,13 +1,13 @@
 """Model cards say what the run says; bundles make the run's images, and are refused if tampered."""
 
 import contextlib
-import io
 import json
 import os
 import pty
 import shutil
 import subprocess
 import sys
+import tempfile
 from unittest import mock
 
 from absl import flags
@@ -290,6 +290,7 @@ def test_a_licence_that_hubs_do_not_know_has_a_name_and_a_link(run, tmp_path):
     (('--license_name=lab-1.0',), '--license_link is missing'),
     (('--license_name=Lab 1', '--license_link=x'), 'lower case'),
     (('--license_name=lab-1.0', f'--license_link={tmp_path}/none'), 'none cannot be read'),
+    (('--license_name=lab-1.0', '--license_link=~nosuchuser/LICENSE'), 'cannot be read'),
     (('--license=mit', '--license_name=lab-1.0'), 'for --license=other'),
     (('--data_license=other',), 'says nothing'),
     (('--data_id=my cats',), 'is no name at a hub'),
@@ -329,7 +330,7 @@ def test_a_licence_that_hubs_do_not_know_has_a_name_and_a_link(run, tmp_path):
   ],
 )
 def test_licences_are_asked_for(flags, said, run, tmp_path, monkeypatch):
-  monkeypatch.setattr(sys, 'stdin', io.StringIO())  # no terminal, wherever the tests are run
+  monkeypatch.setattr(sys, 'stdin', None)  # as of a daemon: it is closed
   for tool, where in ((card, '--out=@/a.md'), (export, '--bundle=@/b')):
     with pytest.raises(UsageError, match=said):
       call(tool, f'--checkpoint={run}', where.replace('@', str(tmp_path)), *flags)
@@ -364,6 +365,9 @@ def test_at_a_terminal_a_person_is_asked(run, tmp_path, monkeypatch):
   end = '\x04'
   with terminal(f'mit\n{end}'), pytest.raises(UsageError, match='--data_license is missing'):
     call(card, f'--checkpoint={run}', f'--out={tmp_path}/b.md', '--author=Ada')
+  # ---- nothing, where the flags can't do
+  with terminal(''), pytest.raises(UsageError, match='goes without --license_name'):
+    call(card, f'--checkpoint={run}', '--license=mit', '--license_name=x')
   # ---- and not in a notebook, whose commands see a terminal that nobody types at
   monkeypatch.setenv('JPY_PARENT_PID', '1')
   with terminal(''), pytest.raises(UsageError, match='--license, --data_license are missing'):
@@ -562,6 +566,14 @@ def test_a_strangers_numbers_are_finite(name, copy):
     sampler.load(copy)
 
 
+def test_what_nobody_could_read_is_not_written(run):
+  state, _ = checkpoint.load(run)
+  assert bundle.weights(state)
+  state['w_avg'] = np.full_like(state['w_avg'], np.nan)
+  with pytest.raises(CheckpointError, match='w_avg has numbers that are not finite.*earlier'):
+    bundle.weights(state)
+
+
 @pytest.mark.parametrize('name', [bundle.WEIGHTS, 'config.json', 'labels.json', bundle.SUMS])
 def test_what_has_no_end_is_not_read(name, copy):
   (copy / name).unlink()
@@ -683,6 +695,13 @@ def test_no_bundle_takes_the_place_of_where_one_stands_or_of_a_mount(copy, monke
       bundles.destination(place)
   with pytest.raises(UsageError, match='is a mount'):
     bundles.destination('/proc')
+  # ---- a link to another disk isn't one
+  elsewhere = tempfile.mkdtemp(dir='/dev/shm')
+  try:
+    (copy.parent / 'link').symlink_to(elsewhere)
+    assert bundles.destination(str(copy.parent / 'link'))
+  finally:
+    os.rmdir(elsewhere)
 
 
 @pytest.mark.parametrize(
@@ -711,6 +730,8 @@ def test_what_is_no_file_is_not_waited_for(run, tmp_path):
     call(card, f'--checkpoint={run}', f'--out={tmp_path}/y.md', *FLAGS)
   with pytest.raises(UsageError, match='is no text in UTF-8'):
     call(card, f'--checkpoint={run}', f'--out={tmp_path}/z.md', *FLAGS[:2], '--author=J\udcf6rg')
+  with pytest.raises(UsageError, match='names in UTF-8 only'):
+    call(card, f'--checkpoint={run}', f'--out={tmp_path}/J\udcf6rg.md', *FLAGS)
 
 
 def test_a_licence_of_ours_is_replaced(run, tmp_path):

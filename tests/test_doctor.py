@@ -397,6 +397,10 @@ def test_after_a_run_that_is_finished_comes_what_uses_it(run):
     line = the(found(doctor_run.configuration, quick, CPU, str(run)), 'next')
     assert ('generate, evaluate' in line) == is_finished
     assert f'sg2jax train {quick[0]} --workdir={run}' in line
+  (run / 'metrics.jsonl').unlink()
+  (run / 'metrics.jsonl').mkdir()
+  line = the(found(doctor_run.configuration, quick, CPU, str(run)), 'next')
+  assert 'sg2jax train' in line
 
 
 def test_a_run_that_does_not_say_keeps_what_the_default_does():

@@ -3,6 +3,7 @@
 import json
 import os
 import pickle
+import time
 import zipfile
 
 import numpy as np
@@ -216,6 +217,11 @@ def test_the_odd_label_is_named(tmp_path, label):
   assert os.listdir(tmp_path) == ['in']
 
 
+def test_a_vector_beyond_float32_is_named(tmp_path):
+  with pytest.raises(DatasetError, match=r"dataset\.json: .*'1\.png' is \[1e\+300, 1"):
+    of_json(tmp_path, {'0.png': [0.5, 1], '1.png': [1e300, 1]})
+
+
 @pytest.mark.parametrize(
   'table, words',
   [
@@ -376,6 +382,12 @@ def test_one_hot_labels_of_many_classes_take_no_square(tmp_path):
     ('values', [0, 3]),
     ('names', [1, 2, 3]),
     ('one_hot', False),
+    ('counts', [2**70, 1]),
+    ('counts', [1.5, 1]),
+    ('counts', [[1], [1]]),
+    ('counts', '11'),
+    ('c_dim', 10**15),
+    ('c_dim', 3.0),
   ],
 )
 def test_labels_that_nobody_wrote_are_refused(name, value):
@@ -383,6 +395,13 @@ def test_labels_that_nobody_wrote_are_refused(name, value):
   assert labels.Labels.from_json(json.dumps(fields)).c_dim == 3
   with pytest.raises((ValueError, TypeError)):
     labels.Labels.from_json(json.dumps(fields | {name: value}))
+
+
+def test_many_classes_are_read_in_a_moment():
+  text = labels.Labels.unknown(4000).to_json()
+  start = time.process_time()
+  assert labels.Labels.from_json(text).values.sum() == 4000
+  assert time.process_time() - start < 1  # comparing rows took 2 s
 
 
 def test_of_nothing_there_are_no_labels():

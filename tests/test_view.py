@@ -236,7 +236,9 @@ def test_what_is_refused_is_named(viewer):
   # ---- for as long as it stands there
   assert tab.set(viewer.net, 'cutoff', 2) and 'class bird' in tab.message
   assert tab.set(viewer.net, 'label', '') and tab.set(viewer.net, 'psi', 1)
-  assert not tab.say('the search was lost') and 'seed=1e+30' not in tab.message
+  assert 'seed=1e+30' in tab.message
+  assert not tab.say('the search was lost') and tab.message == 'the search was lost'
+  assert not tab.move({}, 'gone.npz', 'wide', 1) and 'wide of gone.npz is not there' in tab.message
   assert tab.set(viewer.net, 'seed', 5) and not tab.message
 
 
@@ -505,6 +507,19 @@ def test_of_many_files_the_newest_are_sliders_and_the_rest_is_said(run):
     assert viewer.notes[-1] == f'{292 + len(notes)} more can not be used'
   finally:
     shutil.rmtree(folder)
+
+
+def test_a_disk_that_is_away_for_a_moment_takes_no_directions(run, monkeypatch):
+  def away(place):
+    raise UsageError(f'cannot read {place}: Input/output error')
+
+  net = sg2jax.load(run)
+  known = {}
+  with monkeypatch.context() as patch:
+    patch.setattr(direction, 'read_all', away)
+    found, notes = catalogue.find(net, known)
+  assert not found and 'Input/output error' in notes[0]
+  assert catalogue.find(net, known)[0]
 
 
 def test_a_walk_that_is_too_long_is_not_recorded(viewer):

@@ -1,7 +1,6 @@
 """The labels in a dataset.json, in the many forms that docs/data.md states."""
 
 import json
-import math
 import posixpath
 import re
 import unicodedata
@@ -10,6 +9,7 @@ from sg2jax.data import images, sources, wording
 from sg2jax.faults import DatasetError
 
 MAX_CLASSES = 16_384  # a label is a vector of so many numbers
+LARGEST = 3.4028234e38  # of float32, in which labels are kept
 _WHOLE = re.compile(r'[+-]?[0-9]+(\.0*)?')
 
 Label = int | str | list[float]  # a class by number or by name, or a vector
@@ -140,7 +140,7 @@ def _label(value: object, are_numbers: bool) -> Label | None:
     return None
   if isinstance(value, list) and value:
     vector = [float(x) for x in value]
-    if all(map(math.isfinite, vector)):
+    if all(abs(x) <= LARGEST for x in vector):
       return vector
   # 1.0 is class 1, as pandas writes a column with gaps; true is no class, though Python counts it.
   elif not isinstance(value, bool) and 0 <= value < MAX_CLASSES and value == int(value):

@@ -14,6 +14,7 @@ from sg2jax.data import wording
 from sg2jax.faults import UsageError
 
 FILE = 'labels.json'  # in a data set, and in the folder of a run beside config.json
+MAX_C_DIM = 2**20  # of strangers' files
 MAX_VECTORS = 1024  # distinct label vectors that are stored; of more, a subset stands for all
 
 
@@ -121,25 +122,36 @@ class Labels(NamedTuple):
   def from_json(cls, text: str) -> Self:
     """What `to_json` wrote. Raises ValueError, KeyError or TypeError for anything else."""
     fields = json.loads(text)
+    c_dim = fields['c_dim']
+    counts = _whole_numbers(fields['counts'], 1, 2**63)
+    if type(c_dim) is not int or c_dim > MAX_C_DIM:
+      raise ValueError(f'c_dim is a whole number up to {MAX_C_DIM:,}')
     if fields['one_hot']:
-      classes = np.array(fields['values'])
-      if classes.dtype.kind not in 'iu' or not np.all((classes >= 0) & (classes < fields['c_dim'])):
-        raise ValueError('classes are whole numbers below c_dim')
-      values = _one_hot(classes, fields['c_dim'])
+      classes = _whole_numbers(fields['values'], 0, c_dim)
+      is_double = len(np.unique(classes)) < len(classes)
+      values = _one_hot(classes, c_dim)
     else:
       values = np.array(fields['values'], np.float32)
-    if values.shape != (len(fields['counts']), fields['c_dim']):
+      is_double = len(np.unique(values, axis=0)) < len(values)
+      if not np.isfinite(values).all():
+        raise ValueError('labels are finite')
+    if is_double:
+      raise ValueError('each label is there once')
+    if values.shape != (len(counts), c_dim):
       raise ValueError('as many counts as labels, of one length')
-    if len(fields['names']) not in (0, fields['c_dim']):
+    if len(fields['names']) not in (0, c_dim):
       raise ValueError('as many names as classes')
     if not all(isinstance(name, str) for name in fields['names']):
       raise TypeError('names are texts')
-    counts = np.array(fields['counts'], np.int64)
-    if not counts.size or counts.min() < 1:
-      raise ValueError('each label has one image at least')
-    if not np.isfinite(values).all() or len(np.unique(values, axis=0)) < len(values):
-      raise ValueError('labels are finite, and each is there once')
     return cls(tuple(fields['names']), fields['one_hot'], values, counts)
+
+
+def _whole_numbers(given, low, end):
+  """int64 [K], K > 0, of JSON. Raises ValueError: they are none, or not in [low, end)."""
+  found = np.array(given)
+  if found.dtype.kind not in 'iu' or found.ndim != 1 or found.min() < low or found.max() >= end:
+    raise ValueError(f'classes and counts are whole numbers, here from {low}')
+  return found.astype(np.int64)
 
 
 def _one_hot(classes: np.ndarray, c_dim: int) -> np.ndarray:

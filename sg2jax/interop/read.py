@@ -98,7 +98,7 @@ def _of_bundle(path):
     build.check_generator(config, state, path)
     labels = path / bundle.LABELS
     labels = Labels.from_json(labels.read_text()) if labels.exists() else None
-  except (CheckpointError, ValueError, KeyError, TypeError) as e:
+  except (CheckpointError, ValueError, KeyError, TypeError, RecursionError) as e:
     raise WeightsError(f'{path} is refused: {e}') from e
   report = _report('sg2jax')
   report['initialised'] = {'(D)': f'the bundle has no D: {_SUBSTITUTES["D"]}'}

@@ -51,10 +51,11 @@ def destination(dest: str) -> pathlib.Path:
   Raises UsageError for any other.
   """
   folder = cli.folder(dest, 'bundle')
-  here = pathlib.Path.cwd()
-  if folder.resolve() in (here, *here.parents):
-    raise UsageError(f'--bundle={dest} is where you stand; name a folder in it')
-  if folder.is_mount():
+  with contextlib.suppress(FileNotFoundError):  # where one stands may have been deleted
+    here = pathlib.Path.cwd()
+    if folder.resolve() in (here, *here.parents):
+      raise UsageError(f'--bundle={dest} is where you stand; name a folder in it')
+  if folder.resolve().is_mount():
     raise UsageError(f'--bundle={dest} is a mount, which nothing can replace; name a folder in it')
   if not folder.is_dir() or not any(folder.iterdir()):
     return folder

@@ -40,6 +40,12 @@ def main(_: list[str]) -> None:
   args = flags.FLAGS
   net, place = load(args.checkpoint)
   path = cli.file(args.out or str(net.workdir / 'card.md'), ['.md'], anywhere=True)
+  try:
+    path.name.encode()
+  except UnicodeEncodeError:
+    raise UsageError(
+      f'--out={args.out!a}: pages link to names in UTF-8 only; name another'
+    ) from None
   check_untouched(path)
   fields = card_fields.given()
   where = '/'.join(place.parts[len(net.workdir.parts) - 1 :])
@@ -140,6 +146,7 @@ def make(
   pictures = {f'{prefix}{stem}.png': x for stem, x in card_pictures.make(net, facts).items()}
   text = card_text.write(net, facts, fields, title, where, {x: prefix for x in pictures})
   licence = {fields.license_link: fields.license_text} if fields.license_text else {}
+  text = text.encode(errors='replace').decode()  # names of folders may be no text
   others = pictures | licence
   return others | {name: _marked(text, others).encode()}
 

@@ -90,7 +90,10 @@ def given() -> Given:
   base = args.base or (DEFAULT_BASE if pathlib.Path(DEFAULT_BASE).is_file() else '')
   settings = _settings(base) if base else {}
   # Jupyter's !COMMAND looks like a terminal, and nobody can answer there.
-  if sys.stdin.isatty() and sys.stdout.isatty() and 'JPY_PARENT_PID' not in os.environ:
+  streams = (sys.stdin, sys.stdout)  # None: it is closed
+  if all(x and x.isatty() for x in streams) and 'JPY_PARENT_PID' not in os.environ:
+    if said['license']:
+      _check_of_other(said)
     _ask(said)
   _check_whole(said)
   link, text = _text_of_licence(said['license_link'])
@@ -139,6 +142,11 @@ def _check_whole(said):
       f'{names} {"is" if len(missing) == 1 else "are"} missing; only you know what holds for this '
       f'network, so say it, as in {example}'
     )
+  _check_of_other(said)
+
+
+def _check_of_other(said):
+  """Only licences that hubs don't know have a name and a link."""
   if said['license'] != 'other' and (said['license_name'] or said['license_link']):
     raise UsageError(
       f'--license={said["license"]} goes without --license_name and --license_link: a hub knows '
@@ -176,15 +184,15 @@ def _text_of_licence(link):
   """
   if not link or re.fullmatch(r'https?://[^\s()<>"]+', link):
     return link, b''
-  file = pathlib.Path(link).expanduser()
   try:
+    file = pathlib.Path(link).expanduser()
     if file.exists() and not file.is_file():  # a device or a pipe has no end
       raise ValueError('it is no file')
     if file.exists() and not 0 < file.stat().st_size <= MAX_BYTES:
       raise ValueError(f'it has {file.stat().st_size:,} bytes')
     text = file.read_bytes()
     text.decode()
-  except (OSError, ValueError) as e:
+  except (OSError, ValueError, RuntimeError) as e:  # RuntimeError: ~ of nobody
     raise UsageError(f'cannot be read ({e}); name a file with the text, or https://...') from e
   return LICENCE_FILES[file.suffix == '.md'], text
 

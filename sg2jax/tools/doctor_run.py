@@ -124,18 +124,24 @@ def _kimg(log):
 
 def _is_finished(run, total_kimg):
   """Whether the newest whole checkpoint of a run is its last."""
-  step, _, _ = _newest(run)
-  log = run / 'metrics.jsonl'
-  if not step or not log.exists():
+  try:
+    lines = (run / 'metrics.jsonl').read_bytes().splitlines()
+    steps = set(_steps_after(reversed(lines), total_kimg))
+    return bool(steps) and _newest(run)[0] in steps
+  except (OSError, faults.Fault):  # as was said of the run
     return False
-  for line in log.read_bytes().splitlines():
+
+
+def _steps_after(lines, total_kimg):
+  """The steps of a log's lines, last first, that have so many images; torn lines have none."""
+  for line in lines:
     try:
       found = json.loads(line)
-      if found['step'] == step and found['nimg'] >= 1000 * total_kimg:
-        return True
-    except (ValueError, KeyError, TypeError):  # as `_progress` has said
+      if found['nimg'] < 1000 * total_kimg:
+        return
+      yield found['step']
+    except (ValueError, KeyError, TypeError):
       continue
-  return False
 
 
 def _newest(place):

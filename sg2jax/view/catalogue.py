@@ -3,7 +3,7 @@
 from sg2jax.addresses import Address
 from sg2jax.edit import direction
 from sg2jax.edit.direction import Direction
-from sg2jax.faults import Fault
+from sg2jax.faults import CheckpointError, Fault
 from sg2jax.sampler import Sampler
 
 FOLDERS = ('directions', 'edits')  # of a workdir: what `directions` and `edit` write
@@ -37,9 +37,13 @@ def find(
     if len(found) == MOST:
       is_full = True
       break  # files beyond would be read for nothing, at every look
-    directions = before[place, stamp] if (place, stamp) in before else _read(place)
+    try:
+      directions = before[place, stamp] if (place, stamp) in before else _read(place)
+    except Fault as e:  # it can't be read now, on a disk that is away: the next look tries again
+      notes.append(str(e))
+      continue
     read[place, stamp] = directions
-    if isinstance(directions, Fault):
+    if isinstance(directions, CheckpointError):
       notes.append(str(directions))
       continue
     for one in directions:
@@ -72,8 +76,8 @@ def _files(root):
 
 
 def _read(place):
-  """The directions in a file, or the Fault that it is."""
+  """The directions in a file, or the error that its content is. Raises Fault: it can't be read."""
   try:
     return tuple(direction.read_all(place))
-  except Fault as e:
+  except CheckpointError as e:
     return e

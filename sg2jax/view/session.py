@@ -71,10 +71,10 @@ class Session:
 
   def move(self, directions: Directions, file: str, name: str, strength: Any) -> bool:
     """As `set`, of the strength of a direction."""
+    if (file, name) not in directions:
+      return self.say(f'the direction {name} of {file} is not there any more')
     control = f'{file}:{name}'
     try:
-      if (file, name) not in directions:
-        raise UsageError(f'the direction {name} of {file} is not there any more')
       value = _number(name, strength, -LARGEST, LARGEST)
     except UsageError as e:
       return self.say(str(e), control)
