@@ -327,7 +327,11 @@ def test_labels_come_along(name, tmp_path):
   np.testing.assert_array_equal(copy.c(range(50)), sampler.load(workdir).c(range(50)))
   beside = tmp_path / f'{name}.json'
   for old, new, said in (
-    ('"c_dim": 3, "values": [0, 2]', '"c_dim": 3, "values": [0, 7]', 'are whole numbers below'),
+    (
+      '"c_dim": 3, "values": [0, 2]',
+      '"c_dim": 3, "values": [0, 7]',
+      'classes and counts are whole numbers',
+    ),
     ('"one_hot": true, ', '', 'is malformed'),
   ):
     assert old in (text := json.dumps(json.loads(beside.read_text())))
