@@ -13,6 +13,7 @@ import argparse
 import hashlib
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import io
+import json
 import pathlib
 import sys
 import threading
@@ -33,7 +34,9 @@ class Network:
   def __init__(self, path: str):
     data = pathlib.Path(path).read_bytes()
     about = pathlib.Path(f'{path}.json')
-    if about.exists() and hashlib.sha256(data).hexdigest() not in about.read_text():
+    if (
+      about.exists() and json.loads(about.read_text())['sha256'] != hashlib.sha256(data).hexdigest()
+    ):
       raise ValueError(f'its SHA-256 is not that in {about.name}')
     module = export.deserialize(bytearray(data))
     self._generate = jax.jit(module.call)  # compiled once for each number of images

@@ -66,13 +66,19 @@ def weights(state: dict[str, Any]) -> bytes:
 
   flat = traverse_util.flatten_dict({name: state[name] for name in FIELDS}, sep='.')
   arrays = {name: np.array(x, order='C') for name, x in flat.items()}
+  if problem := _not_finite(arrays):
+    raise CheckpointError(
+      f'{problem}: this network has diverged; name an earlier checkpoint, RUN/checkpoints/STEP'
+    )
+  return safetensors.save(arrays, {'format': FORMAT})
+
+
+def _not_finite(arrays):
+  """What is wrong with the first array {name: array} that holds NaN or infinity; '': nothing."""
   for name, x in arrays.items():
     if not np.isfinite(x).all():
-      raise CheckpointError(
-        f'{name} has numbers that are not finite: this network has diverged; name an earlier '
-        'checkpoint, RUN/checkpoints/STEP'
-      )
-  return safetensors.save(arrays, {'format': FORMAT})
+      return f'{name} has numbers that are not finite'
+  return ''
 
 
 def sums(contents: dict[str, bytes]) -> str:
@@ -173,12 +179,12 @@ def _state(data):
     raise CheckpointError(
       f'{WEIGHTS} has format {found!a}; this code reads {FORMAT}: update sg2jax'
     )
-  state = {'noise': {}} | traverse_util.unflatten_dict(safetensors.load(data), sep='.')
+  arrays = safetensors.load(data)
+  state = {'noise': {}} | traverse_util.unflatten_dict(arrays, sep='.')
   if state.keys() != set(FIELDS):
     raise ValueError(f'{WEIGHTS} holds {sorted(state)}, and should hold {sorted(FIELDS)}')
-  for path, x in traverse_util.flatten_dict(state, sep='.').items():
-    if not np.isfinite(x).all():
-      raise ValueError(f'{path} has numbers that are not finite')
+  if problem := _not_finite(arrays):
+    raise ValueError(problem)
   for name in ('step', 'nimg'):
     x = state[name]
     if not isinstance(x, np.ndarray) or x.shape or x.dtype != np.int32 or x < 0:

@@ -120,7 +120,9 @@ class Labels(NamedTuple):
 
   @classmethod
   def from_json(cls, text: str) -> Self:
-    """What `to_json` wrote. Raises ValueError, KeyError or TypeError for anything else."""
+    """What `to_json` wrote. Raises ValueError, KeyError or TypeError for anything else, and
+    RecursionError for JSON that is too deep.
+    """
     fields = json.loads(text)
     c_dim = fields['c_dim']
     counts = _whole_numbers(fields['counts'], 1, 2**63)

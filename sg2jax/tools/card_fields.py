@@ -161,7 +161,7 @@ def _problem(name, value):
   except UnicodeEncodeError:
     return 'is no text in UTF-8'
   if name in ('license', 'data_license', 'license_name'):
-    example = ASKED[name] if name in ASKED else ASKED_OF_OTHER[name]
+    example = (ASKED | ASKED_OF_OTHER)[name]
     if not re.fullmatch(r'[a-z0-9][a-z0-9.+-]*', value):
       return (
         'is not as hubs spell licences: lower case, no spaces, such as '

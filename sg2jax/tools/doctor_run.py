@@ -107,7 +107,9 @@ def _progress(log, config):
   if not log.exists():
     return
   try:
-    done = _kimg(log)
+    lines = log.read_bytes().splitlines()
+    last = json.loads(lines[-1])
+    done = last['nimg'] / 1000
   except OSError as e:
     yield problem(f'{log} can not be read: {e.strerror or e}', 'move it away')
     return
@@ -115,11 +117,6 @@ def _progress(log, config):
     yield note(f'{log}: its last line is torn', 'the next start cuts it off')
     return
   yield ok(f'run: {done:.1f} of {config.get("total_kimg", "?")} kimg')
-
-
-def _kimg(log):
-  """Thousands of images by the last line of a log."""
-  return json.loads(log.read_bytes().splitlines()[-1])['nimg'] / 1000
 
 
 def _is_finished(run, total_kimg):

@@ -25,9 +25,9 @@ def find(
   """
   found = {}
   notes = []
-  before = {} if known is None else dict(known)
-  read = {} if known is None else known
-  read.clear()
+  known = {} if known is None else known
+  before = dict(known)
+  known.clear()
   is_full = False
   root = net.workdir
   for place, stamp in _files(root):
@@ -42,7 +42,7 @@ def find(
     except Fault as e:  # it can't be read now, on a disk that is away: the next look tries again
       notes.append(str(e))
       continue
-    read[place, stamp] = directions
+    known[place, stamp] = directions
     if isinstance(directions, CheckpointError):
       notes.append(str(directions))
       continue
